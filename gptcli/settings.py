@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli import __version__, toml_json
-from gptcli.errors import UsageError, nearest
+from gptcli.errors import UsageError, close_to, nearest
 
 T = TypeVar("T")
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -118,7 +118,7 @@ class Number:
 def _short(value: float) -> str:
     return (
         f"{value:,}"
-        if isinstance(value, int) and value < 10**7
+        if isinstance(value, int) and value < 10**10
         else re.sub(r"e\+0*", "e", f"{value:.3g}")
     )
 
@@ -215,7 +215,7 @@ class OneOf:
         if value not in self.names:
             raise UsageError(
                 f"{value!r} is none of {', '.join(self.names)}",
-                hint=nearest(str(value), self.names),
+                hint=nearest(str(value), self.names) if close_to(str(value), self.names) else None,
             )
         return str(value)
 

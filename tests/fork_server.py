@@ -47,6 +47,7 @@ LIBRARIES = (
 EARLY = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_", "OPENBLAS_", "TORCH", "CUDA", "GLIBC")
 THREADS = "OMP_NUM_THREADS"  # is early too, but torch can be told later
 SIZE = struct.Struct("!q")
+FORKS = sys.platform == "linux"  # macOS's own libraries do not survive a fork
 
 Done = subprocess.CompletedProcess[bytes]
 
@@ -104,7 +105,7 @@ def python(
     of its own from the first instruction on.
     """
     line, environ = [*map(os.fspath, words)], {**os.environ, **(env or {})}
-    if not started and not _servers and hasattr(os, "fork"):
+    if not started and not _servers and FORKS:
         _servers.append(_Server())
     if started or not _servers or _early(environ) != _early(_servers[0].env):
         return subprocess.run(

@@ -118,3 +118,7 @@ def test_any_table_is_a_dataclass_or_one_message(table: Any) -> None:
     for whole in found:
         values = {name: value for name, value in asdict(whole).items() if value is not None}
         assert read(values) == whole
+
+
+def test_texts_may_be_empty_where_a_file_says_so() -> None:
+    assert read_table(Part, {"label": ""}, "a.json", may_be_empty=True) == Part(label="")

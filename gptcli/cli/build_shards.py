@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from gptcli.corpus.chunks import Tally
     from gptcli.corpus.config import BuildConfig
     from gptcli.corpus.decontaminate import OverlapReport
-    from gptcli.corpus.recipe import SourceConfig
     from gptcli.corpus.report import BuildEstimate
     from gptcli.shards.manifest import Manifest
 
@@ -168,6 +167,7 @@ def build_shards(
     from gptcli.corpus.build import begin_build, finish_build
     from gptcli.corpus.config import BuildConfig
     from gptcli.corpus.pool import check_runner
+    from gptcli.corpus.recipe import evaluation_of, sources_of
     from gptcli.shards.folder import EXPORT_FORMATS, EXPORTERS
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
@@ -181,10 +181,10 @@ def build_shards(
             hint=nearest(values["format"], EXPORT_FORMATS),
         )
     build = BuildConfig(
-        sources=_sources(values),
+        sources=sources_of(values, resolved.origin.get("sources", "recipe")),
         tokenizer=load_tokenizer(values["tokenizer"]),
         encoder=values["encoder"],
-        evaluation=_evaluation(values),
+        evaluation=evaluation_of(values, resolved.origin.get("decontaminate", "recipe")),
         mixture_tokens=values.get("mixture_tokens"),
         val_fraction=values["val_fraction"],
         shard_tokens=values["shard_tokens"],
@@ -257,32 +257,6 @@ def _build_part(
     print_part(job, tally, missing_slices(out, job.count), as_json=as_json)
 
 
-def _sources(values: dict[str, Any]) -> list[SourceConfig]:
-    """Return the weighted sources of the recipe, or INPUT as the only source."""
-    from gptcli.corpus.inputs import find_inputs
-    from gptcli.corpus.recipe import SourceConfig, preset_weights, read_sources
-
-    if "sources" not in values:
-        return [
-            SourceConfig(
-                inputs=find_inputs(values["inputs"]),
-                documents=values["documents"],
-                on_error=values["on_error"],
-            )
-        ]
-    sources = read_sources(values["sources"])
-    if "mixture" in values:
-        weights = preset_weights(values["mixture"], [source.name for source in sources])
-        sources = [replace(source, weight=weights[source.name]) for source in sources]
-    return sources
-
-
-def _evaluation(values: dict[str, Any]) -> tuple[str, ...]:
-    from gptcli.corpus.recipe import read_decontaminate
-
-    return tuple(read_decontaminate(values["decontaminate"])) if "decontaminate" in values else ()
-
-
 def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
     """Return the values of the options: option over file over default.
 
@@ -339,7 +313,7 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     from gptcli.papers.training import GPT3_MIXTURE
     from gptcli.shards.manifest import SPLITS
 
-    splits = {
+    splits: dict[str, dict[str, int]] = {
         split: {
             "tokens": manifest.tokens(split),
             "documents": sum(shard.documents for shard in manifest.shards_of(split)),

@@ -240,7 +240,8 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
 
 def _forecast_plan(plan: ResolvedRun, manifest: Manifest | None, *, done: int = 0) -> Forecast:
     """Forecast a resolved run on this machine that has already read `done` tokens."""
-    from gptcli.trainer.forecast import forecast, this_machine
+    from gptcli.trainer.forecast import forecast
+    from gptcli.trainer.machine import this_machine
 
     machine = this_machine(plan.model, plan.train, Path(plan.resolved.values["out"]))
     return forecast(plan.model, plan.train, manifest, machine, done=done)

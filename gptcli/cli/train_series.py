@@ -1,20 +1,25 @@
-"""Several runs of one `gpt train`: the seeds of `--seeds`, and the Makefile of `--sweep`."""
+"""Several runs of one `gpt train`: the seeds of `--seeds`, the Makefile of `--sweep`, and `--report`,
+which draws one run or compares several.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.console import print_json
+from gptcli.cli.console import print_file, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.options import option, read_option
-from gptcli.cli.train import READERS, given_values, prepare, train_and_tell
+from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
+from gptcli.cli.train import prepare, train_and_tell
+from gptcli.cli.train_options import READERS, given_values
 from gptcli.errors import RunError, UsageError, nearest
 from gptcli.events import SILENT
-from gptcli.files import claim_file, write_json
-from gptcli.runs.groups import grouped
+from gptcli.files import atomic_write, claim_file, write_json
+from gptcli.model.source import REPORT
+from gptcli.runs.groups import expanded, grouped
 from gptcli.runs.record import read_record
-from gptcli.runs.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
+from gptcli.runs.report import draw
 from gptcli.runtime import is_main
 from gptcli.shards.manifest import read_manifest
 from gptcli.trainer.resolve import resolve_run
@@ -102,4 +107,35 @@ def write_sweep_files(
     path = out / MAKEFILE
     print_json(
         "train", {"makefile": str(path), "runs": list(map(str, runs))}
+    ) if as_json else print(path)
+
+
+def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> None:
+    """Write the page of one run, or of several compared, and print its path; FILE.svg is a plot.
+
+    The report.html of a single run is replaced, any other file only with `force`. Raises
+    UsageError, or InputError if one of `runs` is no run folder.
+    """
+    if not runs:
+        raise UsageError(
+            "RUN is missing", hint="name one or several run folders: gpt train --report runs/350M"
+        )
+    runs = expanded(runs)
+    if out is None and len(runs) > 1:
+        raise UsageError(
+            "the page that compares several runs needs a name",
+            where="--out",
+            hint="for example -o compare.html",
+        )
+    path = runs[0] / REPORT if out is None else Path(out)
+    text = draw(runs, path)
+    if out == "-":
+        print_file(text)
+        return
+    if out is not None:
+        claim_file(path, force=force)
+    with atomic_write(path, "w") as file:
+        file.write(text)
+    print_json(
+        "train", {"report": str(path), "runs": [str(run) for run in runs]}
     ) if as_json else print(path)

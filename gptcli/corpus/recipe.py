@@ -20,8 +20,9 @@ A key that is absent has the default of its dataclass, and a filter that is abse
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gptcli.corpus.documents import EXTRACTORS, Extractor
@@ -184,24 +185,54 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...], where: str) -
         raise UsageError(f"unknown {name} {value!r}", where=where, hint=nearest(value, choices))
 
 
-def read_sources(tables: object) -> list[SourceConfig]:
-    """Return the sources of the `[sources.NAME]` tables, with their inputs found.
+def read_sources(tables: object, where: str | Path = "recipe") -> list[SourceConfig]:
+    """Return the sources of the `[sources.NAME]` tables in the file `where`, their inputs found.
 
     Raises UsageError if there are none, InputError if a table is invalid or an input is missing.
     """
     if not isinstance(tables, dict) or not tables:
-        raise UsageError("sources must be tables: [sources.NAME]")
+        raise UsageError("sources must be tables: [sources.NAME]", where=where)
     sources = [
         read_table(
             SourceConfig,
             {"name": name, **table} if isinstance(table, dict) else table,
-            f"sources.{name}",
+            where,
+            key=f"sources.{name}",
             readers=READERS,
         )
         for name, table in tables.items()
     ]
     _check_references(sources)
     return sources
+
+
+def sources_of(values: Mapping[str, Any], where: str | Path = "recipe") -> list[SourceConfig]:
+    """Return the weighted sources of a build's `values`: those of its recipe, or its inputs.
+
+    `where` is the recipe's file. Raises what `read_sources` and `preset_weights` raise.
+    """
+    if "sources" not in values:
+        return [
+            SourceConfig(
+                inputs=find_inputs(values["inputs"]),
+                documents=values["documents"],
+                on_error=values["on_error"],
+            )
+        ]
+    sources = read_sources(values["sources"], where)
+    if "mixture" in values:
+        weights = preset_weights(values["mixture"], [source.name for source in sources])
+        sources = [replace(source, weight=weights[source.name]) for source in sources]
+    return sources
+
+
+def evaluation_of(values: Mapping[str, Any], where: str | Path = "recipe") -> tuple[str, ...]:
+    """Return the files of evaluation items of a build's `values`; none without `decontaminate`."""
+    return (
+        tuple(read_decontaminate(values["decontaminate"], where))
+        if "decontaminate" in values
+        else ()
+    )
 
 
 def _check_references(sources: list[SourceConfig]) -> None:
@@ -247,9 +278,9 @@ def preset_weights(name: str, sources: list[str]) -> dict[str, float]:
     return {source: GPT3_MIXTURE[source].weight for source in sources}
 
 
-def read_decontaminate(table: object) -> list[str]:
+def read_decontaminate(table: object, where: str | Path = "recipe") -> list[str]:
     """Return the files of evaluation items that the `[decontaminate]` table names.
 
     Raises InputError if the table is invalid or a file is missing.
     """
-    return read_table(EvaluationConfig, table, "decontaminate", readers=READERS).files
+    return read_table(EvaluationConfig, table, where, key="decontaminate", readers=READERS).files

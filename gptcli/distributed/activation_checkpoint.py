@@ -21,6 +21,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from gptcli.cost.memory import Recompute
+
 SAVE_OPS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 """Matrix products, whose outputs selective checkpointing saves."""
 ATTENTION = re.compile(r"attention|attn|attend|banded_blocks")
@@ -34,7 +36,7 @@ def saved(ctx: SelectiveCheckpointContext, op: Any, *args: Any, **kwargs: Any) -
 
 
 def checkpoint_forward(
-    forward: Callable[..., torch.Tensor], recompute: str, *, preserve_rng: bool
+    forward: Callable[..., torch.Tensor], recompute: Recompute, *, preserve_rng: bool
 ) -> Callable[..., torch.Tensor]:
     """Return a layer's `forward` with activation checkpointing: "none", "selective" or "full".
 

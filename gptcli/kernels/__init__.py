@@ -6,15 +6,18 @@ their names do not change. An installed kernel checks its operands on every call
 PyTorch for those that it does not support, or if it cannot be built here.
 
     place                               kernel                          supports
-    Attention.attention_fn              attention_kernel                bf16, CPU with AMX
-    GPT.head_loss (its `kernel`)        head_kernel                     bf16, CPU with AMX
+    Attention.attention_fn              attention_kernel                bf16, any CPU
+    GPT.head_loss (its `kernel`)        head_kernel                     bf16, any CPU
     Block.block_fn, if `fuse_blocks`    norm_kernel, linear_kernel      bf16 by autocast, fp32
-                                                                        weights, CPU with AMX
+                                                                        weights, any CPU
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
     Int8Linear.linear_fn                                                any CPU
                                         decode_triton                   the same, CUDA with Triton
 
-`build` compiles the C sources with the machine's compiler on first use, Triton its own. Nothing else in the package
+`build` compiles the C sources with the machine's compiler on first use, for AMX, AVX-512 with or
+without bf16, AVX2 or NEON: `wide.h` has vectors for all of them, and `products.h` the products of
+matrices, in bf16 where the processor multiplies it and else in fp32 after widening. Triton builds
+its own. Nothing else in the package
 needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 """
 

@@ -4,7 +4,7 @@ The linear kernel takes the output of a LayerNorm in bf16, and nothing else read
 norm kernel therefore reads the residual stream once, adds the output of the previous sub-block,
 and writes bf16. Its backward pass adds the gradient that reaches its input through the residual
 connection. Post-norm layers, in which the output of LayerNorm is the residual stream, use PyTorch's
-LayerNorm. For CPUs with AMX.
+LayerNorm.
 
 Shapes: N positions, C d_model, B batch, T positions of a sequence, H heads, D d_head.
 """

@@ -145,7 +145,12 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if match is None:
-        raise UsageError(f"unknown device {name!r}", hint="one of: auto, cpu, cuda, cuda:1")
+        raise UsageError(
+            f"unknown device {name!r}",
+            field="device",
+            code="unknown_value",
+            hint="one of: auto, cpu, cuda, cuda:1",
+        )
     if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"the device {name} does not exist: {torch.cuda.device_count()} CUDA GPUs are visible",

@@ -24,6 +24,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from gptcli.errors import InputError
 from gptcli.files import read_json, similar, write_json
@@ -32,7 +33,8 @@ from gptcli.schema import read_table
 MANIFEST = "manifest.json"
 RESUME_RECORD = "resume.json"  # configuration of a build, written first
 FORMAT_VERSION = 1
-SPLITS = ("train", "val")
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 DEFAULT_SOURCE = "inputs"  # of a build without a recipe
 
 
@@ -42,7 +44,7 @@ class Shard:
 
     file: str
     """Name inside the folder."""
-    split: str
+    split: Split
     """Split, "train" or "val"."""
     tokens: int
     """Number of tokens."""
@@ -106,7 +108,7 @@ class Manifest:
     sources: list[Source]
     """Sources, in the order of the recipe."""
 
-    def shards_of(self, split: str, source: str | None = None) -> list[Shard]:
+    def shards_of(self, split: Split, source: str | None = None) -> list[Shard]:
         """Return the shards of one split, of one source or of all, in order."""
         return [
             shard
@@ -114,11 +116,11 @@ class Manifest:
             if shard.split == split and source in (None, shard.source)
         ]
 
-    def tokens(self, split: str, source: str | None = None) -> int:
+    def tokens(self, split: Split, source: str | None = None) -> int:
         """Return the number of tokens of one split, of one source or of all."""
         return sum(shard.tokens for shard in self.shards_of(split, source))
 
-    def shares(self, split: str = "train") -> dict[str, float]:
+    def shares(self, split: Split = "train") -> dict[str, float]:
         """Return the share of the mixture of each source that has tokens in `split`.
 
         The shares add up to 1 and are in the order of the sources.
@@ -155,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest:
             where=path,
             hint="build the shards again",
         )
-    manifest = read_table(Manifest, table, path, readers={})
+    manifest = read_table(Manifest, table, path, readers={}, may_be_empty=True)
     _check_sources(manifest, path)
     _check_shards(manifest, path)
     if not 0 <= manifest.eot_id < manifest.vocab_size:
@@ -218,10 +220,6 @@ def _check_shards(manifest: Manifest, path: Path) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.bin", shard.file):
             raise InputError(
                 f"shard file {shard.file!r} is not a plain name ending in .bin", where=path
-            )
-        if shard.split not in SPLITS:
-            raise InputError(
-                f"{shard.file}: split {shard.split!r} is neither train nor val", where=path
             )
         if shard.tokens < 0 or shard.documents < 0:
             raise InputError(f"{shard.file}: a negative count", where=path)

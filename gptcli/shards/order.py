@@ -32,7 +32,7 @@ import numpy as np
 from gptcli.errors import InputError
 from gptcli.files import sha256
 from gptcli.shards.format import TokenDtype, open_shard, open_tokens, token_dtype
-from gptcli.shards.manifest import MANIFEST, Shard, read_manifest
+from gptcli.shards.manifest import MANIFEST, Shard, Split, read_manifest
 
 MIXTURE_BLOCK = 4096  # positions with exactly the shares of a mixture, rounded to 1/4096
 
@@ -123,7 +123,7 @@ class TokenStream:
 
 
 def open_split(
-    folder: Path, split: str, *, source: str | None = None, verify: bool = True
+    folder: Path, split: Split, *, source: str | None = None, verify: bool = True
 ) -> TokenStream:
     """Return the tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
 
@@ -313,7 +313,7 @@ def largest_remainder(shares: Sequence[float], places: int) -> list[int]:
 
 
 def open_order(
-    folder: Path, split: str, n_ctx: int, seed: int, *, verify: bool = True
+    folder: Path, split: Split, n_ctx: int, seed: int, *, verify: bool = True
 ) -> ShuffledWindows | Mixture:
     """Open the training order of a split: that of its one source, or the manifest's mixture.
 
@@ -331,7 +331,7 @@ def open_order(
 
 
 def _open_windows(
-    folder: Path, split: str, source: str | None, n_ctx: int, seed: int, *, verify: bool
+    folder: Path, split: Split, source: str | None, n_ctx: int, seed: int, *, verify: bool
 ) -> ShuffledWindows:
     stream = open_split(folder, split, source=source, verify=verify)
     try:

@@ -32,7 +32,7 @@ from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.distributed.context import device_type
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
-from gptcli.numbers import in_bytes
+from gptcli.numbers import counted, in_bytes
 from gptcli.papers.models import MODELS
 from gptcli.runtime import launch_environment, launched_processes, processor
 from gptcli.trainer.config import TrainConfig
@@ -55,6 +55,7 @@ MIN_FP16_CAPABILITY = (7, 0)  # of Volta, the first GPUs with tensor cores, whic
 MIN_BF16_D_MODEL = 256
 # seconds of work, at NOMINAL_FLOPS, from which compiling (about 10 s on a CPU) pays off
 COMPILE_PAYBACK_S = 30
+FP32_BYTES = 4
 NOMINAL_FLOPS = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
 
 
@@ -248,8 +249,8 @@ def check_division(
         )
     if layout.replicas > sequences:
         raise UsageError(
-            f"{layout} reads {layout.replicas} sequences at a time, "
-            f"but a batch is {sequences} sequences",
+            f"{layout} reads {counted(layout.replicas, 'sequence')} at a time, "
+            f"but a batch is {counted(sequences, 'sequence')}",
             field="layout",
             code="batch_too_small_for_layout",
             hint=_alternatives(model, layout, sequences)
@@ -258,7 +259,7 @@ def check_division(
     if layout.replicas * layout.pp > sequences:
         raise UsageError(
             f"{layout} keeps {layout.pp} micro-batches of {layout.replicas} replicas at work, "
-            f"but a batch is {sequences} sequences",
+            f"but a batch is {counted(sequences, 'sequence')}",
             field="layout",
             code="batch_too_small_for_layout",
             hint="raise {option:batch_tokens}, or use fewer stages",
@@ -266,8 +267,12 @@ def check_division(
 
 
 def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
-    """Return the peak bytes of a process of this run, for full batches of `sequences`."""
-    return rank_memory(model, layout, work_of(layout, train, sequences)).total
+    """Return the peak bytes of a process of this run, for full batches of `sequences`.
+
+    Muon keeps one moment where AdamW keeps two, and is counted as AdamW.
+    """
+    averages = FP32_BYTES * model.parameters // (layout.processes // layout.dp) if train.ema else 0
+    return rank_memory(model, layout, work_of(layout, train, sequences)).total + averages
 
 
 def check_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> None:

@@ -39,7 +39,8 @@ from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.auto import check_division, check_memory, check_processes, work_of
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
+from gptcli.trainer.forecast import disk_bytes, disk_cautions
+from gptcli.trainer.machine import disk_free
 from gptcli.trainer.optimizer import check_precision
 from gptcli.trainer.parallelize import parallelize_model
 from gptcli.trainer.resolve import ResolvedRun

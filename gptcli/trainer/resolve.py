@@ -62,7 +62,7 @@ def complete_given(
     """Return the values given to a run, over those of the run to resume; `out` is among them.
 
     `read` returns the values of a run.toml. Raises UsageError for values that contradict each
-    other, or another size than that of the run to resume.
+    other, for another size than that of the run to resume, and if there is neither run nor size.
     """
     if given.values.get("scale_lr") and (
         other := next((name for name in ("lr", "mup") if name in given.values), None)
@@ -86,6 +86,14 @@ def complete_given(
         given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
     earlier = Path(given.values["out"], RUN_TOML)
     if not (resume and earlier.is_file()):
+        if resume and not given.values.keys() & {"size", "init_from", *SHAPE}:
+            raise UsageError(
+                "there is no run here to continue",
+                where=given.values["out"],
+                field="resume",
+                code="no_run",
+                hint="name the folder of a run with {option:out}",
+            )
         return _continued_values(given, read) if given.values.get("continues") else given
     before = Resolved()
     before.put(read(earlier), RUN_TOML)
@@ -110,7 +118,9 @@ def _continued_values(given: Resolved, read: Callable[[Path], dict[str, Any]]) -
     if "init_from" not in given.values:
         return given
     folder = find_model(given.values["init_from"], given.values.get("checkpoint")).folder
-    own = ("out", "init_from", "checkpoint", "continues")
+    own = ["out", "init_from", "checkpoint", "continues"]
+    if given.values.get("lr_schedule") is not None:
+        own.append("min_lr_ratio")  # each schedule ends at a rate of its own
     before = Resolved()
     values = read(folder / RUN_TOML)
     before.put(

@@ -194,7 +194,7 @@ def test_aliases_are_found_in_every_spelling() -> None:
 def test_unknown_keys_of_configuration_files_get_a_hint(
     key: str, hint: str, tmp_path: Path
 ) -> None:
-    from gptcli.cli.train import READERS
+    from gptcli.cli.train_options import READERS
 
     assert key_hint("gpt train", key, READERS).startswith(hint)
     path = tmp_path / "a.toml"

@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
-from gptcli.cli.train import draw_report, train
+from gptcli.cli.train import train
+from gptcli.cli.train_series import draw_report
 from gptcli.errors import UsageError
 from gptcli.files import read_toml
 from gptcli.runs.metrics import read_metrics
@@ -371,6 +372,11 @@ BAD = {
     "out holds data": ([*SMALL, "--out", ".", "--force"], "contains the shards"),
     "file": (["--config", "gone.toml"], "no such configuration file"),
     "contradiction": ([*SMALL, "--resume", "--force"], "contradict"),
+    "nothing to resume": (["--resume", "--tokens", "512"], "runs/gpt: there is no run here"),
+    "task without data": (
+        ["--size", "gpt2", "--dry-run", "--eval-task", "hellaswag"],
+        "--eval-task: hellaswag needs its data",
+    ),
 }
 
 
@@ -800,7 +806,7 @@ def test_strict_refuses_what_is_warned_of_and_nothing_else(gpt_inside, here):
     gpt_inside(*enough)
 
 
-def test_what_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
+def test_a_run_that_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
     gpt_inside, here, monkeypatch
 ):
     monkeypatch.setattr("gptcli.trainer.auto.host_memory", lambda: 24 * 10**9)
@@ -936,7 +942,7 @@ def test_the_losses_alone_are_a_picture(runs):
     ("several", "out", "says"),
     [(0, None, "RUN is missing"), (2, None, "needs a name"), (2, "a/run.toml", "exists")],
 )
-def test_what_cannot_be_drawn(runs, several, out, says):
+def test_impossible_reports_are_refused(runs, several, out, says):
     before = sorted(Path().rglob("*"))
     with pytest.raises(UsageError, match=says):
         draw_report(runs[:several], out, force=False, as_json=False)

@@ -7,19 +7,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from gptcli.distributed.context import RankContext
-from gptcli.distributed.launch import MAX_RESTARTS, ForwardSignals, check_agreement, launch
-from gptcli.errors import InputError, Interrupted, RunError, UsageError
+from gptcli.distributed.launch import MAX_RESTARTS, ForwardSignals, launch
+from gptcli.errors import InputError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.interrupts import SIGNALS
 from gptcli.runs.metrics import read_metrics
@@ -152,48 +148,3 @@ def test_workers_exit_when_their_parent_is_killed(make_run):
         return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
     wait_until(lambda: all(gone(pid) for pid in children))
-
-
-class TwoHosts(RankContext):
-    """The context of the first of two processes; the other one's values are made from its own."""
-
-    def all_gather(self, value: Any, group: Any = None) -> list[Any]:
-        return [value, there(value)]
-
-
-def there(value: Any) -> Any:
-    if isinstance(value, tuple) and isinstance(value[1], dict):
-        return ("second", {**value[1], **DIFFERENT})
-    return ("second", SEES) if isinstance(value, tuple) else value
-
-
-DIFFERENT: dict[str, Any] = {}
-SEES = True
-
-
-def test_processes_that_were_started_for_different_runs_are_refused(make_run, monkeypatch):
-    run, here = make_run(), socket.gethostname()
-    context = TwoHosts(torch.device("cpu"), 0, 2, run.layout)
-    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
-    check_agreement(run, context)
-    assert list(run.out.iterdir()) == []
-    monkeypatch.setitem(DIFFERENT, "lr", 1.0)
-    monkeypatch.setitem(DIFFERENT, "data", "0f")
-    with pytest.raises(UsageError) as caught:
-        check_agreement(run, context)
-    assert caught.value.where == "second"
-    assert f"lr is 1.0 there and 0.003 on {here}" in caught.value.what
-    assert "data is '0f' there" in caught.value.what
-
-
-def test_a_run_folder_that_a_host_does_not_see_is_refused_before_the_first_step(
-    make_run, monkeypatch
-):
-    run = make_run()
-    context = TwoHosts(torch.device("cpu"), 0, 2, run.layout)
-    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
-    monkeypatch.setattr(f"{__name__}.SEES", False)
-    with pytest.raises(UsageError, match="is not seen by second") as caught:
-        check_agreement(run, context)
-    assert (caught.value.where, caught.value.code) == (str(run.out), "folder_not_shared")
-    assert list(run.out.iterdir()) == []

@@ -35,7 +35,13 @@ OPTIONAL = {
     "metrics.jsonl": {"skipped"},
     "state.json": {"metrics.running.loss_scale"},
     "tokenizer_config.json": {"unk_token"},
-    "eval.json": {"tasks[].signatures", "tasks[].contamination"},
+    "eval.json": {
+        "tasks[].signatures",
+        "tasks[].contamination",
+        "suite",
+        "left_out",
+        "core",
+    },
     "TASK.jsonl": {"group"},
 }
 PAPER_SCORE = {f"tasks[].paper[].{name}" for name in ("metric", "score", "model", "source")}

@@ -72,7 +72,7 @@ def test_file_without_examples_is_refused(folder: Path) -> None:
         ('kind = "entailment"\ndropout = 1.5', "dropout: 1.5 is out of range"),
         ('kind = "entailment"\ntrain = ""', "train: is empty"),
         ('kind = "entailment"\nlabels = "a"', "labels: 'a' is not a list"),
-        ('kind = "entailment"\nfields = {text = 5}', "fields: 5 is not text"),
+        ('kind = "entailment"\nfields = {text = 5}', "fields.text: 5 is not text"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = ["a", "a"]', "the label 'a' is given twice"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [nan]', "nan cannot be a label"),
         ('kind = "classification"\ntrain = "."\nvalidation = "v"\nlabels = [0, 1]', "is a folder, not a file"),

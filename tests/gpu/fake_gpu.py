@@ -207,7 +207,7 @@ def _patch_attention() -> None:
 
 
 _KEPT: list[Any] = []
-"""What must live as long as the process."""
+"""Objects that must live as long as the process."""
 
 
 def _patch_triton(architecture: int) -> None:
@@ -330,7 +330,7 @@ def describe(tensor: Any) -> Operand:
 
 @dataclass
 class Record:
-    """What has been compiled and launched since `clear`."""
+    """Return the kernels compiled and launched since `clear`."""
 
     kernels: list[Kernel] = field(default_factory=list)
     """Every kernel that was generated."""

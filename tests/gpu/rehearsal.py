@@ -1,4 +1,4 @@
-"""What the GPU would be asked to do, as JSON: `python -m tests.gpu.rehearsal step '{"size": "gpt2"}'`.
+"""Work that a GPU would be given, as JSON: `python -m tests.gpu.rehearsal step '{"size": "gpt2"}'`.
 
 Each call is a process of its own, because the fake GPU must be there before torch is.
 """

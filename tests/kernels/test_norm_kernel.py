@@ -18,7 +18,7 @@ from gptcli.model.transformer import GPT, Block
 from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.parallelize import apply_ac_and_compile, install_kernels
 
-pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no AMX here")
+pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no kernels here")
 
 EPS = 1e-5
 SIZES = [(1, 3), (3, 5), (7, 16), (33, 57), (64, 64), (101, 100), (300, 768)]

@@ -63,7 +63,6 @@ def refused(folder: Path, table: Any) -> str:
         ({"format": 2}, "manifest format 2 is not 1"),
         ({"format": None}, "manifest format None is not 1"),
         ({"colour": "red"}, "unknown key 'colour'"),
-        ({"split_rule": ""}, "split_rule: is empty"),
         ({"seed": "3"}, "seed: '3' is not a number"),
         ({"seed": True}, "seed: True is not a number"),
         ({"shards": {}}, "shards: {} is not a list"),
@@ -81,7 +80,7 @@ def test_invalid_manifests_are_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": "test"}, "split 'test' is neither train nor val"),
+        ({"split": "test"}, "shards[0].split: 'test' is none of train, val"),
         ({"tokens": -1}, "a negative count"),
         ({"tokens": 1.5}, r"shards[0].tokens: 1.5 is not a whole number"),
         ({"sha512": ""}, r"shards[0]: unknown key 'sha512'"),
@@ -99,6 +98,7 @@ def test_invalid_shards_are_refused(tmp_path: Path, changes: dict[str, Any], mes
         "/etc/a.bin",
         "a/b.bin",
         "..",
+        "",
         ".bin",
         "C:\\a.bin",
         "a\\b.bin",

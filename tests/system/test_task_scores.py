@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from gptcli.cli import build_app
 from gptcli.errors import InputError, UsageError
+from gptcli.evals.check import EvalOptions
 from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.records import Record, Records
 from gptcli.evals.rolling import evaluate_loss, token_byte_lengths
-from gptcli.evals.runner import OWN_SET, EvalOptions, Processes, run_task
+from gptcli.evals.runner import OWN_SET, Processes, run_task
 from gptcli.evals.task import Task, read_task
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT

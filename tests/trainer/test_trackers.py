@@ -109,12 +109,14 @@ def records(path: Path) -> Iterator[bytes]:
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
 def test_wandb_has_every_line_offline(make_run, train_here, monkeypatch):
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = replace(make_run(tokens=640), track=("wandb",))
     train_here(run)
+    wandb.teardown()  # its service writes in a process of its own
     (path,) = run.out.glob("wandb/offline-run-*/*.wandb")
     losses = []
     for data in records(path):
