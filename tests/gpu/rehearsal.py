@@ -125,7 +125,7 @@ def machine_code(pattern: str) -> Iterator[dict[str, Any]]:
     import torch._inductor.config as config
     from torch._inductor.codecache import PyCodeCache
 
-    config.use_static_triton_launcher = False  # type: ignore[attr-defined]
+    config.use_static_triton_launcher = False
     for kernel in {kernel.source: kernel for kernel in fake_gpu.RECORD.kernels}.values():
         if not re.search(pattern, kernel.name):
             continue

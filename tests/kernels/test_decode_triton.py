@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from gptcli.kernels.decode_triton import (
 )
 from gptcli.model.config import ModelConfig
 from gptcli.model.kv_cache import KVCache
-from gptcli.model.transformer import GPT, block_forward
+from gptcli.model.transformer import GPT, Block, block_forward
 from gptcli.sampling.load import prepare_for_inference
 
 SHAPES = [(1, 64, 10), (3, 33, 7), (2, 1100, 5)]
@@ -73,7 +74,7 @@ def compare_layers() -> None:
     """Layers of models, dense and banded, at unequal lengths and odd head sizes, against PyTorch's,
     with the cache that both leave.
     """
-    decode_triton._supports = lambda *_: True  # type: ignore[assignment]
+    decode_triton._supports = lambda *_: True
     for d_head, quantize in ((16, "none"), (20, "int8")):
         config = ModelConfig(
             n_layer=2, n_head=2, d_model=2 * d_head, n_ctx=150, vocab_size=11, attention="banded",
@@ -93,7 +94,7 @@ def compare_layers() -> None:
             x = torch.randn(2, 1, config.d_model)
             for cache in caches:
                 cache.set_positions(lengths, 1, 150)
-            for layer, block in enumerate(model.h.children()):
+            for layer, block in enumerate(cast(list[Block], model.h)):
                 exact = block_forward(block, x, caches[0])
                 close(decode_block(block, x, caches[1]), exact, torch.float32)
                 for of in ("keys", "values"):
