@@ -93,6 +93,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EMFILE: "raise the limit of open files, for example ulimit -n 4096",
+    errno.ENFILE: "close some programs: the system has no more open files",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or use another file system",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.EROFS: "choose a place that is not read-only",
+    errno.EIO: "look after the disk, or its connection",
+    errno.ENOMEM: "free some memory",
+}
+
+
+def advice(error: OSError) -> str:
+    """Return what to do about an error of the system, as the beginning of a hint; "" if unknown."""
+    return ADVICE.get(error.errno or 0, "")
+
+
 def written_through(path: Path) -> bool:
     """Return whether `path` is a device, a pipe or an open file of a process (/dev/stdout), which
     is written to and never replaced.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -96,6 +97,21 @@ def launched_processes() -> int | None:
 def available_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def processor() -> tuple[str, frozenset[str]]:
+    """Return the name of the CPU and its features, such as "avx512_bf16", as Linux lists them.
+
+    Elsewhere the name is Python's, and no feature is known.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    facts = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.+)$", text, re.MULTILINE))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return name, frozenset((facts.get("flags") or facts.get("Features", "")).split())
 
 
 def is_main() -> bool:
@@ -319,3 +335,22 @@ def disable_malloc_trim() -> None:
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def set_cuda_arithmetic(*, training: bool) -> None:
+    """Make CUDA sum products exactly to fp32: no TF32, and no sums in bf16 or fp16.
+
+    Outside of training, shapes vary: cuDNN's attention, which plans half a second for each new one,
+    is left out.
+    """
+    import warnings
+
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.enable_cudnn_sdp(training)
+    # inductor recommends TF32 for every fp32 product, on every rank
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")

@@ -8,13 +8,12 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from gptcli import __version__, toml_json
-from gptcli.errors import InputError, UsageError, nearest
+from gptcli.errors import UsageError, close_to, nearest
 
 T = TypeVar("T")
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -119,7 +118,7 @@ class Number:
 def _short(value: float) -> str:
     return (
         f"{value:,}"
-        if isinstance(value, int) and value < 10**7
+        if isinstance(value, int) and value < 10**10
         else re.sub(r"e\+0*", "e", f"{value:.3g}")
     )
 
@@ -131,14 +130,15 @@ COUNTS: dict[str, tuple[int, int]] = {
     "n_ctx": (1, MAX_CONTEXT_TOKENS), "vocab_size": (1, 2**31 - 1),
     "band": (1, MAX_CONTEXT_TOKENS), "mup": (1, 1 << 20),
     "tokens": (1, MAX_RUN_TOKENS), "batch_tokens": (1, 10**12), "warmup_tokens": (0, MAX_RUN_TOKENS),
-    "decay_tokens": (1, MAX_RUN_TOKENS), "cooldown_tokens": (1, MAX_RUN_TOKENS),
+    "decay_tokens": (1, MAX_RUN_TOKENS), "cooldown_tokens": (0, MAX_RUN_TOKENS),
     "ramp_tokens": (0, MAX_RUN_TOKENS), "ramp_from": (0, 10**12), "max_skipped": (1, 10**9),
     "seed": (0, 2**63 - 1), "shots_seed": (0, 2**63 - 1),
     "micro_batch": (1, 1 << 20), "batch": (1, 1 << 20), "epochs": (1, 10**6), "batch_size": (1, 1 << 20), "workers": (1, 10_000),
     "gpus": (1, 10**9),
-    "checkpoint": (0, 10**12), "checkpoint_every": (1, 10**12), "eval_every": (1, 10**12),
+    "timeout": (1, 10**6), "checkpoint": (0, 10**12), "checkpoint_every": (1, 10**12), "eval_every": (1, 10**12),
     "eval_tokens": (1, MAX_RUN_TOKENS),
-    "eval_items": (1, 10**12), "keep": (1, 10**9), "samples": (0, 10**6),
+    "eval_items": (1, 10**12), "keep": (1, 10**9), "keep_every": (0, 10**12), "seeds": (1, 1000),
+    "stop_early": (0, 10**9), "samples": (0, 10**6),
     "shard_tokens": (1, 2**31 - 1), "mixture_tokens": (1, MAX_RUN_TOKENS),
     "num_samples": (1, 10**6), "max_tokens": (1, 10**9), "top_k": (1, 10**9), "beam": (1, 10_000),
     "best_of": (1, 10**6),
@@ -157,6 +157,7 @@ NUMBERS: dict[str, Number] = {
     "eps": Number(0, 1, above=True),
     "clip": Number(0, 10**9, above=True),
     "spike": Number(0, 10**9),
+    "checkpoint_minutes": Number(0, 10**6),
     "val_fraction": Number(0, 1, below=True),
     "temperature": Number(
         0, 10**6, above=True, advice="{option:greedy} takes the most probable token every time"
@@ -214,7 +215,7 @@ class OneOf:
         if value not in self.names:
             raise UsageError(
                 f"{value!r} is none of {', '.join(self.names)}",
-                hint=nearest(str(value), self.names),
+                hint=nearest(str(value), self.names) if close_to(str(value), self.names) else None,
             )
         return str(value)
 
@@ -229,60 +230,6 @@ class AutoOr:
     def __call__(self, value: Any) -> Any:
         """Return "auto", or the value that the reader returns. Raises what the reader raises."""
         return "auto" if value == "auto" else self.reader(value)
-
-
-def read_table(kind: type[T], table: Mapping[str, Any], where: str | Path) -> T:
-    """Return a table of a TOML file as the dataclass `kind`.
-
-    Keys, types and choices are those of its fields, ranges those of NUMBERS. Raises InputError at
-    `where` for an unknown or missing key and for a value that is not allowed.
-    """
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in hints:
-            raise InputError(f"unknown key {key!r}", where=where, hint=nearest(key, hints))
-        try:
-            values[key] = _typed(hints[key], key, value)
-        except UsageError as error:
-            raise InputError(f"{key}: {error.what}", where=where, hint=error.hint) from None
-    for part in fields(kind):  # type: ignore[arg-type]
-        required = part.default is MISSING and part.default_factory is MISSING
-        if required and part.name not in values:
-            raise InputError(f"no {part.name!r}", where=where)
-    try:
-        return kind(**values)
-    except UsageError as error:
-        raise InputError(error.what, where=where, hint=error.hint) from None
-
-
-def _typed(hint: Any, key: str, value: Any) -> Any:
-    """Return a value of TOML if it is of the type `hint`. Raises UsageError if it is not."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return OneOf(parts)(value)
-    if origin in (Union, UnionType):
-        hint = next(part for part in parts if part is not type(None))
-        return _typed(hint, key, value)
-    if origin is list:
-        if not isinstance(value, list):
-            raise UsageError(f"{value!r} is not a list")
-        return [_typed(parts[0], "", item) for item in value]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UsageError(f"{value!r} is not a table")
-        return {name: _typed(parts[1], "", item) for name, item in value.items()}
-    if hint is bool:
-        return boolean(value)
-    if hint is str:
-        return nonempty_text(value)
-    if hint in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"{value!r} is not a number")
-        if hint is int and not isinstance(value, int):
-            raise UsageError(f"{value!r} is not a whole number")
-        return NUMBERS[key](value) if key in NUMBERS else value
-    return value
 
 
 def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:

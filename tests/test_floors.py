@@ -29,12 +29,13 @@ FLOORS = [
     {"kernels"},
     {"tokenizer", "model"},
     {"papers"},
-    {"locks", "openmp"},
+    {"locks", "schema", "openmp"},
     {"runtime", "settings"},
     {"files"},
     {"toml_json"},
     {"encodings"},
-    {"errors", "events", "interrupts", "numbers", "__init__"},
+    {"events"},
+    {"errors", "interrupts", "numbers", "__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

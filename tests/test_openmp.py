@@ -123,7 +123,7 @@ def test_the_environment_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_command_sets_it_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptcli.cli.app import main
+    from gptcli.cli import main
 
     seen: list[str | None] = []
     for name in ("OMP_WAIT_POLICY", *SPIN_ENVIRONMENT):
@@ -134,7 +134,7 @@ def test_every_command_sets_it_before_torch_is_imported(monkeypatch: pytest.Monk
         seen.append(os.environ.get("GOMP_SPINCOUNT"))
         return lambda *_words, **_settings: 0
 
-    monkeypatch.setattr("gptcli.cli.app.build_app", build_app)
+    monkeypatch.setattr("gptcli.cli.build_app", build_app)
     with pytest.raises(SystemExit):
         main()
     assert seen == [SPIN_ENVIRONMENT["GOMP_SPINCOUNT"]]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.command import Word, is_option, read_words
+from gptcli.cli.options import Word, is_option, read_words
 from gptcli.errors import GptError, UsageError, close_to
 from gptcli.settings import count, quantity
 

@@ -116,6 +116,8 @@ def screen(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = 
 class ConsoleEvents(Events):
     """Shows progress on stderr. rich is imported only for a terminal."""
 
+    spell = staticmethod(option)
+
     def __init__(self) -> None:
         self._live: Progress | None = None
         # clears the line of the bar and shows the cursor again
@@ -124,7 +126,6 @@ class ConsoleEvents(Events):
 
     def info(self, text: str) -> None:
         """Print a line above the bars."""
-        text = as_options(text)
         if self._live is not None:
             self._live.console.print(text)
         else:

@@ -12,10 +12,9 @@ one text at a time.
 from __future__ import annotations
 
 import inspect
-import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -24,8 +23,8 @@ import typer
 from typer.models import ArgumentInfo
 
 from gptcli import settings, toml_json
-from gptcli.errors import InputError, UsageError, message_of
-from gptcli.files import atomic_write, read_text, read_toml, similar
+from gptcli.errors import UsageError
+from gptcli.files import atomic_write
 from gptcli.settings import (
     NUMBERS,
     AutoOr,
@@ -53,9 +52,10 @@ TEXT_SCHEMAS: dict[Reader, dict[str, Any]] = {
 INPUT, OUTPUT, MODEL, RUN, MACHINE = "Input", "Output", "Model", "Run", "Machine"
 
 NAMES: dict[str, tuple[str, ...]] = {  # spellings, if not only --NAME
-    "out": ("--out", "--output", "-o"),
+    **dict.fromkeys(("out", "output"), ("--out", "--output", "-o")),
     "tokenizer": ("--tokenizer", "-t"),
     "json": ("--json",),
+    "continues": ("--continue",),  # a word that Python keeps for itself
 }
 SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag, and its help
     "size": ("NAME", "Model size of the papers."),
@@ -226,6 +226,18 @@ def readers(options: Mapping[str, Option]) -> dict[str, Reader]:
     return {name: row.reader_of(name) for name, row in options.items()}
 
 
+def read_options(options: Mapping[str, Option], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the `options` that are given, from what was `typed`.
+
+    Raises UsageError, which names the option.
+    """
+    return {
+        name: read_option(name, typed[name], row.reader_of(name))
+        for name, row in options.items()
+        if typed.get(name) not in (None, False, [])
+    }
+
+
 def declaring(options: Mapping[str, Option]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Return a decorator that gives a command `options` in place of its parameter `**options`.
 
@@ -260,7 +272,7 @@ def number(name: str) -> Callable[[str | int | float], Any]:
 
 def option(name: str) -> str:
     """Return the option of a parameter: n_layer as --n-layer."""
-    return "--" + name.replace("_", "-")
+    return NAMES["continues"][0] if name == "continues" else "--" + name.replace("_", "-")
 
 
 def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
@@ -269,47 +281,6 @@ def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
         return convert(text)
     except UsageError as error:
         raise UsageError(error.what, field=name, code=error.code, hint=error.hint) from None
-
-
-def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> dict[str, Any]:
-    """Return the values of a TOML file whose keys are among `names`.
-
-    Each value passes through its converter (`names[key]`, or None). Keys are the option names of
-    `command`, with - or _. Raises InputError with file, line and the closest valid key.
-    """
-    if not path.exists():
-        close = similar(path)
-        raise InputError(
-            "no such configuration file",
-            where=path,
-            hint=None if close is None else f"did you mean {close}?",
-        )
-    table, text = read_toml(path), read_text(path)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name not in names:
-            name = SYNONYMS.get(name, name)
-        where = f"{path}:{_line_of(key, text)}"
-        if name not in names:
-            from gptcli.cli.aliases import key_hint
-
-            raise InputError(
-                f"unknown key {key!r}", where=where, hint=key_hint(command, key, names)
-            )
-        convert = names[name]
-        try:
-            values[name] = convert(value) if convert else value
-        except (UsageError, ValueError, TypeError) as error:
-            raise InputError(f"{key}: {message_of(error)}", where=where) from None
-    return values
-
-
-def _line_of(key: str, text: str) -> int:
-    pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[=\].]""")
-    return next(
-        (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1
-    )
 
 
 def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
@@ -375,3 +346,47 @@ def help_texts(command: Callable[..., None]) -> dict[str, str]:
         for name, hint in hints.items()
         if get_origin(hint) is Annotated
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Option with its value, or argument, as typed."""
+
+    name: str
+    """Option such as --lr or -o; empty for an argument."""
+    value: str | None
+    """Value; None for a flag, and for an option at the end of the line without its value."""
+    takes_value: bool | None = None
+    """True if the option takes a value; None if the command does not have it."""
+
+    def __str__(self) -> str:
+        return self.name or str(self.value)
+
+
+def read_words(args: list[str], takes_value: Callable[[str], bool | None]) -> Iterator[Word]:
+    """Yield the options and arguments of a command line.
+
+    `takes_value` tells whether an option, --name or -n, takes a value; None for an unknown option.
+    """
+    rest = iter(args)
+    for word in rest:
+        if word == "--":
+            yield from (Word("", argument) for argument in rest)
+            return
+        if not is_option(word):
+            yield Word("", word)
+            continue
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        takes = takes_value(name)
+        if takes is None and takes_value(word[:2]) and takes_value("-" + name) is None:  # -oFILE
+            yield Word(word[:2], word[2:], True)
+        elif equals:
+            yield Word(name, value, takes)
+        else:
+            yield Word(name, next(rest, None) if takes else None, takes)
+
+
+def is_option(word: str) -> bool:
+    """Tell whether a word looks like an option; "-" is stdin, and -1 is a number."""
+    return word[:1] == "-" and len(word) > 1 and not (word[1].isdigit() or word[1] == ".")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command, releasing
+from gptcli.cli.command import Command, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_json, print_piece, terminal_restored
 from gptcli.cli.options import (
     MACHINE,
@@ -21,8 +21,8 @@ from gptcli.cli.options import (
     declaring,
     flag,
     out,
-    read_config,
     read_option,
+    read_options,
     readers,
     shared,
     value,
@@ -254,13 +254,8 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
     """Return the values of the options: option over file over preset over default."""
     from gptcli.sampling.params import PRESETS
 
-    known = readers(OPTIONS)
-    from_file = {} if config is None else read_config(config, known, "gpt sample")
-    given = {
-        name: read_option(name, text, known[name])
-        for name, text in options.items()
-        if text not in (None, False, [])
-    }
+    from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
+    given = read_options(OPTIONS, options)
     preset = given.pop("preset", None) or from_file.pop("preset", None)
     if preset is not None and preset not in PRESETS:
         raise UsageError(

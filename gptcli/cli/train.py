@@ -9,8 +9,8 @@ A file that begins with `#:schema PATH` is checked against it by Taplo, and so i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,176 +18,43 @@ import typer
 
 from gptcli import toml_json
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.console import ConsoleEvents, as_options, print_file, print_json
-from gptcli.cli.dashboard import Dashboard
+from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.dashboard import Dashboard, print_forecast, print_plan
 from gptcli.cli.options import (
-    Option,
     command_line,
     config_schema,
     declaring,
     flag,
     help_texts,
     option,
-    read_config,
+    quantity,
     read_option,
-    readers,
-    resolved_toml,
     shared,
     value,
 )
-from gptcli.cost.hardware import PRECISIONS
-from gptcli.cost.memory import RECOMPUTE, SCHEDULES
+from gptcli.cli.train_options import (
+    CONSTANTS,
+    MACHINE,
+    MODEL,
+    OPTIONS,
+    OUTPUT,
+    READERS,
+    RECIPE,
+    WATCH,
+    given_values,
+)
 from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, claim_file
 from gptcli.locks import own_folder
-from gptcli.model.config import find_size
-from gptcli.model.source import RUN_TOML
 from gptcli.numbers import duration
 from gptcli.runtime import is_main, restarted, unused_launch
-from gptcli.settings import NUMBERS, AutoOr, OneOf, Resolved, boolean, name_list, nonempty_text
-from gptcli.trainer.resolve import ResolvedRun, paper_of, resolve_run
+from gptcli.settings import NUMBERS
+from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
-    from gptcli.trainer.forecast import Forecast
 
-MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
-    "Model",
-    "Recipe",
-    "Data and output",
-    "Checkpoints and evaluation",
-    "Machine",
-)
-
-
-def _read_size(value: Any) -> str:
-    find_size(nonempty_text(value))
-    return str(value)
-
-
-def _sizes(incomplete: str) -> list[str]:
-    from gptcli.model.config import size_names
-
-    return [name for name in size_names() if name.lower().startswith(incomplete.lower())]
-
-
-# fmt: off
-OPTIONS = {  # of a run, in the order of --help; also the keys of --config and of run.toml
-    "size": Option(
-        MODEL, help="Model size of the papers, which sets architecture and training recipe.",
-        metavar="NAME", reader=_read_size, complete=_sizes),
-    "n_layer": Option(MODEL, "size's"),
-    "n_head": Option(MODEL, "size's"),
-    "d_model": Option(MODEL, "size's"),
-    "n_ctx": Option(MODEL, "size's"),
-    "attention": Option(
-        MODEL, "size's",
-        "Attention of the layers: dense, banded (every second layer), or a pattern such as "
-        "dense,dense,banded.", "KIND"),
-    "band": Option(MODEL, "256", "Tokens that a banded layer attends to."),
-    "dropout": Option(
-        MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"),
-    "init_from": Option(
-        MODEL, "random weights",
-        "Start from the weights of this run or GPT-2 folder, which sets the architecture.",
-        "FOLDER"),
-    "checkpoint": Option(
-        MODEL, "the finished model, or the newest",
-        "With --init-from: start from its checkpoint of this step."),
-    "tokens": Option(
-        RECIPE, "paper's, or 20 a parameter",
-        "Length of the run, in tokens; batch and schedule scale with it."),
-    "batch_tokens": Option(
-        RECIPE, "paper's, less in a shorter run",
-        "Batch size, in tokens per step; auto follows the gradient noise scale.",
-        reader=AutoOr(NUMBERS["batch_tokens"])),
-    "lr": Option(
-        RECIPE, "paper's, more in a smaller model",
-        "Peak learning rate, reached at the end of the warm-up.", "X"),
-    "scale_lr": Option(
-        RECIPE,
-        help="Set --lr from the model size by interpolating GPT-3's table.", reader=boolean),
-    "mup": Option(
-        RECIPE, "off",
-        "Maximal-update parameterisation, with the --d-model that --lr was tuned at.", "WIDTH"),
-    "min_lr_ratio": Option(
-        RECIPE, "paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"),
-    "warmup_tokens": Option(
-        RECIPE, "paper's, more in a shorter run",
-        "Length of the learning rate's linear warm-up, in tokens."),
-    "decay_tokens": Option(
-        RECIPE, "paper's", "Tokens from the start to the end of the cosine decay."),
-    "lr_schedule": Option(
-        RECIPE, "cosine",
-        "Course of the learning rate after the warm-up: cosine, wsd (constant, then a cooldown), "
-        "linear or constant; or your own function, MODULE:NAME.", "NAME"),
-    "cooldown_tokens": Option(
-        RECIPE, "a fifth of --tokens",
-        "With --lr-schedule wsd: tokens at the end over which the learning rate falls to 0."),
-    "optimizer": Option(
-        RECIPE, "adamw",
-        "Optimizer: adamw, or muon for the matrices of the layers with AdamW for the rest; or your "
-        "own function, MODULE:NAME.", "NAME"),
-    "ema": Option(
-        RECIPE, "0: none",
-        "Decay per step of a moving average of the weights, which is evaluated and exported.", "X"),
-    "ramp_tokens": Option(
-        RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."),
-    "weight_decay": Option(RECIPE, "paper's", "Weight decay of matrices and embeddings.", "X"),
-    "spike": Option(
-        RECIPE, "6",
-        "Skip an update if its loss is this many standard deviations too high; 0 skips none.",
-        "SIGMAS"),
-    "max_skipped": Option(RECIPE, "10", "Stop the run after this many skipped updates in a row."),
-    "document_mask": Option(RECIPE, help="Keep attention within each document.", reader=boolean),
-    "seed": Option(RECIPE, "0", "Random seed for initialization, data order and dropout."),
-    "data": Option(
-        OUTPUT, "shards",
-        "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.", "FOLDER"),
-    "out": Option(
-        OUTPUT, "runs/SIZE", "Run folder to write; model.safetensors is written last.", "FOLDER"),
-    "checkpoint_every": Option(
-        WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."),
-    "keep": Option(WATCH, "2", "Number of checkpoints to keep, the newest."),
-    "eval_every": Option(
-        WATCH, "20 a run, at least every 500",
-        "Steps between measurements of the validation loss."),
-    "eval_tokens": Option(
-        WATCH, "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement."),
-    "eval_task": Option(
-        WATCH, "none", "Task of gpt eval to score at every checkpoint; several with commas.",
-        "NAME", name_list, repeats=True),
-    "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
-    "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),
-    "samples": Option(WATCH, "3, in a short run none", "Texts to generate at every checkpoint."),
-    "track": Option(WATCH, "none", "Also log metrics to this tracker: tensorboard.", "NAME"),
-    "layout": Option(MACHINE, "the fastest that fits"),
-    "pipeline_schedule": Option(
-        MACHINE, "1f1b",
-        "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.", "NAME",
-        OneOf(tuple(SCHEDULES))),
-    "recompute": Option(MACHINE, "what fits", reader=OneOf(("auto", *RECOMPUTE))),
-    "micro_batch": Option(MACHINE, "what fits"),
-    "precision": Option(
-        MACHINE, "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.", "KIND",
-        OneOf(("auto", *PRECISIONS))),
-    "compile": Option(
-        MACHINE, "auto", "Use torch.compile: on, off, or auto if it pays off.", "WHEN",
-        OneOf(("auto", "on", "off"))),
-}
-# fmt: on
-CONSTANTS = {  # keys without an option, with their descriptions
-    "beta1": "Decay rate of Adam's mean of gradients.",
-    "beta2": "Decay rate of Adam's mean of squared gradients.",
-    "eps": "Adam's epsilon, added to the denominator of an update.",
-    "clip": "Largest global norm of the gradient; a larger one is scaled down to it.",
-    "ramp_from": "Tokens in the first step's batch.",
-    "follow_noise": "Let the batch follow the gradient noise scale.",
-}
-READERS = readers(OPTIONS) | {name: NUMBERS.get(name, boolean) for name in CONSTANTS}
-"""Reader of every key of a configuration file."""
 FINETUNE_OPTIONS = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
 
 
@@ -229,6 +96,26 @@ def train(
     ] = False,
     force: Annotated[bool, flag("--force", "Empty the run folder and start over.", OUTPUT)] = False,
     json: Annotated[bool, shared("json", OUTPUT)] = False,
+    seeds: Annotated[
+        int | None,
+        quantity(
+            "seeds",
+            "Train this many runs, in OUT/seed-N from --seed on, and report their mean; with "
+            "--resume, continue them.",
+            RECIPE,
+            False,
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        value(
+            "Train nothing: write OUT/Makefile, with a run for each value of an option, "
+            "and OUT/commands.txt for job arrays; repeat it for all combinations.",
+            "KEY=X,Y",
+            RECIPE,
+            False,
+        ),
+    ] = None,
     lr_range: Annotated[
         bool,
         flag("--lr-range", "Only sweep the learning rate over a short run and suggest one.", WATCH),
@@ -286,6 +173,8 @@ def train(
                 where=option(conflicting[0]),
                 hint="leave one of the two out",
             )
+        from gptcli.cli.train_series import draw_report
+
         draw_report(runs or [], options["out"], force=force, as_json=json)
         return
     if runs:
@@ -293,16 +182,29 @@ def train(
     if restarted():
         resume, force = True, False
     if finetune is not None:
-        own = {
-            "config": config,
-            "lr_range": lr_range,
-            "profile": profile,
-            "dry_run": dry_run,
-            "strict": strict,
-        }
+        own = {"config": config, "lr_range": lr_range, "seeds": seeds, "sweep": sweep}
+        own |= {"profile": profile, "dry_run": dry_run, "strict": strict}
         chosen = [*given_options, *(name for name, value in own.items() if value)]
         unsupported = [name for name in chosen if name not in FINETUNE_OPTIONS]
         _finetune(finetune, given_options, unsupported, resume=resume, force=force, as_json=json)
+        return
+    if sweep:
+        from gptcli.cli.train_series import write_sweep_files
+
+        write_sweep_files(sweep, given_options, config, seeds, force=force, as_json=json)
+        return
+    if seeds is not None:
+        if lr_range or dry_run:
+            raise UsageError(
+                "is about one run",
+                where="--lr-range" if lr_range else "--dry-run",
+                hint="leave --seeds out",
+            )
+        from gptcli.cli.train_series import train_seeds
+
+        train_seeds(
+            seeds, given_options, config, resume=resume, force=force, strict=strict, as_json=json
+        )
         return
     given = given_values(given_options, config, resume=resume)
     if lr_range and resume:
@@ -316,21 +218,24 @@ def train(
     if dry_run:
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
-        _print_plan(plan, manifest, as_json=json, strict=strict)
+        _measure(plan.resolved.values)  # refuses tasks without data, as the run would
+        print_plan(plan, manifest, as_json=json, strict=strict)
         return
     manifest = read_manifest(folder)
     plan = resolve_run(given, manifest.vocab_size, lr_range=lr_range)
     events = Dashboard(given.values["out"]) if is_main() else SILENT
-    run = _prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
+    run = prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
     if run is None:
         events.info(f"{given.values['out']} is finished")
     elif lr_range:
         _test_range(run, events, as_json=json)
     else:
-        _run(replace(run, profile=profile), events, as_json=json)
+        done = train_and_tell(replace(run, profile=profile), events)
+        if is_main():
+            print_json("train", done) if json else print(run.out)
 
 
-def _prepare(
+def prepare(
     plan: ResolvedRun,
     manifest: Manifest,
     events: Events,
@@ -355,17 +260,17 @@ def _prepare(
         resume=resume,
         force=force,
         measure=_measure(plan.resolved.values),
-        announce=lambda run: _print_forecast(plan, manifest, events, run, strict=strict),
+        announce=lambda run: print_forecast(plan, manifest, events, run, strict=strict),
     )
 
 
-def _run(run: Run, events: Events, *, as_json: bool) -> None:
-    """Train, and print the run folder or the report. Raises Interrupted if it was stopped."""
+def train_and_tell(run: Run, events: Events) -> dict[str, Any]:
+    """Train, and return the report. Raises Interrupted if the run was stopped."""
     from gptcli.trainer.train import interrupted, launch_run
 
     done = launch_run(run, events)
     if not is_main():
-        return
+        return done
     if done["interrupted"]:
         raise interrupted(done, run.out)
     loss = (
@@ -374,91 +279,7 @@ def _run(run: Run, events: Events, *, as_json: bool) -> None:
         else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
     )
     events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
-    print_json("train", done) if as_json else print(run.out)
-
-
-def given_values(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Resolved:
-    """Return the values given by option and file, over the run.toml of the run to resume.
-
-    `options` are as typed, None if not given. The result always contains `out`. Raises UsageError
-    or InputError for values that cannot be read or contradict each other.
-    """
-    given = Resolved()
-    if config is not None:
-        given.put(read_config(config, READERS, "gpt train"), str(config))
-    for name, text in options.items():
-        value = None if text is None else read_option(name, text, READERS[name])
-        given.put({name: value}, "option")
-    if given.values.get("scale_lr") and (
-        other := next((name for name in ("lr", "mup") if name in given.values), None)
-    ):
-        why = (
-            "both set the learning rate"
-            if other == "lr"
-            else "muP keeps the learning rate of another width"
-        )
-        raise UsageError(
-            why,
-            where=f"{{option:scale_lr}} and {{option:{other}}}",
-            field="scale_lr",
-            code="two_learning_rates",
-            hint="leave one of the two out",
-        )
-    if given.values.get("batch_tokens") == "auto":
-        del given.values["batch_tokens"]
-        given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
-    if "out" not in given.values:
-        given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
-    earlier = Path(given.values["out"], RUN_TOML)
-    if not (resume and earlier.is_file()):
-        return given
-    before = Resolved()
-    before.put(read_config(earlier, READERS, "gpt train"), RUN_TOML)
-    if "size" in given.values and paper_of(given) != paper_of(before):
-        was = before.values.get("size", "of no named size")
-        raise UsageError(
-            f"the run here is {was}, not {given.values['size']}",
-            where=earlier,
-            field="size",
-            code="another_run",
-            hint="name another {option:out}",
-        )
-    for name, value in given.values.items():
-        before.put({name: value}, given.origin[name])
-    return before
-
-
-def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> None:
-    """Write the page of one run, or of several compared, and print its path; FILE.svg is a plot.
-
-    The report.html of a single run is replaced, any other file only with `force`. Raises
-    UsageError, or InputError if one of `runs` is no run folder.
-    """
-    from gptcli.model.source import REPORT
-    from gptcli.runs.report import draw
-
-    if not runs:
-        raise UsageError(
-            "RUN is missing", hint="name one or several run folders: gpt train --report runs/350M"
-        )
-    if out is None and len(runs) > 1:
-        raise UsageError(
-            "the page that compares several runs needs a name",
-            where="--out",
-            hint="for example -o compare.html",
-        )
-    path = runs[0] / REPORT if out is None else Path(out)
-    text = draw(list(dict.fromkeys(runs)), path)
-    if out == "-":
-        print_file(text)
-        return
-    if out is not None:
-        claim_file(path, force=force)
-    with atomic_write(path, "w") as file:
-        file.write(text)
-    print_json(
-        "train", {"report": str(path), "runs": [str(run) for run in runs]}
-    ) if as_json else print(path)
+    return done
 
 
 def _finetune(
@@ -562,91 +383,6 @@ def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None
         items=values.get("eval_items", MAX_CHECKPOINT_ITEMS),
         events=ConsoleEvents(),
     )
-
-
-def _forecast_plan(plan: ResolvedRun, manifest: Manifest | None, *, done: int = 0) -> Forecast:
-    """Forecast a resolved run on this machine that has already read `done` tokens."""
-    from gptcli.trainer.forecast import forecast, this_machine
-
-    machine = this_machine(plan.model, plan.train, Path(plan.resolved.values["out"]))
-    return forecast(plan.model, plan.train, manifest, machine, done=done)
-
-
-def _print_forecast(
-    plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
-) -> None:
-    """Report the forecast of the run or its rest. Raises UsageError for warnings if `strict`."""
-    from gptcli.trainer.forecast import forecast_facts
-    from gptcli.trainer.preflight import resumed_state
-
-    state = resumed_state(run.out, run.identity()) if run.resume else None
-    forecast = _forecast_plan(
-        plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx
-    )
-    for name, fact in forecast_facts(forecast, at_least=plan.train.follow_noise).items():
-        events.info(f"{name:<7}{fact}")
-    for caution in forecast.warnings:
-        events.warn(caution.text)
-    if strict:
-        _refuse_warnings(forecast)
-
-
-def _print_plan(
-    plan: ResolvedRun, manifest: Manifest | None, *, as_json: bool, strict: bool
-) -> None:
-    """Print configuration, work and forecast. Raises UsageError if `strict` and it has warnings."""
-    from gptcli.cost.flops import flops_per_token
-    from gptcli.trainer.forecast import forecast_facts
-    from gptcli.trainer.preflight import role_facts, stage_roles
-
-    events = ConsoleEvents()
-    flops = flops_per_token(plan.model, "6N") * plan.train.tokens
-    roles = stage_roles(plan, events)
-    forecast = _forecast_plan(plan, manifest)
-    for caution in forecast.warnings:
-        events.warn(caution.text)
-    if as_json:
-        print_json(
-            "train",
-            {
-                "config": plan.resolved.values,
-                "origin": plan.resolved.origin,
-                "parameters": plan.model.parameters,
-                "flops": flops,
-                **_forecast_json(forecast),
-                "roles": [asdict(role) for role in roles],
-            },
-        )
-    else:
-        facts = {
-            "parameters": f"{plan.model.parameters:,}",
-            "work": f"{flops:.3g} FLOP (6N)",
-            **forecast_facts(forecast, at_least=plan.train.follow_noise),
-            **role_facts(roles),
-        }
-        print(resolved_toml(plan.resolved, **facts), end="")
-    if strict:
-        _refuse_warnings(forecast)
-
-
-def _forecast_json(forecast: Forecast) -> dict[str, Any]:
-    """Return the forecast's part of `gpt train --dry-run --json`."""
-    keys = asdict(forecast)
-    keys["warnings"] = [
-        {name: as_options(text) for name, text in caution.items()} for caution in keys["warnings"]
-    ]
-    return keys
-
-
-def _refuse_warnings(forecast: Forecast) -> None:
-    """Raise UsageError if the forecast has warnings."""
-    if forecast.warnings:
-        codes = ", ".join(caution.code for caution in forecast.warnings)
-        raise UsageError(
-            f"the run has warnings: {codes}",
-            where="--strict",
-            hint="change what they name, or leave out --strict",
-        )
 
 
 def schema() -> dict[str, Any]:

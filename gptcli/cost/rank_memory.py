@@ -32,7 +32,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
 CHUNK_BYTES = 512 << 20  # bytes of logits that exist at once: gptcli.model.loss
-PIECE = 16_384  # vocabulary entries per product, on a GPU
+PIECE = 16_384  # vocabulary entries whose temporary tensors exist at once, at most, on a GPU
 # inputs and outputs of products; casts to fp8 are temporary
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 WHOLE_LOGIT_BYTES = 12  # per logit: itself, its probability and its gradient, in either precision

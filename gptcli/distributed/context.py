@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -73,6 +74,14 @@ class RankContext:
         """Sum `values` over all processes in place, and return them."""
         if self.world_size > 1:
             dist.all_reduce(values)
+        return values
+
+    def all_gather(self, value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+        """Return the values of all processes, by rank; `group` is another group of all of them."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value, group)
         return values
 
     def build_mesh(self) -> DeviceMesh | None:

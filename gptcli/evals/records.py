@@ -59,7 +59,7 @@ def score_record(
         text_metrics = [name for name in task.metric if name in METRICS]
         if text_metrics:
             predicted = item.answers[record["prediction"]]
-            accepted = [item.answers[number] for number in item.gold]
+            accepted = item.accepted or [item.answers[number] for number in item.gold]
             record |= {name: METRICS[name](predicted, accepted) for name in text_metrics}
         return record
     [score] = scores

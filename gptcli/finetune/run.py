@@ -60,10 +60,12 @@ from gptcli.sampling.load import load
 from gptcli.tokenizer.tokenizer import Tokenizer
 from gptcli.trainer.auto import auto_processes, check_processes
 from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, newest_state, newest_step
+from gptcli.trainer.config import TIMEOUT_S
 from gptcli.trainer.loop import StopSignal, stopped_after
 from gptcli.trainer.preflight import resumed_state
 from gptcli.trainer.schedule import Position
-from gptcli.trainer.train import claim_run_folder, interrupted
+from gptcli.trainer.start import claim_run_folder
+from gptcli.trainer.train import interrupted
 
 EVALS_PER_EPOCH = 4
 LOSS_KEYS = ("loss", "task_loss", "lm_loss")  # in a line of the metrics
@@ -84,8 +86,14 @@ class FinetuneRun:
     seed: int = 0
     resume: bool = False
     """Continue from the newest checkpoint, if there is one."""
+    timeout: int = TIMEOUT_S
+    """Seconds that a process waits for another one in a step before it gives it up."""
     layout: Layout = field(default_factory=Layout)
     """Layout of the processes, with replicas only."""
+
+    def shared_values(self) -> dict[str, Any]:
+        """Return the values that must be equal on all processes of the run."""
+        return {**self.identity(), "layout": str(self.layout)}
 
     def identity(self) -> dict[str, Any]:
         """Return the settings and data hashes that must be equal for a resume.
@@ -236,7 +244,11 @@ def _update(
     any process was told to stop.
     """
     local, fraction = _local_batch(batch, context)
-    losses: Losses = model(local.to(context.device))
+    on_bf16_gpu = context.device.type == "cuda" and torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    with torch.autocast(context.device.type, torch.bfloat16, enabled=on_bf16_gpu):
+        losses: Losses = model(local.to(context.device))
     total = losses.total(task.lm_weight)
     optimizer.zero_grad()
     # gradients are averaged over replicas, but each has a fraction of the batch

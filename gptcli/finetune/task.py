@@ -34,7 +34,8 @@ import torch
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import read_bytes, read_toml
-from gptcli.settings import NUMBERS, read_table
+from gptcli.schema import read_table
+from gptcli.settings import NUMBERS
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 from gptcli.toml_json import parse_json
 

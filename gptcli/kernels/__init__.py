@@ -1,4 +1,4 @@
-"""CPU kernels in C that replace parts of the model, and the function that installs them.
+"""Kernels in C and Triton that replace parts of the model, and the function that installs them.
 
 The model exposes the places where another implementation can be installed (the seam, described in
 `gptcli.model.transformer`); `install` fills them and `uninstall` restores PyTorch. Parameters and
@@ -12,10 +12,12 @@ PyTorch for those that it does not support, or if it cannot be built here.
                                                                         weights, any CPU
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
     Int8Linear.linear_fn                                                any CPU
+                                        few_rows_triton                 the same, CUDA with Triton
 
-`build` compiles the sources with the machine's compiler on first use, for AMX, AVX-512 with or
+`build` compiles the C sources with the machine's compiler on first use, for AMX, AVX-512 with or
 without bf16, AVX2 or NEON: `wide.h` has vectors for all of them, and `products.h` the products of
-matrices, in bf16 where the processor multiplies it and else in fp32 after widening. Nothing else in the package
+matrices, in bf16 where the processor multiplies it and else in fp32 after widening. Triton builds
+its own. Nothing else in the package
 needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 """
 
@@ -29,6 +31,7 @@ from torch import nn
 
 from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
+from gptcli.kernels.few_rows_triton import few_rows_linear
 from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.transformer import Attention, Block
 
@@ -65,7 +68,9 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
         if loss is not None:
             _set(part, "head_loss", partial(loss, kernel=head_kernel))
         if hasattr(part, "linear_fn"):
-            _set(part, "linear_fn", small_batch_linear)
+            weight: Any = getattr(part, "weight", getattr(part, "weight_NK", None))
+            on_gpu = weight is not None and weight.device.type == "cuda"
+            _set(part, "linear_fn", few_rows_linear if on_gpu else small_batch_linear)
 
 
 def uninstall(module: nn.Module) -> None:

@@ -28,6 +28,7 @@ import torch  # noqa: F401  loads the OpenMP runtime that the libraries use
 
 from gptcli.errors import UsageError, nearest
 from gptcli.files import scratch_folder
+from gptcli.runtime import processor
 
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-Wno-psabi", "-c")
@@ -95,11 +96,7 @@ def _features() -> set[str]:
     """Return the processor's features, as the system names them; empty if it does not say."""
     if platform.machine() in ("arm64", "aarch64"):
         return {"asimd"}  # part of every 64-bit ARM
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return set(next((line for line in file if line.startswith("flags")), "").split())
-    except OSError:
-        return set()
+    return set(processor()[1])
 
 
 @functools.cache

@@ -10,7 +10,7 @@ takes T² work.
     varlen    torch's FlashAttention kernel for CUDA, which skips what is outside its window: bf16
               and fp16, no dropout
     flex      torch's FlexAttention, a kernel for CUDA that the compiler generates from the band:
-              every precision, no dropout
+              bf16 and fp16 (its fp32 form spills registers), no dropout
 
 The two CUDA backends have not been run on a GPU by us: `python -m tests.benchmarks cuda` compares
 them with the mask there, and measures them. On a CPU, tests run `flex` forward and backward in
@@ -26,8 +26,9 @@ Shapes: B batch, H heads, T queries, S keys, D d_head, r queries of a block, s k
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 Backend = Literal["flex", "varlen", "blocks"]
+HALF = (torch.bfloat16, torch.float16)
 BLOCK_QUERIES = 64
 """Queries per block of `blocks`.
 
@@ -139,11 +141,10 @@ def select_backend(
     device: str, dtype: torch.dtype, d_head: int, *, has_dropout: bool, compiled: bool
 ) -> Backend:
     """Return the fastest backend for a device type and a precision."""
-    if device != "cuda" or has_dropout:
-        return "blocks"
-    if compiled and d_head >= MIN_FLEX_D_HEAD:  # eager, it would materialize all scores
+    # eager, flex would materialize all scores
+    if compiled and takes_flex(device, dtype, d_head, has_dropout=has_dropout):
         return "flex"
-    return "varlen" if dtype in (torch.bfloat16, torch.float16) else "blocks"
+    return "varlen" if device == "cuda" and dtype in HALF and not has_dropout else "blocks"
 
 
 def varlen(
@@ -165,46 +166,88 @@ def flex(
     q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, band: int
 ) -> torch.Tensor:
     """Compute banded attention by torch's FlexAttention; return (B, H, T, D)."""
+    return flex_masked(q_BHTD, k_BHTD, v_BHTD, block_mask(q_BHTD.shape[2], band, q_BHTD.device))
+
+
+def flex_masked(
+    q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, mask: BlockMask
+) -> torch.Tensor:
+    """Compute attention under a block mask by torch's FlexAttention; return (B, H, T, D)."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    y: torch.Tensor = flex_attention(
-        q_BHTD, k_BHTD, v_BHTD, block_mask=block_mask(q_BHTD.shape[2], band, q_BHTD.device)
-    )
+    y: torch.Tensor = flex_attention(q_BHTD, k_BHTD, v_BHTD, block_mask=mask)
     return y
 
 
-def block_mask(T: int, band: int, device: torch.device) -> BlockMask:
+def takes_flex(device: str, dtype: torch.dtype, d_head: int, *, has_dropout: bool) -> bool:
+    """Return whether compiled FlexAttention is the fastest form under a mask."""
+    return device == "cuda" and dtype in HALF and d_head >= MIN_FLEX_D_HEAD and not has_dropout
+
+
+def layer_masks(
+    bands: Sequence[int | None], T: int, device: torch.device, documents_BT: torch.Tensor | None
+) -> dict[int | None, BlockMask]:
+    """Return the block mask of each band among `bands` that needs one.
+
+    They serve all layers of a forward pass. A dense layer (band None) needs one only for documents.
+    """
+    if documents_BT is None:
+        return {band: _band_mask(T, band, device) for band in set(bands) if band and band < T}
+    return {band: block_mask(T, band or T, device, documents_BT) for band in set(bands)}
+
+
+@functools.lru_cache
+def _band_mask(T: int, band: int, device: torch.device) -> BlockMask:
+    """Return the mask of `block_mask`, computed once."""
+    return block_mask(T, band, device)
+
+
+def block_mask(
+    T: int, band: int, device: torch.device, documents_BT: torch.Tensor | None = None
+) -> BlockMask:
     """Return FlexAttention's mask for the band: the blocks that it intersects, and those inside it.
 
-    Blocks inside the band need no mask on their elements.
+    Blocks inside the band need no mask on their elements. With `documents_BT`, which never falls
+    along T, a query attends only to keys of its own document.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     block = torch.arange(-(-T // MASK_BLOCK), device=device)
     # distance from a block of keys to a block of queries
     distance = (block[:, None] - block) * MASK_BLOCK
-    intersects = (distance >= 0) & (distance - MASK_BLOCK + 1 < band)
+    intersects = ((distance >= 0) & (distance - MASK_BLOCK + 1 < band))[None]
     inside = (
         (distance > 0)
         & (distance + MASK_BLOCK - 1 < band)
         & ((block[:, None] + 1) * MASK_BLOCK <= T)
-    )
+    )[None]
+    if documents_BT is not None:
+        first_BK = documents_BT[:, block * MASK_BLOCK]
+        last_BK = documents_BT[:, (block * MASK_BLOCK + MASK_BLOCK - 1).clamp(max=T - 1)]
+        intersects = intersects & (last_BK[:, None, :] >= first_BK[:, :, None])
+        inside = inside & (first_BK[:, None, :] == last_BK[:, :, None])
 
-    def indices(blocks_QK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def indices(blocks_BQK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the number of key blocks of each query block, and their indices first."""
-        order = blocks_QK.to(torch.int32).argsort(descending=True, stable=True)
-        return blocks_QK.sum(-1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
+        order = blocks_BQK.to(torch.int32).argsort(descending=True, stable=True)
+        return blocks_BQK.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
 
     def in_band(
         b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor:
         return (key <= query) & (query - key < band)
 
+    def in_band_and_document(
+        b: torch.Tensor, h: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        assert documents_BT is not None
+        return in_band(b, h, query, key) & (documents_BT[b, query] == documents_BT[b, key])
+
     return BlockMask.from_kv_blocks(
         *indices(intersects & ~inside),
         *indices(inside),
         BLOCK_SIZE=MASK_BLOCK,
-        mask_mod=in_band,
+        mask_mod=in_band if documents_BT is None else in_band_and_document,
         seq_lengths=(T, T),
     )
 

@@ -34,13 +34,22 @@ class MetricsLog:
     The operating system has each line when `write` returns: a killed process loses none.
     """
 
-    def __init__(self, out: Path, *, before: int = 0, name: str = METRICS) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        before: int = 0,
+        name: str = METRICS,
+        of: Iterable[Line] | None = None,
+    ) -> None:
         """Open the log `name` of the run folder `out`; keep the lines of steps below `before`.
 
-        Lines of METRICS get the `time` at which they are written.
+        `of` are the lines of another run, to begin with instead. Lines of METRICS get the `time` at
+        which they are written.
         """
         self.path, self.timed = Path(out) / name, name == METRICS
-        kept = [line for line in read_lines(self.path) if line["step"] < before]
+        lines = read_lines(self.path) if of is None else of
+        kept = [line for line in lines if line["step"] < before]
         self.newest = deque(kept, MAX_MEAN_STEPS)
         with atomic_write(self.path, "w") as file:
             file.writelines(toml_json.dumps(line, ascii_only=True) + "\n" for line in kept)

@@ -17,7 +17,7 @@ import gptcli
 from gptcli.errors import InputError
 from gptcli.model.source import METRICS, RUN_TOML, SAMPLES
 from gptcli.runs.metrics import Line, read_lines
-from gptcli.runtime import available_cores
+from gptcli.runtime import available_cores, processor
 
 EVALUATION_FILES = "*eval*.json"  # pattern of the file names of evaluation reports
 EVAL_SCHEMA = "gpt.eval/1"
@@ -280,16 +280,7 @@ def device_name(processes: int) -> str:
             else torch.cuda.get_device_name()
         )
     cores = available_cores()
-    return f"{_processor()}, {cores} {'cores' if cores > 1 else 'core'}"
-
-
-def _processor() -> str:
-    try:
-        words = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        words = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", words, re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
+    return f"{processor()[0]}, {cores} {'cores' if cores > 1 else 'core'}"
 
 
 def commit(root: Path) -> str:

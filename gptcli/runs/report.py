@@ -14,6 +14,7 @@ from gptcli.files import atomic_write
 from gptcli.model.source import REPORT, SAMPLES
 from gptcli.numbers import amount, duration, in_bytes
 from gptcli.runs.curves import Curve, inline_chart, swatch
+from gptcli.runs.groups import grouped, verdict
 from gptcli.runs.metrics import Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.runs.page import (
     configuration,
@@ -39,6 +40,7 @@ from gptcli.runs.record import (
 SPEED_STEPS = 100  # newest steps whose median is a speed: the last one may be short
 SHOWN_SAMPLE_STEPS = 4  # steps whose samples are shown next to each other
 NATS = "nats per token"
+SEEDS_NOTE = "mean of runs that differ in their seed alone, with 95 % intervals (Student, Welch)"
 
 
 def write_report(folder: Path, resolved: str) -> None:
@@ -202,11 +204,32 @@ def comparison_page(records: list[Record], link_base: Path) -> str:
     return document(
         f"{len(records)} runs",
         table(heads, rows),
+        headed("Seeds", _seeds_table(records), SEEDS_NOTE),
         gallery(_comparison_charts(names, records), dashed=True),
         headed("Settings that differ", _table_by_run(keys, differing_settings(records))),
         headed("Evaluations", _table_by_run(keys, _compared_figures(records))),
         headed("Samples", _newest_samples(keys, records), "from each run's newest checkpoint"),
     )
+
+
+def _seeds_table(records: list[Record]) -> str:
+    """Return a row for each group of runs that differ in their seed alone, the best one first.
+
+    Empty if no settings were run with several seeds.
+    """
+    groups = grouped(records)
+    if all(len(group.values) < 2 for group in groups):
+        return ""
+    rows = [
+        [
+            printable(group.name),
+            f"{len(group.values)}",
+            printable(str(group.interval)),
+            "lowest" if group is groups[0] else printable(verdict(group, groups[0])),
+        ]
+        for group in groups
+    ]
+    return table(["runs", "seeds", "loss", "above the lowest"], rows)
 
 
 def _comparison_charts(names: list[str], records: list[Record]) -> Iterator[str]:

@@ -29,7 +29,7 @@ from gptcli.files import (
 from gptcli.locks import own_file
 from gptcli.model.source import WEIGHTS
 from gptcli.model.transformer import GPT
-from gptcli.sampling.engine import Engine
+from gptcli.sampling.engine import Engine, worth_compiling
 from gptcli.sampling.generate import (
     TextSequence,
     encode_prompt,
@@ -129,7 +129,11 @@ def generate_file(
     with atomic_write(unfinished, "w") as file:
         file.writelines(f"{line}\n" for line in (lines[: 1 + done] or [header]))
     n_ctx = model.config.n_ctx
-    engine = Engine(model, min(job.batch_size, len(prompts) * job.num_samples))
+    sample_count = len(prompts) * job.num_samples
+    rows = min(job.batch_size, sample_count)
+    passes = sample_count * job.max_tokens // rows
+    compiled = worth_compiling(model.wte.weight.device, passes) or None
+    engine = Engine(model, rows, compiled=compiled)
     with open(unfinished, "a", encoding="utf-8", newline="\n") as file:
         begin, tokens, truncated = time.monotonic(), 0, 0
         for first in range(done, len(prompts), size):

@@ -1,7 +1,6 @@
 """Load a model and its tokenizer for inference: device, precision, and fast linear layers.
 
-Decoding multiplies few rows by large weights. On a CPU, such products go to a kernel if one is
-installed (`linear_fn`, see `gptcli.kernels`), together with a GELU that follows; everything else
+Decoding multiplies few rows by large weights. Such products go to a kernel if one is installed (`linear_fn`, see `gptcli.kernels`), together with a GELU that follows; everything else
 goes to PyTorch. Int8 quantization is weight-only: the weights of each output are rounded to 255
 steps of the largest of them.
 
@@ -34,7 +33,7 @@ from gptcli.model.source import (
 )
 from gptcli.model.transformer import GPT, MLP, Block
 from gptcli.openmp import watch_spinning
-from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
+from gptcli.runtime import disable_malloc_trim, set_cuda_arithmetic, warm_up_vector_math
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 InferencePrecision = Literal["fp32", "bf16"]
@@ -42,6 +41,8 @@ PrecisionChoice = Literal["auto", InferencePrecision]
 PRECISIONS: dict[InferencePrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Quantize = Literal["none", "int8"]
 QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
+FEW_ROWS = 16
+"""Rows up to which compiled int8 products are sums over weights that are read once."""
 INT8_MAX = 127
 """Largest magnitude of a quantized weight."""
 
@@ -90,6 +91,8 @@ def load(
     if where.type == "cpu":
         warm_up_vector_math()
         watch_spinning()
+    else:
+        set_cuda_arithmetic(training=False)
     if precision == "auto":
         precision = (
             "bf16"
@@ -142,7 +145,12 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if match is None:
-        raise UsageError(f"unknown device {name!r}", hint="one of: auto, cpu, cuda, cuda:1")
+        raise UsageError(
+            f"unknown device {name!r}",
+            field="device",
+            code="unknown_value",
+            hint="one of: auto, cpu, cuda, cuda:1",
+        )
     if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"the device {name} does not exist: {torch.cuda.device_count()} CUDA GPUs are visible",
@@ -205,7 +213,14 @@ class Int8Linear(nn.Module):
             y = self.linear_fn(x, self.weight_NK, self.scale_N, self.bias, gelu)
             if y is not None:
                 return y
-        y = F.linear(x, self.weight_NK.to(x.dtype)) * self.scale_N.to(x.dtype)
+        weight_NK = self.weight_NK.to(x.dtype)
+        if torch.compiler.is_compiling() and x.shape[:-1].numel() <= FEW_ROWS:
+            # written out, it is one kernel that reads int8; of a product, inductor makes a pattern
+            # that fails for this scale
+            y = (weight_NK.float() * x[..., None, :].float()).sum(-1)
+            y = (y * self.scale_N).to(x.dtype)
+        else:
+            y = F.linear(x, weight_NK) * self.scale_N.to(x.dtype)
         return _activate(y if self.bias is None else y + self.bias.to(x.dtype), gelu)
 
 
@@ -224,8 +239,7 @@ class FusedMLP(MLP):
 def prepare_for_inference(model: GPT, quantize: Quantize = "none") -> GPT:
     """Replace every linear layer of `model` by one of this module, in place; return the model.
 
-    On a CPU, GELU is fused with the product before it; the CPU kernels are installed if they are
-    there. With `quantize` "int8", the linear layers have no `weight` any more, and the model cannot
+    GELU is fused with the product before it; kernels are installed if they are there. With `quantize` "int8", the linear layers have no `weight` any more, and the model cannot
     be trained or saved. Raises UsageError for another value.
     """
     if quantize not in QUANTIZE:
@@ -241,8 +255,7 @@ def prepare_for_inference(model: GPT, quantize: Quantize = "none") -> GPT:
             fast.__dict__ = module.__dict__  # the same parameters: a tied head stays tied
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, fast)
-    if model.wte.weight.device.type == "cpu":  # on a GPU, compilation fuses GELU
-        for block in cast(list[Block], model.h):
-            block.mlp = FusedMLP(block.mlp)
+    for block in cast(list[Block], model.h):
+        block.mlp = FusedMLP(block.mlp)
     optional_kernels.install(model)
     return model

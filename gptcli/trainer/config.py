@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
 OPTIMIZERS = ("adamw", "muon")
+TIMEOUT_S = 120
 LR_SCHEDULES = ("cosine", "wsd", "linear", "constant")
 
 
@@ -99,6 +100,10 @@ class TrainConfig:
     """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.optimizer`)."""
     compile: bool = False
     """Use torch.compile."""
+    deterministic: bool = False
+    """Use only kernels whose results are equal to the last bit every time, as a CPU's are; on a GPU
+    they are slower.
+    """
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     eval_every: int = 500
@@ -107,6 +112,14 @@ class TrainConfig:
     """Validation tokens of a measurement, the same every time."""
     keep: int = 2
     """Number of newest checkpoints to keep."""
+    keep_every: int = 0
+    """Steps whose multiples have checkpoints that are kept to the end as well; 0 for none."""
+    keep_best: str | None = None
+    """Metric, "val_loss" or that of a task, by which the best checkpoint is kept as well."""
+    checkpoint_minutes: float = 0.0
+    """Minutes after which a checkpoint is written between those of `checkpoint_every`; 0 for none."""
+    stop_early: int = 0
+    """Measurements without a new lowest validation loss that end the run; 0 never does."""
     samples: int = 0
     """Number of texts to generate at every checkpoint."""
     max_skipped: int = 10
@@ -170,6 +183,9 @@ class TrainConfig:
             "samples",
             "seed",
             "cooldown_tokens",
+            "keep_every",
+            "checkpoint_minutes",
+            "stop_early",
         ):
             if not getattr(self, name) >= 0:
                 raise UsageError(
@@ -278,10 +294,18 @@ class Run:
     """Run or GPT-2 folder with the first weights; None for random ones."""
     init_step: int | None = None
     """Step of the checkpoint of `init_from` to use; None for a finished model."""
+    continues: bool = False
+    """Begin with the whole checkpoint `init_step` of `init_from`, optimizer and position included."""
     resume: bool = False
     """Continue from the newest complete checkpoint of the run folder, if there is one."""
-    track: str | None = None
-    """Tracker to log metrics to as well (`gptcli.trainer.trackers`)."""
+    val: dict[str, Path] = field(default_factory=dict)
+    """Further shard folders by name, whose validation losses are measured too."""
+    val_by_source: bool = False
+    """Measure the validation loss of each source of a mixture too."""
+    track: tuple[str, ...] = ()
+    """Trackers to log metrics to as well (`gptcli.trainer.trackers`)."""
+    timeout: int = TIMEOUT_S
+    """Seconds that a process waits for another one in a step before it gives it up."""
     profile: bool = False
     """Trace a few steps."""
     measure: Callable[[Any], dict[str, float]] | None = None
@@ -299,11 +323,15 @@ class Run:
         """Width multiplier m of muP: model width over tuned width; 1 without muP."""
         return 1.0 if self.train.mup is None else self.model.d_model / self.train.mup
 
+    def shared_values(self) -> dict[str, Any]:
+        """Return the values that must be equal on all processes of the run."""
+        return {**asdict(self.train), **self.identity()}
+
     def identity(self) -> dict[str, Any]:
         """Return the values that must be equal for a resume to continue the same run."""
         values = asdict(self.train)
         recipe = {name: values[name] for name in values if name in RECIPE}
-        defaults = {field.name: field.default for field in fields(TrainConfig)}
+        defaults = {part.name: part.default for part in fields(TrainConfig)}
         recipe |= {
             name: values[name] for name in BESIDE_THE_PAPERS if values[name] != defaults[name]
         }
@@ -341,6 +369,4 @@ def import_object(path: str, field: str) -> Any:
 
 def from_values(kind: type[Any], values: dict[str, Any]) -> Any:
     """Return the dataclass `kind` made from those of `values` that are its fields."""
-    return kind(
-        **{field.name: values[field.name] for field in fields(kind) if field.name in values}
-    )
+    return kind(**{part.name: values[part.name] for part in fields(kind) if part.name in values})

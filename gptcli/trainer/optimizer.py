@@ -70,7 +70,7 @@ def make_optimizer(
             if chosen:
                 found.append({**group, "params": chosen})
     dtype = torch.float32 if AUTOCAST_DTYPES[config.precision] is None else torch.bfloat16
-    return Muon(parts[True], adamw(parts[False]), dtype)
+    return Muon(parts[True], adamw(parts[False]), config.lr, dtype)
 
 
 def own_optimizer(made: Any, config: TrainConfig) -> torch.optim.Optimizer:
@@ -108,17 +108,21 @@ class Muon(torch.optim.Optimizer):
     RMS = 0.2  # of AdamW's usual update
 
     def __init__(
-        self, groups: list[dict[str, Any]], rest: torch.optim.Optimizer, dtype: torch.dtype
+        self,
+        groups: list[dict[str, Any]],
+        rest: torch.optim.Optimizer,
+        lr: float,
+        dtype: torch.dtype,
     ) -> None:
         """Optimize `groups` of matrices, with products in `dtype`; `rest` optimizes the others."""
-        super().__init__(groups, {})
+        super().__init__(groups, {"lr": lr})
         self.matrices, self.rest, self.dtype = list(self.param_groups), rest, dtype
         # One optimizer for everyone else: the same groups and states by parameter.
         self.param_groups += rest.param_groups
         rest.state = self.state
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
         for group in self.matrices:
             for matrix in group["params"]:
@@ -230,9 +234,9 @@ def clip_gradients(
     norm = gradient_norm(model, context) / loss_scale
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / loss_scale  # as clip_grad_norm_ does
     if context.device.type != "cpu" or factor != 1:  # comparing on a GPU would wait for it
-        torch._foreach_mul_(
-            [_local(p.grad) for p in model.parameters() if p.grad is not None], factor
-        )
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                _local(parameter.grad).mul_(factor)
     return norm
 
 
@@ -275,11 +279,16 @@ def check_precision(precision: str, tp: int, *, here: bool = True) -> None:
         )
 
 
-def convert_to_fp8(block: nn.Module) -> None:
-    """Make the linear layers of a block compute in fp8 with one scale per tensor, in place."""
-    from torchao.float8 import convert_to_float8_training
+def convert_to_fp8(block: nn.Module, *, sharded: bool) -> None:
+    """Make the linear layers of a block compute in fp8 with one scale per tensor, in place.
 
-    convert_to_float8_training(block)
+    If the weights are `sharded`, FSDP gathers them in fp8 too.
+    """
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    convert_to_float8_training(
+        block, config=Float8LinearConfig(enable_fsdp_float8_all_gather=sharded)
+    )
 
 
 class LossScale:

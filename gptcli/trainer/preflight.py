@@ -33,18 +33,19 @@ from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events
 from gptcli.model.source import begun_folder, find_model
 from gptcli.numbers import in_bytes
-from gptcli.shards.manifest import Manifest
+from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.shards.order import open_order, open_split
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.auto import check_division, check_memory, check_processes, work_of
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
+from gptcli.trainer.forecast import disk_bytes, disk_cautions
+from gptcli.trainer.machine import disk_free
 from gptcli.trainer.optimizer import check_precision
 from gptcli.trainer.parallelize import parallelize_model
 from gptcli.trainer.resolve import ResolvedRun
 from gptcli.trainer.schedule import Schedule
-from gptcli.trainer.trackers import check_tracker
+from gptcli.trainer.trackers import find_tracker
 
 # fields of the architecture that weights keep
 SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}
@@ -76,8 +77,8 @@ def check_run(run: Run, manifest: Manifest) -> None:
     check_division(run.model, layout, run.train.pipeline_schedule, sequences)
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)
-    if run.track is not None:
-        check_tracker(run.track)
+    for name in run.track:
+        find_tracker(name)
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError(
             "the run folder contains the shards", where=run.out, hint="choose another {option:out}"
@@ -100,6 +101,13 @@ def check_run(run: Run, manifest: Manifest) -> None:
             where=run.init_from,
             hint="build shards with its own",
         )
+    for name, folder in run.val.items():
+        if read_manifest(folder).tokenizer_sha256 != manifest.tokenizer_sha256:
+            raise InputError(
+                f"the validation set {name} has a different tokenizer than the shards",
+                where=folder,
+                hint="build it with the same one",
+            )
     open_order(run.data, "train", run.model.n_ctx, run.train.seed, verify=False)
     check_disk(run)
 

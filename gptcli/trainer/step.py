@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class StepResult:
     """Reason for which the update was skipped; None if the weights were updated."""
     stop_requested: bool
     """True if any rank was asked to stop."""
+    checkpoint_requested: bool
+    """True if any rank asked for a checkpoint."""
     seconds: float
     """Duration of the step on this rank."""
 
@@ -78,6 +80,7 @@ class TrainStep:
         dropout_seed: int | None,
         spike_sigmas: float = 0.0,
         ema: float = 0.0,
+        rerun_every: int = NOISE_RERUN_EVERY,
         engine: nn.Module | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
@@ -86,7 +89,8 @@ class TrainStep:
         `engine` is the wrapper of `model` to call, if it has one (DDP); `pipeline` runs a model
         that is split into stages. Matrix products run in `compute_dtype`, fp32 if None.
         `dropout_seed` is None for a model without dropout. `spike_sigmas` is `SpikeGuard`'s. `ema`
-        is the decay of the weights' average, by which they are evaluated; 0 for none.
+        is the decay of the weights' average, by which they are evaluated; 0 for none. `rerun_every`
+        is the steps between measurements of the noise scale under tp and pp.
         """
         self.model, self.optimizer, self.context, self.clip = model, optimizer, context, clip
         self.engine, self.pipeline = engine or model, pipeline
@@ -94,7 +98,7 @@ class TrainStep:
         self.small_batch_norm = SmallBatchNorm(self.engine, context)
         self.loss_scale = LossScale() if compute_dtype is torch.float16 else None
         self.spike_guard = SpikeGuard(spike_sigmas)
-        self.ema = ema
+        self.ema, self.rerun_every = ema, rerun_every
 
     def __call__(
         self,
@@ -104,6 +108,7 @@ class TrainStep:
         batch_tokens: int,
         lr: float,
         stop_requested: bool = False,
+        checkpoint_requested: bool = False,
         while_device_works: Callable[[], None] | None = None,
     ) -> StepResult:
         """Update the weights with learning rate `lr`, or skip the update, and return the result.
@@ -118,15 +123,19 @@ class TrainStep:
         if while_device_works is not None:
             while_device_works()
 
-        # The only wait for the device in a step. Every rank then has the same four numbers, and so
+        # The only wait for the device in a step. Every rank then has the same five numbers, and so
         # all make the same decision.
-        stop = torch.full_like(loss, stop_requested)
-        local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, stop])
-        loss_sum, norm2_sum, grad_norm_sum, stops = self.context.all_reduce_sum(local).tolist()
+        requests = [torch.full_like(loss, what) for what in (stop_requested, checkpoint_requested)]
+        local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, *requests])
+        sums = self.context.all_reduce_sum(local)
+        is_ahead = self._decides_on_device()
+        loss_sum, norm2_sum, grad_norm_sum, stops, checkpoints = (
+            self._update_ahead(sums, batch_tokens, lr) if is_ahead else sums.tolist()
+        )
         mean_loss, mean_grad_norm = loss_sum / batch_tokens, grad_norm_sum / self.context.world_size
 
         skip_reason = self.spike_guard.skip_reason(mean_loss, mean_grad_norm)
-        if skip_reason is None:
+        if skip_reason is None and not is_ahead:
             self.update(lr)
             if self.ema:
                 update_average(self.optimizer, self.ema, step)
@@ -139,8 +148,42 @@ class TrainStep:
             small_batch_norm2=norm2_sum / self.context.world_size,
             skip_reason=skip_reason,
             stop_requested=bool(stops),
+            checkpoint_requested=bool(checkpoints),
             seconds=time.perf_counter() - start,
         )
+
+    def _decides_on_device(self) -> bool:
+        """Return whether the GPU decides on the update, so that it has work while numbers travel.
+
+        Fused AdamW reads from the device whether to skip; an average of the weights does not.
+        """
+        return (
+            self.context.device.type == "cuda"
+            and type(self.optimizer) is torch.optim.AdamW
+            and not self.ema
+        )
+
+    def _update_ahead(self, sums: torch.Tensor, batch_tokens: int, lr: float) -> list[float]:
+        """Launch the update before the sums of the step are known here, and return them.
+
+        Their copy to the host does not wait for the update, which follows it.
+        """
+        numbers = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+        numbers.copy_(sums, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        sums64 = sums.double()  # as the host will compute
+        bad = self.spike_guard.is_bad(sums64[0] / batch_tokens, sums64[2] / self.context.world_size)
+        self.update_unless(bad, lr)
+        arrived.synchronize()
+        return numbers.tolist()
+
+    def update_unless(self, bad: torch.Tensor, lr: float) -> None:
+        """Apply the gradients by fused AdamW unless `bad`, a scalar on the device, is true."""
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = bad.float()
+        self.update(lr)
+        del optimizer.found_inf
 
     def forward_backward(
         self, batches: list[MicroBatch], batch_tokens: int, step: int
@@ -158,7 +201,7 @@ class TrainStep:
         first = batches[: self.context.layout.pp]
         if (
             self.context.is_model_parallel
-            and step % NOISE_RERUN_EVERY == 0
+            and step % self.rerun_every == 0
             and len(first) < len(batches)
         ):
             # Under tp and pp no rank sees a micro-batch's whole gradient on its way: run it alone.

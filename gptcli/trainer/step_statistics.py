@@ -10,7 +10,7 @@ S the covariance of one token's gradient. Two batch sizes therefore give unbiase
 is computed anyway: that of one rank before the all-reduce or, on a single rank, that of the first
 micro-batch. The cost is one pass over the gradients. Under tensor and pipeline parallelism a
 rank has only pieces of that gradient, some of them partial sums; there the first micro-batches are
-run once more, every NOISE_RERUN_EVERY steps.
+run once more, every NOISE_RERUN_EVERY steps, or FOLLOW_RERUN_EVERY if the batch follows them.
 
 Updates are skipped whose loss or gradient is not finite, or whose loss is a spike. Chowdhery et al.
 2022 (PaLM), section 5.1, skipped the data around spikes; here single updates are skipped.
@@ -29,10 +29,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from gptcli.distributed.context import RankContext
+from gptcli.trainer.config import TrainConfig
 
 # Decay of the running means. The estimate is the ratio of two means: a mean of ratios is biased.
 DECAY = 0.99
 NOISE_RERUN_EVERY = 16  # steps between reruns of the small batch, under tp and pp
+FOLLOW_RERUN_EVERY = 4  # the same if the batch size follows the noise scale
 WINDOW_STEPS = 64  # time constant of the running statistics, and their minimum before any spike
 MIN_SPIKE_NATS = 0.1  # a smaller rise of the loss is no spike, however low its variance was
 
@@ -69,8 +71,17 @@ class NoiseScale:
         return noise / signal if signal > 0 and noise > 0 else None
 
 
+def rerun_every(config: TrainConfig) -> int:
+    """Return the steps between reruns of the small batch, under tp and pp."""
+    return FOLLOW_RERUN_EVERY if config.follow_noise else NOISE_RERUN_EVERY
+
+
 def small_batch_sequences(
-    batch_sequences: int, micro_batch: int, context: RankContext, step: int
+    batch_sequences: int,
+    micro_batch: int,
+    context: RankContext,
+    step: int,
+    rerun_every: int = NOISE_RERUN_EVERY,
 ) -> int | None:
     """Return the number of sequences in the small batch of a step, or None if it has none.
 
@@ -84,7 +95,7 @@ def small_batch_sequences(
         context.is_model_parallel
     ):  # the first micro-batches of every replica, enough to fill the pipeline
         small = context.layout.pp * micro_batch
-        reruns = step % NOISE_RERUN_EVERY == 0
+        reruns = step % rerun_every == 0
         measured = own > small and own % micro_batch == 0 and reruns
         return small * context.replicas if measured else None
     if context.layout.shard > 1:  # FSDP reduces after every micro-batch: the mean of these norms
@@ -202,16 +213,26 @@ class SpikeGuard:
         state["variance"] = (1 - weight) * (state["variance"] + weight * deviation**2)
         return None
 
+    @property
+    def max_loss(self) -> float:
+        """Highest loss that is no spike; infinite as long as none is."""
+        if not self.spike_sigmas or self.state["steps"] < WINDOW_STEPS:
+            return math.inf
+        sigma = math.sqrt(self.state["variance"])
+        return self.state["mean"] + max(self.spike_sigmas * sigma, MIN_SPIKE_NATS)
+
+    def is_bad(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+        """Return whether `skip_reason` will skip the update: scalars in fp64 on a device."""
+        return ~(loss.isfinite() & grad_norm.isfinite() & (loss <= self.max_loss))
+
     def _skip_reason(self, loss: float, grad_norm: float) -> str | None:
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(grad_norm):
             return f"the gradient norm is {grad_norm}"
-        if not self.spike_sigmas or self.state["steps"] < WINDOW_STEPS:
+        if loss <= self.max_loss:
             return None
         mean, sigma = self.state["mean"], math.sqrt(self.state["variance"])
-        if loss - mean <= max(self.spike_sigmas * sigma, MIN_SPIKE_NATS):
-            return None
         return (
             f"the loss {loss:.4f} is a spike: recent mean {mean:.4f}, "
             f"standard deviation {sigma:.4f}"

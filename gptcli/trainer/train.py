@@ -2,62 +2,46 @@
 
 `gpt train` and `gptcli.train` both go this way. Everything that can be refused is refused before
 the run folder is changed.
-
-The run that another one starts from may remove its checkpoint at any time, so the new one keeps it
-in `init/` until it is finished: a run folder with one checkpoint, without optimizer state. Its
-files are hard links if the file system allows them, copies otherwise.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import shlex
-import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from gptcli.distributed.launch import launch
-from gptcli.errors import InputError, Interrupted, UsageError
+from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import (
-    atomic_folder,
     atomic_write,
     check_output,
     claim_output,
-    read_json,
-    write_json,
 )
 from gptcli.locks import own_folder
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.source import (
-    CHECKPOINTS,
-    CONFIG,
-    INDEX,
-    INIT,
-    MODEL,
     RUN_TOML,
-    STATE,
-    ModelSource,
     find_model,
-    step_folders,
 )
-from gptcli.model.tensor_file import AVERAGE
 from gptcli.runs.record import provenance, resumed
 from gptcli.runtime import is_main, is_main_on_node, restarted
 from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml
 from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.trainer.checkpoint import newest_state, newest_step
-from gptcli.trainer.config import Run, TrainConfig
+from gptcli.trainer.config import TIMEOUT_S, Run, TrainConfig
 from gptcli.trainer.export import is_finished, remove_temporary_weights
 from gptcli.trainer.loop import stopped_after
 from gptcli.trainer.loop import train as train_on_rank
 from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
-from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun
+from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun, newest_checkpoint
+from gptcli.trainer.start import claim_run_folder, continued_state, copy_checkpoint
 
-TOKENIZER = "tokenizer.json"
+SOURCES = "sources"  # in `val`: each source of the shards
 Measure = Callable[[Any], dict[str, float]]
 """Measures a GPT at every checkpoint; returns figures by name."""
 
@@ -69,6 +53,8 @@ def train(
     out: str | Path,
     model: ModelConfig | str,
     init_from: str | Path | None = None,
+    checkpoint: int | None = None,
+    continues: bool = False,
     resume: bool = False,
     force: bool = False,
     measure: Measure | None = None,
@@ -79,7 +65,9 @@ def train(
     `model` is an architecture or the name of a paper's size; its vocabulary becomes that of the
     shards. The run folder `out` receives run.toml, checkpoints, metrics and at last the model, and
     must be empty unless `resume` continues the run in it or `force` empties it. `init_from` is a
-    run or GPT-2 folder to take the first weights from. `measure` adds figures at every checkpoint.
+    run or GPT-2 folder to take the first weights from, at the step of its `checkpoint` if it has
+    several; with `continues` the run goes on from there with the optimizer's state, in its own
+    folder. `measure` adds figures at every checkpoint.
 
     A layout of several processes starts them with multiprocessing, so a script must guard its main
     part by `if __name__ == "__main__"`. Raises UsageError, InputError or RunError, and Interrupted
@@ -93,8 +81,10 @@ def train(
     model = replace(model, vocab_size=manifest.vocab_size)
     resolved = settings_of(config, model, data=data, out=out)
     if init_from is not None:
-        step = find_model(Path(init_from)).step
-        resolved.put({"init_from": str(init_from), "checkpoint": step}, "argument")
+        source = find_model(Path(init_from), checkpoint)
+        step = newest_checkpoint(source) if continues else source.step
+        start = {"init_from": str(init_from), "checkpoint": step, "continues": continues or None}
+        resolved.put(start, "argument")
     resolved_run = ResolvedRun(name, resolved, model, config, must_compile=config.compile)
     with own_folder(out, read_only=resume, events=events):
         run = prepare_run(
@@ -141,6 +131,28 @@ def settings_of(config: TrainConfig, model: ModelConfig, *, data: Path, out: Pat
     return resolved
 
 
+def named_folders(items: Iterable[str]) -> dict[str, Path]:
+    """Return the folders of "name=folder". Raises UsageError for an item of another form."""
+    found: dict[str, Path] = {}
+    for item in items:
+        name, equals, folder = item.partition("=")
+        if (
+            not equals
+            or not folder
+            or re.fullmatch(r"[A-Za-z0-9_-]+", name) is None
+            or name in found
+        ):
+            raise UsageError(
+                f"{item!r} is no name and folder",
+                field="val",
+                code="not_a_named_folder",
+                hint="name=folder, each name once: {option:val} code=shards/code,news=shards/news; or "
+                f"{SOURCES}, for each source of the shards",
+            )
+        found[name] = Path(folder)
+    return found
+
+
 def prepare_run(
     resolved_run: ResolvedRun,
     manifest: Manifest,
@@ -179,10 +191,14 @@ def prepare_run(
         tokenizer_sha256=manifest.tokenizer_sha256,
         eot_id=manifest.eot_id,
         must_compile=resolved_run.must_compile,
-        track=values.get("track"),
+        val=named_folders(item for item in values.get("val", []) if item != SOURCES),
+        val_by_source=SOURCES in values.get("val", []),
+        track=tuple(values.get("track", ())),
+        timeout=values.get("timeout", TIMEOUT_S),
         measure=measure,
         init_from=None if (start := values.get("init_from")) is None else Path(start),
         init_step=values.get("checkpoint"),
+        continues=values.get("continues", False),
         resume=resume,
         resolved=text,
     )
@@ -206,6 +222,9 @@ def prepare_run(
                 hint="{option:force} starts over",
             )
         run = replace(run, resume=True)
+    if run.continues and newest_state(out) is None:
+        continued_state(run)
+        run = replace(run, resume=True)
     if is_main() and not restarted():
         announce(run)
     # once on each machine: the other processes wait for it to join them
@@ -213,15 +232,20 @@ def prepare_run(
         check_data(run, manifest)
     if is_main():
         origin = resolved_run.resolved.origin.get("checkpoint", "")
-        step = claim_run_folder(
-            out,
-            run.init_from,
-            run.init_step,
-            events,
-            resume=resume,
-            force=force,
-            newest=origin == NEWEST,
-        )
+        if run.continues:
+            claim_output(out, resume=resume, force=force)
+            copy_checkpoint(run, events)
+            step = run.init_step
+        else:
+            step = claim_run_folder(
+                out,
+                run.init_from,
+                run.init_step,
+                events,
+                resume=resume,
+                force=force,
+                newest=origin == NEWEST,
+            )
         if step != run.init_step:
             resolved_run.resolved.put({"checkpoint": step}, origin)
             text = _run_toml(resolved_run, made_by, command)
@@ -229,74 +253,6 @@ def prepare_run(
         with atomic_write(out / RUN_TOML, "w") as file:
             file.write(run.resolved)
     return run
-
-
-def claim_run_folder(
-    out: Path,
-    init_from: Path | None,
-    step: int | None,
-    events: Events,
-    *,
-    resume: bool,
-    force: bool,
-    newest: bool,
-) -> int | None:
-    """Claim a run folder and keep the checkpoint that the run starts from; return its step.
-
-    `step` is None, and nothing is kept, if the run starts from a finished model. A run that has
-    been kept or has checkpoints of its own keeps no other. `newest` as in `keep_initial_weights`.
-    Raises UsageError or InputError.
-    """
-    claim_output(out, resume=resume, force=force)
-    if init_from is None or step is None or (out / INIT).is_dir() or newest_state(out) is not None:
-        return step
-    return keep_initial_weights(init_from, out, step, events, newest=newest)
-
-
-def keep_initial_weights(
-    init_from: Path, out: Path, step: int, events: Events, *, newest: bool
-) -> int:
-    """Keep the checkpoint of `step` in `init/` of the run folder `out`, and return its step.
-
-    With `newest`, a checkpoint that was removed meanwhile is replaced by the newest one. Raises
-    InputError if the checkpoint does not exist.
-    """
-    while True:
-        if newest and (found := step_folders(init_from)) and step not in found:
-            step = max(found)
-        source = find_model(init_from, step)
-        assert source.checkpoint is not None
-        try:
-            with atomic_folder(out / INIT) as folder:
-                _copy(source, source.checkpoint, folder)
-        except (FileNotFoundError, InputError):
-            if source.checkpoint.is_dir():
-                raise
-        else:
-            events.info(f"starting from {source}")
-            return step
-
-
-def _copy(source: ModelSource, checkpoint: Path, folder: Path) -> None:
-    """Copy or link the weights of a checkpoint, without optimizer state, as a run folder."""
-    for name in (CONFIG, TOKENIZER):
-        shutil.copyfile(source.folder / name, folder / name)
-    kept = folder / CHECKPOINTS / checkpoint.name
-    kept.mkdir(parents=True)
-    index, state = read_json(checkpoint / INDEX), read_json(checkpoint / STATE)
-    files = sorted(file for file in state["sha256"] if file.startswith(MODEL))
-    for file in files:
-        try:
-            os.link(checkpoint / file, kept / file)
-        except FileNotFoundError:
-            raise
-        except OSError:  # another disk, or a file system without links
-            shutil.copyfile(checkpoint / file, kept / file)
-    write_json(
-        kept / INDEX,
-        {name: row for name, row in index.items() if "/" not in name or name.endswith(AVERAGE)},
-    )
-    write_json(kept / STATE, {**state, "sha256": {file: state["sha256"][file] for file in files}})
 
 
 def _run_toml(

@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gptcli.evals.check import EvalOptions
 from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.requests import build_task_requests
-from gptcli.evals.runner import EvalOptions, run_task
+from gptcli.evals.runner import run_task
 from gptcli.evals.task import TASKS_DIR, read_task
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model

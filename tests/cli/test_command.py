@@ -13,8 +13,9 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.app import COMMANDS, build_app, reworded
-from gptcli.cli.command import FREE_TEXT, Word, is_option, option_table, read_words
+from gptcli.cli import COMMANDS, build_app, reworded
+from gptcli.cli.command import FREE_TEXT, option_table
+from gptcli.cli.options import Word, is_option, read_words
 from gptcli.errors import UsageError
 from gptcli.settings import NUMBERS
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gptcli.cli.app import build_app
-from gptcli.cli.eval import PIPE_WIDTH, print_report, print_tasks
+from gptcli.cli import build_app
+from gptcli.cli.eval_output import PIPE_WIDTH, print_report, print_tasks
 from gptcli.errors import GptError
 from gptcli.evals.results import Conditions, MetricValue, TaskResult
 from gptcli.evals.rolling import LossReport

@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gptcli.cli.app import build_app
+from gptcli.cli import build_app
 from gptcli.errors import GptError, RunError
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model

@@ -135,7 +135,9 @@ def test_the_trainers_own_peak(changes: dict[str, Any], work: StepConfig) -> Non
 
 
 def test_the_chunk_is_the_models() -> None:
-    assert (loss.CHUNK_BYTES, loss.PIECES["cuda"]) == (CHUNK_BYTES, PIECE)
+    assert loss.CHUNK_BYTES == CHUNK_BYTES
+    # fp32 logits and their exponentials, of one part of a chunk over the whole vocabulary
+    assert 8 * 50304 / loss.EAGER_PARTS <= 12 * PIECE
 
 
 @pytest.mark.parametrize("size", ["gpt2", "gpt3-xl", "gpt3"])

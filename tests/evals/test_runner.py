@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from gptcli.errors import InputError, RunError
+from gptcli.evals.check import EvalOptions
 from gptcli.evals.records import Records
 from gptcli.evals.requests import Request
 from gptcli.evals.runner import (
     SINGLE_PROCESS,
-    EvalOptions,
     generate_answers,
     init_processes,
     local_device,

@@ -81,7 +81,7 @@ def arm() -> None:
 
 
 if __name__ == "__main__":
-    from gptcli.cli.app import main
+    from gptcli.cli import main
 
     arm()
     main()

@@ -66,8 +66,17 @@ def test_file_without_examples_is_refused(folder: Path) -> None:
         ('kind = "entailment"\ntrain = "t"', "no 'validation'"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"', "no 'labels'"),
         ('kind = "entailment"\nepoch = 3', "unknown key 'epoch'"),
-        ('kind = "entailment"\nepochs = "3"', "epochs is not of type int"),
-        ('kind = "entailment"\nfields = 3', "fields is not of type dict"),
+        ('kind = "entailment"\nepochs = "3"', "epochs: '3' is not a number"),
+        ('kind = "entailment"\nepochs = 1.5', "epochs: 1.5 is not a whole number"),
+        ('kind = "entailment"\nlr = inf', "lr: 'inf' is not a quantity"),
+        ('kind = "entailment"\ndropout = 1.5', "dropout: 1.5 is out of range"),
+        ('kind = "entailment"\ntrain = ""', "train: is empty"),
+        ('kind = "entailment"\nlabels = "a"', "labels: 'a' is not a list"),
+        ('kind = "entailment"\nfields = {text = 5}', "fields.text: 5 is not text"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = ["a", "a"]', "the label 'a' is given twice"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [nan]', "nan cannot be a label"),
+        ('kind = "classification"\ntrain = "."\nvalidation = "v"\nlabels = [0, 1]', "is a folder, not a file"),
+        ('kind = "entailment"\nfields = 3', "fields: 3 is not a table"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [0, 1]\n[fields]\ntext = "x"', "entailment has no field 'text'"),
         ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]', "dev.jsonl:1: not an example of this task"),
         ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]\nfields = {text = "sentence"}', "not one of [0, 1]"),
@@ -202,3 +211,15 @@ def test_a_batch_is_padded_at_the_end() -> None:
     assert batch.labels.tolist() == [1, 0]
     with pytest.raises(InputError, match="examples of 1 and of 2 answers"):
         collate([Example([[S, E]], 0), Example([[S, E], [S, E]], 0)])
+
+
+def test_a_file_of_another_format_is_answered_with_an_example_of_a_line(folder: Path) -> None:
+    for text in ("text,label\na,1\n", '[\n{"text": "a", "label": 1}\n]\n'):
+        (folder / "dev.csv").write_text(text)
+        task = FinetuneTask(kind="classification", train="", validation="", labels=[0, 1])
+        with pytest.raises(InputError) as caught:
+            read_examples(task, folder / "dev.csv", InputTransform(task.kind, TOKENIZER, 16))
+        assert caught.value.where == f"{folder / 'dev.csv'}:1"
+        assert caught.value.hint == (
+            'one example a line, as a JSON object: {"text": "...", "label": "..."}'
+        )

@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.hf import (
-    CONFIG,
-    RELEASED_PARTS,
     from_hf,
     is_padded,
     qkv_rows_from_hf,
@@ -28,7 +26,9 @@ from gptcli.model.hf import (
     to_transformers,
 )
 from gptcli.model.safetensors_io import load_model
+from gptcli.model.source import CONFIG
 from gptcli.model.transformer import GPT
+from tests.model.gpt1_release import release_shapes, write_release
 
 SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 2, "d_model": 16, "n_ctx": 32, "vocab_size": 100}
 
@@ -224,20 +224,6 @@ def test_gpt1_of_transformers_loads_and_survives_a_round_trip(comes_back: Any) -
     assert comes_back(theirs, 1e-5).config.norm == "post"
 
 
-def write_release(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
-    """Write params_shapes.json and params_0.npy to params_9.npy, the layout of OpenAI's release: all
-    numbers end to end, cut into ten files.
-    """
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes]
-    folder.mkdir(exist_ok=True)
-    (folder / "params_shapes.json").write_text(json.dumps(shapes))
-    numbers = np.concatenate([array.ravel() for array in arrays])
-    for number, part in enumerate(np.array_split(numbers, RELEASED_PARTS)):
-        np.save(folder / f"params_{number}.npy", part)
-    return arrays
-
-
 def shapes_like(stored: list[list[int]], vocab_size: int, layers: int) -> list[list[int]]:
     return [stored[0], [vocab_size, stored[1][1]], *stored[2 : 2 + 12 * layers]]
 
@@ -276,21 +262,7 @@ def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
 
 
 def test_openai_release_loads(tmp_path: Path) -> None:
-    block = [
-        [1, 128, 384],
-        [384],
-        [1, 128, 128],
-        [128],
-        [128],
-        [128],
-        [1, 128, 512],
-        [512],
-        [1, 512, 128],
-        [128],
-        [128],
-        [128],
-    ]
-    shapes = [[40, 128], [301, 128], *block, *block]
+    shapes = release_shapes(n_layer=2, d_model=128, n_ctx=40, vocab_size=301)
     arrays = write_release(tmp_path, shapes)
     model = load_model(tmp_path)
     assert (
@@ -331,21 +303,7 @@ def test_released_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
 def test_released_array_larger_than_its_file_is_rejected(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
-    block = [
-        [1, 64, 192],
-        [192],
-        [1, 64, 64],
-        [64],
-        [64],
-        [64],
-        [1, 64, 256],
-        [256],
-        [1, 256, 64],
-        [64],
-        [64],
-        [64],
-    ]
-    write_release(tmp_path, [[8, 64], [300, 64], *block])
+    write_release(tmp_path, release_shapes(n_layer=1, d_model=64, n_ctx=8, vocab_size=300))
     with open(tmp_path / "params_3.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<f4", "fortran_order": False, "shape": shape}

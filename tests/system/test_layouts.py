@@ -1,7 +1,7 @@
 """Loss curves of every layout of 2 and 4 processes against one process.
 
 The cases are all products of dp, shard, tp and pp, every pipeline schedule, dense and banded
-attention, tied and untied heads, muP, document masks and GPT-2's vocabulary, which no layout
+attention, tied and untied heads, muP, document masks, and vocabularies that no layout
 divides evenly. One set of processes runs them all.
 """
 
@@ -21,7 +21,7 @@ from gptcli.cost.memory import SCHEDULES
 # sequences in the part of the batch that the noise scale measures
 SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}
 MASK = 5  # of layout_worker.MODEL's fields, the document mask's place
-PROCESSES, WORKER = 4, Path(__file__).with_name("layout_worker.py")
+PROCESSES, ROOT = 4, Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with open(folder / f"{rank}.log", "w") as log:
             started.append(
                 subprocess.Popen(
-                    [sys.executable, WORKER, str(rank), folder], stdout=log, stderr=log
+                    [sys.executable, "-m", "tests.system.layout_worker", str(rank), folder],
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=log,
                 )
             )
     try:

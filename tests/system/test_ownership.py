@@ -19,6 +19,7 @@ from gptcli import locks
 from gptcli.cli import main
 from gptcli.files import LOCK
 from gptcli.locks import own_folder, own_part, read_chain
+from tests.fork_server import python
 from tests.small_runs import make_shards
 
 SIZE = (
@@ -102,12 +103,8 @@ def gpt_inside(here, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def trained(inputs: Path) -> Path:
-    subprocess.run(
-        [sys.executable, "-m", "gptcli", *split(f"{TRAIN} --tokens 128 --out run")],
-        cwd=inputs,
-        check=True,
-        capture_output=True,
-    )
+    words = split(f"{TRAIN} --tokens 128 --out run")
+    assert python("-m", "gptcli", *words, cwd=inputs).returncode == 0
     return inputs / "run"
 
 

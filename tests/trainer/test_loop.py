@@ -304,8 +304,10 @@ def test_several_sources_are_mixed_in_training_and_validation(
         write_manifest(folder, replace(manifest, shards=shards, sources=sources))
         return make_run(f"weight {weight}", data=folder)
 
-    run = weighted(3.0)
+    run = replace(weighted(3.0), val_by_source=True)
     assert train_here(run)["val_loss"] > 0
+    last = read_metrics(run.out)[-1]
+    assert last["val_loss_a"] == last["val_loss_b"] == pytest.approx(last["val_loss"], abs=0.2)
     assert weighted(1.0).data_sha256 != run.data_sha256
     assert check_resume(replace(run, resume=True))
     with pytest.raises(UsageError, match="the data changed"):

@@ -13,6 +13,7 @@ from gptcli.events import SILENT
 from gptcli.model.transformer import GPT
 from gptcli.trainer.optimizer import (
     LossScale,
+    Muon,
     averaged_weights,
     check_precision,
     clip_gradients,
@@ -97,6 +98,7 @@ def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(make
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
 def test_muons_update_is_nearly_orthogonal_and_as_large_as_adamws(make_run, model, shape):
     optimizer = make_optimizer(model, make_run(optimizer="muon").train)
+    assert isinstance(optimizer, Muon)
     update = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     singular = torch.linalg.svdvals(optimizer._orthogonalize(update))
     assert 0.6 < singular.min() <= singular.max() < 1.3

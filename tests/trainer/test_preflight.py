@@ -30,6 +30,7 @@ from gptcli.trainer.preflight import (
     mesh_coordinates,
     uncompiled,
 )
+from tests.extent import WHOLE
 from tests.trainer.fake_step import measure_step
 
 
@@ -207,21 +208,24 @@ def test_a_difference_from_cost_is_an_error(make_large, monkeypatch):
 
 def test_gpt3_on_1024_processes(make_large):
     """Build 64 of the 1,024 processes; the others differ in their coordinate along dp alone."""
-    run = make_large("175B", "dp=16,tp=8,pp=8")
+    run = with_layers(make_large("175B", "dp=16,tp=8,pp=8"), 16)
     roles = dry_run(run, 1536, SILENT)
     assert [role.processes for role in roles] == [128] * 8
     held = 8 * sum(role.parameters[1] for role in roles)
-    assert held == pytest.approx(175e9, rel=0.01)
+    # The head's copy on the last stage and what every slice repeats weigh more in a shallow model.
+    share = 0.01 if WHOLE else 0.03
+    assert held == pytest.approx(175e9 if WHOLE else run.model.parameters, rel=share)
     check_traffic(run, 1536, roles)
 
 
 def test_13b_on_64_shards(make_large):
-    run = make_large("13B", "shard=64")
+    run = with_layers(make_large("13B", "shard=64"), 4)
     (role,) = roles = dry_run(run, 512, SILENT)
     assert role.processes == 64
-    assert (
-        role.parameters[0] * 64
-        <= ModelConfig.from_paper(find_size("13B")).parameters
-        <= role.parameters[1] * 64
-    )
+    assert role.parameters[0] * 64 <= run.model.parameters <= role.parameters[1] * 64
     check_traffic(run, 512, roles)
+
+
+def with_layers(run, n_layer):
+    """The run with all its widths and fewer layers, each of which repeats the work of the others."""
+    return run if WHOLE else replace(run, model=replace(run.model, n_layer=n_layer))

@@ -7,9 +7,8 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ from gptcli.trainer.step_statistics import (
     SpikeGuard,
     small_batch_sequences,
 )
-from tests.waiting import HANG_S
+from tests.distributed.run_ranks import run_ranks
 
 CPU = RankContext(torch.device("cpu"))
 
@@ -205,7 +204,6 @@ def test_a_batch_that_follows_the_noise_scale_grows_and_is_exact_on_resume(
 
 
 WORKER = """
-import sys, torch, torch.distributed as dist
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
@@ -214,9 +212,6 @@ from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
 from gptcli.trainer.step import TrainStep
 
-rank, store = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 x = torch.arange(4 * 16).view(4, 16) * 7 % 60
 halves = [(part, part.roll(-1, 1)) for part in x.split(2)]
 
@@ -256,18 +251,7 @@ dist.barrier()
 
 
 def test_ranks_measure_their_gradients_before_the_reduction(tmp_path):
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in started:
-        errors = process.communicate(timeout=HANG_S)[1]
-        assert process.returncode == 0, errors
-        assert "Warning" not in errors
+    assert "Warning" not in run_ranks(WORKER, tmp_path)
 
 
 def calm(guard: SpikeGuard, count: int, seed: int = 0) -> list[str | None]:
@@ -326,3 +310,33 @@ def test_the_state_is_all_that_a_resume_needs():
     for step in range(200, 300):
         second.skip_reason(3 + 7 * math.exp(-step / 100) + noise[step], 1.0)
     assert second.state == whole.state
+
+
+def test_the_device_decides_like_the_host() -> None:
+    """`is_bad` of tensors is `skip_reason` of numbers, before and after spikes can be told."""
+    generator = torch.Generator().manual_seed(0)
+    guard = SpikeGuard(6.0)
+    decisions = set()
+    for step in range(400):
+        loss = 3 + 0.05 * float(torch.randn((), generator=generator, dtype=torch.float64))
+        loss += 40.0 if step % 37 == 36 else 0.0
+        loss = math.nan if step % 91 == 90 else loss
+        norm = math.inf if step % 53 == 52 else 1.0
+        values = torch.tensor([loss, norm], dtype=torch.float64)
+        bad = bool(guard.is_bad(values[0], values[1]))
+        assert bad == (guard.skip_reason(loss, norm) is not None)
+        decisions.add((bad, math.isfinite(loss) and math.isfinite(norm)))
+    assert decisions == {(False, True), (True, True), (True, False)}
+
+
+def test_fused_adamw_leaves_everything_as_it_is_if_told_so() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(8, 8))
+    optimizer: Any = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    weight.grad = torch.randn(8, 8)
+    optimizer.step()
+    before = [weight.detach().clone(), *(v.clone() for v in optimizer.state[weight].values())]
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    after = [weight.detach(), *optimizer.state[weight].values()]
+    assert all(a.equal(b) for a, b in zip(before, after, strict=True))

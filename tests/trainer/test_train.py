@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, Interrupted, UsageError
-from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model
-from gptcli.model.source import INIT, begun_folder
 from gptcli.runs.metrics import read_metrics
-from gptcli.trainer.checkpoint import checkpoint_folder
 from gptcli.trainer.config import TrainConfig
-from gptcli.trainer.loop import train as train_on_rank
-from gptcli.trainer.train import interrupted, keep_initial_weights, settings_of, train
+from gptcli.trainer.train import interrupted, settings_of, train
 
 SHAPE = ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=16)
 
@@ -102,82 +93,3 @@ def test_settings_of_a_configuration_have_every_field(tmp_path: Path) -> None:
     assert found.values["d_model"] == 8
     assert "vocab_size" not in found.values
     assert set(found.origin.values()) == {"argument"}
-
-
-CPU = RankContext(torch.device("cpu"))
-
-
-class KilledAt(Events):
-    def __init__(self, tokens):
-        self.tokens = tokens
-
-    def progress(self, task, done, *args, **facts):
-        if done == self.tokens:
-            raise Killed
-
-
-class StoppedAt(KilledAt):
-    def progress(self, task, done, *args, **facts):
-        if done == self.tokens:
-            signal.raise_signal(signal.SIGTERM)
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture
-def source(make_run):
-    """A run stopped at step 11, with checkpoints of steps 8 and 11."""
-    run = make_run("source", checkpoint_every=4)
-    train_on_rank(run, CPU, StoppedAt(640))
-    return run
-
-
-def test_a_resume_does_not_need_the_run_of_its_initial_weights(make_run, train_here, source):
-    options = {"init_from": source.out, "init_step": 8, "seed": 5}
-    whole, broken = make_run("whole", **options), make_run("broken", **options)
-    for run in (whole, broken):
-        assert keep_initial_weights(source.out, run.out, 8, SILENT, newest=False) == 8
-    train_here(whole)
-    assert not (whole.out / INIT).exists()
-    with pytest.raises(Killed):
-        train_on_rank(broken, CPU, KilledAt(192))  # before its first checkpoint
-    shutil.rmtree(source.out)
-    train_here(replace(broken, resume=True))
-    assert (whole.out / "model.safetensors").read_bytes() == (
-        broken.out / "model.safetensors"
-    ).read_bytes()
-    other = make_run("other", seed=5)
-    train_here(other)
-    assert (whole.out / "model.safetensors").read_bytes() != (
-        other.out / "model.safetensors"
-    ).read_bytes()
-
-
-def test_the_newest_checkpoint_replaces_one_that_was_removed_meanwhile(source, tmp_path):
-    shutil.rmtree(checkpoint_folder(source.out, 8))
-    assert keep_initial_weights(source.out, tmp_path / "new", 8, SILENT, newest=True) == 11
-    assert begun_folder(tmp_path / "new") == tmp_path / "new" / INIT
-    with pytest.raises(InputError, match="no checkpoint of step 8"):
-        keep_initial_weights(source.out, tmp_path / "other", 8, SILENT, newest=False)
-    assert not (tmp_path / "other" / INIT).exists()
-
-
-def test_files_are_copied_if_links_fail(source, tmp_path, monkeypatch):
-    def refused(*args):
-        raise OSError(18, "Invalid cross-device link")
-
-    keep_initial_weights(source.out, tmp_path / "linked", 8, SILENT, newest=False)
-    monkeypatch.setattr("gptcli.trainer.train.os.link", refused)
-    keep_initial_weights(source.out, tmp_path / "copied", 8, SILENT, newest=False)
-    linked, copied = (
-        {
-            path.relative_to(folder): path.read_bytes()
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
-        for folder in (tmp_path / "linked", tmp_path / "copied")
-    )
-    assert linked == copied
-    assert not any("optimizer" in str(name) for name in linked)

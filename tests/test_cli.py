@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from gptcli import __version__
-from gptcli.cli import app as module
+from gptcli import cli as module
 from gptcli.errors import InputError, RunError
 
 
