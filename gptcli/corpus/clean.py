@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from gptcli.corpus.documents import Document, extract_text
 from gptcli.corpus.formats import read_json_values
-from gptcli.corpus.inputs import file_suffixes, open_input
+from gptcli.corpus.inputs import file_suffixes
 from gptcli.corpus.quality import QualityClassifier, is_kept
 from gptcli.corpus.recipe import CleanConfig, LinksConfig, SourceConfig
+from gptcli.corpus.streams import open_input
 from gptcli.errors import InputError, install_hint
 
 DocumentFilter = Callable[[Document], str]
@@ -54,7 +55,7 @@ def document_filters(
 def _extract(document: Document, source: SourceConfig) -> str:
     if document.html is not None or source.html:
         html = document.html if document.html is not None else document.text
-        document.text = extract_text(html, source.extractor)
+        document.text = extract_text(html, source.extractor, document.charset)
         document.html = None
         return "" if document.text.strip() else "no content"
     return "" if document.text.strip() else "blank"

@@ -103,7 +103,7 @@ def _beginning(path: str, source: SourceConfig) -> str:
                 raise document.error
             continue
         if document.html is not None:
-            document.text = extract_text(document.html)
+            document.text = extract_text(document.html, charset=document.charset)
         lines.append(document.text)
         size += len(document.text) + 1
         if size >= SAMPLED_CHARACTERS:

@@ -22,8 +22,8 @@ from gptcli.corpus.inputs import (
     fingerprint,
     is_url,
     open_filesystem,
-    open_input,
 )
+from gptcli.corpus.streams import open_input
 from gptcli.errors import GptError, InputError, RunError
 
 zstandard = pytest.importorskip("zstandard")

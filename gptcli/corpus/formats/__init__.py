@@ -23,7 +23,8 @@ from gptcli.corpus.documents import (
 from gptcli.corpus.formats.tables import csv_reader, parquet_reader
 from gptcli.corpus.formats.text import json_lines_reader, read_lines, read_paragraphs, read_whole
 from gptcli.corpus.formats.warc import read_warc
-from gptcli.corpus.inputs import STDIN, file_suffixes, open_input
+from gptcli.corpus.inputs import STDIN, file_suffixes
+from gptcli.corpus.streams import open_input
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import parse_json
 
@@ -55,7 +56,7 @@ def _readable(documents: Iterator[Document]) -> Iterator[Document]:
         if document.error is not None and document.error_kind != NOT_A_PAGE:
             raise document.error
         if document.html is not None:
-            document.text = extract_text(document.html)
+            document.text = extract_text(document.html, charset=document.charset)
         if document.text:
             yield document
 
@@ -102,8 +103,9 @@ def scan(path: str, reader: Reader, part: FileRange = WHOLE_FILE) -> Iterator[Do
     """
     name = "stdin" if path == STDIN else path
     with open_input(path, start=max(part.start - 1, 0)) as stream:
-        if not stream.peek(1):
-            if not part.start:
+        # The reader of WARC looks behind damage at the start.
+        if reader is not read_warc and not stream.peek(1):
+            if not part.start and part.selects(0):
                 what = "standard input is empty" if path == STDIN else "the file is empty"
                 yield bad_document(EMPTY_FILE, what, name)
             return

@@ -19,7 +19,8 @@ from gptcli.corpus.documents import (
     bad_document,
     reject_escaped_bytes,
 )
-from gptcli.corpus.inputs import MissingPackageError, file_suffixes, open_input
+from gptcli.corpus.inputs import MissingPackageError, file_suffixes
+from gptcli.corpus.streams import open_input
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
 
