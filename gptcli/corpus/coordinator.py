@@ -68,7 +68,9 @@ def all_input_splits(context: WorkerContext, readers: int) -> Iterator[InputSpli
 def _input_splits(context: WorkerContext, source: int, readers: int) -> Iterator[InputSplit]:
     config = context.sources[source]
     inputs = [(path, 0 if path == STDIN else fingerprint(path)[0]) for path in config.inputs]
-    return split_inputs(source, inputs, context.chunk_characters, readers, config.documents)
+    return split_inputs(
+        source, inputs, context.chunk_characters, readers, config.documents, config.input_format
+    )
 
 
 def prepare_filters(build: BuildConfig, context: WorkerContext, events: Events) -> None:

@@ -51,6 +51,8 @@ class Document:
     """HTML page that `extract_text` has yet to convert."""
     charset: str = ""
     """Encoding of the page by its HTTP header, or "" if that names none."""
+    origin: int = -1
+    """Position of the record that this is a part of, or -1 if it is a whole one."""
     error_kind: str = ""
     """Two or three words to count the error by; "" if the document is readable."""
     error: InputError | None = None

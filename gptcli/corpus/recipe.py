@@ -24,9 +24,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from gptcli.corpus.documents import EXTRACTORS, Extractor
+from gptcli.corpus.documents import EXTRACTORS, Extractor, Reader
 from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader
-from gptcli.corpus.inputs import find_inputs, fingerprint
+from gptcli.corpus.inputs import STDIN, find_inputs, fingerprints
 from gptcli.errors import UsageError, nearest
 from gptcli.papers.mixture import GPT3_MIXTURE
 from gptcli.shards.manifest import DEFAULT_SOURCE
@@ -35,6 +35,8 @@ ErrorRule = Literal["stop", "skip"]
 ERROR_RULES: tuple[ErrorRule, ...] = get_args(ErrorRule)
 DedupMethod = Literal["lsh", "paper"]
 DEDUP_METHODS: tuple[DedupMethod, ...] = get_args(DedupMethod)
+LATER_KEYS = ("input_format", "eot_in_text")
+"""Keys of a source that records of earlier builds do not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +106,11 @@ class SourceConfig:
     documents: DocumentKind = "file"
     """Part of a text file that is one document."""
     field: str = "text"
-    """Column or field of the text in tables and JSON lines."""
+    """Column or field of the text in tables and JSON; "a.b" is the field b of the object a."""
+    input_format: str = "auto"
+    """Format of every input, or "auto" for the one that its name or its first bytes say."""
+    eot_in_text: bool = False
+    """Divide texts and JSON lines into documents where they spell `<|endoftext|>`."""
     on_error: ErrorRule = "stop"
     """"stop" at a document that cannot be read, or "skip" and count it."""
     html: bool = False
@@ -144,14 +150,23 @@ class SourceConfig:
                     hint="within = true removes its duplicates",
                 )
         for path in self.inputs:
-            find_reader(path, self.documents)
+            self.reader(path)
+
+    def reader(self, path: str) -> Reader:
+        """Return the reader of an input. Raises InputError or UsageError like `find_reader`."""
+        return find_reader(
+            path, self.documents, self.field, self.input_format, eot_in_text=self.eot_in_text
+        )
 
     def record(self) -> dict[str, Any]:
         """Return everything that the source's documents depend on, with fingerprints of inputs."""
-        return {
-            **asdict(self),
-            "inputs": {path: list(fingerprint(path)) for path in self.inputs if path != "-"},
-        }
+        known = fingerprints([path for path in self.inputs if path != STDIN])
+        record = {**asdict(self), "inputs": {path: list(stat) for path, stat in known.items()}}
+        # Keys that older records lack are there only if they are not the default.
+        for part in fields(self):
+            if part.name in LATER_KEYS and record[part.name] == part.default:
+                del record[part.name]
+        return record
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...], where: str) -> None:
@@ -230,7 +245,8 @@ def _parse(kind: type[Any], table: object, where: str) -> Any:
     for key, value in table.items():
         if key not in hints:
             raise UsageError(f"unknown key {key!r}", where=where, hint=nearest(key, hints))
-        values[key] = _parse_value(hints[key], key, value, where)
+        is_asked = table.get("input_format", "auto") != "auto"
+        values[key] = _parse_value(hints[key], key, value, where, every_suffix=is_asked)
     if missing := [
         part.name
         for part in fields(kind)
@@ -240,12 +256,16 @@ def _parse(kind: type[Any], table: object, where: str) -> Any:
     return kind(**values)
 
 
-def _parse_value(hint: Any, key: str, value: object, where: str) -> Any:
+def _parse_value(
+    hint: Any, key: str, value: object, where: str, *, every_suffix: bool = False
+) -> Any:
     """Return `value` as the type `hint`: a list of strings, a dataclass, a choice or a scalar."""
     if get_origin(hint) is list:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UsageError(f"{key} must be a list of strings", where=where)
-        return find_inputs(value) if key in ("inputs", "files") else value
+        if key in ("inputs", "files"):
+            return find_inputs(value, every_suffix=every_suffix)
+        return value
     if get_origin(hint) is Literal:
         hint = str  # the dataclass checks the choice
     wanted = next((part for part in get_args(hint) if part is not type(None)), hint)

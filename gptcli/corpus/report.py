@@ -10,7 +10,7 @@ from pathlib import Path
 from gptcli.corpus.chunks import Tally
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.documents import NON_FATAL_ERRORS, extract_text
-from gptcli.corpus.formats import find_reader, scan
+from gptcli.corpus.formats import scan
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import atomic_write
@@ -97,7 +97,8 @@ def _beginning(path: str, source: SourceConfig) -> str:
     """
     lines: list[str] = []
     size = 0
-    for document in scan(path, find_reader(path, "line", source.field)):
+    by_lines = replace(source, documents="line", inputs=[])
+    for document in scan(path, by_lines.reader(path)):
         if document.error is not None:
             if source.on_error == "stop" and document.error_kind not in NON_FATAL_ERRORS:
                 raise document.error

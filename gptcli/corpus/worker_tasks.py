@@ -133,7 +133,7 @@ def read_split(context: WorkerContext, split: InputSplit) -> list[Path]:
         return [context.work / name for name in read_json(done)]
     source = context.sources[split.source]
     kind = "text" if context.needs_text_chunks(split.source) else "unit"
-    documents = numbered_documents(split, source.documents, source.field)
+    documents = numbered_documents(split, source.reader)
     paths = []
     for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
         name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
@@ -205,7 +205,7 @@ def sample_texts(
     config = context.sources[source]
     filters = document_filters(config, context.seed, None)
     for split in splits:
-        documents = numbered_documents(split, config.documents, config.field)
+        documents = numbered_documents(split, config.reader)
         for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
             for _, text in _kept_documents(group, config, filters, Tally()):
                 yield text

@@ -1,14 +1,12 @@
 """Reader of web archives: pages of WARC files and texts of WET files.
 
 A record that is damaged costs no other one: it is counted, and reading continues at the next record
-that can be found. HTTP bodies are decoded here, not on the way, because crawlers store bodies that
-are not encoded as their header says.
+that can be found.
 """
 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -17,28 +15,23 @@ from gptcli.corpus.documents import (
     EMPTY_FILE,
     MAX_DOCUMENT_BYTES,
     NOT_A_PAGE,
-    UNDECODABLE_BODY,
     Document,
     FileRange,
     bad_document,
     decode_document,
-    decode_page,
     too_long,
 )
-from gptcli.corpus.inputs import MissingPackageError
+from gptcli.corpus.formats.http_pages import body_document, http_document
 from gptcli.corpus.streams import StreamDamageError
-from gptcli.encodings import BOMS, MAGIC
-from gptcli.errors import install_hint
 
 MAX_LINE_BYTES = 1 << 16  # of a header
 SKIPPED_BYTES = 1 << 20  # of a record that is too long, at a time
 PAGE_SCHEMES = ("http", "https", "ftp", "file", "")
 WANTED_TYPES = ("response", "conversion", "resource")
+OTHER_TYPES = ("warcinfo", "request", "metadata", "revisit", "continuation")
 _VERSION = re.compile(rb"WARC/\d\.\d+[ \t]*\r?\n")
 # A record that starts inside a block whose length is wrong.
 _INNER_RECORD = re.compile(rb"\n(?=WARC/\d\.\d+[ \t]*\r?\n[A-Za-z-]+:)")
-_CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s\"';,]+)", re.IGNORECASE)
-_CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _BLANK_LINES = (b"\r\n", b"\n")
 
 
@@ -114,6 +107,9 @@ class _Archive:
             if not self._find_start():
                 return None
             headers = self._read_header()
+            kind = headers.get("warc-type", "")
+            if kind.lower() not in (*WANTED_TYPES, *OTHER_TYPES):
+                raise _DamagedRecordError(f"a record of the type {kind[:40]!r}")
             length = headers.get("content-length", "")
             if not re.fullmatch(r"[0-9]{1,18}", length):
                 raise _DamagedRecordError(f"its length is {length!r}")
@@ -178,10 +174,12 @@ class _Archive:
             if text[0] in " \t" and last:
                 headers[last] += " " + text.strip()
                 continue
-            last, colon, value = text.partition(":")
-            last = last.strip().lower()
-            if not colon:
+            name, colon, value = text.partition(":")
+            last = name.strip().lower()
+            if not colon or not re.fullmatch(r"[\w-]+", last, re.ASCII):
                 raise _DamagedRecordError(f"its header has the line {text.strip()[:40]!r}")
+            if last in headers and last in ("warc-type", "content-length"):  # of the next record
+                raise _DamagedRecordError(f"its header has two fields {last}")
             headers[last] = value.strip()
         return headers
 
@@ -194,7 +192,7 @@ class _Archive:
         while (line := self._readline()) in _BLANK_LINES:
             blank += 1
         self._pending = line + self._pending
-        if not line and not blank:
+        if not line and blank < 2:
             self._is_lost = True
             what = "the archive is cut short after this record"
             self._damage = _DamagedRecordError(what, "truncated record")
@@ -248,163 +246,7 @@ def _record_document(record: _Record, where: str, number: int) -> Document:
     if kind == "conversion":
         return decode_document(record.block, number, where, url)
     if kind == "resource":
-        return _body_document(record.block, content_type, where, number, url)
+        return body_document(record.block, content_type, where, number, url)
     if not (record.block.startswith(b"HTTP/") or content_type.startswith("application/http")):
         return bad_document(NOT_A_PAGE, f"not HTTP: {content_type}", where, number)
-    return _http_document(record.block, where, number, url)
-
-
-def _http_document(block: bytes, where: str, number: int, url: str) -> Document:
-    """Return the document of an HTTP response: status line, header and body."""
-    head, body = _split_header(block)
-    status, *lines = head.decode("latin-1").splitlines() or [""]
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        key = name.strip().lower()
-        fields[key] = f"{fields[key]}, {value.strip()}" if key in fields else value.strip()
-    code = re.match(r"\S+\s+(\d{3})\b", status)
-    if code is not None and code[1] != "200":
-        return bad_document(NOT_A_PAGE, f"HTTP status {code[1]}", where, number)
-    content_type = fields.get("content-type", "")
-    if not _is_text_type(content_type):
-        return bad_document(NOT_A_PAGE, f"content of type {content_type}", where, number)
-    if "chunked" in fields.get("transfer-encoding", "").lower():
-        body = _without_chunks(body)
-    try:
-        body = _decoded(body, fields.get("content-encoding", ""), where)
-    except ValueError as error:
-        return bad_document(UNDECODABLE_BODY, str(error), where, number)
-    return _body_document(body, content_type, where, number, url)
-
-
-def _split_header(block: bytes) -> tuple[bytes, bytes]:
-    """Return the HTTP header and the body, which a blank line separates."""
-    found = re.search(rb"\r?\n\r?\n", block)
-    return (block, b"") if found is None else (block[: found.start()], block[found.end() :])
-
-
-def _is_text_type(content_type: str) -> bool:
-    """Return True if a content type is HTML or plain text, or is not given."""
-    kind = content_type.split(";")[0].split(",")[0].strip().lower()
-    return not kind or "html" in kind or kind == "text/plain"
-
-
-def _body_document(body: bytes, content_type: str, where: str, number: int, url: str) -> Document:
-    """Return a page, or the text of plain text; a bad document if it is neither."""
-    if not _is_text_type(content_type):
-        return bad_document(NOT_A_PAGE, f"content of type {content_type}", where, number)
-    if found := next((what for magic, what in MAGIC.items() if body.startswith(magic)), ""):
-        return bad_document(NOT_A_PAGE, f"looks like {found}", where, number)
-    charset = found_charset[1] if (found_charset := _CHARSET.search(content_type)) else ""
-    if content_type.split(";")[0].strip().lower() == "text/plain":
-        return Document(decode_page(body, charset, is_html=False), where, number, url)
-    return Document("", where, number, url, html=body, charset=charset)
-
-
-def _without_chunks(body: bytes) -> bytes:
-    """Return a chunked body as a whole; a body that is not chunked, as it is.
-
-    What follows a broken chunk is left as it stands.
-    """
-    pieces, at = [], 0
-    while found := _CHUNK_SIZE.match(body, at):
-        size, start = int(found[1], 16), found.end()
-        stop = start + size
-        if not size:
-            at = len(body)
-            break
-        if stop < len(body) and not body.startswith((b"\r\n", b"\n"), stop):
-            break
-        pieces.append(body[start:stop])
-        at = stop + (2 if body.startswith(b"\r\n", stop) else 1)
-    return b"".join(pieces) + body[at:] if pieces or at else body
-
-
-def _decoded(body: bytes, encodings: str, where: str) -> bytes:
-    """Return a body without its content encodings, those that it really has.
-
-    Raises ValueError if the body is neither encoded as its header says nor plain.
-    """
-    for encoding in reversed(encodings.lower().split(",")):
-        decode = _DECODERS.get(encoding.strip().strip("\"'"))
-        if decode is None:
-            continue  # identity, none, a character set
-        decoded = decode(body, where)
-        if decoded is not None:
-            body = decoded
-        elif not _is_plain(body):
-            raise ValueError(f"the body is neither plain nor readable as {encoding.strip()}")
-    return body
-
-
-def _is_plain(body: bytes) -> bool:
-    """Return True if a body may be text: no control characters, or a mark of UTF-16."""
-    head = body[:1024]
-    return head.startswith(tuple(BOMS)) or not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head)
-
-
-def _inflate(body: bytes, bits: int) -> bytes | None:
-    """Return the inflated body, as far as it goes if it is cut short; None if it is no such data.
-
-    A body may have several gzip members.
-    """
-    pieces: list[bytes] = []
-    while body:
-        member = zlib.decompressobj(bits)
-        try:
-            pieces.append(member.decompress(body, MAX_DOCUMENT_BYTES))
-        except zlib.error:
-            return None
-        body = member.unused_data if bits == 31 else b""
-        if not body.startswith(b"\x1f\x8b"):
-            break
-    return b"".join(pieces) if pieces else None
-
-
-def _gunzip(body: bytes, where: str) -> bytes | None:
-    return _inflate(body, 31) if body.startswith(b"\x1f\x8b") else None
-
-
-def _undeflate(body: bytes, where: str) -> bytes | None:
-    """Decode "deflate", which is a zlib stream by the standard and a bare one by custom."""
-    found = _inflate(body, 15)
-    return _inflate(body, -15) if found is None and not _is_plain(body) else found
-
-
-def _unzstd(body: bytes, where: str) -> bytes | None:
-    if not body.startswith(b"\x28\xb5\x2f\xfd"):
-        return None
-    try:
-        import zstandard
-    except ImportError:
-        raise _missing("zstandard", "zstd", where) from None
-    try:
-        return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj().decompress(body)
-    except zstandard.ZstdError:
-        return None
-
-
-def _unbrotli(body: bytes, where: str) -> bytes | None:
-    try:
-        import brotli
-    except ImportError:
-        raise _missing("brotli", "br", where) from None
-    try:
-        return brotli.decompress(body)
-    except brotli.error:
-        return None
-
-
-def _missing(package: str, encoding: str, where: str) -> MissingPackageError:
-    what = f"decoding pages with Content-Encoding {encoding} needs the package {package}"
-    return MissingPackageError(what, where=where, hint=install_hint(package))
-
-
-_DECODERS = {
-    "gzip": _gunzip,
-    "x-gzip": _gunzip,
-    "deflate": _undeflate,
-    "zstd": _unzstd,
-    "br": _unbrotli,
-}
+    return http_document(record.block, where, number, url)
