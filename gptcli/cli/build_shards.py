@@ -44,6 +44,9 @@ SHARDS = "Shards"
 DEFAULTS: dict[str, Any] = {
     "output": "shards",
     "documents": "file",
+    "field": "text",
+    "input_format": "auto",
+    "eot_in_text": False,
     "on_error": "stop",
     "encoder": "auto",
     "format": "shards",
@@ -70,6 +73,9 @@ def build_shards(
     ] = None,
     tokenizer: Annotated[str | None, shared("tokenizer", INPUT, False)] = None,
     documents: Annotated[str | None, shared("documents", INPUT, "file")] = None,
+    field: Annotated[str | None, shared("field", INPUT, "text")] = None,
+    input_format: Annotated[str | None, shared("input_format", INPUT, "auto")] = None,
+    eot_in_text: Annotated[bool | None, shared("eot_in_text", INPUT, False)] = None,
     on_error: Annotated[
         str | None,
         value(
@@ -205,6 +211,9 @@ def build_shards(
         "tokenizer": tokenizer,
         "output": output,
         "documents": documents,
+        "field": field,
+        "input_format": input_format,
+        "eot_in_text": eot_in_text,
         "on_error": on_error,
         "encoder": encoder,
         "format": format,
@@ -244,6 +253,8 @@ def build_shards(
     if dry_run:
         from gptcli.corpus.report import estimate_build
 
+        for notice in build.notices():
+            ConsoleEvents().warn(notice)
         print_estimate(resolved, estimate_build(build, values["workers"]), as_json=json)
         return
     check_runner(values["runner"])
@@ -316,8 +327,11 @@ def _sources(values: dict[str, Any]) -> list[SourceConfig]:
     if "sources" not in values:
         return [
             SourceConfig(
-                inputs=find_inputs(values["inputs"]),
+                inputs=find_inputs(values["inputs"], every_suffix=values["input_format"] != "auto"),
                 documents=values["documents"],
+                field=values["field"],
+                input_format=values["input_format"],
+                eot_in_text=values["eot_in_text"],
                 on_error=values["on_error"],
             )
         ]
@@ -353,12 +367,20 @@ def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
         }
         for name in DEFAULTS:
             readers[name] = NUMBERS.get(name, _read_text)
+        readers["eot_in_text"] = _read_flag
         resolved.put(read_config(config, readers, "gpt build-shards"), str(config))
     resolved.put(given, "option")
     if "inputs" in resolved.values and "sources" in resolved.values:
         raise UsageError(
             "INPUT cannot be combined with the sources of a recipe",
             hint="name all files in the recipe, or all as INPUT",
+        )
+    if "sources" in resolved.values and (
+        names := [name for name in ("field", "input_format", "eot_in_text") if given.get(name)]
+    ):
+        raise UsageError(
+            f"{{option:{names[0]}}} cannot be combined with the sources of a recipe",
+            hint=f"set {names[0]} in the table of each source that needs it",
         )
     if "inputs" not in resolved.values and "sources" not in resolved.values:
         raise UsageError(
@@ -378,6 +400,12 @@ def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
 def _read_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _read_flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is not true or false")
     return value
 
 

@@ -62,7 +62,10 @@ def _extract(document: Document, source: SourceConfig) -> str:
 
 
 def _is_wikipedia(url: str) -> bool:
-    host = (urlsplit(url).hostname or "") if "//" in url else ""
+    try:
+        host = (urlsplit(url).hostname or "") if "//" in url else ""
+    except ValueError:  # no URL: an open bracket, for example
+        return False
     return host == "wikipedia.org" or host.endswith(".wikipedia.org")
 
 

@@ -142,6 +142,8 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
     lines += [f"- `{name}`" for name in inputs[:MAX_LISTED_INPUTS]]
     hidden = len(inputs) - MAX_LISTED_INPUTS
     lines += [f"- and {hidden:,} more"] * (hidden > 0)
+    left_out = getattr(inputs, "left_out", {})
+    lines += [f"- left out: {count:,} {reason}" for reason, count in sorted(left_out.items())]
     lines += ["", "| documents | |", "|---|---:|", f"| read | {source.documents_in:,} |"]
     lines += [f"| dropped: {reason} | {count:,} |" for reason, count in source.dropped.items()]
     lines += [f"| kept | {source.documents_kept:,} |", ""]

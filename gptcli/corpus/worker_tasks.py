@@ -40,7 +40,7 @@ from gptcli.shards.format import TokenDtype, token_dtype
 from gptcli.shards.order import mix64
 from gptcli.text.ngrams import NgramSet
 from gptcli.tokenizer.encoders import Encoder, EncoderName, open_encoder
-from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 
 @dataclass
@@ -186,6 +186,7 @@ def _kept_documents(
         if reason:
             tally.drop(reason, _document_name(source, number), document.text)
         else:
+            tally.spelled += END_OF_TEXT in document.text
             yield number, document.text
 
 
@@ -235,14 +236,16 @@ def finish_text_chunk(context: WorkerContext, task: TextChunkTask) -> Path:
     text_chunk = TextChunk(task.path)
     tally, numbers = text_chunk.tally, text_chunk.numbers
     duplicate = is_duplicate(task.duplicates, numbers)
-    matches = text_chunk.matches() if source.decontaminate else {}
+    hashes, owners = text_chunk.matches()
+    matched = np.unique(owners[np.isin(hashes, context.contaminated)]) if len(hashes) else owners
+    contaminated = set(matched.tolist())
     document_keys = shuffle_keys(numbers, context.seed)
     keys = []
     texts: list[str] = []
     for row, text in enumerate(text_chunk.texts()):
         reason = "duplicate" if duplicate[row] else ""
         pieces = [text]
-        if not reason and row in matches and np.isin(matches[row], context.contaminated).any():
+        if not reason and row in contaminated:
             pieces = remove_ngrams(text, context.contaminated)
             if not pieces:
                 reason = "contaminated: nothing left"

@@ -65,13 +65,8 @@ class Encoder(Protocol):
         """
 
 
-def open_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> Encoder:
-    """Return the encoder `name` for `tokenizer`; "auto" is the fastest that is installed and passes
-    the check.
-
-    Raises UsageError if the named encoder is unknown, not installed or unsuitable for this kind of
-    tokenizer, RunError if its ids differ from the reference's.
-    """
+def check_encoder(name: str) -> None:
+    """Raise UsageError if there is no encoder `name`."""
     if name not in ENCODERS:
         raise UsageError(
             f"unknown encoder {name!r}",
@@ -79,6 +74,16 @@ def open_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> Encoder:
             code="unknown_encoder",
             hint=nearest(name, ENCODERS),
         )
+
+
+def open_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> Encoder:
+    """Return the encoder `name` for `tokenizer`; "auto" is the fastest that is installed and passes
+    the check.
+
+    Raises UsageError if the named encoder is unknown, not installed or unsuitable for this kind of
+    tokenizer, RunError if its ids differ from the reference's.
+    """
+    check_encoder(name)
     reference = _Reference(tokenizer)
     if name == "tokenizers":
         return reference

@@ -25,7 +25,8 @@ from gptcli.corpus.documents import (
 from gptcli.corpus.formats.json_files import json_lines_reader, json_reader
 from gptcli.corpus.formats.recognize import FORMATS, FormatName, recognize
 from gptcli.corpus.formats.tables import csv_reader, parquet_reader
-from gptcli.corpus.formats.text import DocumentKind, read_html, text_reader
+from gptcli.corpus.formats.text import DocumentKind as DocumentKind
+from gptcli.corpus.formats.text import read_html, text_reader
 from gptcli.corpus.formats.warc import read_warc
 from gptcli.corpus.inputs import KNOWN_SUFFIXES, STDIN, file_suffixes, fingerprint
 from gptcli.corpus.streams import SNIFFED_BYTES, StreamDamageError, open_input
@@ -95,7 +96,7 @@ def find_format(path: str, input_format: str = "auto") -> FormatName | None:
         )
     suffix, _ = file_suffixes(path)
     if input_format in FORMATS:
-        return input_format  # type: ignore[return-value]
+        return input_format
     if suffix in UNSUPPORTED_SUFFIXES:
         raise InputError(
             f"{suffix} files cannot be read",

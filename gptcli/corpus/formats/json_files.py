@@ -158,9 +158,9 @@ def _document_of(
     """Return the document of a JSON object; `is_escaped` if bytes not UTF-8 are surrogates."""
     text = field_of(record, field)
     if is_escaped and isinstance(text, str):
-        found = reject_escaped_bytes(Document(text, where, position))
-        if found.error is not None:
-            return found
+        document = reject_escaped_bytes(Document(text, where, position))
+        if document.error is not None:
+            return document
     if not isinstance(text, str):
         what = f'no "{field}" field that is a string'
         hint = f'a line looks like {{"{field}": "..."}}'

@@ -28,10 +28,14 @@ MAX_LINE_BYTES = 1 << 16  # of a header
 SKIPPED_BYTES = 1 << 20  # of a record that is too long, at a time
 PAGE_SCHEMES = ("http", "https", "ftp", "file", "")
 WANTED_TYPES = ("response", "conversion", "resource")
+SINGLE_FIELDS = (
+    "warc-type", "warc-target-uri", "warc-date", "warc-record-id", "content-type", "content-length",
+)  # fmt: skip
 OTHER_TYPES = ("warcinfo", "request", "metadata", "revisit", "continuation")
 _VERSION = re.compile(rb"WARC/\d\.\d+[ \t]*\r?\n")
 # A record that starts inside a block whose length is wrong.
 _INNER_RECORD = re.compile(rb"\n(?=WARC/\d\.\d+[ \t]*\r?\n[A-Za-z-]+:)")
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BLANK_LINES = (b"\r\n", b"\n")
 
 
@@ -171,6 +175,8 @@ class _Archive:
                 self._pending = line + self._pending
                 raise _DamagedRecordError("its header is cut short", "truncated record")
             text = line.decode("utf-8", "replace")
+            if _CONTROL.search(line):
+                raise _DamagedRecordError(f"its header has the line {text.strip()[:40]!r}")
             if text[0] in " \t" and last:
                 headers[last] += " " + text.strip()
                 continue
@@ -178,7 +184,7 @@ class _Archive:
             last = name.strip().lower()
             if not colon or not re.fullmatch(r"[\w-]+", last, re.ASCII):
                 raise _DamagedRecordError(f"its header has the line {text.strip()[:40]!r}")
-            if last in headers and last in ("warc-type", "content-length"):  # of the next record
+            if last in headers and last in SINGLE_FIELDS:  # the second is the next record's
                 raise _DamagedRecordError(f"its header has two fields {last}")
             headers[last] = value.strip()
         return headers
