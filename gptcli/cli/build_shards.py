@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -233,6 +234,7 @@ def build_shards(
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     values = resolved.values
+    refuse_url(values["output"])
     out = Path(values["output"])
     if values["format"] not in EXPORT_FORMATS:
         raise UsageError(
@@ -280,6 +282,16 @@ def build_shards(
     if values["format"] in EXPORTERS:
         EXPORTERS[values["format"]](out)
     print_build(out / MANIFEST, manifest, as_json=json)
+
+
+def refuse_url(out: str) -> None:
+    """Raise UsageError if an output is a URL: outputs are written to local files."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", out):
+        raise UsageError(
+            f"{out} is a URL, and shards are written to a local folder",
+            where="--out",
+            hint="write them to a folder and copy it there, or mount the bucket",
+        )
 
 
 def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: bool) -> None:

@@ -22,6 +22,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -32,13 +33,51 @@ from gptcli.files import sha256
 from gptcli.shards.format import TokenDtype, open_shard, open_tokens, token_dtype
 from gptcli.shards.manifest import MANIFEST, Shard, read_manifest
 
+MAPPED_SHARDS = 128  # at most, at a time
 MIXTURE_BLOCK = 4096  # positions with exactly the shares of a mixture, rounded to 1/4096
+
+
+def _most_mapped() -> int:
+    """Return how many shards may be mapped at a time: each needs a file descriptor."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAPPED_SHARDS
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAPPED_SHARDS if limit < 0 else max(4, min(MAPPED_SHARDS, limit // 8))
+
+
+@lru_cache(maxsize=_most_mapped())
+def _mapped(path: Path, size: int, modified: int) -> np.ndarray:
+    """Return the tokens of a file as a memory map; `size` and `modified` are keys of the cache."""
+    return open_tokens(path)
+
+
+class ShardTokens:
+    """Tokens of a shard, which is mapped when it is read and may be closed in between.
+
+    300B tokens are 3,000 shards, and a process can hold some 1,000 files open.
+    """
+
+    def __init__(self, path: Path, tokens: np.ndarray) -> None:
+        """Take the file and its tokens, which are not kept."""
+        self._path, self._length = path, len(tokens)
+        stat = path.stat()
+        self._stamp = stat.st_size, stat.st_mtime_ns
+        self.dtype = tokens.dtype
+        """Data type of a token."""
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, tokens: slice) -> np.ndarray:
+        return _mapped(self._path, *self._stamp)[tokens]
 
 
 class TokenStream:
     """Token arrays joined end to end; memory maps stay on disk."""
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+    def __init__(self, arrays: Sequence[np.ndarray | ShardTokens]) -> None:
         self.arrays = arrays
         """Arrays (tokens,) of the shards, in order."""
         self.dtype = arrays[0].dtype
@@ -91,7 +130,8 @@ def open_split(
         dtype = token_dtype(manifest.vocab_size)
         arrays = [_open(folder, shard, dtype) for shard in shards]
     else:
-        arrays = [open_tokens(folder / shard.file) for shard in shards]
+        paths = [folder / shard.file for shard in shards]
+        arrays = [ShardTokens(path, open_tokens(path)) for path in paths]
         if other := next(
             (
                 shard
@@ -118,7 +158,7 @@ def open_split(
     return TokenStream(arrays)
 
 
-def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
+def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> ShardTokens:
     tokens = open_shard(folder / shard.file)
     if len(tokens) != shard.tokens:
         raise InputError(
@@ -130,7 +170,7 @@ def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
             f"has {tokens.dtype} tokens, but the manifest's vocabulary needs {dtype}",
             where=folder / shard.file,
         )
-    return tokens
+    return ShardTokens(folder / shard.file, tokens)
 
 
 def feistel_permutation(index: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray:
