@@ -232,6 +232,8 @@ def _byte_level(tokenizer: Tokenizer) -> Any:
 
     Raises UnsuitableError if it is not GPT-2's kind.
     """
+    if tokenizer.has_words:
+        raise UnsuitableError("it recognises added words in text")
     value = json.loads(tokenizer.to_json())
     if (value.get("pre_tokenizer") or {}).get("type") != "ByteLevel" or value.get("normalizer"):
         raise UnsuitableError("it is not a byte-level BPE")
