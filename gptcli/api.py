@@ -160,7 +160,7 @@ def estimate_cost(
     from gptcli.cost.cluster import make_cluster
     from gptcli.cost.estimate import price_training
     from gptcli.cost.hardware import USER, find_gpu
-    from gptcli.cost.target import TOKENS_SOURCE
+    from gptcli.cost.options import TOKENS_SOURCE
 
     if gpus < 1:
         raise UsageError(f"{gpus} is less than 1", field="gpus", code="out_of_range")

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli.command import Command
-from gptcli.cli.cost_report import DEFAULT_N_CTX, HANDLERS, SHAPE, OutputOptions, check_not_a_size
+from gptcli.cli.cost_modes import DEFAULT_N_CTX, HANDLERS, SHAPE, check_not_a_size
+from gptcli.cli.cost_report import OutputOptions
 from gptcli.cli.options import MODEL, OUTPUT, flag, number, option, quantity, shared, value
 from gptcli.cli.options import precision as precision_option
 from gptcli.cost.hardware import gpu_names
-from gptcli.cost.hardware_options import DEFAULT_GPU, HARDWARE_FIELDS, LAYOUT_FIELDS
-from gptcli.cost.target import target_names
+from gptcli.cost.options import DEFAULT_GPU, HARDWARE_FIELDS, LAYOUT_FIELDS, target_names
 from gptcli.errors import UsageError
 from gptcli.numbers import short
 

@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 
 from gptcli.corpus.documents import Document, extract_text
 from gptcli.corpus.formats import read_json_values
-from gptcli.corpus.inputs import file_suffixes
+from gptcli.corpus.inputs import file_suffixes, open_input
 from gptcli.corpus.quality import QualityClassifier, is_kept
 from gptcli.corpus.recipe import CleanConfig, LinksConfig, SourceConfig
-from gptcli.corpus.streams import open_input
 from gptcli.errors import InputError, install_hint
 
 DocumentFilter = Callable[[Document], str]

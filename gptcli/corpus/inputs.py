@@ -1,10 +1,12 @@
-"""Input files: find them by file, folder, glob, URL or "-", and fingerprint them."""
+"""Input files: find them by file, folder, glob, URL or "-", fingerprint them, and open them."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +17,13 @@ from typing import Any
 
 from gptcli.errors import GptError, InputError, RunError, install_hint
 from gptcli.files import similar
+from gptcli.text.compression import (
+    BUFFER_BYTES,
+    START_BYTES,
+    MissingPackageError,
+    compression_of,
+    decompressed,
+)
 
 STDIN = "-"
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
@@ -29,14 +38,6 @@ KNOWN_SUFFIXES: dict[str, Any] = {
 """Suffixes that a folder is searched for, with their formats; other files can be named."""
 REMOTE_REQUESTS = 16  # at the same time
 REMOTE_ATTEMPTS = 3
-BUFFER_BYTES = 1 << 16
-
-
-class MissingPackageError(InputError):
-    """Error for a file that needs a package which is not installed.
-
-    The file itself is not at fault, so `--on-error skip` does not skip it.
-    """
 
 
 def file_suffixes(path: str) -> tuple[str, str]:
@@ -277,3 +278,25 @@ def open_raw(path: str) -> Any:
         return open(path, "rb", BUFFER_BYTES)
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
+
+
+@contextlib.contextmanager
+def open_input(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
+    """Open a file for reading, decompressed, at byte `start`.
+
+    Standard input is decompressed if it begins like a compressed file. Raises InputError, also
+    inside the `with` block, if the file is missing, damaged or cut short.
+    """
+    name = "stdin" if path == STDIN else path
+    compression = file_suffixes(path)[1]
+    with contextlib.ExitStack() as stack:
+        stream: Any = sys.stdin.buffer if path == STDIN else stack.enter_context(open_raw(path))
+        if not hasattr(stream, "peek"):
+            stream = io.BufferedReader(stream, BUFFER_BYTES)
+        if path == STDIN:
+            compression = compression_of(stream.peek(START_BYTES))
+        if compression:
+            stream = decompressed(stream, compression, name)
+        if start:
+            stream.seek(start)
+        yield stream

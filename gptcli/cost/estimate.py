@@ -12,7 +12,7 @@ from gptcli.cost.memory import TRAINING_BYTES, memory_by_part, min_gpus
 from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import RANGES, predicted_losses
 from gptcli.model.config import ModelConfig
-from gptcli.papers.compute import PaperCompute
+from gptcli.papers.models import PaperCompute
 
 SECONDS_PER_HOUR = 3600
 HOURS_PER_YEAR = 365 * 24

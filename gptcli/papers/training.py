@@ -1,4 +1,5 @@
 """Training recipes of GPT-1, GPT-2 and GPT-3: schedules in tokens and Adam's constants.
+And GPT-3's training mixture, Table 2.2 (Brown et al. 2020), as printed.
 
 Batch and learning rate depend on the size: see `models`.
 """
@@ -6,6 +7,7 @@ Batch and learning rate depend on the size: see `models`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +61,24 @@ GPT1_TRAINING = PaperTraining(
     ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0,
 )  # fmt: skip
 TRAINING = {"GPT-1": GPT1_TRAINING, "GPT-2": GPT2_TRAINING, "GPT-3": GPT3_TRAINING}
+
+
+class Component(NamedTuple):
+    """One data set of the mixture."""
+
+    tokens: float
+    """Tokens in the data set."""
+    weight: float
+    """Percentage of the training mixture; the printed ones sum to 101."""
+    epochs: float
+    """Epochs over 300 billion training tokens, as printed."""
+
+
+GPT3_MIXTURE = {
+    "common_crawl": Component(410e9, 60, 0.44),
+    "webtext2": Component(19e9, 22, 2.9),
+    "books1": Component(12e9, 8, 1.9),
+    "books2": Component(55e9, 8, 0.43),
+    "wikipedia": Component(3e9, 3, 3.4),
+}
+GPT3_MIXTURE_TOKENS = 300e9

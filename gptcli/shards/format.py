@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -173,7 +173,7 @@ class ExternalFile:
 
     file: str
     """Name inside the folder."""
-    split: str
+    split: Literal["train", "val"]
     """Split, "train" or "val"."""
     tokens: int
     """Number of tokens."""
@@ -202,7 +202,7 @@ def read_external_folder(folder: Path) -> ExternalFolder | None:
     token is outside its vocabulary.
     """
     found = sorted(folder.glob("*.bin"))
-    paths = {path: split for path in found if (split := _split_of(path)) != "test"}
+    paths = {path: split for path in found if (split := _split_of(path)) is not None}
     if not found:
         return None
     if not paths:
@@ -241,11 +241,12 @@ def read_external_folder(folder: Path) -> ExternalFolder | None:
     return ExternalFolder(tokenizer, eot_id, files)
 
 
-def _split_of(path: Path) -> str:
+def _split_of(path: Path) -> Literal["train", "val"] | None:
+    """Return the split that a file's name tells; None for test data."""
     words = set(re.split("[^a-z]+", path.stem.lower()))
     if words & {"val", "valid", "validation"}:
         return "val"
-    return "test" if "test" in words and "train" not in words else "train"
+    return None if "test" in words and "train" not in words else "train"
 
 
 @lru_cache(maxsize=1 << 16)

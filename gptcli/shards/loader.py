@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gptcli.errors import UsageError
+from gptcli.shards.manifest import Split
 from gptcli.shards.order import open_order
 
 STATE = ("split", "n_ctx", "seed", "position")
@@ -30,7 +31,7 @@ class DataLoader:
         *,
         batch_size: int,
         n_ctx: int,
-        split: str = "train",
+        split: Split = "train",
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,

@@ -25,59 +25,72 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from gptcli.errors import InputError
 from gptcli.files import sha256
 from gptcli.shards.format import TokenDtype, open_shard, open_tokens, token_dtype
-from gptcli.shards.manifest import MANIFEST, Shard, read_manifest
+from gptcli.shards.manifest import MANIFEST, Shard, Split, read_manifest
 
-MAPPED_SHARDS = 128  # at most, at a time
 MIXTURE_BLOCK = 4096  # positions with exactly the shares of a mixture, rounded to 1/4096
 
 
-def _most_mapped() -> int:
-    """Return how many shards may be mapped at a time: each needs a file descriptor."""
+class Tokens(Protocol):
+    """Tokens of one shard: an array, or a file that is mapped when it is read."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of a token."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, tokens: slice, /) -> np.ndarray: ...
+
+
+def open_files() -> int:
+    """Return how many shards may be open at a time: a quarter of the files that this process may
+    open, at most 1,024. A memory map holds a descriptor.
+    """
     try:
         import resource
     except ImportError:  # Windows
-        return MAPPED_SHARDS
+        return 128
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MAPPED_SHARDS if limit < 0 else max(4, min(MAPPED_SHARDS, limit // 8))
+    return 1024 if limit == resource.RLIM_INFINITY else max(4, min(1024, limit // 4))
 
 
-@lru_cache(maxsize=_most_mapped())
-def _mapped(path: Path, size: int, modified: int) -> np.ndarray:
-    """Return the tokens of a file as a memory map; `size` and `modified` are keys of the cache."""
-    return open_tokens(path)
+@lru_cache(maxsize=open_files())
+def _mapped(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> np.ndarray:
+    return np.memmap(path, dtype, "r", offset, (count,))
 
 
-class ShardTokens:
-    """Tokens of a shard, which is mapped when it is read and may be closed in between.
+class TokenFile:
+    """Tokens of a checked file, which is open only while it is among those read last."""
 
-    300B tokens are 3,000 shards, and a process can hold some 1,000 files open.
-    """
-
-    def __init__(self, path: Path, tokens: np.ndarray) -> None:
-        """Take the file and its tokens, which are not kept."""
-        self._path, self._length = path, len(tokens)
-        stat = path.stat()
-        self._stamp = stat.st_size, stat.st_mtime_ns
-        self.dtype = tokens.dtype
-        """Data type of a token."""
+    def __init__(self, path: Path, mapped: np.memmap) -> None:
+        """Describe the file of a memory map, which can then be closed."""
+        self.path, self.dtype, self.offset, self.count = (
+            path,
+            mapped.dtype,
+            mapped.offset,
+            len(mapped),
+        )
 
     def __len__(self) -> int:
-        return self._length
+        return self.count
 
     def __getitem__(self, tokens: slice) -> np.ndarray:
-        return _mapped(self._path, *self._stamp)[tokens]
+        """Return a slice of the tokens, as a view of the file."""
+        return _mapped(self.path, self.dtype, self.offset, self.count)[tokens]
 
 
 class TokenStream:
-    """Token arrays joined end to end; memory maps stay on disk."""
+    """Token arrays and files joined end to end; files stay on disk."""
 
-    def __init__(self, arrays: Sequence[np.ndarray | ShardTokens]) -> None:
+    def __init__(self, arrays: Sequence[Tokens]) -> None:
         self.arrays = arrays
         """Arrays (tokens,) of the shards, in order."""
         self.dtype = arrays[0].dtype
@@ -110,7 +123,7 @@ class TokenStream:
 
 
 def open_split(
-    folder: Path, split: str, *, source: str | None = None, verify: bool = True
+    folder: Path, split: Split, *, source: str | None = None, verify: bool = True
 ) -> TokenStream:
     """Return the tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
 
@@ -128,10 +141,9 @@ def open_split(
         raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint=hint)
     if (folder / MANIFEST).exists():
         dtype = token_dtype(manifest.vocab_size)
-        arrays = [_open(folder, shard, dtype) for shard in shards]
+        arrays = [closed(folder / shard.file, _open(folder, shard, dtype)) for shard in shards]
     else:
-        paths = [folder / shard.file for shard in shards]
-        arrays = [ShardTokens(path, open_tokens(path)) for path in paths]
+        arrays = [closed(path, open_tokens(path)) for path in (folder / one.file for one in shards)]
         if other := next(
             (
                 shard
@@ -158,7 +170,12 @@ def open_split(
     return TokenStream(arrays)
 
 
-def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> ShardTokens:
+def closed(path: Path, tokens: np.ndarray) -> Tokens:
+    """Return the tokens of a file without an open descriptor; those of an empty file as they are."""
+    return TokenFile(path, tokens) if isinstance(tokens, np.memmap) else tokens
+
+
+def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
     tokens = open_shard(folder / shard.file)
     if len(tokens) != shard.tokens:
         raise InputError(
@@ -170,7 +187,7 @@ def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> ShardTokens:
             f"has {tokens.dtype} tokens, but the manifest's vocabulary needs {dtype}",
             where=folder / shard.file,
         )
-    return ShardTokens(folder / shard.file, tokens)
+    return tokens
 
 
 def feistel_permutation(index: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray:
@@ -296,7 +313,7 @@ def largest_remainder(shares: Sequence[float], places: int) -> list[int]:
 
 
 def open_order(
-    folder: Path, split: str, n_ctx: int, seed: int, *, verify: bool = True
+    folder: Path, split: Split, n_ctx: int, seed: int, *, verify: bool = True
 ) -> ShuffledWindows | Mixture:
     """Open the training order of a split: that of its one source, or the manifest's mixture.
 
@@ -314,7 +331,7 @@ def open_order(
 
 
 def _open_windows(
-    folder: Path, split: str, source: str | None, n_ctx: int, seed: int, *, verify: bool
+    folder: Path, split: Split, source: str | None, n_ctx: int, seed: int, *, verify: bool
 ) -> ShuffledWindows:
     stream = open_split(folder, split, source=source, verify=verify)
     try:

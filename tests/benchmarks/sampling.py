@@ -22,9 +22,8 @@ import torch
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
 from gptcli.sampling.generate import TokenSequence, generate_sequences
-from gptcli.sampling.load import InferencePrecision
+from gptcli.sampling.load import InferencePrecision, Quantize, prepare_for_inference
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.quantize import Quantize, prepare_for_inference
 
 NEW, PROMPT = 128, 16  # tokens
 SIZES_GPU, BATCHES_GPU = ("124M", "350M", "1.3B"), (1, 8, 64)

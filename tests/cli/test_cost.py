@@ -20,7 +20,7 @@ from gptcli.cli.cost import (
     select_mode,
 )
 from gptcli.cli.options import number
-from gptcli.cost.target import OTHER_FAMILIES
+from gptcli.cost.options import OTHER_FAMILIES
 from gptcli.errors import UsageError
 from gptcli.papers.models import MODELS
 from tests.runs.test_charts import check_picture

@@ -1,4 +1,4 @@
-"""Modes of `gpt cost`: the model they resolve, the runs they read, the reports they print."""
+"""Reports that `gpt cost` prints."""
 
 from __future__ import annotations
 
@@ -15,20 +15,12 @@ from gptcli.cli.cost_report import (
     print_fit,
     print_optimal,
     print_sizes,
-    requested_target,
-    train_command,
 )
 from gptcli.cost.cluster import Affordable
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import find_gpu
-from gptcli.cost.hardware_options import HardwareOptions
-from gptcli.cost.layout import Layout
-from gptcli.cost.planner import make_plan
-from gptcli.cost.rank_memory import StepConfig
+from gptcli.cost.options import HardwareOptions, estimate_target, find_target
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch, optimal_report
 from gptcli.cost.scaling_fit import RunResult, fit_law, fit_report
-from gptcli.cost.target import estimate_target, find_target
-from gptcli.errors import UsageError
 
 PLAIN = OutputOptions(json=False, markdown=False, explain=False, plot=None)
 EXPLAINED = OutputOptions(json=False, markdown=False, explain=True, plot=None)
@@ -119,33 +111,6 @@ def test_table_of_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0] == "a100; FLOP by 6ND, of T5 by 3ND"
     assert lines[3].split()[:5] == ["T5-3B", "3B", "1T", "9.00e21", "104"]
     assert "on 8" in lines[1]
-
-
-def test_shape_options_change_a_size() -> None:
-    one = requested_target({"size": "125M", "n_ctx": 1024, "attention": "dense"})
-    assert one.model.parameters == 124_439_808
-    assert one.name == "gpt3-small, changed"
-    assert requested_target({}).name == "gpt3"
-    own = requested_target({"n_layer": 2, "n_head": 2, "d_model": 8})
-    assert (own.name, own.model.n_ctx, own.model.vocab_size) == ("custom", 1024, 50257)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"size": "T5-11B", "n_ctx": 16}, "T5-11B is not a GPT"),
-        ({"n_layer": 2}, "needs --n-head and --d-model"),
-        ({"n_layer": 2, "n_head": 2}, "needs --d-model"),
-        ({"runs": ["a", "b"]}, "a run folder cannot be combined"),
-        ({"runs": ["a"], "size": "13B"}, "a run folder cannot be combined"),
-    ],
-)
-def test_incomplete_and_contradictory_models_are_refused(
-    options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UsageError, match=message) as caught:
-        requested_target(options)
-    assert caught.value.hint
 
 
 def runs() -> list[RunResult]:
@@ -239,21 +204,3 @@ def test_affordable_sizes_are_listed_with_losses(capsys: pytest.CaptureFixture[s
     assert lines[0] == "0.36 GPU-seconds on 8 a100, lowest loss first"
     assert lines[2].split() == ["125M", "3M", "outside"]
     assert lines[-1] == "outside: not in the law's range (N 70M to 70B, D 5B to 1.4T)"
-
-
-@pytest.mark.parametrize(
-    ("step", "options"),
-    [
-        (
-            StepConfig(micro_batch=4, recompute="full"),
-            "--layout dp=2,shard=4 --micro-batch 4 --recompute full",
-        ),
-        (
-            StepConfig(precision="fp8"),
-            "--layout dp=2,shard=4 --micro-batch 1 --recompute none --precision fp8",
-        ),
-    ],
-)
-def test_train_command_names_the_plan(step: StepConfig, options: str) -> None:
-    plan = make_plan(find_target("6.7B").model, Layout(dp=2, shard=4), step, find_gpu("h100"))
-    assert train_command(plan, "--size 6.7B") == f"gpt train --size 6.7B {options}"

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from gptcli.corpus.formats import read_documents
 from gptcli.corpus.inputs import (
     Inputs,
-    MissingPackageError,
     file_suffixes,
     find_inputs,
     fingerprint,
     is_url,
     left_out_line,
     open_filesystem,
+    open_input,
 )
-from gptcli.corpus.streams import open_input
 from gptcli.errors import GptError, InputError, RunError
+from gptcli.text.compression import MissingPackageError
 
 zstandard = pytest.importorskip("zstandard")
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

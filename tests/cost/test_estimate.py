@@ -14,7 +14,7 @@ from gptcli.cost.layout import Layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.papers.compute import TABLE_D1, PaperCompute
+from gptcli.papers.models import TABLE_D1, PaperCompute
 
 
 def cluster(gpu: str, count: int = 1, **said: float) -> Cluster:

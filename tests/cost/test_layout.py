@@ -1,10 +1,28 @@
+"""Layouts as text, and what each process holds, counted by hand; tests/trainer/test_preflight.py
+holds the same against real processes.
+"""
+
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cost.layout import Layout, check_layout, layers_of_stage, parse_layout
+from gptcli.cost.layout import (
+    Layout,
+    ShardedTensor,
+    check_layout,
+    chunk_size,
+    layer_tensors,
+    layers_of,
+    layers_of_stage,
+    outer_tensors,
+    parse_layout,
+    rank_parameters,
+)
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 
@@ -30,7 +48,7 @@ def test_written_and_read_back(layout: Layout) -> None:
         ("tp=2,tp=2", "tp is given twice"),
     ],
 )
-def test_what_is_no_layout(text: str, message: str) -> None:
+def test_invalid_layouts_are_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_layout(text)
 
@@ -52,3 +70,97 @@ def test_a_layout_the_model_cannot_have(layout: Layout, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         check_layout(layout, config)
     assert caught.value.hint
+
+
+TINY = ModelConfig(n_layer=3, n_head=4, d_model=8, n_ctx=4, vocab_size=10)
+LAYER = 12 * 64 + 13 * 8
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_parts_are_those_of_torch(n: int, parts: int) -> None:
+    """torch.chunk makes fewer parts where the last ones would be empty."""
+    sizes = [len(part) for part in torch.arange(n).chunk(parts)]
+    assert [chunk_size(n, parts, index) for index in range(parts)] == sizes + [0] * (
+        parts - len(sizes)
+    )
+
+
+@given(st.integers(1, 9), st.booleans())
+def test_shards_are_the_whole_model(shard: int, tied: bool) -> None:
+    config = replace(TINY, tied=tied)
+    assert (
+        sum(rank_parameters(config, Layout(shard=shard), 0, 0, index) for index in range(shard))
+        == config.parameters
+    )
+
+
+def test_tensors_are_the_models() -> None:
+    assert sum(tensor.rows * tensor.columns for tensor in layer_tensors(TINY)) == LAYER
+    for tied, tables in ((True, 1), (False, 2)):
+        config = replace(TINY, tied=tied)
+        assert (
+            sum(tensor.rows * tensor.columns for tensor in outer_tensors(config, 1, 0))
+            == tables * 80 + 32 + 16
+        )
+        stages = [
+            sum(tensor.rows * tensor.columns for tensor in outer_tensors(config, 3, stage))
+            for stage in range(3)
+        ]
+        assert stages == [80 + 32, 0, 16 + 80], "the head stands on the last stage, tied or not"
+    assert [tensor.rows for tensor in layer_tensors(TINY) if tensor.partial_grad] == [8] * 4, (
+        "gain and bias of both norms"
+    )
+    assert [tensor.rows for tensor in outer_tensors(TINY, 1, 0) if tensor.partial_grad] == [4, 8, 8]
+
+
+def test_slices_by_hand() -> None:
+    """Half of q, k, v, of the projections and of the feed-forward layer; norms and the outputs'
+    biases whole; rows of the table by torch's parts."""
+    layer = 4 * 8 + (96 + 12) + (32 + 8) + (128 + 16) + (128 + 8)
+    assert (
+        rank_parameters(TINY, Layout(tp=2), 0, 0, 0)
+        == rank_parameters(TINY, Layout(tp=2), 0, 1, 0)
+        == 3 * layer + 5 * 8 + 32 + 16
+    )
+    tables = [rank_parameters(TINY, Layout(tp=4), 0, slice_, 0) for slice_ in range(4)]
+    assert [tables[0] - each for each in tables] == [0, 0, 0, 2 * 8], "10 rows are 3, 3, 3 and 1"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "layout", "pieces"),
+    [
+        (
+            ShardedTensor(10, 8, 0),
+            Layout(tp=2, shard=2),
+            [[5 * 4, 5 * 4], [5 * 4, 5 * 4]],
+        ),  # 10 rows are no four parts: columns are divided
+        (ShardedTensor(12, 8, 0), Layout(tp=2, shard=2), [[3 * 8, 3 * 8], [3 * 8, 3 * 8]]),
+        (ShardedTensor(10, 3, 0), Layout(tp=2, shard=2), [[5 * 2, 5 * 1], [5 * 2, 5 * 1]]),
+        (ShardedTensor(9, 8, 0), Layout(tp=2, shard=2), [[5 * 4, 5 * 4], [4 * 4, 4 * 4]]),
+        (ShardedTensor(10, 8, 0), Layout(shard=4), [[24, 24, 24, 8]]),
+        (ShardedTensor(6, 8, 1), Layout(tp=2, shard=4), [[2 * 4, 2 * 4, 2 * 4, 0]] * 2),
+        (ShardedTensor(6, 8, None), Layout(tp=2, shard=2), [[24, 24]] * 2),
+        (ShardedTensor(10, 8, 0), Layout(tp=2), [[40], [40]]),
+    ],
+    ids=str,
+)
+def test_pieces_by_hand(tensor: ShardedTensor, layout: Layout, pieces: list[list[int]]) -> None:
+    assert [
+        [tensor.local_numel(layout, slice_, shard) for shard in range(layout.shard)]
+        for slice_ in range(layout.tp)
+    ] == pieces
+
+
+def test_stages_by_hand() -> None:
+    """Seven layers on two processes of two stages each: 2, 2, 2 and 1, dealt out in turn."""
+    config = replace(TINY, n_layer=7)
+    assert [layers_of(config, 2, stage, 1) for stage in range(2)] == [4, 3]
+    assert [layers_of(config, 2, stage, 2) for stage in range(2)] == [4, 3]
+    assert [layers_of(replace(TINY, n_layer=5), 2, stage, 2) for stage in range(2)] == [3, 2]
+    assert [layers_of(replace(TINY, n_layer=6), 2, stage, 2) for stage in range(2)] == [3, 3]
+    assert rank_parameters(config, Layout(pp=2), 0, 0, 0) == 4 * LAYER + 80 + 32
+    assert rank_parameters(config, Layout(pp=2), 1, 0, 0) == 3 * LAYER + 80 + 16
+    assert (
+        rank_parameters(replace(TINY, n_layer=6), Layout(pp=2), 1, 0, 0, each=2)
+        == 3 * LAYER + 80 + 16
+    )

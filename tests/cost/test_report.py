@@ -7,12 +7,11 @@ import re
 import pytest
 
 from gptcli.cost.hardware import find_gpu
-from gptcli.cost.hardware_options import HardwareOptions
 from gptcli.cost.layout import Layout, parse_layout
+from gptcli.cost.options import HardwareOptions, estimate_target, find_target
 from gptcli.cost.planner import make_plan, plans
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.report import formulas, plans_table, rank_rows
-from gptcli.cost.target import estimate_target, find_target
 from gptcli.model.config import ModelConfig, find_size
 
 A100 = find_gpu("a100")

@@ -1,11 +1,15 @@
-"""How the papers trained: GPT-3's Appendix B to the digit, and ours where they are silent."""
+"""Tests of the papers' training: GPT-3's Appendix B to the digit, ours where they are silent."""
 
 from __future__ import annotations
+
+import pytest
 
 from gptcli.papers.models import MODELS
 from gptcli.papers.training import (
     GPT1_TRAINING,
     GPT2_TRAINING,
+    GPT3_MIXTURE,
+    GPT3_MIXTURE_TOKENS,
     GPT3_TRAINING,
     RAMP_TOKENS,
     TRAINING,
@@ -44,3 +48,18 @@ def test_gpt1_section_4_1() -> None:
 
 def test_every_paper_has_a_recipe() -> None:
     assert {model.paper for model in MODELS} == set(TRAINING)
+
+
+def test_printed_weights_add_up_to_101_per_cent() -> None:
+    assert sum(part.weight for part in GPT3_MIXTURE.values()) == 101
+
+
+@pytest.mark.parametrize("name", GPT3_MIXTURE)
+def test_printed_epochs_follow_from_weight_and_size(name: str) -> None:
+    """To the paper's rounding of both, except Books2 and Common Crawl, which round a little
+    differently.
+    """
+    part = GPT3_MIXTURE[name]
+    assert part.weight / 100 * GPT3_MIXTURE_TOKENS / part.tokens == pytest.approx(
+        part.epochs, rel=0.2
+    )

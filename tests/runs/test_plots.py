@@ -12,12 +12,11 @@ import pytest
 
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import find_gpu
-from gptcli.cost.hardware_options import HardwareOptions
+from gptcli.cost.options import HardwareOptions, estimate_target, find_target
 from gptcli.cost.planner import plans
 from gptcli.cost.scaling_fit import RunResult, fit_law
-from gptcli.cost.target import estimate_target, find_target
 from gptcli.errors import InputError, UsageError
-from gptcli.papers.compute import TABLE_D1
+from gptcli.papers.models import TABLE_D1
 from gptcli.runs import plots
 from gptcli.runs.plots import accuracy_plot, plot_reports
 from tests.runs.test_charts import SVG, bar_of, check_picture, label_boxes
@@ -181,3 +180,17 @@ def test_reports_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a report of gpt eval"):
         plot_reports([tmp_path / "a.json"], tmp_path / "a.svg", force=False)
     assert not (tmp_path / "a.svg").exists()
+
+
+def test_two_models_of_one_size_are_never_joined() -> None:
+    scores = [
+        {**score(shots, 1000, percent), "model": model}
+        for model, percents in (("runs/a", (10, 50)), ("runs/b", (90, 20)))
+        for shots, percent in zip((0, 8), percents, strict=True)
+    ]
+    svg = accuracy_plot(scores)
+    assert len(heights(svg, "1k, runs/a")) == len(heights(svg, "1k, runs/b")) == 2
+    single = accuracy_plot([one for one in scores if one["shots"] == 0] + [score(0, 20, 5)])
+    assert len(heights(single, "t")) == 3
+    assert "<polyline" not in single
+    assert "<polyline" in accuracy_plot([score(0, 1000, 5), score(0, 20, 5)])

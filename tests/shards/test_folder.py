@@ -24,7 +24,7 @@ from gptcli.events import Events
 from gptcli.shards import folder as folder_module
 from gptcli.shards.folder import export_megatron, export_nanogpt, verify_shards
 from gptcli.shards.format import token_dtype, write_shard
-from gptcli.shards.manifest import Manifest, Shard, Source, write_manifest
+from gptcli.shards.manifest import Manifest, Shard, Source, Split, write_manifest
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 
@@ -85,7 +85,8 @@ def make_mixture(folder: Path, vocab_size: int) -> dict[str, list[list[int]]]:
         "val-web-000000": [[256, 5], [256, 6]],
     }
     for name, documents in made.items():
-        split, source, _ = name.split("-")
+        start, source, _ = name.split("-")
+        split: Split = "val" if start == "val" else "train"
         lengths = np.array([len(document) for document in documents])
         digest = write_shard(
             folder / f"{name}.bin",
@@ -216,7 +217,9 @@ EOT = 256
 
 
 def make(
-    folder: Path, documents: dict[str, list[list[int]]], lengths: dict[str, list[int]] | None = None
+    folder: Path,
+    documents: dict[Split, list[list[int]]],
+    lengths: dict[str, list[int]] | None = None,
 ) -> Manifest:
     """Write a shard folder with the documents (tokens after end-of-text) of each split.
 
@@ -263,7 +266,7 @@ def make(
     return manifest
 
 
-GOOD = {"train": [[1, 2, 3], [], [7]], "val": [[5, 6]]}
+GOOD: dict[Split, list[list[int]]] = {"train": [[1, 2, 3], [], [7]], "val": [[5, 6]]}
 
 
 def fault(folder: Path) -> str:
@@ -309,7 +312,7 @@ def test_an_intact_folder_passes(tmp_path: Path) -> None:
 )
 def test_wrong_documents_are_errors(
     tmp_path: Path,
-    documents: dict[str, list[list[int]]],
+    documents: dict[Split, list[list[int]]],
     lengths: dict[str, list[int]] | None,
     message: str,
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import InputError
-from gptcli.shards.format import token_dtype, write_shard
+from gptcli.shards import order as module
+from gptcli.shards.format import open_shard, token_dtype, write_shard
 from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest, write_manifest
 from gptcli.shards.order import (
     MIXTURE_BLOCK,
     Mixture,
     ShuffledWindows,
     TokenStream,
+    closed,
     feistel_permutation,
     largest_remainder,
     mix64,
@@ -367,3 +371,24 @@ def test_a_missing_shard_and_an_empty_split_are_errors(folder: Path) -> None:
     (folder / "train-000000.bin").unlink()
     with pytest.raises(InputError, match=r"train-000000.bin: no such shard"):
         open_split(folder, "train")
+
+
+def test_a_stream_of_many_shards_has_few_of_them_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the usual limit of 1,024 open files a corpus may have thousands of shards."""
+    tokens = np.arange(3000, dtype=np.uint16)
+    files = []
+    for number in range(60):
+        path = tmp_path / f"{number}.bin"
+        write_shard(
+            path, np.array([50]), [tokens[50 * number : 50 * (number + 1)]], np.dtype("<u2")
+        )
+        files.append(closed(path, open_shard(path)))
+    monkeypatch.setattr(module, "_mapped", lru_cache(maxsize=4)(module._mapped.__wrapped__))
+    before = len(os.listdir("/proc/self/fd"))
+    stream = TokenStream(files)
+    assert len(os.listdir("/proc/self/fd")) == before
+    for start in (0, 1490, 2999, 10):
+        assert stream[start : start + 700].tolist() == list(range(start, min(start + 700, 3000)))
+    assert len(os.listdir("/proc/self/fd")) <= before + 4

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptcli.cost.communication import StepTraffic
 from gptcli.cost.layout import Layout
+from gptcli.cost.step_time import StepTraffic
 from gptcli.distributed.context import MESH_AXES, RankContext
 from gptcli.distributed.fsdp import set_gradient_sync
 from gptcli.distributed.pipeline_parallel import is_first, is_last
@@ -22,8 +22,8 @@ from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.model.loss import IGNORE
 from gptcli.model.transformer import GPT
 from gptcli.trainer.config import Run
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES
 from gptcli.trainer.parallelize import parallelize_model
-from gptcli.trainer.precision import AUTOCAST_DTYPES
 
 
 def measure_step(run: Run, micro_batches: int, context: RankContext) -> StepTraffic:

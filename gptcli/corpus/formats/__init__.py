@@ -28,10 +28,10 @@ from gptcli.corpus.formats.tables import csv_reader, parquet_reader
 from gptcli.corpus.formats.text import DocumentKind as DocumentKind
 from gptcli.corpus.formats.text import read_html, text_reader
 from gptcli.corpus.formats.warc import read_warc
-from gptcli.corpus.inputs import KNOWN_SUFFIXES, STDIN, file_suffixes, fingerprint
-from gptcli.corpus.streams import SNIFFED_BYTES, StreamDamageError, open_input
+from gptcli.corpus.inputs import KNOWN_SUFFIXES, STDIN, file_suffixes, fingerprint, open_input
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import parse_json
+from gptcli.text.compression import SNIFFED_BYTES, StreamDamageError
+from gptcli.toml_json import parse_json
 
 DOCUMENT_KINDS: tuple[DocumentKind, ...] = get_args(DocumentKind)
 """Parts of a text file that can be one document."""

@@ -17,9 +17,9 @@ from gptcli.corpus.documents import (
     bad_document,
     decode_page,
 )
-from gptcli.corpus.inputs import MissingPackageError
 from gptcli.encodings import BOMS, MAGIC
 from gptcli.errors import install_hint
+from gptcli.text.compression import MissingPackageError
 
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s\"';,]+)", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")

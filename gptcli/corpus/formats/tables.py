@@ -20,10 +20,10 @@ from gptcli.corpus.documents import (
     reject_escaped_bytes,
 )
 from gptcli.corpus.formats.json_files import field_of
-from gptcli.corpus.inputs import MissingPackageError, file_suffixes
-from gptcli.corpus.streams import open_input
+from gptcli.corpus.inputs import file_suffixes, open_input
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
+from gptcli.text.compression import MissingPackageError
 
 SKIP_HINT = "leave it out, or count and skip what is broken with {option:on_error} skip"
 

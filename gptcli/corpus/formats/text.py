@@ -15,7 +15,7 @@ from gptcli.corpus.documents import (
     too_long,
 )
 from gptcli.corpus.formats.recognize import disguise
-from gptcli.corpus.streams import SNIFFED_BYTES
+from gptcli.text.compression import SNIFFED_BYTES
 from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
 DocumentKind = Literal["file", "line", "paragraph"]

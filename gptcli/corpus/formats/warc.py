@@ -22,7 +22,7 @@ from gptcli.corpus.documents import (
     too_long,
 )
 from gptcli.corpus.formats.http_pages import body_document, http_document
-from gptcli.corpus.streams import StreamDamageError
+from gptcli.text.compression import StreamDamageError
 
 MAX_LINE_BYTES = 1 << 16  # of a header
 SKIPPED_BYTES = 1 << 20  # of a record that is too long, at a time

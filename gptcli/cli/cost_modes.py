@@ -1,0 +1,307 @@
+"""Modes of `gpt cost`: resolve the model and the GPUs, estimate, and print the result."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from gptcli.cli.console import (
+    print_command,
+    print_json,
+    print_lines,
+    print_table,
+)
+from gptcli.cli.cost_report import (
+    OutputOptions,
+    print_affordable,
+    print_estimate,
+    print_fit,
+    print_optimal,
+    print_sizes,
+)
+from gptcli.cli.options import option
+from gptcli.cost.cluster import affordable, batch_sequences
+from gptcli.cost.estimate import Estimate
+from gptcli.cost.options import (
+    DEFAULT_SIZE,
+    HARDWARE_FIELDS,
+    LAYOUT_FIELDS,
+    HardwareOptions,
+    Target,
+    all_targets,
+    bare_name,
+    estimate_target,
+    find_target,
+    target_names,
+)
+from gptcli.cost.planner import Plan, plans
+from gptcli.cost.report import (
+    gpu_label,
+    plans_table,
+    rank_rows,
+)
+from gptcli.cost.scaling import optimal_report
+from gptcli.cost.step_time import uncertainty
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig
+from gptcli.model.hf import read_model_config
+from gptcli.numbers import short
+from gptcli.papers.training import GPT3_TRAINING
+
+ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
+DEFAULT_N_CTX = 1024  # GPT-2's
+MAX_PLANS = 12
+SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
+TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")  # the shards set the vocabulary
+
+
+def hardware_options(options: dict[str, Any]) -> HardwareOptions:
+    """Return the options of GPUs and layout."""
+    names = (*HARDWARE_FIELDS, *LAYOUT_FIELDS, "hours")
+    return HardwareOptions(**{name: options[name] for name in names if name in options})
+
+
+def requested_target(options: dict[str, Any]) -> Target:
+    """Return the model that the options name: a size, a changed size, a custom shape or a run.
+
+    Raises UsageError for an incomplete shape or two models, InputError for a broken run folder.
+    """
+    shape = {name: options[name] for name in SHAPE if name in options}
+    size, runs = options.get("size"), options.get("runs", [])
+    if runs:
+        if len(runs) > 1 or size or shape:
+            raise UsageError(
+                "a run folder cannot be combined with another model",
+                hint="name one run without --size or a shape; only --fit takes several runs",
+            )
+        from gptcli.runs.metrics import read_run_result
+
+        tokens = read_run_result(runs[0]).tokens
+        config = read_model_config(runs[0])
+        return Target(str(runs[0]), config, tokens, "trained, by its metrics.jsonl")
+    if size is None and shape:
+        required = ("n_layer", "n_head", "d_model")
+        if missing := [option(name) for name in required if name not in shape]:
+            raise UsageError(
+                f"a custom model also needs {' and '.join(missing)}",
+                hint="or name a --size to start from, and change parts of it",
+            )
+        config = ModelConfig(**{"n_ctx": DEFAULT_N_CTX, **shape})
+        return Target("custom", config, GPT3_TRAINING.tokens, "assumed: as many as GPT-3")
+    target = find_target(size or DEFAULT_SIZE)
+    if not shape:
+        return target
+    config = ModelConfig(**{**target.model.as_dict(), **shape})
+    return Target(f"{target.name}, changed", config, target.tokens, target.source)
+
+
+def check_not_a_size(argument: str) -> None:
+    """Raise UsageError for an argument that names a size instead of a run folder."""
+    wanted = bare_name(argument)
+    if size := next((name for name in target_names() if bare_name(name) == wanted), None):
+        raise UsageError(
+            "is a model size, not a run folder",
+            where=argument,
+            hint=f"gpt cost --size {shlex.quote(size)}",
+        )
+
+
+def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the estimate of one model."""
+    target = requested_target(options)
+    changed = ("tokens", "hours", *HARDWARE_FIELDS, *LAYOUT_FIELDS)
+    is_article = (
+        "flops" in options
+        and target == find_target(DEFAULT_SIZE)
+        and not any(name in options for name in changed)
+    )
+    hardware = hardware_options({**options, "gpu": ARTICLE_GPU} if is_article else options)
+    assumed = "the cost article's, of 2020" if is_article else _assumed(hardware)
+    estimate = estimate_target(target, options.get("tokens"), hardware)
+    plan, model = estimate.plan, estimate.model
+    if output.plot is not None:
+        from gptcli.runs import plots as plot
+
+        if "flops" in options:
+            picture = plot.compute_by_year(estimate)
+        elif "layout" in options and plan is not None and model is not None:
+            picture = plot.memory_of_rank(plan, model, estimate)
+        else:
+            picture = plot.memory_of_model(estimate)
+        plot.write_plot(output.plot, picture)
+    if output.json:
+        print_json("cost", estimate.as_dict())
+        return
+    rank = []
+    if "layout" in options and plan is not None and model is not None:
+        rank = rank_rows(plan, model, hardware.gpu_row)
+    print_estimate(estimate, output, brief="flops" in options, rank=rank, assumed=assumed)
+
+
+def estimate_flops(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the time and money for a number of FLOPs."""
+    flops, hardware = options["flops"], hardware_options(options)
+    estimate = Estimate(f"{short(flops)} FLOP", flops, hardware.cluster(None, flops)[0])
+    if output.plot is not None:
+        from gptcli.runs.plots import compute_by_year, write_plot
+
+        write_plot(output.plot, compute_by_year(estimate))
+    if output.json:
+        print_json("cost", estimate.as_dict())
+    else:
+        print_estimate(estimate, output, brief=True, assumed=_assumed(hardware))
+
+
+def list_sizes(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the estimates of all sizes of the papers."""
+    hardware, tokens = hardware_options(options), options.get("tokens")
+    estimates = [estimate_target(target, tokens, hardware) for target in all_targets()]
+    if output.plot is not None:
+        from gptcli.runs.plots import compute_by_model, write_plot
+
+        write_plot(output.plot, compute_by_model())
+    if output.json:
+        print_json("cost", {"sizes": [estimate.as_dict() for estimate in estimates]})
+    else:
+        print_sizes(estimates, output, assumed=_assumed(hardware))
+
+
+def list_affordable(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the sizes that a budget of dollars, hours or both can train."""
+    dollars, hours = options.get("budget"), options.get("hours")
+    hardware = hardware_options({**options, "hours": None})
+    targets = [target for target in all_targets() if isinstance(target.shape, ModelConfig)]
+    estimates = [estimate_target(target, None, hardware) for target in targets]
+    cluster = estimates[0].cluster
+    if dollars is not None and cluster.price is None:
+        raise UsageError(
+            "the price of this GPU is unknown", where="--budget", hint="set it with --price"
+        )
+    sizes, gpu_hours = affordable(estimates, dollars=dollars, hours=hours)
+    if output.json:
+        print_json("cost", {"gpu_hours": gpu_hours, "sizes": [asdict(row) for row in sizes]})
+        return
+    gpus = f"{cluster.count:,} {gpu_label(cluster)}"
+    if assumed := _assumed(hardware):
+        gpus += f" ({assumed})"
+    print_affordable(sizes, gpu_hours, gpus, markdown=output.markdown)
+
+
+def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the layouts of a model that fit into memory, fastest first."""
+    hardware, target = hardware_options(options), requested_target(options)
+    gpu, gpus, model = hardware.gpu_row, hardware.gpus or 1, target.model
+    assert gpu is not None, "only --tflops describes a custom GPU, and --plan does not take it"
+    sequences = batch_sequences(model)
+    ranked = plans(model, gpu, gpus, sequences, hardware.matmul_precision, most=MAX_PLANS)
+    if not ranked:
+        raise UsageError(
+            f"no layout of {gpus:,} {gpu.name} has enough memory for {target.name}",
+            where="--plan",
+            hint="use more or larger GPUs, or a shorter --n-ctx",
+        )
+    if output.plot is not None:
+        from gptcli.runs.plots import time_of_plans, write_plot
+
+        write_plot(output.plot, time_of_plans(target.name, ranked))
+    typed = _model_options(options, model)
+    if output.json:
+        listed = [plan.as_dict() | {"command": train_command(plan, typed)} for plan in ranked]
+        report = {"name": target.name, "gpu": gpu.name, "gpus": gpus, "plans": listed}
+        print_json("cost", report)
+        return
+    if assumed := _assumed(hardware):
+        print_lines(f"{gpu.name} {assumed}", dim=True)
+    factor = uncertainty(ranked[0].layout, gpu)
+    print_lines(
+        f"{target.name} on {gpus:,} {gpu.name}, fastest first; "
+        f"times are accurate to a factor of {factor:g}"
+    )
+    print_table(plans_table(ranked), markdown=output.markdown)
+    print_lines("waits: share of the step spent in collectives and pipeline bubbles")
+    print_command(train_command(ranked[0], typed))
+
+
+def _assumed(hardware: HardwareOptions) -> str:
+    return "assumed: --gpu names another" if hardware.is_default_gpu else ""
+
+
+def train_command(plan: Plan, model: str) -> str:
+    """Return the plan as a `gpt train` command line; `model` is the size or shape as options."""
+    step = plan.work
+    precision = "" if step.precision == "bf16" else f" --precision {step.precision}"
+    return (
+        f"gpt train {model} --layout {plan.layout} --micro-batch {step.micro_batch} "
+        f"--recompute {step.recompute}{precision}"
+    )
+
+
+def _model_options(options: dict[str, Any], model: ModelConfig) -> str:
+    """Return the model as options of `gpt train`: a size and its changes, or the whole shape."""
+    typed = {name: options[name] for name in TRAIN_SHAPE if name in options}
+    if "runs" in options or (typed and "size" not in options):
+        typed = {name: value for name, value in model.as_dict().items() if name in TRAIN_SHAPE}
+    else:
+        typed = {"size": options.get("size", DEFAULT_SIZE), **typed}
+    return " ".join(f"{option(name)} {value}" for name, value in typed.items())
+
+
+def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print the compute-optimal model by each scaling law."""
+    report = optimal_report(options["optimal"])
+    if output.plot is not None:
+        from gptcli.runs.plots import loss_by_compute, write_plot
+
+        write_plot(output.plot, loss_by_compute(options["optimal"]))
+    if output.json:
+        print_json("cost", report)
+    else:
+        print_optimal(report, markdown=output.markdown)
+
+
+def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
+    """Fit a scaling law to runs, and print it with its predictions."""
+    from gptcli.cost.scaling_fit import fit_law, fit_report
+    from gptcli.runs.metrics import read_run_result
+
+    runs = [read_run_result(path) for path in options.get("runs", [])]
+    law, predictions = fit_law(runs), []
+    if "predict" in options:
+        run = read_run_result(options["predict"])
+        predictions.append(law.predict(run.name, run.parameters, run.tokens, run.loss))
+    shape = {name: value for name, value in options.items() if name in (*SHAPE, "size")}
+    if shape and "tokens" not in options:
+        raise UsageError(
+            "the loss of a model depends on its training tokens",
+            where="--fit",
+            hint="set their number with --tokens",
+        )
+    if "tokens" in options and not shape:
+        raise UsageError(
+            "--tokens needs a model", where="--fit", hint="name a --size, or give a shape"
+        )
+    if shape:
+        target = requested_target(shape)
+        predictions.append(law.predict(target.name, target.model.parameters, options["tokens"]))
+    if output.plot is not None:
+        from gptcli.runs.plots import fitted_law, write_plot
+
+        write_plot(output.plot, fitted_law(law, runs, predictions))
+    if output.json:
+        print_json("cost", fit_report(law, runs, predictions))
+    else:
+        print_fit(law, runs, predictions, markdown=output.markdown)
+
+
+HANDLERS: dict[str, Callable[[dict[str, Any], OutputOptions], None]] = {
+    "model": estimate_model,
+    "flops": estimate_flops,
+    "table": list_sizes,
+    "budget": list_affordable,
+    "hours": list_affordable,
+    "plan": list_plans,
+    "optimal": list_optimal,
+    "fit": fit_runs,
+}

@@ -1,0 +1,60 @@
+"""Modes of `gpt cost`: the model they resolve and the commands they name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gptcli.cli.cost_modes import requested_target, train_command
+from gptcli.cost.hardware import find_gpu
+from gptcli.cost.layout import Layout
+from gptcli.cost.options import find_target
+from gptcli.cost.planner import make_plan
+from gptcli.cost.rank_memory import StepConfig
+from gptcli.errors import UsageError
+
+
+def test_shape_options_change_a_size() -> None:
+    one = requested_target({"size": "125M", "n_ctx": 1024, "attention": "dense"})
+    assert one.model.parameters == 124_439_808
+    assert one.name == "gpt3-small, changed"
+    assert requested_target({}).name == "gpt3"
+    own = requested_target({"n_layer": 2, "n_head": 2, "d_model": 8})
+    assert (own.name, own.model.n_ctx, own.model.vocab_size) == ("custom", 1024, 50257)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "T5-11B", "n_ctx": 16}, "T5-11B is not a GPT"),
+        ({"n_layer": 2}, "needs --n-head and --d-model"),
+        ({"n_layer": 2, "n_head": 2}, "needs --d-model"),
+        ({"runs": ["a", "b"]}, "a run folder cannot be combined"),
+        ({"runs": ["a"], "size": "13B"}, "a run folder cannot be combined"),
+    ],
+)
+def test_incomplete_and_contradictory_models_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        requested_target(options)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (
+            StepConfig(micro_batch=4, recompute="full"),
+            "--layout dp=2,shard=4 --micro-batch 4 --recompute full",
+        ),
+        (
+            StepConfig(precision="fp8"),
+            "--layout dp=2,shard=4 --micro-batch 1 --recompute none --precision fp8",
+        ),
+    ],
+)
+def test_train_command_names_the_plan(step: StepConfig, options: str) -> None:
+    plan = make_plan(find_target("6.7B").model, Layout(dp=2, shard=4), step, find_gpu("h100"))
+    assert train_command(plan, "--size 6.7B") == f"gpt train --size 6.7B {options}"
