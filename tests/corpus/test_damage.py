@@ -27,6 +27,7 @@ from gptcli.corpus import build as build_module
 from gptcli.corpus import config
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
+from gptcli.corpus.formats import DocumentKind
 from gptcli.corpus.pool import LocalPool
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.errors import InputError
@@ -140,7 +141,7 @@ def built(
     path: Path, out: Path, tokenizer: Tokenizer, readers: int
 ) -> tuple[Manifest, list[str]] | str:
     """Build shards of a file; return the manifest and the texts, or the message of the error."""
-    documents = "line" if ".txt" in path.name else "file"
+    documents: DocumentKind = "line" if ".txt" in path.name else "file"
     source = SourceConfig(inputs=[str(path)], documents=documents, on_error="skip")
     build = BuildConfig(sources=[source], tokenizer=tokenizer, val_fraction=0.0)
     InProcess.readers = readers

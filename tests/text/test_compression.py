@@ -34,7 +34,7 @@ def test_one_stream_and_several_in_a_row_are_read_whole(suffix: str) -> None:
 def test_damage_is_an_error_wherever_it_is(suffix: str) -> None:
     whole = COMPRESS[suffix](TEXT)
     for size in range(1, len(whole), 97):
-        with pytest.raises(StreamDamageError, match="cut short|damaged"):
+        with pytest.raises(StreamDamageError, match=r"cut short|damaged"):
             decompressed(io.BytesIO(whole[:size]), suffix, "a").read()
     with pytest.raises(StreamDamageError, match="damaged"):
         decompressed(io.BytesIO(b"plain text, in no archive"), suffix, "a").read()

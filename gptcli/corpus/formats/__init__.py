@@ -22,7 +22,11 @@ from gptcli.corpus.documents import (
     bad_document,
     extract_text,
 )
-from gptcli.corpus.formats.json_files import json_lines_reader, json_reader
+from gptcli.corpus.formats.json_files import (
+    json_file_values,
+    json_lines_reader,
+    json_reader,
+)
 from gptcli.corpus.formats.recognize import FORMATS, FormatName, recognize
 from gptcli.corpus.formats.tables import csv_reader, parquet_reader
 from gptcli.corpus.formats.text import DocumentKind as DocumentKind
@@ -200,11 +204,15 @@ def is_splittable(path: str, documents: DocumentKind, input_format: str = "auto"
 
 
 def read_json_values(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield ("file:line", value) for each line of a JSON lines file that is not blank.
+    """Yield (place, value) for each line of a JSON lines file that is not blank, or each value of a
+    JSON file or of its array.
 
-    Raises InputError on the first line that is not JSON.
+    Raises InputError on the first one that is not JSON.
     """
     with open_input(path) as stream:
+        if find_format(path) == "json":
+            yield from json_file_values(stream, path)
+            return
         for number, line in enumerate(stream, 1):
             if line.strip():
                 where = f"{path}:{number}"

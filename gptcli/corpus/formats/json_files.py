@@ -20,6 +20,7 @@ from gptcli.corpus.documents import (
 )
 from gptcli.corpus.formats.text import divided, line_name, lines, without_newline
 from gptcli.encodings import BOM
+from gptcli.errors import InputError
 
 JSON_CHARACTERS = 1 << 16  # of JSON read at a time
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -130,6 +131,15 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
         at = stop
     if is_array:
         yield _JsonFlawError("the array is cut short: it has no ]")
+
+
+def json_file_values(stream: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield (place, value) for each value of a JSON file. Raises InputError at the first flaw."""
+    for number, value in enumerate(_json_values(io.TextIOWrapper(stream, "utf-8-sig"))):
+        where = f"{name}, record {number}"
+        if isinstance(value, _JsonFlawError):
+            raise InputError(str(value), where=where)
+        yield where, value
 
 
 def _behind_object(buffer: str, at: int, text: IO[str]) -> tuple[str, int, bool]:
