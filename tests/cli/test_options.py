@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+import typer
 
-from gptcli.cli.command import read_config
-from gptcli.cli.options import option, read_option
+from gptcli.cli import build_app, build_shards, sample, train_options
+from gptcli.cli.command import Command, read_config
+from gptcli.cli.options import (
+    Option,
+    declaring,
+    flag,
+    option,
+    read_option,
+    read_options,
+    readers,
+)
 from gptcli.errors import InputError, UsageError
-from gptcli.settings import count
+from gptcli.settings import OneOf, boolean, count
 
 NAMES = {"lr": float, "batch_tokens": count, "size": None}
 
@@ -66,8 +77,8 @@ def test_every_row_of_a_table_is_an_option_and_a_key(command: str) -> None:
     found = {param.name: param for param in leaf.params}
     for name, row in rows.items():
         param = found[name]
-        assert "--" + name.replace("_", "-") in [*param.opts, "--" + name.replace("_", "-")]
-        assert param.help and param.help.endswith(".")
+        assert option(name) in param.opts
+        assert (param.help or "").endswith(".")
         assert param.is_flag == (row.reader is boolean)
         assert param.multiple == row.repeats
         assert name in keys
@@ -91,12 +102,16 @@ def test_values_are_read_by_their_rows_and_errors_name_the_option() -> None:
         assert caught.value.field == name
 
 
-def test_a_command_declares_a_table_in_place_of_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_declares_a_table_in_place_of_its_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     app = typer.Typer()
     given: dict[str, Any] = {}
 
     @app.command(cls=Command)
-    @declaring({"tokens": Option(None, "1M", "Tokens."), "on": Option(None, help="On.", reader=boolean)})
+    @declaring(
+        {"tokens": Option(None, "1M", "Tokens."), "on": Option(None, help="On.", reader=boolean)}
+    )
     def command(
         file: Annotated[str, typer.Argument(metavar="FILE")],
         force: Annotated[bool, flag("--force", "Force.")] = False,
