@@ -302,7 +302,7 @@ def nanogpt(setting: Setting) -> None:
 
 
 def same_bits(setting: Setting) -> None:
-    """Whether two equal runs end in the same bits, as they are and with deterministic kernels."""
+    """Return whether two equal runs end in the same bits, as they are and with deterministic kernels."""
     size = cuda.SIZES["tiny"]
     model = size.model if setting.tiny else ModelConfig.from_paper(
         find_size("gpt2"), vocab_size=cuda.VOCABULARY, n_layer=2
