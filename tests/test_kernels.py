@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,3 +165,48 @@ def test_the_sources_compile_for_processors_that_this_one_is_not() -> None:
             words = [compiler, *build.FLAGS[:-1], *needs.values(), "-fsyntax-only", "-Werror", path]
             done = subprocess.run(words, capture_output=True, text=True)
             assert done.returncode == 0, (name, source, done.stderr)
+
+
+EMULATED = {  # compiler and emulator of two instruction sets
+    "neon": (["aarch64-linux-gnu-gcc"], ["qemu-aarch64"]),
+    "sse2": (["gcc"], []),
+}
+
+
+@pytest.mark.parametrize("source", ["linear", "attention", "head", "norm"])
+def test_an_emulated_arm_computes_the_same(source: str, tmp_path: Path) -> None:
+    """Compare NEON under an emulator with vectors of four numbers on this processor."""
+    printed = {}
+    for name, (compiler, emulator) in EMULATED.items():
+        if missing := [word for word in (*compiler, *emulator) if shutil.which(word) is None]:
+            pytest.skip(f"no {' and no '.join(missing)} here")
+        program = tmp_path / name
+        words = [
+            *(
+                *compiler,
+                "-O2",
+                "-std=gnu11",
+                "-fno-math-errno",
+                "-fopenmp",
+                "-static",
+                "-Wno-psabi",
+            ),
+            *(f'-DSOURCE="{build.HERE / source}.c"', f"-D{source.upper()}", "-o", program),
+            *(Path(__file__).parent / "kernels" / "emulated.c", "-lm"),
+        ]
+        subprocess.run(words, check=True, capture_output=True)
+        done = subprocess.run(
+            [*emulator, program],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={"OMP_NUM_THREADS": "1"},
+        )
+        printed[name] = [line.split() for line in done.stdout.splitlines()]
+    for got, wanted in zip(*printed.values(), strict=True):
+        assert got[0] == wanted[0]
+        close(
+            torch.tensor([float(x) for x in got[1:]]),
+            torch.tensor([float(x) for x in wanted[1:]]),
+            4e-3,
+        )
