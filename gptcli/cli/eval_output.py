@@ -107,7 +107,8 @@ def print_task_details(tasks: list[Task], data: Path | None) -> None:
     for task in tasks:
         print(f"{task.name}: {task.title}")
         for name, text in task_details(task, data).items():
-            print(f"  {name:<9} {text}")
+            option = f", named with --data {data or 'DATA'}" if name == "folder" else ""
+            print(f"  {name:<9} {text}{option}")
 
 
 def _console(*, soft_wrap: bool = False) -> Console:

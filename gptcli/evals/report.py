@@ -83,9 +83,7 @@ def task_details(task: Task, data: Path | None) -> dict[str, str]:
             else ""
         ),
         "hub": f"{hub}; as Parquet, Arrow, JSON lines or CSV" if split else hub,
-        "folder": f"{{data}}/{task.name}/".replace("{data}", str(data or "DATA"))
-        + ", with --data "
-        + str(data or "DATA"),
+        "folder": f"{data or 'DATA'}/{task.name}/",
         "here": _data_location(task, data),
         "K": f"{task.shots} in the paper" if task.shots else "zero-shot",
         "scores": ", ".join(task.metric),

@@ -38,7 +38,7 @@ GOALS = {
 
 
 def dry(makefile: Path, goal: str, *more: str) -> str:
-    """What make would run, with nothing made yet."""
+    """Return the commands that make would run, with nothing made yet."""
     done = subprocess.run(
         ["make", "-n", "-B", "-C", str(makefile.parent), goal, *more],
         capture_output=True,
@@ -52,7 +52,7 @@ def dry(makefile: Path, goal: str, *more: str) -> str:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
-def test_what_make_would_run_parses(makefile, parse):
+def test_commands_of_the_makefiles_parse(makefile, parse):
     data = {
         "gpt1-finetune": ("DATA=data",),
         "shakespeare": (f"TEXT={makefile}",),
