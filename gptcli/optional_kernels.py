@@ -55,6 +55,12 @@ def instruction_set() -> str | None:
     return found
 
 
+def lack_compiler() -> bool:
+    """Return whether this processor could run kernels that only a missing compiler prevents."""
+    package = kernels()
+    return package is not None and bool(package.lack_compiler())
+
+
 def decode_step(model: GPT) -> DecodeStep | None:
     """Return the kernel that decodes one token per row, or None if PyTorch has to."""
     package = kernels()
