@@ -249,13 +249,7 @@ def evaluate(
         gpt eval runs/350M --task hellaswag --shots 20 --data data -o eval.json
     """
     from gptcli.cli import eval_output
-    from gptcli.evals.check import EvalOptions, check_task
-    from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
-    from gptcli.evals.fewshot import FewShotConfig
     from gptcli.evals.find_data import split_data
-    from gptcli.evals.forecast import forecast_evaluation, show_items
-    from gptcli.evals.hub import download_tasks
-    from gptcli.evals.suites import check_suite, plan_suite
     from gptcli.evals.task import NORMALISERS, find_task, find_tasks, task_names
     from gptcli.model.source import find_model, is_finetuned
 
@@ -286,6 +280,13 @@ def evaluate(
     if not (task or text or suite) and checkpoint is None and is_finetuned(folder):
         eval_output.evaluate_finetuned(folder, place, as_json=as_json)
         return
+    from gptcli.evals.check import EvalOptions, check_task
+    from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
+    from gptcli.evals.fewshot import FewShotConfig
+    from gptcli.evals.forecast import forecast_evaluation, show_items
+    from gptcli.evals.hub import download_tasks
+    from gptcli.evals.suites import check_suite, plan_suite
+
     tasks = find_tasks(task or [])
     chosen = None if suite is None else check_suite(suite)
     for name, given in {

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli import strict_json
 from gptcli.cli.console import print_json, screen
 from gptcli.errors import UsageError
 from gptcli.files import atomic_write, write_json
 from gptcli.numbers import amount, in_bytes
 from gptcli.settings import split_list
+from gptcli.toml_json import dumps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +61,7 @@ def write_evaluation(
     report = evaluation.report()
     if samples is not None:
         with atomic_write(samples, "w") as out:
-            out.writelines(strict_json.dumps(item) + "\n" for item in evaluation.items)
+            out.writelines(dumps(item) + "\n" for item in evaluation.items)
     if output is not None:  # last, because a Makefile waits for it
         write_json(output, {"schema": EVAL_SCHEMA, **report})
     if as_json:
