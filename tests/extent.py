@@ -1,4 +1,4 @@
-"""How much the slowest tests do: by default as much as their claim needs, in a suite of minutes.
+"""Extent of the slowest tests: by default as much as their claim needs, in a suite of minutes.
 
 `GPT_TEST_WHOLE=1 make test` takes the papers' depths, longer curves and more drawn cases.
 """

@@ -17,8 +17,8 @@ from gptcli.errors import InputError, RunError
 
 
 def homeless() -> RuntimeError:
-    """What pathlib raises for a user without a home folder, asked for that of one who does not
-    exist.
+    """Return the error that pathlib raises for a user without a home folder, asked for that of one
+    who does not exist.
     """
     with pytest.raises(RuntimeError) as caught:
         Path("~no.such.user/cache").expanduser()

@@ -59,7 +59,9 @@ def both(*words: str | Path, cwd: Path, **options: str) -> list[tuple[int, bytes
 
 
 def without_frames(stderr: bytes) -> list[bytes]:
-    """What a program wrote: a fork has more frames below it, and other words for a lost stdout."""
+    """Return the lines of a program without frames: a fork has more frames below it, and other
+    words for a lost stdout.
+    """
     frames = (b" ", b"Exception ignored", b"OSError: [Errno 9]")
     return [line for line in stderr.splitlines() if not line.startswith(frames)]
 

@@ -209,7 +209,7 @@ def test_scratch_folders_and_what_is_silenced_come_to_their_end(
     assert [path.name for path in tmp_path.iterdir()] == ["silent"]
 
 
-def test_what_was_ignored_stays_ignored(start: Start) -> None:
+def test_ignored_signals_stay_ignored(start: Start) -> None:
     """SIGHUP under nohup, SIGINT in the background of a script."""
 
     def ignore() -> None:

@@ -267,7 +267,7 @@ def refused(folder: Path) -> str:
     return error.value.what
 
 
-def test_who_looked_too_long_ago_withdraws(tmp_path, monkeypatch, clock):
+def test_a_process_that_looked_too_long_ago_withdraws(tmp_path, monkeypatch, clock):
     """Between its look at the dead holder and its own file, others take over, end, and a third
     begins.
     """
@@ -288,7 +288,7 @@ def test_who_looked_too_long_ago_withdraws(tmp_path, monkeypatch, clock):
     assert not list(tmp_path.iterdir())
 
 
-def test_of_many_threads_one_gets_a_stale_lock(tmp_path, monkeypatch):
+def test_one_of_many_threads_gets_a_stale_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_is_silent", lambda *_: True)
     for round_ in range(25):
         folder = tmp_path / str(round_)
@@ -311,7 +311,7 @@ def test_of_many_threads_one_gets_a_stale_lock(tmp_path, monkeypatch):
         assert not list(folder.iterdir())
 
 
-def test_of_many_processes_one_gets_each_stale_lock(tmp_path):
+def test_one_of_many_processes_gets_each_stale_lock(tmp_path):
     """Each holds what it has won until all have tried; dead holders of this machine, so that no one
     waits.
     """
@@ -400,7 +400,7 @@ def test_an_output_below_a_file_is_refused_by_its_own_name(tmp_path):
         assert error.value.where == str(out)
 
 
-def test_where_nothing_can_be_written_the_output_is_named(tmp_path, monkeypatch):
+def test_an_unwritable_output_is_named(tmp_path, monkeypatch):
     def denied(*_: object) -> bool:
         raise PermissionError(13, "Permission denied", "a name of ours")
 
@@ -611,7 +611,7 @@ def test_systems_without_proc_ask_ps(monkeypatch):
 
 
 @pytest.mark.parametrize("subject", [".", "a.json"])
-def test_what_a_kill_left_of_a_lock_goes_with_the_next_owner(tmp_path, never_watches, subject):
+def test_the_next_owner_removes_leftovers_of_a_killed_process(tmp_path, never_watches, subject):
     """Killed before its lock had its name, or after `.lock` was removed and before its successors
     were; nothing else goes.
     """

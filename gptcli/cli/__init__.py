@@ -23,6 +23,7 @@ COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --hel
     "cost": ("cost", "Estimate a model's cost: FLOPs, memory, GPU-years and dollars."),
 }
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, which need not be imported here
 NO_HOME = "Could not determine home directory"  # RuntimeError of pathlib
 
 
@@ -112,7 +113,14 @@ def main() -> None:
             else FAILED,
         )
     except Exception as error:
-        if str(error).startswith(NO_HOME):
+        if type(error).__name__ == OUT_OF_MEMORY:
+            code = _print_error(
+                f"out of memory: {str(error).splitlines()[0]}\n"
+                "  use a smaller --batch-size, or --device cpu; nvidia-smi shows other programs "
+                "that occupy the GPU",
+                FAILED,
+            )
+        elif str(error).startswith(NO_HOME):
             code = _print_error(
                 "this user has no home folder, which is needed here\n  set one: HOME=/path gpt ...",
                 BAD_INPUT,

@@ -27,6 +27,8 @@ FLIGHT_RECORDER = "flight-recorder-rank-"
 RECORDED_COLLECTIVES = 2000
 CHECK_SIZE = 512
 """Rows and columns of the product that a GPU is checked with."""
+MEMORY_MODEL_ERROR = 0.1
+"""Share by which the memory model may be wrong: less than that is left to the run itself."""
 SHORTAGE_HINT = (
     "use a smaller {option:micro_batch} or {option:recompute} full, or more GPUs in "
     "{option:layout}; nvidia-smi shows other programs that occupy the GPU"
@@ -160,7 +162,7 @@ def judge_gpus(facts: list[list[float]], needed_bytes: int, events: Events) -> N
             hint="leave it out (CUDA_VISIBLE_DEVICES) and have it tested",
         )
     least = min(range(len(facts)), key=lambda rank: facts[rank][1])
-    if facts[least][1] < needed_bytes:
+    if facts[least][1] < (1 - MEMORY_MODEL_ERROR) * needed_bytes:
         raise RunError(
             f"the GPU of process {least} has {in_bytes(int(facts[least][1]))} free of "
             f"{in_bytes(int(facts[least][2]))}, and the run needs {in_bytes(needed_bytes)}",

@@ -144,7 +144,11 @@ class _FixedPass:
         def forward(idx_B1: torch.Tensor) -> torch.Tensor:
             return model.lm_head(model.hidden(idx_B1, cache)[:, -1])
 
-        self.forward = forward
+        def eager(idx_B1: torch.Tensor) -> torch.Tensor:
+            with cache.one_pass():
+                return forward(idx_B1)
+
+        self.forward = eager
         if compiled:
             # Each engine and each visible length compiles this function again. A torch that lacks
             # the option (below 2.13) compiles the first eight, and runs the others uncompiled.

@@ -29,6 +29,7 @@ from gptcli.trainer.callbacks import (
 )
 from gptcli.trainer.checkpoint import Checkpoints, read_best, write_best
 from gptcli.trainer.config import Run
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES
 from gptcli.trainer.step import TrainStep
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64
@@ -196,6 +197,8 @@ class TaskEvaluation(Callback):
         self.checkpoints.wait()  # the checkpoint has the whole model, under any layout
         if context.is_main:
             model = load_checkpoint_model(run, self.progress.checkpoint.folder)
+            if context.device.type == "cuda":  # a second model beside the one in training
+                model = model.to(AUTOCAST_DTYPES[run.train.precision] or torch.float32)
             line |= run.measure(model.to(context.device))
         self.checkpoints.barrier()
 

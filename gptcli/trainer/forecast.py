@@ -28,6 +28,7 @@ MAX_PASSES = 4
 MIN_STEPS = 100  # fewer updates teach a model little, however long they are
 CHECKPOINT_BYTES = 12  # per parameter: the weight and Adam's two moments in fp32
 MODEL_BYTES = 4  # per parameter
+MIN_FP8_PARAMETERS = 10**9  # fp8 pays off from here, other trainers report; not measured by us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ def forecast(
         *data_cautions(model, manifest, passes, by_source),
         *length_cautions(train, schedule, tokens, steps),
         *time_cautions(seconds),
+        *precision_cautions(model, train),
     ]
     return Forecast(
         machine=machine.name,
@@ -223,6 +225,19 @@ def memory_cautions(
     return [
         Caution(
             code="does-not-fit", message=shortage(layout, needs, machine.memory_bytes), hint=hint
+        )
+    ]
+
+
+def precision_cautions(model: ModelConfig, train: TrainConfig) -> list[Caution]:
+    """Return a warning if fp8 makes the run slower: small products wait for the casts."""
+    if train.precision != "fp8" or model.parameters >= MIN_FP8_PARAMETERS:
+        return []
+    return [
+        Caution(
+            code="fp8-is-slower",
+            message=f"fp8 is slower than bf16 for {model.parameters / 1e6:,.0f}M parameters",
+            hint="{option:precision} bf16; fp8 pays off from about 1B parameters",
         )
     ]
 

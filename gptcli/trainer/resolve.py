@@ -118,7 +118,9 @@ def _continued_values(given: Resolved, read: Callable[[Path], dict[str, Any]]) -
     if "init_from" not in given.values:
         return given
     folder = find_model(given.values["init_from"], given.values.get("checkpoint")).folder
-    own = ("out", "init_from", "checkpoint", "continues")
+    own = ["out", "init_from", "checkpoint", "continues"]
+    if given.values.get("lr_schedule") is not None:
+        own.append("min_lr_ratio")  # each schedule ends at a rate of its own
     before = Resolved()
     values = read(folder / RUN_TOML)
     before.put(

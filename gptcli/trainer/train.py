@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from gptcli.distributed.gpu import no_gpu_reason
 from gptcli.distributed.launch import launch
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT, Events
@@ -226,6 +227,8 @@ def prepare_run(
         continued_state(run)
         run = replace(run, resume=True)
     if is_main() and not restarted():
+        if (reason := no_gpu_reason()) is not None:
+            events.warn(f"the GPU of this machine is not used: {reason}")
         announce(run)
     # once on each machine: the other processes wait for it to join them
     if is_main_on_node() and not restarted():

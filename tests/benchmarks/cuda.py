@@ -54,11 +54,11 @@ COLUMNS = {"size": 6, "micro": 5, "tokens/s": 10, "TFLOP/s": 8, "MFU": 6, "causa
 @dataclass(frozen=True)
 class Size:
     paper: str
-    """What `gpt train --size` calls it."""
+    """Name for `gpt train --size`."""
     batch: int
     """Tokens of a step."""
     changes: dict[str, int]
-    """Of the architecture."""
+    """Changed fields of the architecture."""
 
     @property
     def model(self) -> ModelConfig:
@@ -242,8 +242,8 @@ def banded_forms(device: str, *, tiny: bool) -> list[dict[str, Any]]:
 
 
 def attention_and_gradients(form: Attention, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `form` makes of q, k and v, and their gradients for the last of the four tensors as the
-    output's.
+    """Return the output of `form` for q, k and v, and their gradients for the last of the four
+    tensors as the output's.
     """
     *qkv, dy = tensors
     leaves = [x.detach().requires_grad_() for x in qkv]

@@ -67,7 +67,7 @@ class Measured:
     speed: float
     """Tokens per second and GPU."""
     fitted_constants: bool
-    """Of the half that the constants are fitted to."""
+    """Error on the half that the constants are fitted to."""
     row: dict[str, str]
 
 

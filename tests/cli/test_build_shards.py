@@ -116,7 +116,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def gone(group: int) -> bool:
-    """Whether every process of the group has ended."""
+    """Return whether every process of the group has ended."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

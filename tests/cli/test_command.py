@@ -1,5 +1,5 @@
-"""How every command reads its line: one message for what is wrong, exit code 2, and nothing typed
-is taken for something else.
+"""Tests of how every command reads its line: one message for what is wrong, exit code 2, and
+nothing typed is taken for something else.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def test_errors_for_numbers_out_of_range_name_the_option(
 
 
 def alone(path: tuple[str, ...], name: str) -> list[str]:
-    """What an option of `gpt cost` needs beside it."""
+    """Return the options that an option of `gpt cost` needs beside it."""
     if path != ("cost",):
         return []
     shape = {"n_layer": "1", "n_head": "1", "d_model": "8"}

@@ -43,7 +43,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sample(*args: object, stdin: bytes | None = None) -> str:
-    """What `gpt sample` prints on stdout, run in this process; its errors are raised."""
+    """Return the text that `gpt sample` prints on stdout, run in this process; its errors are
+    raised.
+    """
     argv = ["sample", *map(str, args)]
     done = CliRunner().invoke(build_app(argv), argv, input=stdin, catch_exceptions=False)
     assert done.exit_code == 0, done.output

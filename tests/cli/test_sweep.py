@@ -51,7 +51,7 @@ def test_make_runs_each_command_once_and_then_the_comparison(
     assert len((out / "commands.txt").read_text().splitlines()) == 4
 
 
-def test_what_make_cannot_name_is_refused(tmp_path: Path) -> None:
+def test_names_that_make_cannot_have_are_refused(tmp_path: Path) -> None:
     for folder in ("two words", "a:b", "x=y"):
         with pytest.raises(UsageError, match="make cannot"):
             write_sweep(tmp_path / folder, {"lr": ["1"]}, [])

@@ -806,7 +806,7 @@ def test_strict_refuses_what_is_warned_of_and_nothing_else(gpt_inside, here):
     gpt_inside(*enough)
 
 
-def test_what_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
+def test_a_run_that_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
     gpt_inside, here, monkeypatch
 ):
     monkeypatch.setattr("gptcli.trainer.auto.host_memory", lambda: 24 * 10**9)
@@ -942,7 +942,7 @@ def test_the_losses_alone_are_a_picture(runs):
     ("several", "out", "says"),
     [(0, None, "RUN is missing"), (2, None, "needs a name"), (2, "a/run.toml", "exists")],
 )
-def test_what_cannot_be_drawn(runs, several, out, says):
+def test_impossible_reports_are_refused(runs, several, out, says):
     before = sorted(Path().rglob("*"))
     with pytest.raises(UsageError, match=says):
         draw_report(runs[:several], out, force=False, as_json=False)

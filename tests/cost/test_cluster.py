@@ -1,4 +1,4 @@
-"""Where a cluster's speed comes from, and what hours imply."""
+"""Tests of a cluster's speed, and of what hours imply."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_batch_of_the_nearest_size_by_ratio() -> None:
     )
 
 
-def test_what_is_said_needs_no_goodput() -> None:
+def test_a_measured_speed_needs_no_goodput() -> None:
     cluster, plan = make_cluster(A100, 8, model=MODEL, mfu=0.5)
     assert (plan, cluster.goodput, cluster.uncertainty_factor) == (None, None, 1)
     assert cluster.flops == 156e12
@@ -172,7 +172,7 @@ def test_one_model_alone() -> None:
     assert (one.name, gpu_hours) == (estimates()[0].name, 250)
 
 
-def test_what_runs_out_first_counts() -> None:
+def test_the_scarcest_resource_counts() -> None:
     assert affordable(estimates(), dollars=500, hours=10)[1] == 40
     assert affordable(estimates(), dollars=50, hours=10)[1] == 25
 

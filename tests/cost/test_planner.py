@@ -54,7 +54,7 @@ def test_plans_fit_and_the_fastest_leads() -> None:
     assert plans(config, A100, 64, 1024, "bf16", most=3) == found[:3]
 
 
-def test_what_cannot_fit_has_no_plan() -> None:
+def test_a_model_that_cannot_fit_has_no_plan() -> None:
     assert plans(paper("175B"), A100, 8, 1536, "bf16") == []
 
 
@@ -76,7 +76,7 @@ def test_the_nearest_that_fits() -> None:
     assert nearest_that_fits(paper("175B"), Layout(dp=8), work, A100) is None
 
 
-def test_what_fits_is_its_own_nearest() -> None:
+def test_a_layout_that_fits_is_its_own_nearest() -> None:
     config, layout, work = (
         paper("1.3B"),
         Layout(shard=8),
@@ -112,7 +112,7 @@ def test_the_layouts_of_48_gpus_by_hand() -> None:
     assert {layout.pp for layout in layouts(replace(eight, n_layer=4), 48)} == {1, 2, 4}
 
 
-def test_how_a_replica_may_run_its_sequences() -> None:
+def test_micro_batches_of_a_replica() -> None:
     """At most as many at a time as there are; what is left over makes one round more."""
     ways = [(way.micro_batch, way.micro_batches, way.recompute) for way in step_configs(5, "fp16")]
     assert ways == [

@@ -205,7 +205,7 @@ def test_shards_divide_the_state() -> None:
     assert many.copies < one.copies / 5, "two layers and the root are gathered at a time"
 
 
-def test_what_fsdp_gathers() -> None:
+def test_parameters_gathered_by_fsdp() -> None:
     """Two layers in bf16, what is outside of the layers as it is, and the head's copy: at the
     head's moment, by hand.
     """
@@ -252,9 +252,10 @@ KEPT = (12 + 24) * 16 + 4 * 2
 
 
 def test_the_heads_moment() -> None:
-    """Of 3 sequences, 24 tokens: all layers' activations and the stream in both widths; of the loss
-    the exponentials in bf16, and 10 bytes more of each entry of its last piece; the table's
-    gradient and that of the stream; every weight in bf16."""
+    """The peak with 3 sequences of 8 tokens holds all layers' activations and the stream in both
+    widths; of the loss the exponentials in bf16, and 10 bytes more of each entry of its last piece;
+    the table's gradient and that of the stream; every weight in bf16.
+    """
     parameters = 4 * LAYER + TABLE + OUTSIDE
     memory = rank_memory(HAND, Layout(), StepConfig(micro_batch=3))
     assert memory == RankMemory(
@@ -386,7 +387,7 @@ def test_a_loss_in_chunks() -> None:
     )
 
 
-def test_what_decides_little_by_hand() -> None:
+def test_small_parts_of_the_memory_by_hand() -> None:
     assert RankMemory(parameters=1, optimizer=2).total == 3
     assert rank_memory(HAND, Layout(), StepConfig(micro_batch=3)) == rank_memory(
         HAND, Layout(), StepConfig(micro_batch=3, precision="fp16")

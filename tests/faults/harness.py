@@ -24,7 +24,7 @@ LOST = "lost worker"
 
 @dataclass(slots=True)
 class Result:
-    """What came of one fault; the counts are 0 or 1."""
+    """Result of one fault; the counts are 0 or 1."""
 
     command: str
     kind: str
@@ -54,11 +54,11 @@ class Harness:
         status = forked(lambda: prepare(self.inputs) or 0)  # type: ignore[func-returns-value]
         assert status == 0, (self.inputs / "log").read_text()
         self.wanted: dict[str, dict[str, str]] = {}
-        """Of each command: the fingerprints that an undisturbed run leaves."""
+        """Fingerprints that an undisturbed run leaves, by command."""
         self.ranks: dict[str, dict[str, int]] = {}
-        """Of each command with workers: the operations of each rank."""
+        """Operations of each rank, by command with workers."""
         self.counted: dict[tuple[str, str], int] = {}
-        """Of each command, and each kind of operation: how many an undisturbed run has."""
+        """Number of operations of an undisturbed run, by command and kind."""
 
     def spread(self, command: Command, kind: str, most: int) -> tuple[int, list[Result]]:
         """Up to `most` faults of a kind, evenly over the operations of one run; how many operations

@@ -119,7 +119,7 @@ def test_from_a_task_to_an_accuracy(gpt: Gpt, workplace: Path) -> None:
     assert gpt("sample", "run", "a good", "--max-tokens", 8).stdout.startswith("a good")
 
 
-def test_what_it_needs_and_what_it_does_not_take(gpt: Gpt, workplace: Path) -> None:
+def test_missing_and_unsupported_options_are_refused(gpt: Gpt, workplace: Path) -> None:
     assert "needs a model to start from" in gpt("train", "--finetune", "task.toml", code=2).stderr
     refused = gpt(
         "train", "--init-from", "base", "--finetune", "task.toml", "--lr", "1e-3", code=2
@@ -234,8 +234,8 @@ def test_a_stop_signal_ends_the_run_with_a_checkpoint(run, tmp_path):
 
 
 def in_two(run: FinetuneRun, context: RankContext, events: Events) -> dict[str, Any]:
-    """What each of two processes does: a run without dropout, one with, and that one again, killed
-    twice.
+    """Do the work of one of two processes: a run without dropout, one with, and that one again,
+    killed twice.
     """
     torch.set_num_threads(1)
     module.EVALS_PER_EPOCH = 2

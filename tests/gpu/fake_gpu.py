@@ -47,7 +47,7 @@ ARCHITECTURES = {
     100: Architecture("NVIDIA B200", (10, 0), 148, 178 * GIB, 232448),
 }
 VIEWS = {
-    "alias", "as_strided", "detach", "device", "empty", "empty_like", "empty_strided", "expand",
+    "alias", "as_strided", "detach", "device", "dropout", "empty", "empty_like", "empty_strided", "expand",
     "is_same_size", "lift_fresh", "_local_scalar_dense", "new_empty", "new_empty_strided",
     "permute", "record_stream", "reshape", "resize_", "select", "set_", "slice", "split",
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "_unsafe_view", "view",
@@ -147,7 +147,7 @@ def _patch_cuda(gpu: Architecture, gpus: int) -> None:
     }  # fmt: skip
     for name, value in answers.items():
         setattr(cuda, name, _answer(value))
-    cuda.stream = lambda *_: contextlib.nullcontext()  # type: ignore[assignment,misc]
+    cuda.stream = lambda *_: contextlib.nullcontext()  # type: ignore[assignment]
     cuda.Stream = cuda.Event = Stream  # type: ignore[assignment,misc]
     torch.Tensor.record_stream = lambda *_: None  # type: ignore[method-assign]
     torch.version.cuda = "13.0"
@@ -166,7 +166,7 @@ def _patch_cuda(gpu: Architecture, gpus: int) -> None:
     worker: Any = CudaInterface.Worker
     worker.get_device_properties = staticmethod(_answer(properties))
     worker.current_device = staticmethod(_answer(0))
-    fake_tensor.init_gpu_context = lambda device: None
+    fake_tensor.init_gpu_context = lambda device: None  # type: ignore[assignment]
     fake_tensor.FakeTensorMode.avoid_device_init = property(lambda self: True)  # type: ignore[assignment,method-assign]
     torch._C._cuda_getCurrentRawStream = _answer(0)
 
@@ -207,7 +207,7 @@ def _patch_attention() -> None:
 
 
 _KEPT: list[Any] = []
-"""What must live as long as the process."""
+"""Objects that must live as long as the process."""
 
 
 def _patch_triton(architecture: int) -> None:
@@ -330,7 +330,7 @@ def describe(tensor: Any) -> Operand:
 
 @dataclass
 class Record:
-    """What has been compiled and launched since `clear`."""
+    """Return the kernels compiled and launched since `clear`."""
 
     kernels: list[Kernel] = field(default_factory=list)
     """Every kernel that was generated."""

@@ -170,7 +170,7 @@ def test_the_second_is_refused_and_the_first_ends_as_if_alone(
     assert not [path for path in here.rglob("*") if LOCK in path.name]
 
 
-def test_what_ends_badly_holds_nothing(here, gpt_inside):
+def test_a_failed_command_holds_no_lock(here, gpt_inside):
     assert "in use" not in gpt_inside(*COMMANDS["build-shards"][0], "--seed", "x", code=2)
     (here / "text.txt").write_bytes(b"\xff\n")
     assert "text.txt" in gpt_inside(*COMMANDS["build-shards"][0], code=2)

@@ -107,7 +107,7 @@ def losses(run):
 
 
 def loss_at(out, step=None):
-    """Of a run's checkpoint, whatever layout wrote it, on some sequences."""
+    """Return the loss of a run's checkpoint, written in any layout, on some sequences."""
     ids = torch.arange(68).view(4, 17) % 256
     with torch.no_grad():
         logits = load_model(out, step=step)(ids[:, :-1])

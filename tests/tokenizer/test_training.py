@@ -154,7 +154,7 @@ pytest.importorskip("gigatoken")
 def merges(
     texts: list[str], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[list[str]], list[list[str]], int]:
-    """What is learnt, what tokenizers learns, and how often the reference was asked."""
+    """Return our merges, those of tokenizers, and how often the reference was asked."""
     asked = 0
     reference = training._reference
 

@@ -81,7 +81,7 @@ def test_a_model_that_no_layout_holds_gets_one_that_is_refused_with_what_fits(
     assert "the largest paper size that fits here is 13B" in str(error.value.hint)
 
 
-def test_what_fits_decides_micro_batch_and_recomputation(monkeypatch):
+def test_memory_decides_micro_batch_and_recomputation(monkeypatch):
     give_gpus(monkeypatch, 1, 4 * 10**9)
     small = auto.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")
     give_gpus(monkeypatch, 1)
@@ -162,7 +162,7 @@ def test_a_context_beyond_the_room_still_gets_one_sequence():
         (Layout(shard=5, tp=2), {}, "does not divide a width of 768"),
     ],
 )
-def test_what_does_not_divide(layout, changes, message):
+def test_layouts_that_do_not_divide_are_refused(layout, changes, message):
     with pytest.raises(UsageError, match=message):
         check_division(GPT2, layout, **{"schedule": "1f1b", "sequences": 64, **changes})
 
@@ -176,7 +176,7 @@ def test_a_batch_too_small_is_told_what_would_do():
         check_division(GPT2, division.parse_layout(text), "1f1b", 8)
 
 
-def test_what_does_not_fit_is_told_what_would(make_run, monkeypatch):
+def test_a_run_that_does_not_fit_is_told_what_would(make_run, monkeypatch):
     run = make_run(precision="bf16")
     monkeypatch.setattr(auto, "device_memory", lambda processes: 8 * 10**9)
     check_memory(run.model, Layout(dp=4), run.train, 64)
@@ -238,7 +238,7 @@ def test_a_gpu_that_is_used_already_has_less_memory(monkeypatch, free, expected)
     assert auto.device_memory(1) == pytest.approx(expected * 1e9)
 
 
-def test_of_several_gpus_the_smallest_counts(monkeypatch):
+def test_the_smallest_of_several_gpus_counts(monkeypatch):
     sizes = [80, 40, 80]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)

@@ -85,7 +85,7 @@ def test_a_run_that_gives_no_cause_for_warnings(foretell, make_run):
     assert (found.fits, found.warnings) == (True, ())
 
 
-def test_of_a_resumed_run_the_time_is_that_of_the_rest(foretell):
+def test_a_resumed_run_takes_the_time_of_its_rest(foretell):
     whole, half = foretell(), foretell(done=6_400)
     assert half.seconds_low == pytest.approx(whole.seconds_low / 2)
     assert half.steps == whole.steps
@@ -156,7 +156,7 @@ def test_each_warning_begins_at_its_bound(foretell, code, just, over):
 
 @pytest.mark.parametrize("tokens", [16, 640, 1599, 1600, 3000, 6300])
 @pytest.mark.parametrize("batch_tokens", [64, 1000])
-def test_what_a_few_steps_are_advised_is_enough(foretell, tokens, batch_tokens):
+def test_the_advice_for_few_steps_is_enough(foretell, tokens, batch_tokens):
     run = {
         "tokens": tokens,
         "batch_tokens": batch_tokens,
@@ -197,7 +197,7 @@ def test_disk_holds_the_checkpoints_kept_one_more_the_model_and_its_copy(make_ru
     assert disk_bytes(run.model, run.train, 5) == (12 + 2 * 4) * run.model.parameters
 
 
-def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):
+def test_a_run_that_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):
     monkeypatch.setattr(auto, "host_memory", lambda: 24 * 10**9)
     train = make_run().train
     for name, memory in (("175B", "TB"), ("13B", "GB")):

@@ -128,7 +128,7 @@ def test_a_signal_after_the_last_step_stops_the_run_before_its_export(make_run, 
 
 
 def test_a_second_signal_ends_the_run_at_once(make_run, monkeypatch):
-    """Where a launcher sends each signal again, it does not."""
+    """A launcher that sends each signal again does not end it."""
 
     class Left(BaseException):
         pass
