@@ -133,7 +133,7 @@ def comparison_parts(comparisons: list[Comparison], names: list[str]) -> list[Ta
             "second": f"{one.b:.2f}",
             "difference": f"{one.difference:+.2f}",
             "95 %": f"{one.low:+.2f} to {one.high:+.2f}",
-            "p": f"{one.p:.4f}",
+            "p": "<0.0001" if one.p < 1e-4 else f"{one.p:.4f}",
             "needed": "" if one.items_needed is None else f"{one.items_needed:,}",
             "what": one.verdict,
         }
@@ -199,7 +199,7 @@ def _task_rows(result: TaskResult) -> TableRows:
         rows.append(
             {
                 "task": result.task,
-                "scoring": result.scoring,
+                "scoring": result.scoring.replace("_", " "),  # folds between words
                 "K": _shots(result),
                 "items": f"{result.conditions.items:,}",
                 "metric": name.replace("_", " "),
