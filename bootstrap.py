@@ -43,10 +43,10 @@ PAUSE_S = 10
 # that torch is installed already.
 SIZES = {
     ("CPU", "base"): ("240 MB", "1.1 GB"),
-    ("CPU", "dev"): ("450 MB", "1.9 GB"),
+    ("CPU", "dev"): ("650 MB", "2.6 GB"),
     ("CUDA", "base"): ("2.8 GB", "4.8 GB"),
     ("CUDA", "dev"): ("3.0 GB", "5.6 GB"),
-    (None, "dev"): ("210 MB", "0.8 GB"),
+    (None, "dev"): ("410 MB", "1.5 GB"),
 }
 NO_CPU_BUILD = """\
 PyTorch's CPU build could not be installed. pip installs the CUDA build instead, which is much

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import GPT
     from gptcli.sampling.params import SamplingParams
-    from gptcli.shards.data_loader import DataLoader
+    from gptcli.shards.loader import DataLoader
     from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
     from gptcli.tokenizer.training import train_tokenizer
     from gptcli.trainer.config import TrainConfig
@@ -54,7 +54,7 @@ __all__ = [
 
 _MODULES = {
     "GPT": "gptcli.model.transformer",
-    "DataLoader": "gptcli.shards.data_loader",
+    "DataLoader": "gptcli.shards.loader",
     "Events": "gptcli.events",
     "ModelConfig": "gptcli.model.config",
     "SamplingParams": "gptcli.sampling.params",

@@ -6,9 +6,9 @@ from gptcli import interrupts
 
 
 def main() -> None:
-    """Run the command line and exit, as `gptcli.cli.app.main` does."""
+    """Run the command line and exit, as `gptcli.cli.main` does."""
     interrupts.begin("gpt: interrupted\n")
-    from gptcli.cli.app import main as run
+    from gptcli.cli import main as run
 
     try:
         run()

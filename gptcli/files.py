@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli import strict_json, toml_text
+from gptcli import toml_json
 from gptcli.encodings import BOM, decode
 from gptcli.errors import InputError, RunError, UsageError, close_to
 from gptcli.interrupts import Cleanup
@@ -92,6 +91,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             _name_final(error, partial, path)
             raise
+
+
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EMFILE: "raise the limit of open files, for example ulimit -n 4096",
+    errno.ENFILE: "close some programs: the system has no more open files",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or use another file system",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.EROFS: "choose a place that is not read-only",
+    errno.EIO: "look after the disk, or its connection",
+    errno.ENOMEM: "free some memory",
+}
+
+
+def advice(error: OSError) -> str:
+    """Return what to do about an error of the system, as the beginning of a hint; "" if unknown."""
+    return ADVICE.get(error.errno or 0, "")
 
 
 def written_through(path: Path) -> bool:
@@ -183,30 +201,12 @@ def fsync_folder(folder: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path, "w") as file:
-        file.write(strict_json.dumps(value, indent=2) + "\n")
+        file.write(toml_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Return the JSON in `path`. Raises InputError, with the line, if it is missing or broken."""
-    return parse_json(_read(path), path, lines=True)
-
-
-def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
-    """Return the JSON value in `data`.
-
-    Raises InputError if it is broken; with `lines`, its line is added to `where`.
-    """
-    text = decode(data, where)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where
-        ) from None
-    except ValueError as error:  # a number of over 4,300 digits
-        raise InputError(f"not readable JSON: {error}", where=where) from None
-    except RecursionError:
-        raise InputError("not readable JSON: nested too deeply", where=where) from None
+    return toml_json.parse_json(read_bytes(path), path, lines=True)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises InputError, with the corrected line, if it is missing or broken.
     """
-    return toml_text.parse(_read(path), path)
+    return toml_json.parse_toml(read_bytes(path), path)
 
 
 def read_exact_text(path: Path) -> str:
@@ -222,7 +222,7 @@ def read_exact_text(path: Path) -> str:
 
     Raises InputError as `read_text` does.
     """
-    data = _read(path)
+    data = read_bytes(path)
     return ("\ufeff" if data.startswith(BOM) else "") + decode(data, path)
 
 
@@ -231,10 +231,11 @@ def read_text(path: Path) -> str:
 
     Raises InputError if it is missing or not UTF-8.
     """
-    return decode(_read(path), path)
+    return decode(read_bytes(path), path)
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file. Raises InputError if it is missing or a folder."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:

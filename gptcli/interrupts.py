@@ -20,6 +20,7 @@ import os
 import select
 import signal
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ CODE = 130
 RAISE_TIMEOUT_S = 1.0
 # seconds for the main thread to come out of a call into C; whatever it does there, the process ends
 PARK_TIMEOUT_S = 0.2
+PARENT_CHECK_S = 0.5  # between two looks at whether the parent is still there
+LAUNCHED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # set in the environment of its processes
 SETTLED = 0  # on the pipe to the thread, beside signal numbers
 
 _answers: list[Answer] = []  # the last is in force
@@ -202,11 +205,16 @@ def leave() -> NoReturn:
 
 
 def begin(last_words: str) -> None:
-    """Handle signals from now on; `last_words` is the line that `leave` prints."""
+    """Handle signals from now on; `last_words` is the line that `leave` prints.
+
+    A process of torchrun also leaves when torchrun is gone.
+    """
     global _last_words
     _last_words = last_words
     Answer().__enter__()
     atexit.register(_end)  # the first to be registered is the last to run
+    if LAUNCHED_BY_TORCHRUN in os.environ:
+        _thread.start_new_thread(_leave_with_parent, (os.getppid(),))
 
 
 def finish(code: object) -> None:
@@ -292,6 +300,17 @@ def _watch(pipe: int) -> None:
                     _answers[-1].act(number)
                 except Exception:
                     leave()
+
+
+def _leave_with_parent(parent: int) -> None:
+    """End this process once its parent is gone.
+
+    torchrun, killed, leaves its processes behind, which would train on unseen and keep their run
+    locked.
+    """
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    leave()
 
 
 def _settle() -> None:

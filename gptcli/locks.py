@@ -25,22 +25,20 @@ import re
 import secrets
 import shlex
 import socket
-import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import LOCK, NAME_BYTES, PARTIAL, check_writable, written_through
 from gptcli.interrupts import Cleanup
+from gptcli.runtime import process_gone, process_place, process_start
 
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without a sign after which a holder elsewhere is dead, if
@@ -49,7 +47,6 @@ POLL = 0.5  # seconds between two looks
 TRIES = 100  # to take a lock that others take and release meanwhile
 NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
 HINT = "wait for it to end, or stop it first"
-GONE = "gone"  # in place of a start time: the process has ended, and its parent has yet to notice
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,23 +301,8 @@ def is_dead(holder: Holder, file: Path, subject: Path, events: Events = SILENT) 
     """Return whether the holder of the lock `file` has ended; watch for signs of life if only they
     can tell.
     """
-    gone = process_gone(holder)
+    gone = process_gone(holder.pid, holder.place, holder.started)
     return _is_silent(holder, file, subject, events) if gone is None else gone
-
-
-def process_gone(holder: Holder) -> bool | None:
-    """Return whether the holder's process has ended; None if that cannot be seen from here."""
-    if not holder.place or not holder.started or holder.place != place():
-        return None
-    if started := start_of(holder.pid):
-        return started != holder.started
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return None  # a process has the number, and its start is hidden from us
 
 
 def this_process() -> Holder:
@@ -331,54 +313,9 @@ def this_process() -> Holder:
         host=socket.gethostname(),
         since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         command=shlex.join(["gpt", *sys.argv[1:]]),
-        place=place(),
-        started=start_of(os.getpid()),
+        place=process_place(),
+        started=process_start(os.getpid()),
     )
-
-
-@cache
-def place() -> str:
-    """Return the boot and the PID namespace of this process; "" if the system does not tell.
-
-    Containers with equal host names differ in it, and so does a machine from itself before a
-    restart.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        if os.name == "posix" and sys.platform != "linux":  # macOS and the BSDs: no PID namespaces
-            return f"{socket.gethostname()} {uuid.getnode():x}"
-        return ""
-
-
-def start_of(pid: int) -> str:
-    """Return the start time of a local process in the system's own format; GONE if it has ended, ""
-    if unknown.
-    """
-    try:
-        state, *rest = (
-            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        )
-        # fields 20 and 22 of proc_pid_stat(5); the state is field 3
-        threads, began = int(rest[16]), rest[18]
-        # while a thread is left, so are its writes
-        return GONE if state in ("Z", "X") and threads <= 1 else began
-    except (OSError, ValueError, IndexError):
-        if os.name != "posix" or sys.platform == "linux":
-            return ""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
-        listed = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
-        )
-        state, _, began = listed.stdout.strip().partition(" ")
-        return GONE if state.startswith("Z") else began.strip()
-    return ""
 
 
 def _is_silent(holder: Holder, file: Path, subject: Path, events: Events) -> bool:
@@ -425,7 +362,7 @@ def _create(file: Path, holder: Holder) -> bool:
     """Create a lock file, complete from its first moment, unless it exists; return whether this
     process created it.
     """
-    data = strict_json.dumps(asdict(holder), indent=1).encode() + b"\n"
+    data = toml_json.dumps(asdict(holder), indent=1).encode() + b"\n"
     partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}{PARTIAL}")
     with _temporary(partial):
         with open(partial, "xb") as handle:

@@ -1,20 +1,28 @@
-"""The place of this process in a launch (torchrun, Slurm, Open MPI), read from the environment as a
-whole or not at all.
+"""Processes: the place of this one in a launch (torchrun, Slurm, Open MPI), which is read from the
+environment as a whole or not at all, its identity on the machine, and its threads and memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import re
+import socket
+import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from gptcli.errors import UsageError
 
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")  # where the processes of a launch meet
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+GONE = "gone"  # in place of a start time: the process has ended, and its parent has yet to notice
 
 
 class Variables(NamedTuple):
@@ -89,6 +97,21 @@ def launched_processes() -> int | None:
 def available_cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def processor() -> tuple[str, frozenset[str]]:
+    """Return the name of the CPU and its features, such as "avx512_bf16", as Linux lists them.
+
+    Elsewhere the name is Python's, and no feature is known.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    facts = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.+)$", text, re.MULTILINE))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return name, frozenset((facts.get("flags") or facts.get("Features", "")).split())
 
 
 def is_main() -> bool:
@@ -216,6 +239,69 @@ def _incomplete(values: Mapping[str, str], names: Variables) -> UsageError:
     )
 
 
+def process_gone(pid: int, place: str, started: str) -> bool | None:
+    """Return whether a process has ended; None if that cannot be seen from here.
+
+    `place` and `started` are what `process_place` and `process_start` were for it.
+    """
+    if not place or not started or place != process_place():
+        return None
+    if now := process_start(pid):
+        return now != started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return None  # a process has the number, and its start is hidden from us
+
+
+@cache
+def process_place() -> str:
+    """Return the boot and the PID namespace of this process; "" if the system does not tell.
+
+    Containers with equal host names differ in it, and so does a machine from itself before a
+    restart.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        if os.name == "posix" and sys.platform != "linux":  # macOS and the BSDs: no PID namespaces
+            return f"{socket.gethostname()} {uuid.getnode():x}"
+        return ""
+
+
+def process_start(pid: int) -> str:
+    """Return the start time of a local process in the system's own format; GONE if it has ended, ""
+    if unknown.
+    """
+    try:
+        state, *rest = (
+            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        )
+        # fields 20 and 22 of proc_pid_stat(5); the state is field 3
+        threads, began = int(rest[16]), rest[18]
+        # while a thread is left, so are its writes
+        return GONE if state in ("Z", "X") and threads <= 1 else began
+    except (OSError, ValueError, IndexError):
+        if os.name != "posix" or sys.platform == "linux":
+            return ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+        listed = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            env={**os.environ, "LC_ALL": "C", "TZ": "UTC"},
+        )
+        state, _, began = listed.stdout.strip().partition(" ")
+        return GONE if state.startswith("Z") else began.strip()
+    return ""
+
+
 WARM_UP_ELEMENTS = 1 << 17
 """Elements of a warm-up call: enough for every thread to get a share."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -249,3 +335,22 @@ def disable_malloc_trim() -> None:
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def set_cuda_arithmetic(*, training: bool) -> None:
+    """Make CUDA sum products exactly to fp32: no TF32, and no sums in bf16 or fp16.
+
+    Outside of training, shapes vary: cuDNN's attention, which plans half a second for each new one,
+    is left out.
+    """
+    import warnings
+
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.enable_cudnn_sdp(training)
+    # inductor recommends TF32 for every fp32 product, on every rank
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")

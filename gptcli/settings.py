@@ -10,11 +10,12 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gptcli import __version__, toml_text
-from gptcli.errors import UsageError, nearest
+from gptcli import __version__, toml_json
+from gptcli.errors import UsageError, close_to, nearest
 
+T = TypeVar("T")
 SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
@@ -117,7 +118,7 @@ class Number:
 def _short(value: float) -> str:
     return (
         f"{value:,}"
-        if isinstance(value, int) and value < 10**7
+        if isinstance(value, int) and value < 10**10
         else re.sub(r"e\+0*", "e", f"{value:.3g}")
     )
 
@@ -129,14 +130,15 @@ COUNTS: dict[str, tuple[int, int]] = {
     "n_ctx": (1, MAX_CONTEXT_TOKENS), "vocab_size": (1, 2**31 - 1),
     "band": (1, MAX_CONTEXT_TOKENS), "mup": (1, 1 << 20),
     "tokens": (1, MAX_RUN_TOKENS), "batch_tokens": (1, 10**12), "warmup_tokens": (0, MAX_RUN_TOKENS),
-    "decay_tokens": (1, MAX_RUN_TOKENS),
+    "decay_tokens": (1, MAX_RUN_TOKENS), "cooldown_tokens": (0, MAX_RUN_TOKENS),
     "ramp_tokens": (0, MAX_RUN_TOKENS), "ramp_from": (0, 10**12), "max_skipped": (1, 10**9),
     "seed": (0, 2**63 - 1), "shots_seed": (0, 2**63 - 1),
-    "micro_batch": (1, 1 << 20), "batch_size": (1, 1 << 20), "workers": (1, 10_000),
+    "micro_batch": (1, 1 << 20), "batch": (1, 1 << 20), "epochs": (1, 10**6), "batch_size": (1, 1 << 20), "workers": (1, 10_000),
     "gpus": (1, 10**9),
-    "checkpoint": (0, 10**12), "checkpoint_every": (1, 10**12), "eval_every": (1, 10**12),
+    "timeout": (1, 10**6), "checkpoint": (0, 10**12), "checkpoint_every": (1, 10**12), "eval_every": (1, 10**12),
     "eval_tokens": (1, MAX_RUN_TOKENS),
-    "eval_items": (1, 10**12), "keep": (1, 10**9), "samples": (0, 10**6),
+    "eval_items": (1, 10**12), "keep": (1, 10**9), "keep_every": (0, 10**12), "seeds": (1, 1000),
+    "stop_early": (0, 10**9), "samples": (0, 10**6),
     "shard_tokens": (1, 2**31 - 1), "mixture_tokens": (1, MAX_RUN_TOKENS),
     "num_samples": (1, 10**6), "max_tokens": (1, 10**9), "top_k": (1, 10**9), "beam": (1, 10_000),
     "best_of": (1, 10**6),
@@ -147,12 +149,15 @@ NUMBERS: dict[str, Number] = {
     "lr": Number(0, 10**9, above=True),
     "min_lr_ratio": Number(0, 1),
     "weight_decay": Number(0, 1000),
+    "lm_weight": Number(0, 1000),
     "dropout": Number(0, 1, below=True),
     "beta1": Number(0, 1, below=True),
     "beta2": Number(0, 1, below=True),
+    "ema": Number(0, 1, below=True),
     "eps": Number(0, 1, above=True),
     "clip": Number(0, 10**9, above=True),
     "spike": Number(0, 10**9),
+    "checkpoint_minutes": Number(0, 10**6),
     "val_fraction": Number(0, 1, below=True),
     "temperature": Number(
         0, 10**6, above=True, advice="{option:greedy} takes the most probable token every time"
@@ -213,7 +218,7 @@ class OneOf:
         if value not in self.names:
             raise UsageError(
                 f"{value!r} is none of {', '.join(self.names)}",
-                hint=nearest(str(value), self.names),
+                hint=nearest(str(value), self.names) if close_to(str(value), self.names) else None,
             )
         return str(value)
 
@@ -239,11 +244,11 @@ def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:
         f"# gpt {__version__}, python {sys.version.split()[0]}",
         f"# command: {command}",
     ]
-    lines += [f"# {name}: {toml_text.comment(str(value))}" for name, value in extra.items()]
+    lines += [f"# {name}: {toml_json.toml_comment(str(value))}" for name, value in extra.items()]
     rows = [
         (
-            f"{name} = {toml_text.value(value)}",
-            toml_text.comment(resolved.origin.get(name, "default")),
+            f"{name} = {toml_json.toml_value(value)}",
+            toml_json.toml_comment(resolved.origin.get(name, "default")),
         )
         for name, value in resolved.values.items()
     ]

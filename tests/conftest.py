@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures of every test."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import random
 import signal
 import socket
 import subprocess
-import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.fork_server import python
 
 # what is right does not depend on how busy the machine is
 settings.register_profile("suite", deadline=None)
@@ -33,6 +35,16 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 Gpt = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped, and why: one line a reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section(f"{len(skipped)} skipped")
+    for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])):
+        terminalreporter.write_line(f"{count:>5}  {reason}")
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +73,7 @@ def free_port() -> Callable[[], str]:
 @pytest.fixture
 def gpt(tmp_path: Path) -> Gpt:
     """Run the command line as a user would, in `tmp_path`: gpt("cost", "--size", "175B", code=0) ->
-    the finished process.
+    the finished process. It is a fork with the libraries imported; `started=True` starts Python.
     """
 
     def run(
@@ -69,15 +81,14 @@ def gpt(tmp_path: Path) -> Gpt:
         code: int | None = 0,
         stdin: str | None = None,
         cwd: Path = tmp_path,
+        started: bool = False,
         **env: str,
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *map(str, args)],
-            cwd=cwd, input=stdin, capture_output=True, text=True, encoding="utf-8", env={**os.environ, **env},
+        done = python(
+            "-m", "gptcli", *map(str, args), cwd=cwd, env=env, stdin=(stdin or "").encode(), started=started
         )  # fmt: skip
-        assert code is None or done.returncode == code, (
-            f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        )
-        return done
+        out, err = (stream.decode().replace("\r\n", "\n") for stream in (done.stdout, done.stderr))
+        assert code is None or done.returncode == code, f"exit {done.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     return run

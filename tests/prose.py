@@ -25,13 +25,13 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass
 class Counts:
-    """What was counted in one code base."""
+    """Counts of one code base."""
 
     modules: int = 0
     lines: int = 0
     docstrings: int = 0
     questions: list[str] = field(default_factory=list)
-    """Where docstrings begin with one of QUESTIONS."""
+    """Places of docstrings that begin with one of QUESTIONS."""
     long_lines: list[str] = field(default_factory=list)
     """Lines of more than MAX_COLUMNS."""
     undocumented: list[str] = field(default_factory=list)
@@ -46,13 +46,12 @@ class Counts:
         return len(self.long_lines) / max(1, self.lines)
 
 
-def count(root: Path) -> Counts:
-    """Count the Python modules below `root`, tests left out."""
+def count(root: Path, *, tests: bool = False) -> Counts:
+    """Count the Python modules below `root`, tests left out unless `tests`."""
     found = Counts()
     for path in sorted(root.rglob("*.py")):
-        if SKIPPED & {
-            part.lower() for part in path.relative_to(root).parts[:-1]
-        } or path.name.startswith("test_"):
+        folders = {part.lower() for part in path.relative_to(root).parts[:-1]}
+        if not tests and (SKIPPED & folders or path.name.startswith("test_")):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         try:

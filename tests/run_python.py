@@ -1,21 +1,17 @@
-"""Run a Python program as a user would, in a process of its own."""
+"""Run a Python program as a user would, in another folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.fork_server import python
 
-def run_python(*words: str | Path, cwd: Path) -> str:
-    """Run Python in another folder, with one thread, and return its stdout."""
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+def run_python(*words: object, cwd: Path, started: bool = False) -> str:
+    """Run Python in another folder, with one thread, and return its stdout.
+
+    It is a fork with the libraries imported; `started=True` starts a process of its own.
+    """
+    done = python(*map(str, words), cwd=cwd, env={"OMP_NUM_THREADS": "1"}, started=started)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()

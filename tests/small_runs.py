@@ -17,7 +17,7 @@ from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.shards.format import token_dtype, write_shard
-from gptcli.shards.manifest import Manifest, Shard, read_manifest, write_manifest
+from gptcli.shards.manifest import Manifest, Shard, Split, read_manifest, write_manifest
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.loop import train
@@ -39,7 +39,8 @@ def make_shards(folder: Path, *, train: int = 6000, val: int = 400) -> Path:
     rng = np.random.default_rng(0)
     ids = np.cumsum(rng.choice([1, 2, 40], size=train + val, p=[0.6, 0.3, 0.1])) % 256
     shards = []
-    for split, start, count in (("train", 0, train), ("val", train, val)):
+    parts: dict[Split, tuple[int, int]] = {"train": (0, train), "val": (train, val)}
+    for split, (start, count) in parts.items():
         if count:
             name = f"{split}-000000.bin"
             digest = write_shard(

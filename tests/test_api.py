@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def test_import_is_light() -> None:
     heavy = ("torch", "numpy", "tokenizers", "typer", "rich")
     program = f"import sys, gptcli; print([name for name in {heavy!r} if name in sys.modules])"
-    assert run_python("-c", program, cwd=ROOT).strip() == "[]"
+    assert run_python("-c", program, cwd=ROOT, started=True).strip() == "[]"
 
 
 def test_every_public_name_is_importable_and_documented() -> None:
@@ -61,7 +61,9 @@ report: dict[str, object] = gptcli.estimate_cost("175B").as_dict()
 """,
         encoding="utf-8",
     )
-    run_python("-m", "mypy", "--strict", "--cache-dir", tmp_path, program, cwd=tmp_path)
+    run_python(
+        "-m", "mypy", "--strict", "--cache-dir", tmp_path, program, cwd=tmp_path, started=True
+    )
 
 
 def test_train_config_has_defaults_and_recipes() -> None:

@@ -20,7 +20,7 @@ VERSION = "{}.{}".format(*sys.version_info)
 
 
 class Killed(BaseException):
-    """What a process meets that is killed: nothing of it runs on."""
+    """Death of a process that is killed: nothing of it runs on."""
 
 
 class Machine:
@@ -202,7 +202,7 @@ def test_a_failed_installation_goes_on_at_the_next_make(machine, capsys) -> None
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
-def test_what_is_no_environment_is_left_alone(machine, tmp_path, kind, capsys) -> None:
+def test_other_folders_are_left_alone(machine, tmp_path, kind, capsys) -> None:
     venv = machine.root / ".venv"
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -228,7 +228,7 @@ def test_without_a_driver_the_cpu_build_is_taken(machine, capsys) -> None:
     assert "PyTorch's CPU build and the other packages: about 240 MB" in told
 
 
-def test_where_it_cannot_be_had_the_download_is_told(machine, capsys) -> None:
+def test_an_unavailable_download_is_told(machine, capsys) -> None:
     machine.torch_needs = ["cuda-toolkit==13"]
     machine.uv_works = False
     assert machine.make() == ["venv", "uv", "."]

@@ -287,7 +287,7 @@ CHECKS: list[Callable[[Path], None]] = [
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_what_could_not_be_written_is_refused_before_the_work(
+def test_an_unwritable_output_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Any
 ) -> None:
     (tmp_path / "file").write_text("x")

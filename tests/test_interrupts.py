@@ -196,7 +196,7 @@ def test_scratch_folders_and_what_is_silenced_come_to_their_end(
         import time
         from pathlib import Path
         from gptcli.files import scratch_folder
-        from gptcli.tokenizer.fast_bpe import _quiet
+        from gptcli.tokenizer.training import _quiet
         with scratch_folder(Path()) as folder, open(folder / "spool", "w"):
             print("ready", flush=True)
             with _quiet():
@@ -209,7 +209,7 @@ def test_scratch_folders_and_what_is_silenced_come_to_their_end(
     assert [path.name for path in tmp_path.iterdir()] == ["silent"]
 
 
-def test_what_was_ignored_stays_ignored(start: Start) -> None:
+def test_ignored_signals_stay_ignored(start: Start) -> None:
     """SIGHUP under nohup, SIGINT in the background of a script."""
 
     def ignore() -> None:
@@ -408,3 +408,37 @@ def test_signals_are_answered_before_anything_else_is_imported() -> None:
 def test_nothing_waits_where_nothing_is_installed() -> None:
     assert not interrupts._answers
     interrupts._settle()
+
+
+CHILD = """
+from gptcli import interrupts
+interrupts.begin("")
+import os, subprocess, sys, time
+parent = os.getppid()
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stdin=subprocess.DEVNULL)
+print("ready", flush=True)
+while os.getppid() == parent:
+    time.sleep(0.1)
+time.sleep(3 * interrupts.PARENT_CHECK_S)
+print("outlived", flush=True)
+"""
+
+
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_a_process_of_torchrun_ends_with_it_and_another_outlives_its_parent(
+    start: Start, tmp_path: Path, torchrun: bool
+) -> None:
+    """The parent is killed, and its child has a child of its own. All three write to one pipe."""
+    (tmp_path / "child.py").write_text(CHILD)
+    parent = start(
+        """
+        import os, subprocess, sys
+        if sys.argv[1] == "True":
+            os.environ["TORCHELASTIC_RUN_ID"] = "none"
+        subprocess.run([sys.executable, "child.py"])
+        """,
+        str(torchrun),
+    )
+    parent.kill()
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == ("" if torchrun else "outlived\n")

@@ -10,13 +10,13 @@ import torch
 
 from gptcli import kernels
 from gptcli.kernels import attention_kernel, head_kernel
-from gptcli.kernels.block_kernel import fused_block
 from gptcli.kernels.decode_kernel import small_batch_linear
+from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.attention import attention_packed
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import EAGER, next_token_loss
 from gptcli.model.transformer import GPT, Block, block_forward
-from gptcli.sampling.quantize import prepare_for_inference
+from gptcli.sampling.load import prepare_for_inference
 
 
 def places(model: GPT) -> dict[str, Callable[..., torch.Tensor] | None]:

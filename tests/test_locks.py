@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import pytest
 
-from gptcli import interrupts, locks
+from gptcli import interrupts, locks, runtime
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import LOCK, PARTIAL
@@ -33,6 +33,7 @@ from gptcli.locks import (
     successor,
     this_process,
 )
+from gptcli.runtime import GONE, process_gone, process_place, process_start
 from tests.waiting import wait_until
 
 
@@ -152,7 +153,7 @@ def test_an_ended_process_and_one_that_has_its_number_again(tmp_path, never_watc
     with lock(tmp_path):
         pass
     me = this_process()
-    assert locks.process_gone(me) is False
+    assert process_gone(me.pid, me.place, me.started) is False
     forge(tmp_path, replace(me, token="earlier", started="1"))
     with lock(tmp_path):
         pass
@@ -183,11 +184,11 @@ def test_a_holder_that_cannot_be_seen_is_judged_by_its_signs_of_life(
 ):
     holder = replace(this_process(), token="other")
     if unknown == "hidden":
-        monkeypatch.setattr(locks, "start_of", lambda pid: "")
+        monkeypatch.setattr(runtime, "process_start", lambda pid: "")
     else:
         changes: dict[str, Any] = {unknown: ""}
         holder = replace(holder, **changes)
-    assert locks.process_gone(holder) is None
+    assert process_gone(holder.pid, holder.place, holder.started) is None
     file = forge(tmp_path, holder)
     clock.asleep = lambda: os.utime(file, (clock.now, clock.now))
     with pytest.raises(UsageError, match="in use"):
@@ -266,7 +267,7 @@ def refused(folder: Path) -> str:
     return error.value.what
 
 
-def test_who_looked_too_long_ago_withdraws(tmp_path, monkeypatch, clock):
+def test_a_process_that_looked_too_long_ago_withdraws(tmp_path, monkeypatch, clock):
     """Between its look at the dead holder and its own file, others take over, end, and a third
     begins.
     """
@@ -287,7 +288,7 @@ def test_who_looked_too_long_ago_withdraws(tmp_path, monkeypatch, clock):
     assert not list(tmp_path.iterdir())
 
 
-def test_of_many_threads_one_gets_a_stale_lock(tmp_path, monkeypatch):
+def test_one_of_many_threads_gets_a_stale_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_is_silent", lambda *_: True)
     for round_ in range(25):
         folder = tmp_path / str(round_)
@@ -310,7 +311,7 @@ def test_of_many_threads_one_gets_a_stale_lock(tmp_path, monkeypatch):
         assert not list(folder.iterdir())
 
 
-def test_of_many_processes_one_gets_each_stale_lock(tmp_path):
+def test_one_of_many_processes_gets_each_stale_lock(tmp_path):
     """Each holds what it has won until all have tried; dead holders of this machine, so that no one
     waits.
     """
@@ -399,7 +400,7 @@ def test_an_output_below_a_file_is_refused_by_its_own_name(tmp_path):
         assert error.value.where == str(out)
 
 
-def test_where_nothing_can_be_written_the_output_is_named(tmp_path, monkeypatch):
+def test_an_unwritable_output_is_named(tmp_path, monkeypatch):
     def denied(*_: object) -> bool:
         raise PermissionError(13, "Permission denied", "a name of ours")
 
@@ -517,7 +518,7 @@ def end_at(moment: int, folder: Path) -> list[Path] | None:
 def test_a_program_that_ends_at_any_moment_leaves_no_lock(
     tmp_path, never_watches, monkeypatch, dead
 ):
-    monkeypatch.setattr(locks, "process_gone", lambda holder: holder == DEAD)
+    monkeypatch.setattr(locks, "process_gone", lambda pid, *_: pid == DEAD.pid)
     folder, ends = tmp_path / "out", 0
     while True:
         if dead:
@@ -583,9 +584,9 @@ def test_a_folder_through_a_link_that_leads_nowhere_yet(tmp_path, never_watches)
 
 def test_this_process_can_be_told_from_all_others():
     me = this_process()
-    assert me.place == locks.place() != ""
-    assert me.started not in ("", locks.GONE)
-    assert locks.process_gone(me) is False
+    assert me.place == process_place() != ""
+    assert me.started not in ("", GONE)
+    assert process_gone(me.pid, me.place, me.started) is False
     assert this_process().token != me.token
     assert "\x1b" not in str(replace(me, command="gpt \x1b[31m"))
     assert refuse_held(Path("nowhere", LOCK), Path("nowhere")) is None
@@ -595,22 +596,22 @@ def test_systems_without_proc_ask_ps(monkeypatch):
     def no_file(self: Path, **how: object) -> str:
         raise FileNotFoundError
 
-    began = start = locks.start_of(os.getpid())
+    began = start = process_start(os.getpid())
     monkeypatch.setattr(Path, "read_text", no_file)
     monkeypatch.setattr(sys, "platform", "darwin")
-    locks.place.cache_clear()
+    process_place.cache_clear()
     try:
-        assert locks.place()
-        start = locks.start_of(os.getpid())
+        assert process_place()
+        start = process_start(os.getpid())
     finally:
-        locks.place.cache_clear()
+        process_place.cache_clear()
     assert start != began
-    assert locks.start_of(2**22 + 1) == ""
+    assert process_start(2**22 + 1) == ""
     assert SILENT.info("") is None  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize("subject", [".", "a.json"])
-def test_what_a_kill_left_of_a_lock_goes_with_the_next_owner(tmp_path, never_watches, subject):
+def test_the_next_owner_removes_leftovers_of_a_killed_process(tmp_path, never_watches, subject):
     """Killed before its lock had its name, or after `.lock` was removed and before its successors
     were; nothing else goes.
     """

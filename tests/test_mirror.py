@@ -27,8 +27,10 @@ OTHER_SUBJECTS = {  # test files of something other than a module, and their sub
     "test_collection.py": "the suite itself",
     "test_cuda_benchmark.py": "tests/benchmarks/cuda.py",
     "test_floors.py": "imports of the whole package",
+    "test_fork_server.py": "tests/fork_server.py",
     "test_mirror.py": "names of the test files",
     "test_prose.py": "prose of the whole package",
+    "test_private_names.py": "imports of the whole package",
     "test_vocabulary.py": "names of the whole package",
 }
 

@@ -1,4 +1,4 @@
-"""Who this process is among those of a launch: whole or not at all."""
+"""Tests of the place of a process in a launch: whole or not at all."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_scripts_for_slurm_set_the_world_and_leave_the_rank_to_srun():
     assert "WORLD_SIZE=8" in answer({**STEP, **ADDRESS, "WORLD_SIZE": "8"})
 
 
-def test_what_torchrun_says_besides():
+def test_other_variables_of_torchrun():
     launch = launch_environment(
         {**TORCH, "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}
     )

@@ -39,7 +39,7 @@ def test_quantities_are_numbers_with_suffixes(text: str | int, value: float) -> 
 
 
 @pytest.mark.parametrize("text", ["", "k", "-5", "12kk", "1e", "nan", "inf", "0x10", "5 apples"])
-def test_what_spells_no_quantity_is_refused(text: str) -> None:
+def test_other_texts_are_no_quantities(text: str) -> None:
     with pytest.raises(UsageError, match="is not a quantity"):
         quantity(text)
 

@@ -1,4 +1,4 @@
-"""How tests wait: for something to happen, never for a time to pass.
+"""Waiting in tests: for something to happen, never for a time to pass.
 
 A limit in a test only ends what hangs, so that a busy machine never fails a correct program.
 """

@@ -11,9 +11,9 @@ import json
 import statistics
 from pathlib import Path
 
-from gptcli.finetune.inputs import InputTransform
-from gptcli.finetune.loop import FinetuneRun, accuracy, finetune, load_classifier
-from gptcli.finetune.task import read_examples, read_task
+from gptcli.finetune.model import accuracy, load_classifier
+from gptcli.finetune.run import FinetuneRun, finetune
+from gptcli.finetune.task import InputTransform, read_examples, read_task
 from gptcli.model.safetensors_io import load_model
 from gptcli.model.source import FINETUNE_REPORT
 from gptcli.model.transformer import GPT

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from gptcli.cli.train import given_values
+from gptcli.cli.train_options import given_values
 from gptcli.distributed.context import RankContext
 from gptcli.errors import install_hint
 from gptcli.events import SILENT

@@ -1,5 +1,154 @@
-"""Command line: one module per subcommand. Nothing here imports torch at startup."""
+"""The `gpt` command: its subcommands, and how errors become messages and exit codes."""
 
-from gptcli.cli.app import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import errno
+import importlib
+import os
+import sys
+
+import typer
+
+from gptcli import __version__
+from gptcli.cli.command import Group
+from gptcli.errors import GptError
+from gptcli.openmp import set_spin_environment
+
+COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --help`
+    "tokenize": ("tokenize", "Train a BPE tokenizer; convert text to token ids and back."),
+    "build-shards": ("build_shards", "Turn documents into shuffled, checksummed shards of tokens."),
+    "train": ("train", "Train a GPT on shards with the paper's recipe."),
+    "sample": ("sample", "Generate text with a trained model."),
+    "eval": ("eval", "Measure loss, perplexity and bits per byte, or score tasks."),
+    "cost": ("cost", "Estimate a model's cost: FLOPs, memory, GPU-years and dollars."),
+}
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, which need not be imported here
+NO_HOME = "Could not determine home directory"  # RuntimeError of pathlib
+
+
+def build_app(argv: list[str]) -> typer.Typer:
+    """Return the command line for these arguments.
+
+    A subcommand is imported only if it is named, or its options are completed.
+    """
+    named = next((_hyphens(word) for word in argv if not word.startswith("-")), None)
+    app = typer.Typer(
+        name="gpt",
+        cls=Group,
+        help="Rebuild the systems of the GPT papers: raw text to a trained model, its samples, "
+        "scores and cost.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _hyphens},
+        # without panels, the list of commands is printed in half the time
+        rich_markup_mode="rich" if named in COMMANDS else None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(root)
+    completing = "_GPT_COMPLETE" in os.environ
+    for command, (module, text) in COMMANDS.items():
+        if command == named or completing:
+            importlib.import_module(f"gptcli.cli.{module}").register(app)
+        else:
+            app.command(command, help=text)(_not_loaded)
+    return app
+
+
+def _hyphens(name: str) -> str:
+    """Return a name with hyphens: --n_layer as --n-layer, build_shards as build-shards."""
+    return name.replace("_", "-")
+
+
+def reworded(argv: list[str]) -> list[str]:
+    """Return `gpt help [COMMAND]` as --help and `gpt version` as --version."""
+    if argv[:1] == ["help"]:
+        return [*(word for word in argv[1:] if word not in ("help", "--help", "-h")), "--help"]
+    return ["--version"] if argv[:1] == ["version"] else argv
+
+
+def _not_loaded() -> None:
+    """Represent a command in `gpt --help` without importing its module."""
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"gpt {__version__}")
+        raise typer.Exit()
+
+
+def root(
+    debug: bool = typer.Option(False, "--debug", help="Print the traceback of an error."),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and stop.", is_eager=True, callback=_version
+    ),
+) -> None:
+    """Declare the options of `gpt` itself; they have callbacks or are read by `main`."""
+
+
+def main() -> None:
+    """Run the command line and exit.
+
+    Exit codes: 0 success, 1 failure while running, 2 bad usage or input, 130 interrupted.
+    """
+    from gptcli.cli.console import set_up_streams
+
+    set_up_streams()
+    set_spin_environment()
+    argv = reworded(sys.argv[1:])
+    if "--debug" in argv:  # anywhere on the line
+        argv = [word for word in argv if word != "--debug"]
+        build_app(argv)(argv, prog_name="gpt")
+        return
+    try:
+        code = build_app(argv)(argv, prog_name="gpt")
+    except SystemExit as stop:  # typer has printed its message, except for Ctrl-C
+        code = _print_error("interrupted", INTERRUPTED) if stop.code == INTERRUPTED else stop.code
+    except GptError as error:
+        code = _print_error(error.message, error.exit_code)
+    except OSError as error:
+        code = _print_error(
+            _os_error(error),
+            BAD_INPUT
+            if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+            else FAILED,
+        )
+    except Exception as error:
+        if type(error).__name__ == OUT_OF_MEMORY:
+            code = _print_error(
+                f"out of memory: {str(error).splitlines()[0]}\n"
+                "  use a smaller --batch-size, or --device cpu; nvidia-smi shows other programs "
+                "that occupy the GPU",
+                FAILED,
+            )
+        elif str(error).startswith(NO_HOME):
+            code = _print_error(
+                "this user has no home folder, which is needed here\n  set one: HOME=/path gpt ...",
+                BAD_INPUT,
+            )
+        else:
+            code = _print_error(
+                f"{type(error).__name__}: {error}\n"
+                "  this is a bug: run the command again with --debug for the traceback",
+                FAILED,
+            )
+    sys.exit(code)
+
+
+def _print_error(text: str, code: int) -> int:
+    from gptcli.cli.console import as_options, wrapped
+
+    print(wrapped(f"gpt: {as_options(text)}"), file=sys.stderr)
+    return code
+
+
+def _os_error(error: OSError) -> str:
+    from gptcli.files import advice
+
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return (
+            f"{where}the disk is full\n"
+            "  free some space and run the command again; complete files are kept"
+        )
+    hint = "" if (todo := advice(error)) == "" else f"\n  {todo}"
+    return f"{where}{(error.strerror or str(error)).lower()}{hint}"

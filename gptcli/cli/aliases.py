@@ -1,26 +1,31 @@
 """Options and commands of other tools, and their names here.
 
-The words are those of nanoGPT, nanochat, llm.c, litgpt, transformers' Trainer and generate,
-Megatron-LM, torchtitan and lm-evaluation-harness. An alias is not accepted silently, because it can
-mean something else: a batch there counts sequences, here tokens. The error names our option and, if
-every value can be converted, the corrected command line. This module is imported only for a command
-line or configuration file with an unknown word.
+The words are in aliases.toml. An alias is not accepted silently, because it can mean something
+else: a batch there counts sequences, here tokens. The error names our option and, if every value
+can be converted, the corrected command line. This module is imported only for a command line or
+configuration file with an unknown word.
 """
 
 from __future__ import annotations
 
 import shlex
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.command import Word, is_option, read_words
+from gptcli.cli.options import Word, is_option, read_words
 from gptcli.errors import GptError, UsageError, close_to
 from gptcli.settings import count, quantity
 
 Given = Mapping[str, str | None]
 """Values of a command line by the names of our options; aliases are already translated."""
+Conversion = Callable[[str, Given], str]
+"""Conversion of the value typed, given the rest of the command line.
+
+Raises GptError or KeyError if the command line does not determine the value.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +36,8 @@ class Alias:
     """Our option (--lr), option with value (--precision bf16) or argument (RUN); empty if none."""
     note: str = ""
     """Difference to our option, or the reason why there is none."""
-    convert: Callable[[str, Given], str] | None = None
-    """Conversion of the value, from the value typed and the rest of the command line.
-
-    Raises GptError or KeyError if the command line does not determine the value.
-    """
+    convert: Conversion | None = None
+    """Conversion of the value; None if it is the same here."""
 
     @property
     def option(self) -> str:
@@ -79,20 +81,15 @@ def _hours_of_days(value: str, given: Given) -> str:
 
 
 def _precision(value: str, given: Given) -> str:
-    return {
-        "bfloat16": "bf16",
-        "float16": "fp16",
-        "half": "fp16",
-        "float32": "fp32",
-        "float": "fp32",
-    }.get(value.lower(), value)
+    known = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
+    return {**known, "float": "fp32"}.get(value.lower(), value)
 
 
 def _no_conversion(value: str, given: Given) -> str:
     raise UsageError("the two options count different things")
 
 
-def _axis(name: str) -> Callable[[str, Given], str]:
+def _axis(name: str) -> Conversion:
     return lambda value, given: f"{name}={count(value)}"
 
 
@@ -102,387 +99,42 @@ def _paper(given: Given) -> Any:
     return find_size(given["--size"] or "")
 
 
-def _table(*rows: tuple[Any, ...]) -> dict[str, Alias]:
-    """Return rows of (words, target, note, conversion) as a table by word."""
-    return {word: Alias(*row[1:]) for row in rows for word in row[0].split()}
+CONVERSIONS: dict[str, Conversion] = {
+    **{
+        convert.__name__.removeprefix("_"): convert
+        for convert in (
+            _batch_tokens, _tokens_of_steps, _tokens_of_epochs, _share_of_tokens, _share_of_lr,
+            _hours_of_days, _precision, _no_conversion,
+        )
+    },
+    **{f"axis {name}": _axis(name) for name in ("dp", "tp", "pp")},
+}  # fmt: skip
 
 
-SHAPE = _table(
-    ("n-layers num-layers num-hidden-layers layers depth", "--n-layer"),
-    ("n-heads num-heads num-attention-heads heads", "--n-head"),
-    (
-        "n-embd n-embed d-embd embed-dim embedding-dim hidden-size hidden-dim model-dim dim width",
-        "--d-model",
-    ),
-    (
-        "block-size seq-len seq-length max-seq-len max-seq-length sequence-length context-length "
-        "context n-positions max-position-embeddings",
-        "--n-ctx",
-    ),
-    ("model model-name model-type model-size model-name-or-path", "--size"),
-)
-LAYOUT_NOTE = "--layout names every axis: dp=2,shard=4,tp=2,pp=2"
-CONFIG_KEY = "set it in the --config file: {} = VALUE"
-TRAIN = SHAPE | _table(
-    ("learning-rate max-lr peak-lr base-lr matrix-lr", "--lr"),
-    (
-        "batch-size global-batch-size train-batch-size per-step-batch-size",
-        "--batch-tokens",
-        "a batch is counted in tokens here, not in sequences",
-        _batch_tokens,
-    ),
-    ("total-batch-size tokens-per-step", "--batch-tokens"),
-    (
-        "per-device-train-batch-size micro-batch-size device-batch-size local-batch-size",
-        "--micro-batch",
-    ),
-    (
-        "gradient-accumulation-steps grad-accum-steps grad-acc-steps accumulate-grad-batches "
-        "acc-steps",
-        "",
-        "gradient accumulation follows from --batch-tokens and --micro-batch",
-    ),
-    (
-        "epochs num-epochs num-train-epochs max-epochs",
-        "--tokens",
-        "the length of a run is counted in tokens here: epochs times the training tokens",
-        _tokens_of_epochs,
-    ),
-    (
-        "max-steps max-iters num-iterations train-iters iterations iters steps num-steps "
-        "num-train-steps training-steps",
-        "--tokens",
-        "the length of a run is counted in tokens here: steps times --batch-tokens",
-        _tokens_of_steps,
-    ),
-    ("max-tokens train-tokens num-tokens", "--tokens"),
-    (
-        "warmup-steps warmup-iters lr-warmup-iters",
-        "--warmup-tokens",
-        "the warm-up is counted in tokens here: steps times --batch-tokens",
-        _tokens_of_steps,
-    ),
-    (
-        "warmup-ratio lr-warmup-fraction",
-        "--warmup-tokens",
-        "the warm-up is counted in tokens here: the ratio times --tokens",
-        _share_of_tokens,
-    ),
-    (
-        "lr-decay-iters decay-iters",
-        "--decay-tokens",
-        "the decay is counted in tokens here: steps times --batch-tokens",
-        _tokens_of_steps,
-    ),
-    (
-        "min-lr lr-min",
-        "--min-lr-ratio",
-        "the minimum learning rate is a ratio to --lr here",
-        _share_of_lr,
-    ),
-    ("final-lr-frac", "--min-lr-ratio"),
-    (
-        "lr-scheduler-type lr-decay-style lr-scheduler scheduler decay-lr",
-        "",
-        "the schedule is the papers' linear warm-up and cosine decay; --warmup-tokens, "
-        "--decay-tokens and --min-lr-ratio change it",
-    ),
-    ("wd", "--weight-decay"),
-    (
-        "max-grad-norm grad-clip clip-grad gradient-clip-val clip",
-        "",
-        CONFIG_KEY.format("clip"),
-    ),
-    ("adam-beta1 beta1", "", CONFIG_KEY.format("beta1")),
-    ("adam-beta2 beta2", "", CONFIG_KEY.format("beta2")),
-    ("adam-epsilon adam-eps eps", "", CONFIG_KEY.format("eps")),
-    ("optim optimizer-type", "", "the optimizer is AdamW, as in the papers"),
-    ("dtype torch-dtype mixed-precision", "--precision", "", _precision),
-    ("amp", "--precision bf16"),
-    ("bf16", "--precision bf16"),
-    ("fp16", "--precision fp16"),
-    ("fp32", "--precision fp32"),
-    ("fp8", "--precision fp8"),
-    ("torch-compile", "--compile on"),
-    ("no-compile", "--compile off"),
-    (
-        "gradient-checkpointing activation-checkpointing recompute-activations",
-        "--recompute full",
-    ),
-    (
-        "device cuda cpu no-cuda use-cpu accelerator gpu",
-        "",
-        "training uses the GPUs of the machine, or its CPU if there are none; "
-        "CUDA_VISIBLE_DEVICES= hides the GPUs",
-    ),
-    (
-        "devices num-gpus n-gpus ngpus gpus nproc-per-node world-size",
-        "--layout",
-        LAYOUT_NOTE,
-        _axis("dp"),
-    ),
-    (
-        "tensor-parallel-size tensor-model-parallel-size tp",
-        "--layout",
-        LAYOUT_NOTE,
-        _axis("tp"),
-    ),
-    (
-        "pipeline-parallel-size pipeline-model-parallel-size pp",
-        "--layout",
-        LAYOUT_NOTE,
-        _axis("pp"),
-    ),
-    ("data-parallel-size dp", "--layout", LAYOUT_NOTE, _axis("dp")),
-    ("fsdp zero-stage", "--layout", LAYOUT_NOTE, _no_conversion),
-    (
-        "nnodes num-nodes",
-        "",
-        "start it with torchrun -m gptcli train ... on every node; examples/cluster has a job",
-    ),
-    (
-        "eval-interval val-loss-every eval-steps val-interval val-check-interval",
-        "--eval-every",
-    ),
-    (
-        "eval-iters eval-batches limit-val-batches max-eval-batches",
-        "--eval-tokens",
-        "validation is counted in tokens here",
-        _no_conversion,
-    ),
-    (
-        "save-interval save-steps save-every checkpoint-interval ckpt-every",
-        "--checkpoint-every",
-    ),
-    ("save-total-limit keep-last", "--keep"),
-    (
-        "log-interval logging-steps log-every",
-        "",
-        "metrics.jsonl in the run folder has a line for every step",
-    ),
-    (
-        "wandb wandb-log use-wandb wandb-project report-to mlflow",
-        "",
-        "metrics.jsonl and report.html in the run folder contain all metrics; "
-        "--track tensorboard writes them for TensorBoard too",
-    ),
-    ("tensorboard tensorboard-dir logging-dir log-dir", "--track tensorboard"),
-    (
-        "resume-from-checkpoint resume-from ckpt-path continue load",
-        "--resume",
-        "it continues from the newest checkpoint in --out",
-    ),
-    (
-        "pretrained from-pretrained initial-checkpoint-dir checkpoint-dir load-weights",
-        "--init-from",
-    ),
-    (
-        "dataset dataset-dir data-dir data-path train-data train-bin input-bin",
-        "--data",
-        "it names a folder of shards from gpt build-shards",
-    ),
-    (
-        "padded-vocab-size vocab-size tokenizer",
-        "",
-        "the shards determine the vocabulary; choose it with gpt build-shards --tokenizer",
-    ),
-    (
-        "num-workers workers dataloader-num-workers",
-        "",
-        "shards are memory-mapped and need no workers",
-    ),
-    ("eval-tasks tasks", "--eval-task"),
-    (
-        "sample-every generate-every",
-        "--samples",
-        "texts are generated at every checkpoint; the option sets their number",
-        _no_conversion,
-    ),
-)
-MODEL_ARGUMENT = "the model is the first argument"
-SAMPLE = _table(
-    ("max-new-tokens max-length n-predict num-tokens max-gen-toks length", "--max-tokens"),
-    ("num-return-sequences n-samples nsamples number-of-samples", "--num-samples"),
-    ("temp", "--temperature"),
-    ("topk", "--top-k"),
-    ("topp nucleus", "--top-p"),
-    ("do-sample", "", "sampling is the default; --greedy takes the most probable token instead"),
-    ("no-sample deterministic", "--greedy"),
-    ("num-beams beams beam-size beam-width", "--beam"),
-    ("rep-penalty repeat-penalty", "--repetition-penalty"),
-    ("stop-sequences stop-sequence stop-strings stop-words eos", "--stop"),
-    ("prompt start text input p", "PROMPT", "the prompt is the second argument"),
-    (
-        "model model-path model-name-or-path pretrained ckpt checkpoint-dir run out-dir init-from",
-        "RUN",
-        MODEL_ARGUMENT,
-    ),
-    (
-        "file prompt-file prompts-file input-file",
-        "--prompts",
-        "a file of prompts has one JSON object per line; - reads one prompt from stdin",
-    ),
-    ("dtype torch-dtype", "--precision", "", _precision),
-    ("bf16", "--precision bf16"),
-    ("fp32", "--precision fp32"),
-    ("int8 load-in-8bit", "--quantize int8"),
-    ("quantization", "--quantize"),
-    ("cuda gpu", "--device cuda"),
-    ("cpu", "--device cpu"),
-    ("stream streaming", "", "text is always streamed"),
-    ("interactive chat", "-i"),
-    ("assistant-model draft-model speculative-model", "--draft"),
-    ("logprobs log-probs", "--json", "the report contains the log-probabilities"),
-)
-EVAL = _table(
-    ("tasks", "--task"),
-    ("num-fewshot n-shot nshot fewshot k-shot", "--shots"),
-    ("fewshot-seed", "--shots-seed"),
-    ("eval-batch-size per-device-eval-batch-size device-batch-size", "--batch-size"),
-    ("log-samples write-out", "--samples", "it names the file to write"),
-    ("model model-args model-path pretrained checkpoint-dir ckpt run", "RUN", MODEL_ARGUMENT),
-    ("data-dir dataset", "--data"),
-    ("max-items num-items max-samples eval-iters", "--limit"),
-    ("use-cache cache", "--records"),
-    ("dtype torch-dtype", "--precision", "", _precision),
-    ("bf16", "--precision bf16"),
-    ("cuda gpu", "--device cuda"),
-    ("cpu", "--device cpu"),
-    ("gen-kwargs", "", "the task file sets how answers are generated"),
-    ("list-tasks", "--list"),
-    ("file", "--text"),
-)
-COST = SHAPE | _table(
-    (
-        "params parameters n-params num-params",
-        "",
-        "name a --size, or a shape with --n-layer, --n-head and --d-model; "
-        "--optimal FLOPS lists sizes",
-    ),
-    ("num-gpus n-gpus ngpus devices", "--gpus"),
-    ("gpu-type gpu-name device hardware accelerator", "--gpu"),
-    ("price-per-hour cost-per-hour hourly-rate rate", "--price"),
-    ("utilization hfu efficiency", "--mfu"),
-    ("days time", "--hours", "the time is given in hours", _hours_of_days),
-    ("compute flop", "--flops"),
-    ("chinchilla compute-optimal", "--optimal"),
-    ("dataset-size training-tokens train-tokens num-tokens", "--tokens"),
-    (
-        "out output o output-path",
-        "",
-        "the report goes to stdout: redirect it with > FILE; --json prints one JSON object, and "
-        "--plot FILE.svg draws it",
-    ),
-    ("dtype", "--precision", "", _precision),
-    ("bf16", "--precision bf16"),
-    ("sizes all compare", "--table"),
-)
-BUILD_SHARDS = _table(
-    (
-        "tokenizer-path tokenizer-name tokenizer-model tokenizer-name-or-path vocab-file",
-        "--tokenizer",
-    ),
-    ("num-workers num-proc nproc processes jobs threads", "--workers"),
-    ("shard-size tokens-per-shard", "--shard-tokens", "the size is given in tokens"),
-    ("val-split val-ratio val-size validation-split test-size", "--val-fraction"),
-    ("input inputs input-dir data data-dir dataset files text", "INPUT", "files are arguments"),
-    ("output-prefix dest", "--out"),
-    ("append-eod", "", "end-of-text is always written between documents"),
-    ("shuffle", "", "documents are always shuffled; --seed sets the order"),
-)
-TOKENIZE_TRAIN = _table(
-    ("vocab vocabulary-size", "--vocab-size"),
-    ("model-prefix", "--out"),
-    ("algorithm model-type type", "--kind"),
-    ("input inputs data files corpus", "INPUT", "files are arguments"),
-)
-TOKENIZE_IDS = _table(
-    ("tokenizer-file tokenizer-path vocab-file vocab model", "--tokenizer"),
-    ("input inputs file files ids text", "INPUT", "files are arguments; - is stdin"),
-)
-EVERYWHERE = _table(  # for every command that has the option
-    ("out-dir output-dir output-path output-file save-dir save-path", "--out"),
-    ("overwrite overwrite-output-dir yes", "--force"),
-    ("random-seed manual-seed rng-seed", "--seed"),
-    ("config-file cfg conf", "--config"),
-    ("documents-kind", "--documents"),
-    ("help-all usage", "--help"),
-    (
-        "verbose quiet silent progress log-level",
-        "",
-        "progress is printed on stderr: 2> /dev/null hides it; --debug shows tracebacks",
-    ),
-    ("profile-dir", "--profile"),
-)
+def _table(*names: str) -> dict[str, Alias]:
+    """Return the aliases of these tables of aliases.toml, by word."""
+    found = {}
+    for words, target, *rest in (row for name in names for row in TABLES[name]):
+        note, conversion = (*rest, "", "")[:2]
+        alias = Alias(target, note, CONVERSIONS[conversion] if conversion else None)
+        found.update(dict.fromkeys(words.split(), alias))
+    return found
+
+
+TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+EVERYWHERE = _table("everywhere")
 OF_COMMAND: dict[str, dict[str, Alias]] = {
-    "gpt train": TRAIN,
-    "gpt sample": SAMPLE,
-    "gpt eval": EVAL,
-    "gpt cost": COST,
-    "gpt build-shards": BUILD_SHARDS,
-    "gpt tokenize train": TOKENIZE_TRAIN,
-    "gpt tokenize encode": TOKENIZE_IDS,
-    "gpt tokenize decode": TOKENIZE_IDS,
+    "gpt train": _table("shape", "train"),
+    "gpt sample": _table("sample"),
+    "gpt eval": _table("eval"),
+    "gpt cost": _table("shape", "cost"),
+    "gpt build-shards": _table("build-shards"),
+    "gpt tokenize train": _table("tokenize-train"),
+    "gpt tokenize encode": _table("tokenize-ids"),
+    "gpt tokenize decode": _table("tokenize-ids"),
 }
-COMMANDS = _table(  # commands of other tools, and our command lines
-    ("generate gen infer inference complete completion predict run", "sample"),
-    (
-        "chat repl interactive playground",
-        "sample RUN -i",
-        "the model continues text; it is not trained for dialogue",
-    ),
-    (
-        "finetune fine-tune finetuning sft",
-        "train --finetune TASK.toml --init-from RUN",
-        "without --finetune, the run is trained further on shards",
-    ),
-    ("pretrain fit", "train"),
-    ("resume continue", "train --resume --out RUN"),
-    ("evaluate evaluation benchmark score perplexity ppl lm-eval", "eval"),
-    ("tokenise tokenizer bpe", "tokenize"),
-    ("encode", "tokenize encode"),
-    ("decode", "tokenize decode"),
-    (
-        "prepare prepare-data preprocess preprocess-data build shard shards data dataset pack",
-        "build-shards",
-    ),
-    ("estimate price pricing budget flops memory params plan", "cost"),
-    ("report plot compare", "train --report RUN"),
-    ("dry-run", "train --dry-run"),
-    (
-        "models sizes list ls",
-        "cost --table",
-        "it lists the papers' sizes; gpt eval --list lists the tasks",
-    ),
-    ("tasks", "eval --list"),
-    (
-        "serve server api",
-        "",
-        "there is no server; gpt sample RUN -i is an interactive session, and --prompts FILE "
-        "answers a file of prompts",
-    ),
-    (
-        "convert export push",
-        "",
-        "no conversion is needed: transformers loads a run folder, and llm.c, Megatron and "
-        "nanoGPT read the shards",
-    ),
-    (
-        "download pull",
-        "",
-        "models are not downloaded; gpt sample and gpt eval read a GPT-2 folder of transformers",
-    ),
-    (
-        "init config configure",
-        "",
-        "no setup is needed; --config FILE.toml sets the options of a command",
-    ),
-    (
-        "demo",
-        "",
-        "make demo in the repository runs all commands; examples/quickstart lists them",
-    ),
-)
+COMMANDS = _table("commands")
+"""Commands of other tools, and our command lines."""
 
 
 def table_of(command: str, options: Iterable[str]) -> dict[str, Alias]:

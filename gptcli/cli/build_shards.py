@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options
-from gptcli.cli.command import Command, hold, releasing
+from gptcli.cli.command import Command, hold, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import (
     INPUT,
     OUTPUT,
     RUN,
+    Option,
+    declaring,
     flag,
-    quantity,
-    read_config,
     read_option,
+    read_options,
+    readers,
     resolved_toml,
     shared,
     value,
@@ -29,29 +30,49 @@ from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
 from gptcli.numbers import amount, counted, duration, in_bytes
 from gptcli.runtime import available_cores
-from gptcli.settings import NUMBERS, Resolved
+from gptcli.settings import NUMBERS, Resolved, nonempty_text
 
 if TYPE_CHECKING:
     from gptcli.corpus.build import JobSlice
     from gptcli.corpus.chunks import Tally
     from gptcli.corpus.config import BuildConfig
-    from gptcli.corpus.overlap import OverlapReport
-    from gptcli.corpus.recipe import SourceConfig
+    from gptcli.corpus.decontaminate import OverlapReport
     from gptcli.corpus.report import BuildEstimate
     from gptcli.shards.manifest import Manifest
 
 SHARDS = "Shards"
-DEFAULTS: dict[str, Any] = {
-    "output": "shards",
-    "documents": "file",
-    "on_error": "stop",
-    "encoder": "auto",
-    "format": "shards",
-    "runner": "local",
-    "val_fraction": 0.001,
-    "shard_tokens": 100_000_000,
-    "seed": 0,
+# fmt: off
+OPTIONS = {  # also keys of --config, beside those of a recipe
+    "tokenizer": Option(INPUT),
+    "documents": Option(INPUT, "file"),
+    "on_error": Option(
+        INPUT, "stop", "Action for a document that cannot be read: stop, or skip and count it.",
+        "RULE"),
+    "encoder": Option(
+        RUN, "auto",
+        "Library that encodes text: auto, tokenizers, tiktoken or gigatoken; all give the same "
+        "ids.", "E"),
+    "val_fraction": Option(
+        SHARDS, "0.001", "Fraction of documents for validation, chosen by a hash of their text.",
+        "F"),
+    "shard_tokens": Option(SHARDS, "100M", "Maximum size of a shard, in tokens."),
+    "seed": Option(SHARDS, "0", "Random seed of the shuffle; the same seed gives the same bytes."),
+    "output": Option(
+        OUTPUT, "shards", "Folder to write the shards to; manifest.json is written last.",
+        "FOLDER"),
+    "format": Option(
+        OUTPUT, "shards",
+        "Format: shards, which llm.c and Megatron read; in addition nanogpt (train.bin and val.bin "
+        "without headers) or megatron (a .bin and .idx for each source).", "F"),
+    "workers": Option(
+        RUN, "cores", "Number of worker processes; the output does not depend on it."),
+    "runner": Option(
+        RUN, "local",
+        "Location of the workers: local, or ray for all cores of a running Ray cluster.", "R"),
 }
+# fmt: on
+DEFAULTED = tuple(name for name in OPTIONS if name not in ("tokenizer", "workers"))
+"""Options with a default that does not depend on the machine."""
 
 
 def register(app: typer.Typer) -> None:
@@ -59,6 +80,7 @@ def register(app: typer.Typer) -> None:
     app.command("build-shards", cls=Command)(releasing(build_shards))
 
 
+@declaring(OPTIONS)
 def build_shards(
     inputs: Annotated[
         list[str] | None,
@@ -66,15 +88,6 @@ def build_shards(
             metavar="INPUT",
             show_default=False,
             help="Files, folders, globs or URLs of documents, or - for stdin.",
-        ),
-    ] = None,
-    tokenizer: Annotated[str | None, shared("tokenizer", INPUT, False)] = None,
-    documents: Annotated[str | None, shared("documents", INPUT, "file")] = None,
-    on_error: Annotated[
-        str | None,
-        value(
-            "Action for a document that cannot be read: stop, or skip and count it.",
-            *("RULE", INPUT, "stop"),
         ),
     ] = None,
     config: Annotated[
@@ -86,49 +99,10 @@ def build_shards(
             help="TOML file that sets any of these options, and the sources of a recipe.",
         ),
     ] = None,
-    encoder: Annotated[
-        str | None,
-        value(
-            "Library that encodes text: auto, tokenizers, tiktoken or gigatoken; all give the "
-            "same ids.",
-            *("E", RUN, "auto"),
-        ),
-    ] = None,
-    val_fraction: Annotated[
-        float | None,
-        quantity(
-            "val_fraction",
-            "Fraction of documents for validation, chosen by a hash of their text.",
-            *(SHARDS, "0.001"),
-            metavar="F",
-        ),
-    ] = None,
-    shard_tokens: Annotated[
-        int | None,
-        quantity("shard_tokens", "Maximum size of a shard, in tokens.", SHARDS, "100M"),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        options.seed("Random seed of the shuffle; the same seed gives the same bytes.", SHARDS),
-    ] = None,
-    output: Annotated[
-        str | None,
-        options.out(
-            "Folder to write the shards to; manifest.json is written last.",
-            "FOLDER",
-            shown="shards",
-        ),
-    ] = None,
-    resume: Annotated[bool, options.resume("Continue an interrupted build.")] = False,
-    force: Annotated[bool, options.force("Empty the output folder and start over.")] = False,
-    format: Annotated[
-        str | None,
-        value(
-            "Format: shards, which llm.c and Megatron read; in addition nanogpt (train.bin and "
-            "val.bin without headers) or megatron (a .bin and .idx for each source).",
-            *("F", OUTPUT, "shards"),
-        ),
-    ] = None,
+    resume: Annotated[bool, flag("--resume", "Continue an interrupted build.", OUTPUT)] = False,
+    force: Annotated[
+        bool, flag("--force", "Empty the output folder and start over.", OUTPUT)
+    ] = False,
     verify: Annotated[
         Path | None,
         value("Check every byte of finished shards, and stop.", "FOLDER", OUTPUT, False),
@@ -142,21 +116,6 @@ def build_shards(
         ),
     ] = None,
     json: Annotated[bool, shared("json", OUTPUT)] = False,
-    workers: Annotated[
-        int | None,
-        quantity(
-            "workers",
-            "Number of worker processes; the output does not depend on it.",
-            *(RUN, "cores"),
-        ),
-    ] = None,
-    runner: Annotated[
-        str | None,
-        value(
-            "Location of the workers: local, or ray for all cores of a running Ray cluster.",
-            *("R", RUN, "local"),
-        ),
-    ] = None,
     part: Annotated[
         str | None,
         value(
@@ -171,6 +130,7 @@ def build_shards(
             "--dry-run", "Print the configuration and the estimated size and time, and stop.", RUN
         ),
     ] = False,
+    **options: Any,
 ) -> None:
     """Turn documents into shuffled, split and checksummed shards of tokens.
 
@@ -192,34 +152,23 @@ def build_shards(
         gpt build-shards wikitext.test.txt lambada.jsonl --overlap shards
     """
     if verify is not None:
+        from gptcli.shards.folder import verify_shards
         from gptcli.shards.manifest import MANIFEST
-        from gptcli.shards.verify import verify_shards
 
         print_build(verify / MANIFEST, verify_shards(verify, events=ConsoleEvents()), as_json=json)
         return
+    given = read_options(OPTIONS, options)
     if overlap is not None:
-        _report_overlap(overlap, inputs or [], workers or available_cores(), as_json=json)
+        workers = given.get("workers", available_cores())
+        _report_overlap(overlap, inputs or [], workers, as_json=json)
         return
-    given = {
-        "inputs": inputs or None,
-        "tokenizer": tokenizer,
-        "output": output,
-        "documents": documents,
-        "on_error": on_error,
-        "encoder": encoder,
-        "format": format,
-        "val_fraction": val_fraction,
-        "shard_tokens": shard_tokens,
-        "seed": seed,
-        "workers": workers,
-        "runner": runner,
-    }
-    resolved = resolve(given, config)
+    resolved = resolve({"inputs": inputs or None, **given}, config)
 
     from gptcli.corpus.build import begin_build, finish_build
     from gptcli.corpus.config import BuildConfig
     from gptcli.corpus.pool import check_runner
-    from gptcli.shards.export import EXPORT_FORMATS, EXPORTERS
+    from gptcli.corpus.recipe import evaluation_of, sources_of
+    from gptcli.shards.folder import EXPORT_FORMATS, EXPORTERS
     from gptcli.shards.manifest import MANIFEST, read_manifest
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
@@ -232,10 +181,10 @@ def build_shards(
             hint=nearest(values["format"], EXPORT_FORMATS),
         )
     build = BuildConfig(
-        sources=_sources(values),
+        sources=sources_of(values, resolved.origin.get("sources", "recipe")),
         tokenizer=load_tokenizer(values["tokenizer"]),
         encoder=values["encoder"],
-        evaluation=_evaluation(values),
+        evaluation=evaluation_of(values, resolved.origin.get("decontaminate", "recipe")),
         mixture_tokens=values.get("mixture_tokens"),
         val_fraction=values["val_fraction"],
         shard_tokens=values["shard_tokens"],
@@ -273,8 +222,8 @@ def build_shards(
 
 def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: bool) -> None:
     """Print the share of each test set that occurs in the shards' training text."""
+    from gptcli.corpus.decontaminate import find_overlap
     from gptcli.corpus.inputs import find_inputs
-    from gptcli.corpus.overlap import find_overlap
 
     if not inputs:
         raise UsageError("INPUT is missing", where="--overlap", hint="name the test files")
@@ -308,52 +257,24 @@ def _build_part(
     print_part(job, tally, missing_slices(out, job.count), as_json=as_json)
 
 
-def _sources(values: dict[str, Any]) -> list[SourceConfig]:
-    """Return the weighted sources of the recipe, or INPUT as the only source."""
-    from gptcli.corpus.inputs import find_inputs
-    from gptcli.corpus.recipe import SourceConfig, preset_weights, read_sources
-
-    if "sources" not in values:
-        return [
-            SourceConfig(
-                inputs=find_inputs(values["inputs"]),
-                documents=values["documents"],
-                on_error=values["on_error"],
-            )
-        ]
-    sources = read_sources(values["sources"])
-    if "mixture" in values:
-        weights = preset_weights(values["mixture"], [source.name for source in sources])
-        sources = [replace(source, weight=weights[source.name]) for source in sources]
-    return sources
-
-
-def _evaluation(values: dict[str, Any]) -> tuple[str, ...]:
-    from gptcli.corpus.recipe import read_decontaminate
-
-    return tuple(read_decontaminate(values["decontaminate"])) if "decontaminate" in values else ()
-
-
 def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
     """Return the values of the options: option over file over default.
 
     Raises UsageError if the inputs or the tokenizer are missing, or inputs are given twice.
     """
+    known = readers(OPTIONS)
     resolved = Resolved()
-    resolved.put({**DEFAULTS, "workers": available_cores()}, "default")
+    defaults = {name: known[name](row.shown) for name, row in OPTIONS.items() if name in DEFAULTED}
+    resolved.put({**defaults, "workers": available_cores()}, "default")
     if config is not None:
-        readers: dict[str, Callable[[Any], Any]] = {
+        known |= {
             "inputs": _read_texts,
-            "tokenizer": _read_text,
-            "mixture": _read_text,
+            "mixture": nonempty_text,
             "mixture_tokens": NUMBERS["mixture_tokens"],
-            "workers": NUMBERS["workers"],
             "sources": _read_table,
             "decontaminate": _read_table,
         }
-        for name in DEFAULTS:
-            readers[name] = NUMBERS.get(name, _read_text)
-        resolved.put(read_config(config, readers, "gpt build-shards"), str(config))
+        resolved.put(read_config(config, known, "gpt build-shards"), str(config))
     resolved.put(given, "option")
     if "inputs" in resolved.values and "sources" in resolved.values:
         raise UsageError(
@@ -375,12 +296,6 @@ def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
     return resolved
 
 
-def _read_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a string")
-    return value
-
-
 def _read_table(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r} is not a table")
@@ -390,7 +305,7 @@ def _read_table(value: object) -> dict[str, Any]:
 def _read_texts(value: object) -> list[str]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list of strings")
-    return [_read_text(item) for item in value]
+    return [nonempty_text(item) for item in value]
 
 
 def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
@@ -398,7 +313,7 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     from gptcli.papers.training import GPT3_MIXTURE
     from gptcli.shards.manifest import SPLITS
 
-    splits = {
+    splits: dict[str, dict[str, int]] = {
         split: {
             "tokens": manifest.tokens(split),
             "documents": sum(shard.documents for shard in manifest.shards_of(split)),

@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import typer
 import typer.core
 from typer.exceptions import TyperException
 
-from gptcli.cli.options import option
-from gptcli.errors import GptError, UsageError
+from gptcli.cli.options import SYNONYMS, Word, is_option, option, read_words
+from gptcli.errors import GptError, InputError, UsageError, message_of
+from gptcli.files import read_text, read_toml, similar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,50 +47,6 @@ def releasing(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
 
     return run
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """Option with its value, or argument, as typed."""
-
-    name: str
-    """Option such as --lr or -o; empty for an argument."""
-    value: str | None
-    """Value; None for a flag, and for an option at the end of the line without its value."""
-    takes_value: bool | None = None
-    """True if the option takes a value; None if the command does not have it."""
-
-    def __str__(self) -> str:
-        return self.name or str(self.value)
-
-
-def read_words(args: list[str], takes_value: Callable[[str], bool | None]) -> Iterator[Word]:
-    """Yield the options and arguments of a command line.
-
-    `takes_value` tells whether an option, --name or -n, takes a value; None for an unknown option.
-    """
-    rest = iter(args)
-    for word in rest:
-        if word == "--":
-            yield from (Word("", argument) for argument in rest)
-            return
-        if not is_option(word):
-            yield Word("", word)
-            continue
-        name, equals, value = word.partition("=")
-        name = name.replace("_", "-")
-        takes = takes_value(name)
-        if takes is None and takes_value(word[:2]) and takes_value("-" + name) is None:  # -oFILE
-            yield Word(word[:2], word[2:], True)
-        elif equals:
-            yield Word(name, value, takes)
-        else:
-            yield Word(name, next(rest, None) if takes else None, takes)
-
-
-def is_option(word: str) -> bool:
-    """Tell whether a word looks like an option; "-" is stdin, and -1 is a number."""
-    return word[:1] == "-" and len(word) > 1 and not (word[1].isdigit() or word[1] == ".")
 
 
 def option_table(command: Any, ctx: typer.Context) -> dict[str, Any]:
@@ -182,6 +140,47 @@ def _unknown_word(
 
     takes = {name: not param.is_flag for name, param in options.items()}
     return unknown_word(ctx.command_path, args, takes, word)
+
+
+def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> dict[str, Any]:
+    """Return the values of a TOML file whose keys are among `names`.
+
+    Each value passes through its converter (`names[key]`, or None). Keys are the option names of
+    `command`, with - or _. Raises InputError with file, line and the closest valid key.
+    """
+    if not path.exists():
+        close = similar(path)
+        raise InputError(
+            "no such configuration file",
+            where=path,
+            hint=None if close is None else f"did you mean {close}?",
+        )
+    table, text = read_toml(path), read_text(path)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            name = SYNONYMS.get(name, name)
+        where = f"{path}:{_line_of(key, text)}"
+        if name not in names:
+            from gptcli.cli.aliases import key_hint
+
+            raise InputError(
+                f"unknown key {key!r}", where=where, hint=key_hint(command, key, names)
+            )
+        convert = names[name]
+        try:
+            values[name] = convert(value) if convert else value
+        except (UsageError, ValueError, TypeError) as error:
+            raise InputError(f"{key}: {message_of(error)}", where=where) from None
+    return values
+
+
+def _line_of(key: str, text: str) -> int:
+    pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[=\].]""")
+    return next(
+        (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1
+    )
 
 
 def as_gpt_error(error: TyperException, ctx: typer.Context) -> GptError:

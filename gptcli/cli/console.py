@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import atexit
 import codecs
+import contextlib
 import io
 import os
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.cli.options import option
 from gptcli.errors import name_parameters
 from gptcli.events import Events
@@ -39,6 +41,13 @@ ASCII_FORMS = str.maketrans({
     "…": "...", "≤": "<=", "≥": ">=", "→": "->", "─": "-", "━": "-", "│": "|", "┃": "|", "•": "*",
     "\u00a0": " ",
 })  # fmt: skip
+
+# control characters, which a terminal would obey, as Unicode's symbols for them
+CONTROLS = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+)
 
 Row = tuple[str, str, str]
 """Name, value and note of a line of a report. A name without indentation heads a section."""
@@ -107,6 +116,8 @@ def screen(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = 
 class ConsoleEvents(Events):
     """Shows progress on stderr. rich is imported only for a terminal."""
 
+    spell = staticmethod(option)
+
     def __init__(self) -> None:
         self._live: Progress | None = None
         # clears the line of the bar and shows the cursor again
@@ -115,7 +126,6 @@ class ConsoleEvents(Events):
 
     def info(self, text: str) -> None:
         """Print a line above the bars."""
-        text = as_options(text)
         if self._live is not None:
             self._live.console.print(text)
         else:
@@ -243,11 +253,11 @@ def print_json(command: str, report: dict[str, Any]) -> None:
     Characters that the encoding of stdout lacks are written as escapes.
     """
     report = {"schema": f"gpt.{command}/1", **report}
-    text = strict_json.dumps(report)
+    text = toml_json.dumps(report)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = strict_json.dumps(report, ascii_only=True)
+        text = toml_json.dumps(report, ascii_only=True)
     print(text)
 
 
@@ -260,6 +270,26 @@ def print_file(text: str) -> None:
         return
     buffer.write(text.encode("utf-8"))
     buffer.flush()
+
+
+@contextlib.contextmanager
+def terminal_restored() -> Iterator[None]:
+    """Restore the terminal's echo and line editing, which readline changes while it waits."""
+    if os.name != "posix" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    with Cleanup(termios.tcsetattr, 0, termios.TCSANOW, termios.tcgetattr(0)):
+        yield
+
+
+def print_piece(piece: str) -> None:
+    """Write text to stdout at once, in UTF-8 whatever the locale."""
+    if sys.stdout.isatty():
+        piece = piece.translate(CONTROLS)
+    sys.stdout.buffer.write(piece.encode("utf-8"))
+    sys.stdout.buffer.flush()
 
 
 def print_rows(title: str, rows: list[Row], *, markdown: bool) -> None:

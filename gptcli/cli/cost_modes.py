@@ -50,7 +50,7 @@ from gptcli.cost.target import (
 )
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import read_model_config
+from gptcli.model.hf import read_model_config
 from gptcli.numbers import amount, short
 from gptcli.papers.training import GPT3_TRAINING
 

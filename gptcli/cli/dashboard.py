@@ -1,20 +1,32 @@
-"""Progress of `gpt train`: a live panel with the loss curve on a terminal, else plain lines."""
+"""Output of `gpt train`: plan and forecast of a run, and its progress, which is a live panel with the
+loss curve on a terminal and plain lines elsewhere.
+"""
 
 from __future__ import annotations
 
 import atexit
 import sys
 import time
+from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import ConsoleEvents, as_options, screen
+from gptcli.cli.console import ConsoleEvents, as_options, print_json, screen
+from gptcli.cli.options import resolved_toml
+from gptcli.errors import UsageError
+from gptcli.events import Events
 from gptcli.numbers import amount, duration, in_bytes
 from gptcli.runs.metrics import window
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
+
+    from gptcli.shards.manifest import Manifest
+    from gptcli.trainer.config import Run
+    from gptcli.trainer.forecast import Forecast
+    from gptcli.trainer.resolve import ResolvedRun
 
 TASK = "train"
 PLAIN_FACTS = {  # shown in a plain line: its name there, and the name of the fact
@@ -44,7 +56,7 @@ class Dashboard(ConsoleEvents):
     def info(self, text: str) -> None:
         """Print a line above the panel."""
         if self._board is not None:
-            self._board.console.print(as_options(text))
+            self._board.console.print(text)
         else:
             super().info(text)
 
@@ -224,3 +236,95 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
     if "skipped" in facts:
         words.append("update skipped")
     return words
+
+
+def _forecast_plan(plan: ResolvedRun, manifest: Manifest | None, *, done: int = 0) -> Forecast:
+    """Forecast a resolved run on this machine that has already read `done` tokens."""
+    from gptcli.trainer.forecast import forecast
+    from gptcli.trainer.machine import this_machine
+
+    machine = this_machine(plan.model, plan.train, Path(plan.resolved.values["out"]))
+    return forecast(plan.model, plan.train, manifest, machine, done=done)
+
+
+def print_forecast(
+    plan: ResolvedRun, manifest: Manifest, events: Events, run: Run, *, strict: bool
+) -> None:
+    """Report the forecast of the run or its rest. Raises UsageError for warnings if `strict`."""
+    from gptcli.trainer.forecast import forecast_facts
+    from gptcli.trainer.preflight import resumed_state
+    from gptcli.trainer.start import continued_state
+
+    state = resumed_state(run.out, run.identity()) if run.resume else None
+    if state is None and run.continues:
+        state = continued_state(run)
+    forecast = _forecast_plan(
+        plan, manifest, done=0 if state is None else state.position.sequences * plan.model.n_ctx
+    )
+    for name, fact in forecast_facts(forecast, at_least=plan.train.follow_noise).items():
+        events.info(f"{name:<7}{fact}")
+    for caution in forecast.warnings:
+        events.warn(caution.text)
+    if strict:
+        _refuse_warnings(forecast)
+
+
+def print_plan(
+    plan: ResolvedRun, manifest: Manifest | None, *, as_json: bool, strict: bool
+) -> None:
+    """Print configuration, work and forecast. Raises UsageError if `strict` and it has warnings."""
+    from gptcli.cost.flops import flops_per_token
+    from gptcli.trainer.forecast import forecast_facts
+    from gptcli.trainer.preflight import role_facts, stage_roles
+    from gptcli.trainer.trackers import find_tracker
+
+    for name in plan.resolved.values.get("track", []):
+        find_tracker(name)
+    events = ConsoleEvents()
+    flops = flops_per_token(plan.model, "6N") * plan.train.tokens
+    roles = stage_roles(plan, events)
+    forecast = _forecast_plan(plan, manifest)
+    for caution in forecast.warnings:
+        events.warn(caution.text)
+    if as_json:
+        print_json(
+            "train",
+            {
+                "config": plan.resolved.values,
+                "origin": plan.resolved.origin,
+                "parameters": plan.model.parameters,
+                "flops": flops,
+                **_forecast_json(forecast),
+                "roles": [asdict(role) for role in roles],
+            },
+        )
+    else:
+        facts = {
+            "parameters": f"{plan.model.parameters:,}",
+            "work": f"{flops:.3g} FLOP (6N)",
+            **forecast_facts(forecast, at_least=plan.train.follow_noise),
+            **role_facts(roles),
+        }
+        print(resolved_toml(plan.resolved, **facts), end="")
+    if strict:
+        _refuse_warnings(forecast)
+
+
+def _forecast_json(forecast: Forecast) -> dict[str, Any]:
+    """Return the forecast's part of `gpt train --dry-run --json`."""
+    keys = asdict(forecast)
+    keys["warnings"] = [
+        {name: as_options(text) for name, text in caution.items()} for caution in keys["warnings"]
+    ]
+    return keys
+
+
+def _refuse_warnings(forecast: Forecast) -> None:
+    """Raise UsageError if the forecast has warnings."""
+    if forecast.warnings:
+        codes = ", ".join(caution.code for caution in forecast.warnings)
+        raise UsageError(
+            f"the run has warnings: {codes}",
+            where="--strict",
+            hint="change what they name, or leave out --strict",
+        )

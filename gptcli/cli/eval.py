@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
-from gptcli.cli.console import ConsoleEvents, print_json, screen
+from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import flag, quantity, value
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json, written_through
 from gptcli.locks import own_file, own_folder
-from gptcli.numbers import amount, in_bytes
 from gptcli.runtime import is_main, unused_launch
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from gptcli.evals.evaluate import Evaluation
-    from gptcli.evals.report import TableRows
-    from gptcli.evals.results import TaskResult
-    from gptcli.evals.rolling import LossReport
-    from gptcli.evals.task import Task
-    from gptcli.model.source import ModelSource
+    from gptcli.evals.core import Convention
     from gptcli.sampling.load import PrecisionChoice
 
-PIPE_WIDTH = 200  # columns, if there is no terminal
+PAPER_SHOTS = -1  # --shots paper
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
 
@@ -47,13 +38,19 @@ def _complete_task(incomplete: str) -> list[str]:
     return [name for name in task_names() if name.startswith(incomplete)]
 
 
+def _shots(text: str) -> int:
+    """Return the number of --shots; PAPER_SHOTS for the word paper."""
+    return PAPER_SHOTS if str(text).strip() == "paper" else int(options.number("shots")(text))
+
+
 def evaluate(
     run: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
             help="Run folder, or a transformers GPT-2 folder with its tokenizer; "
-            "with --plot, reports.",
+            "with --plot, reports; with --compare, two runs, reports or folders of records; "
+            "with --list, tasks.",
             show_default=False,
         ),
     ] = None,
@@ -79,11 +76,23 @@ def evaluate(
             complete=_complete_task,
         ),
     ] = None,
-    data: Annotated[
-        Path | None,
+    suite: Annotated[
+        str | None,
         value(
-            "With --task, the folder or file of its data; otherwise shards to use "
-            "instead of the run's own.",
+            "Tasks of a paper to score: gpt2 (Table 3), gpt3 (Table H.1) or core (DCLM); "
+            "those without data are named.",
+            "NAME",
+            WHAT,
+        ),
+    ] = None,
+    convention: Annotated[
+        str, value("Prompts of --suite core: as nanochat or as dclm.", "NAME", WHAT)
+    ] = "nanochat",
+    data: Annotated[
+        list[str] | None,
+        value(
+            "With --task, the folder or file of its data, or TASK=FOLDER for one of several; "
+            "otherwise shards to use instead of the run's own.",
             "FOLDER",
             WHAT,
         ),
@@ -98,10 +107,22 @@ def evaluate(
         ),
     ] = None,
     list_tasks: Annotated[
-        bool, flag("--list", "List the tasks and whether their data is in --data, and stop.", WHAT)
+        bool,
+        flag(
+            "--list",
+            "List the tasks and whether their data is in --data, or say of each TASK where its "
+            "data is from, and stop.",
+            WHAT,
+        ),
     ] = False,
     shots: Annotated[
-        int, quantity("shots", "Solved examples in front of each item.", FEW, metavar="K")
+        int,
+        value(
+            "Solved examples in front of each item; paper is the paper's number for each task.",
+            "K",
+            FEW,
+            parser=_shots,
+        ),
     ] = 0,
     shots_seed: Annotated[
         int,
@@ -164,8 +185,26 @@ def evaluate(
     ] = None,
     samples: Annotated[
         Path | None,
-        value("File for every item's scores, one JSON object per line.", "FILE", OUTPUT),
+        value(
+            "File for every item's prompt, tokens and scores, one JSON object per line.",
+            "FILE",
+            OUTPUT,
+        ),
     ] = None,
+    show: Annotated[
+        int | None,
+        quantity(
+            "limit", "Print what the model reads for the first N items, and stop.", OUTPUT, False
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        flag(
+            "--compare",
+            "Compare two models on the items that both were asked; seeds of one model with commas.",
+            OUTPUT,
+        ),
+    ] = False,
     plot: Annotated[
         Path | None,
         value(
@@ -203,35 +242,63 @@ def evaluate(
 
         gpt eval runs/350M --task hellaswag --shots 20 --data data -o eval.json
     """
+    from gptcli.cli import eval_output
+    from gptcli.evals.check import EvalOptions, check_task
+    from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
+    from gptcli.evals.fewshot import FewShotConfig
+    from gptcli.evals.find_data import split_data
+    from gptcli.evals.forecast import forecast_evaluation, show_items
+    from gptcli.evals.suites import check_suite, plan_suite
     from gptcli.evals.task import NORMALISERS, find_task, find_tasks, task_names
-    from gptcli.evals.task_data import find_data
     from gptcli.model.source import find_model, is_finetuned
+    from gptcli.runs.record import EVAL_SCHEMA
 
+    folders, place = split_data(data or [])
     if list_tasks:
-        print_tasks([find_task(name) for name in task_names()], data)
+        if run:
+            eval_output.print_task_details([find_task(str(name)) for name in run], place)
+        else:
+            eval_output.print_tasks([find_task(name) for name in task_names()], place)
         return
     if plot is not None:
         from gptcli.runs.plots import plot_reports
 
         plot_reports(run or [], plot, force=force)
         return
-    if not run or len(run) > 1:
-        raise _not_one_run(run or [])
-    folder = run[0]
-    if not task and not text and checkpoint is None and is_finetuned(folder):
-        _evaluate_finetuned(folder, data, as_json=as_json)
+    if compare and len(run or []) != 2:
+        raise UsageError(
+            f"--compare compares two models, not {len(run or [])}",
+            hint="gpt eval A B --compare; several seeds of one model with commas: A1,A2",
+        )
+    if compare and not (task or suite or text):
+        eval_output.compare_records(run or [], as_json=as_json, markdown=markdown)
+        return
+    if not compare and (not run or len(run) > 1):
+        raise eval_output.not_one_run(run or [])
+    runs = run or []
+    folder = runs[0]
+    if not (task or text or suite) and checkpoint is None and is_finetuned(folder):
+        eval_output.evaluate_finetuned(folder, place, as_json=as_json)
         return
     tasks = find_tasks(task or [])
+    chosen = None if suite is None else check_suite(suite)
     for name, given in {
         "--samples": samples,
         "--against": against,
         "--records": records,
         "--normalise": normalise,
         "--shots": shots or None,
+        "--show": show,
+        "--compare": compare or None,
     }.items():
-        if given is not None and not tasks:
+        if given is not None and not (tasks or chosen):
             raise UsageError(f"{name} goes with --task: it applies to the items of a task")
-    if stride is not None and tasks and not text and all(one.kind != "text" for one in tasks):
+    if convention not in ("nanochat", "dclm"):
+        raise UsageError(
+            f"unknown convention {convention!r}", where="--convention", hint="nanochat or dclm"
+        )
+    only_items = tasks and not text and all(one.kind != "text" for one in tasks)
+    if stride is not None and only_items and chosen != "gpt2":
         raise UsageError("--stride goes with text: a task's items are not read in windows")
     if normalise is not None and normalise not in NORMALISERS:
         raise UsageError(
@@ -243,25 +310,43 @@ def evaluate(
         raise UsageError("--resume and --force contradict each other", hint="choose one")
     if output == Path("-"):
         output, as_json = None, True
+    options_of_all = EvalOptions(
+        fewshot=FewShotConfig(shots=max(0, shots), seed=shots_seed, shared=shared_shots),
+        paper_shots=shots == PAPER_SHOTS,
+        folders=folders,
+        normalise=cast("Any", normalise),
+        limit=limit if show is None else show,
+        stride=stride,
+        batch_size=batch_size,
+        against=against,
+        prompts=samples is not None,
+    )
+    plan = None if chosen is None else plan_suite(chosen, place, options_of_all)
+    if plan is not None:
+        known = {one.name for one in tasks}
+        tasks = [*tasks, *(one for one in plan.tasks if one.name not in known)]
+        options_of_all = plan.options
     for one in tasks:
-        find_data(one, data)
-    fewshot: dict[str, Any] = {"shots": shots, "seed": shots_seed, "shared": shared_shots}
-    scoring: dict[str, Any] = {"normalise": normalise, "limit": limit, "stride": stride}
+        check_task(one, place, options_of_all)
+    if show is not None:
+        items = show_items(find_model(folder, checkpoint), tasks, place, options_of_all)
+        print_json("eval", {"items": items}) if as_json else eval_output.print_items(items)
+        return
     if dry_run:
-        from gptcli.evals.evaluate import forecast_evaluation
-        from gptcli.evals.fewshot import FewShotConfig
-
         source = find_model(folder, checkpoint)
-        forecast = forecast_evaluation(
-            source, tasks, text or [], data, FewShotConfig(**fewshot), **scoring
-        )
-        print_json("eval", forecast) if as_json else _print_forecast(forecast, source)
+        forecast = forecast_evaluation(source, tasks, text or [], place, options_of_all)
+        if as_json:
+            print_json("eval", forecast)
+        else:
+            eval_output.print_forecast(forecast, source)
         return
     events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
     if records is None and output is not None and tasks and not written_through(output):
         records = output.with_suffix(".records")
+    if compare:
+        records = None
     if is_main():
         for path in (output, samples):
             if path is not None:
@@ -273,146 +358,40 @@ def evaluate(
             hold(own_folder(records, events=events))
             claim_records(records, resume=resume, force=force)
 
-    from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
-    from gptcli.evals.fewshot import FewShotConfig
-    from gptcli.evals.runner import EvalOptions
-    from gptcli.runs.record import EVAL_SCHEMA
-
-    evaluation = evaluate_folder(
-        folder,
-        tasks,
-        text or [],
-        data,
-        lambda loaded: EvalOptions(
-            fewshot=FewShotConfig(**fewshot),
-            **scoring,
-            batch_size=batch_size,
-            records=records,
-            against=against,
-            fingerprint=fingerprint_of(loaded, weights=records is not None),
-        ),
-        checkpoint=checkpoint,
-        device=device,
-        precision=cast("PrecisionChoice", precision),
-        events=events,
-    )
+    evaluations = [
+        evaluate_folder(
+            path,
+            tasks,
+            text or [],
+            place,
+            lambda loaded: replace(
+                options_of_all,
+                records=records,
+                fingerprint=fingerprint_of(loaded, weights=records is not None),
+            ),
+            suite=plan,
+            convention=cast("Convention", convention),
+            checkpoint=checkpoint,
+            device=device,
+            precision=cast("PrecisionChoice", precision),
+            events=events,
+        )
+        for path in (runs if compare else [folder])
+    ]
     if not is_main():
+        return
+    evaluation = evaluations[0]
+    if compare:
+        eval_output.compare_evaluations(evaluations, output, as_json=as_json, markdown=markdown)
         return
 
     report = evaluation.report()
     if samples is not None:
         with atomic_write(samples, "w") as out:
-            out.writelines(strict_json.dumps(item) + "\n" for item in evaluation.items)
+            out.writelines(toml_json.dumps(item) + "\n" for item in evaluation.items)
     if output is not None:  # last, because a Makefile waits for it
         write_json(output, {"schema": EVAL_SCHEMA, **report})
     if as_json:
         print_json("eval", report)
     else:
-        print_report(_title(evaluation), evaluation.losses, evaluation.tasks, markdown=markdown)
-
-
-def _title(evaluation: Evaluation) -> str:
-    """Return the first line of the printed report: folder, step, size, device, precision."""
-    loaded = evaluation.loaded
-    step = "" if loaded.source.step is None else f", step {loaded.source.step:,}"
-    parameters = f"{loaded.model.config.parameters:,} parameters"
-    return f"{evaluation.model}{step}: {parameters}, {loaded.device.type}, {loaded.precision}"
-
-
-def print_report(
-    title: str, losses: list[LossReport], results: list[TaskResult], *, markdown: bool
-) -> None:
-    """Print the report on stdout."""
-    from gptcli.evals.report import markdown_table, report_parts
-
-    parts = report_parts(title, losses, results)
-    if markdown:
-        texts = [part if isinstance(part, str) else markdown_table(part) for part in parts]
-        print("\n\n".join(texts))
-        return
-    console = _console(soft_wrap=True)
-    for part in parts:
-        if isinstance(part, str):
-            console.print(part, soft_wrap=not console.is_terminal)
-        else:
-            _print_table(console, part)
-
-
-def print_tasks(tasks: list[Task], data: Path | None) -> None:
-    """Print the tasks, with the paper's K and the location of each one's data."""
-    from gptcli.evals.report import task_rows
-
-    _print_table(_console(), task_rows(tasks, data))
-
-
-def _console(*, soft_wrap: bool = False) -> Console:
-    """Return the console of stdout; into a pipe nothing is cut."""
-    return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=soft_wrap)
-
-
-def _print_table(console: Console, rows: TableRows) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from gptcli.evals.report import TEXT_COLUMNS
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in rows[0]:
-        table.add_column(
-            name,
-            justify="left" if name in TEXT_COLUMNS else "right",
-            no_wrap=name not in TEXT_COLUMNS,
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
-
-
-def _print_forecast(report: dict[str, Any], source: ModelSource) -> None:
-    """Print the report of --dry-run, one line for each text and task."""
-    if source.step is not None:
-        print(f"weights: {source}")
-    for one in report["work"]:
-        facts = [
-            f"{one['name']}: {one['items']:,} items, at most {amount(one['tokens'])} tokens read"
-        ]
-        if one.get("cut"):
-            facts.append(f"{one['cut']:,} cut to the context")
-        left_out = one.get("left_out", {})
-        facts += [f"{count:,} left out: {reason}" for reason, count in left_out.items()]
-        print("; ".join(facts))
-    print(
-        f"work: at most {report['flops']:.2e} FLOP; "
-        f"memory: {in_bytes(report['memory_bytes'])} of weights in fp32"
-    )
-
-
-def _evaluate_finetuned(folder: Path, data: Path | None, *, as_json: bool) -> None:
-    """Print the accuracy of a fine-tuned run."""
-    from gptcli.finetune.run import evaluate_finetuned
-
-    report = evaluate_finetuned(folder, data)
-    if as_json:
-        print_json("eval", report)
-    else:
-        correct, examples = report["correct"], report["examples"]
-        print(
-            f"accuracy {report['accuracy']:.2%} ({correct:,} of {examples:,}) on {report['data']}"
-        )
-
-
-def _not_one_run(runs: list[Path]) -> UsageError:
-    """Return the error for no run, several runs, or a task's name among them."""
-    from gptcli.evals.task import task_names
-
-    if not runs:
-        return UsageError("is missing", where="RUN", hint="name a run folder: gpt eval runs/350M")
-    tasks = [str(run) for run in runs if str(run) in task_names() and not run.exists()]
-    others = [str(run) for run in runs if str(run) not in tasks]
-    if tasks and len(others) == 1:
-        line = shlex.join(["gpt", "eval", others[0], "--task", ",".join(tasks), "--data", "FOLDER"])
-        return UsageError("a task is an option", where=tasks[0], hint=line)
-    return UsageError(
-        f"{len(runs)} runs at once", where=runs[1], hint="name one run folder: gpt eval runs/350M"
-    )
+        eval_output.print_evaluation(evaluation, markdown=markdown)

@@ -3,24 +3,28 @@
 The precedence is option > --config file > preset > default.
 
 A command declares its own options with `value` and `flag`, and shared ones by name with `shared`.
+Options that are also keys of a configuration file are rows of a table of `Option`: `declaring` adds
+them to the command, `readers` reads their values.
 Every help text must stand alone: shell completion and the JSON schema of `gpt train --config` show
 one text at a time.
 """
 
 from __future__ import annotations
 
-import re
+import inspect
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
-from gptcli import settings, toml_text
-from gptcli.errors import InputError, UsageError, message_of
-from gptcli.files import atomic_write, read_text, read_toml, similar
+from gptcli import settings, toml_json
+from gptcli.errors import UsageError
+from gptcli.files import atomic_write
 from gptcli.settings import (
     NUMBERS,
     AutoOr,
@@ -33,6 +37,7 @@ from gptcli.settings import (
 )
 
 T = TypeVar("T")
+R = TypeVar("R")
 Reader = Callable[[Any], Any]
 """Reader of an option's value, as typed or from TOML; raises UsageError."""
 
@@ -47,9 +52,10 @@ TEXT_SCHEMAS: dict[Reader, dict[str, Any]] = {
 INPUT, OUTPUT, MODEL, RUN, MACHINE = "Input", "Output", "Model", "Run", "Machine"
 
 NAMES: dict[str, tuple[str, ...]] = {  # spellings, if not only --NAME
-    "out": ("--out", "--output", "-o"),
+    **dict.fromkeys(("out", "output"), ("--out", "--output", "-o")),
     "tokenizer": ("--tokenizer", "-t"),
     "json": ("--json",),
+    "continues": ("--continue",),  # a word that Python keeps for itself
 }
 SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag, and its help
     "size": ("NAME", "Model size of the papers."),
@@ -169,6 +175,96 @@ def precision(kinds: str, panel: str, shown: bool | str) -> Any:
     return value(f"Precision of matrix products: {kinds}.", "KIND", panel, shown)
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Option of a command that is also a key of its configuration file."""
+
+    panel: str | None
+    """Panel of `--help`; None for the first."""
+    shown: str = ""
+    """Default that `--help` shows; empty for none."""
+    help: str = ""
+    """Help text; empty for that of the shared option of this name."""
+    metavar: str = "N"
+    """Name of the value."""
+    reader: Reader | None = None
+    """Reader of the value; None for a number of `NUMBERS`, else text that is not empty."""
+    repeats: bool = False
+    """The option may be given several times; the reader gets the list."""
+    complete: Callable[[str], list[str]] | None = None
+    """Completion of an incomplete value in a shell."""
+
+    def reader_of(self, name: str) -> Reader:
+        """Return the reader of the option's value, given the option's name."""
+        known: Reader = NUMBERS.get(name, nonempty_text)
+        return self.reader or known
+
+    def parameter(self, name: str) -> inspect.Parameter:
+        """Return the parameter of a command's function that declares the option `name`."""
+        kind: Any = (list[str] if self.repeats else str) | None
+        if self.reader is boolean:
+            kind, declared = bool, flag(option(name), self.help, self.panel)
+        else:
+            declared = shared(
+                name,
+                self.panel,
+                self.shown or False,
+                help=self.help or None,
+                metavar=None if name in SHARED and not self.help else self.metavar,
+                complete=self.complete,
+            )
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if kind is bool else None,
+            annotation=Annotated[kind, declared],
+        )
+
+
+def readers(options: Mapping[str, Option]) -> dict[str, Reader]:
+    """Return the reader of each option's value, by its name."""
+    return {name: row.reader_of(name) for name, row in options.items()}
+
+
+def read_options(options: Mapping[str, Option], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the `options` that are given, from what was `typed`.
+
+    Raises UsageError, which names the option.
+    """
+    return {
+        name: read_option(name, typed[name], row.reader_of(name))
+        for name, row in options.items()
+        if typed.get(name) not in (None, False, [])
+    }
+
+
+def declaring(options: Mapping[str, Option]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Return a decorator that gives a command `options` in place of its parameter `**options`.
+
+    They stand before its own options in `--help`, and the function receives each by name: None, or
+    False for a flag, if it is not given.
+    """
+
+    def declare(command: Callable[..., R]) -> Callable[..., R]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        rows = [row.parameter(name) for name, row in options.items()]
+        parameters = sorted([*rows, *own], key=lambda one: not _is_argument(one))
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return declare
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return isinstance(get_args(parameter.annotation)[1], ArgumentInfo)
+
+
 def number(name: str) -> Callable[[str | int | float], Any]:
     """Return the reader of a numeric option; its UsageError names the option."""
     return lambda text: read_option(name, text, NUMBERS[name])
@@ -176,7 +272,7 @@ def number(name: str) -> Callable[[str | int | float], Any]:
 
 def option(name: str) -> str:
     """Return the option of a parameter: n_layer as --n-layer."""
-    return "--" + name.replace("_", "-")
+    return NAMES["continues"][0] if name == "continues" else "--" + name.replace("_", "-")
 
 
 def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
@@ -185,47 +281,6 @@ def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
         return convert(text)
     except UsageError as error:
         raise UsageError(error.what, field=name, code=error.code, hint=error.hint) from None
-
-
-def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> dict[str, Any]:
-    """Return the values of a TOML file whose keys are among `names`.
-
-    Each value passes through its converter (`names[key]`, or None). Keys are the option names of
-    `command`, with - or _. Raises InputError with file, line and the closest valid key.
-    """
-    if not path.exists():
-        close = similar(path)
-        raise InputError(
-            "no such configuration file",
-            where=path,
-            hint=None if close is None else f"did you mean {close}?",
-        )
-    table, text = read_toml(path), read_text(path)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name not in names:
-            name = SYNONYMS.get(name, name)
-        where = f"{path}:{_line_of(key, text)}"
-        if name not in names:
-            from gptcli.cli.aliases import key_hint
-
-            raise InputError(
-                f"unknown key {key!r}", where=where, hint=key_hint(command, key, names)
-            )
-        convert = names[name]
-        try:
-            values[name] = convert(value) if convert else value
-        except (UsageError, ValueError, TypeError) as error:
-            raise InputError(f"{key}: {message_of(error)}", where=where) from None
-    return values
-
-
-def _line_of(key: str, text: str) -> int:
-    pattern = re.compile(rf"""^\s*\[?\s*["']?{re.escape(key)}["']?\s*[=\].]""")
-    return next(
-        (number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1
-    )
 
 
 def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
@@ -241,7 +296,7 @@ def resolved_toml(resolved: Resolved, **extra: Any) -> str:
 
 def command_line() -> str:
     """Return this command line, quoted for a shell, on one line."""
-    return toml_text.comment(shlex.join(["gpt", *sys.argv[1:]]))
+    return toml_json.toml_comment(shlex.join(["gpt", *sys.argv[1:]]))
 
 
 def config_schema(
@@ -291,3 +346,47 @@ def help_texts(command: Callable[..., None]) -> dict[str, str]:
         for name, hint in hints.items()
         if get_origin(hint) is Annotated
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Option with its value, or argument, as typed."""
+
+    name: str
+    """Option such as --lr or -o; empty for an argument."""
+    value: str | None
+    """Value; None for a flag, and for an option at the end of the line without its value."""
+    takes_value: bool | None = None
+    """True if the option takes a value; None if the command does not have it."""
+
+    def __str__(self) -> str:
+        return self.name or str(self.value)
+
+
+def read_words(args: list[str], takes_value: Callable[[str], bool | None]) -> Iterator[Word]:
+    """Yield the options and arguments of a command line.
+
+    `takes_value` tells whether an option, --name or -n, takes a value; None for an unknown option.
+    """
+    rest = iter(args)
+    for word in rest:
+        if word == "--":
+            yield from (Word("", argument) for argument in rest)
+            return
+        if not is_option(word):
+            yield Word("", word)
+            continue
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        takes = takes_value(name)
+        if takes is None and takes_value(word[:2]) and takes_value("-" + name) is None:  # -oFILE
+            yield Word(word[:2], word[2:], True)
+        elif equals:
+            yield Word(name, value, takes)
+        else:
+            yield Word(name, next(rest, None) if takes else None, takes)
+
+
+def is_option(word: str) -> bool:
+    """Tell whether a word looks like an option; "-" is stdin, and -1 is a number."""
+    return word[:1] == "-" and len(word) > 1 and not (word[1].isdigit() or word[1] == ".")

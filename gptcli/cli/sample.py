@@ -6,40 +6,38 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options
-from gptcli.cli.command import Command, releasing
-from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.options import MACHINE, OUTPUT, flag, option, quantity, read_config, shared, value
+from gptcli.cli.command import Command, read_config, releasing
+from gptcli.cli.console import ConsoleEvents, print_json, print_piece, terminal_restored
+from gptcli.cli.options import (
+    MACHINE,
+    OUTPUT,
+    Option,
+    declaring,
+    flag,
+    out,
+    read_option,
+    read_options,
+    readers,
+    shared,
+    value,
+)
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import read_text
 from gptcli.interrupts import Cleanup, Raise, write
-from gptcli.settings import NUMBERS, Resolved, boolean
+from gptcli.settings import Resolved, boolean
 
 if TYPE_CHECKING:
+    from gptcli.sampling.batch import PromptParts
     from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.sampler import Sampler
 
 CHOOSING, PROMPTS = "Choosing tokens", "Prompts"
-TOP_K = 40  # GPT-2's release
-DEFAULTS: dict[str, Any] = {
-    "num_samples": 1,
-    "max_tokens": 200,
-    "seed": 0,
-    "device": "auto",
-    "precision": "auto",
-    "quantize": "none",
-    "batch_size": 8,
-    "stop": [],
-    "greedy": False,
-}
 # pairs of options that cannot be combined
 CONFLICTS = (
     ("--beam", "--best-of"),
@@ -52,12 +50,70 @@ CONFLICTS = (
     ("-i", "--json"),
     ("--prompts", "--json"),
 )
-# control characters, which a terminal would obey, as Unicode's symbols for them
-CONTROLS = (
-    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
-    | {0x7F: 0x2421}
-    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-)
+
+
+def _texts(value: object) -> list[str]:
+    """Return a text, or the texts of a list; they may be empty."""
+    texts = value if isinstance(value, list) else [value]
+    if strange := [text for text in texts if not isinstance(text, str)]:
+        raise UsageError(f"{strange[0]!r} is not text")
+    return [str(text) for text in texts]
+
+
+# fmt: off
+OPTIONS = {  # also the keys of --config, which may name a preset too
+    "checkpoint": Option(None, "the finished model, or the newest checkpoint"),
+    "num_samples": Option(None, "1", "Number of samples; their number does not change their text."),
+    "max_tokens": Option(
+        None, "200", "Maximum length of a sample, in tokens; it ends earlier at end-of-text."),
+    "stop": Option(
+        None, "", "Text that ends a sample and is left out of it; repeat the option for several.",
+        "TEXT", _texts, repeats=True),
+    "seed": Option(None, "0", "Random seed; the same seed gives the same text."),
+    "preset": Option(
+        CHOOSING, "",
+        "Sampling options of a paper: gpt2 or gpt3 (their released samples), or news (GPT-3's "
+        "articles).", "NAME"),
+    "temperature": Option(
+        CHOOSING, "1",
+        "Sampling temperature: text is more predictable below 1 and more varied above it.", "X"),
+    "top_k": Option(
+        CHOOSING, "40, or all with --top-p", "Sample only from the N most probable tokens."),
+    "top_p": Option(
+        CHOOSING, "", "Sample only from the fewest tokens whose probabilities add up to P.", "P"),
+    "greedy": Option(CHOOSING, "", "Always take the most probable token.", reader=boolean),
+    "repetition_penalty": Option(
+        CHOOSING, "", "Penalty on tokens that are already in the text; above 1 discourages them.",
+        "X"),
+    "beam": Option(
+        CHOOSING, "", "Beam search of width N with GPT-3's length penalty; GPT-3 uses 4."),
+    "best_of": Option(
+        CHOOSING, "", "Draw N samples and show the one with the highest mean log-probability."),
+    "device": Option(MACHINE, "auto"),
+    "precision": Option(
+        MACHINE, "auto",
+        "Precision of matrix products: fp32, bf16 or auto, which is bf16 on a GPU that supports "
+        "it; in bf16, a text may depend on the number of samples.", "KIND"),
+    "quantize": Option(MACHINE, "none", "Quantization of the weights: none or int8.", "KIND"),
+    "batch_size": Option(MACHINE, "8", "Samples of --prompts to generate at once."),
+}
+# fmt: on
+DEFAULTS: dict[str, Any] = {
+    **{
+        name: read_option(name, OPTIONS[name].shown, OPTIONS[name].reader_of(name))
+        for name in (
+            "num_samples",
+            "max_tokens",
+            "seed",
+            "device",
+            "precision",
+            "quantize",
+            "batch_size",
+        )
+    },
+    "stop": [],
+    "greedy": False,
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -65,6 +121,7 @@ def register(app: typer.Typer) -> None:
     app.command("sample", cls=Command)(releasing(sample))
 
 
+@declaring(OPTIONS)
 def sample(
     run: Annotated[
         Path,
@@ -81,107 +138,9 @@ def sample(
             help="Text to continue; - or a pipe reads stdin. An empty prompt starts from end-of-text.",
         ),
     ] = None,
-    checkpoint: Annotated[
-        int | None,
-        shared("checkpoint", None, "the finished model, or the newest checkpoint", numeric=True),
-    ] = None,
-    num_samples: Annotated[
-        int | None,
-        quantity(
-            "num_samples",
-            "Number of samples; their number does not change their text.",
-            shown="1",
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        quantity(
-            "max_tokens",
-            "Maximum length of a sample, in tokens; it ends earlier at end-of-text.",
-            shown="200",
-        ),
-    ] = None,
-    stop: Annotated[
-        list[str] | None,
-        value(
-            "Text that ends a sample and is left out of it; repeat the option for several.",
-            *("TEXT", None, False),
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, options.seed("Random seed; the same seed gives the same text.")
-    ] = None,
     interactive: Annotated[
         bool, flag("-i", "Start an interactive session with a history of prompts.")
     ] = False,
-    preset: Annotated[
-        str | None,
-        value(
-            "Sampling options of a paper: gpt2 or gpt3 (their released samples), or news "
-            "(GPT-3's articles).",
-            *("NAME", CHOOSING, False),
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        quantity(
-            "temperature",
-            "Sampling temperature: text is more predictable below 1 and more varied above it.",
-            *(CHOOSING, "1"),
-            metavar="X",
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        quantity(
-            "top_k",
-            "Sample only from the N most probable tokens.",
-            *(CHOOSING, f"{TOP_K}, or all with --top-p"),
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        quantity(
-            "top_p",
-            "Sample only from the fewest tokens whose probabilities add up to P.",
-            *(CHOOSING, False),
-            metavar="P",
-        ),
-    ] = None,
-    greedy: Annotated[
-        bool | None,
-        typer.Option(
-            "--greedy",
-            help="Always take the most probable token.",
-            show_default=False,
-            rich_help_panel=CHOOSING,
-        ),
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        quantity(
-            "repetition_penalty",
-            "Penalty on tokens that are already in the text; above 1 discourages them.",
-            *(CHOOSING, False),
-            metavar="X",
-        ),
-    ] = None,
-    beam: Annotated[
-        int | None,
-        quantity(
-            "beam",
-            "Beam search of width N with GPT-3's length penalty; GPT-3 uses 4.",
-            *(CHOOSING, False),
-        ),
-    ] = None,
-    best_of: Annotated[
-        int | None,
-        quantity(
-            "best_of",
-            "Draw N samples and show the one with the highest mean log-probability.",
-            *(CHOOSING, False),
-        ),
-    ] = None,
     instruction: Annotated[
         str | None,
         value("Task description to put before the examples.", "TEXT", PROMPTS, False),
@@ -216,26 +175,15 @@ def sample(
     ] = None,
     output: Annotated[
         Path | None,
-        options.out(
-            "File to write the samples of --prompts to, one JSON object per line.", shown=False
-        ),
+        out("File to write the samples of --prompts to, one JSON object per line.", shown=False),
     ] = None,
-    resume: Annotated[bool, options.resume("Continue an unfinished output file.")] = False,
-    force: Annotated[bool, options.force("Start over and replace the output file.")] = False,
+    resume: Annotated[
+        bool, flag("--resume", "Continue an unfinished output file.", OUTPUT)
+    ] = False,
+    force: Annotated[
+        bool, flag("--force", "Start over and replace the output file.", OUTPUT)
+    ] = False,
     as_json: Annotated[bool, shared("json", OUTPUT)] = False,
-    device: Annotated[str | None, shared("device", MACHINE, "auto")] = None,
-    precision: Annotated[
-        str | None,
-        options.precision(
-            "fp32, bf16 or auto, which is bf16 on a GPU that supports it; in bf16, a text may "
-            "depend on the number of samples",
-            *(MACHINE, "auto"),
-        ),
-    ] = None,
-    quantize: Annotated[
-        str | None,
-        value("Quantization of the weights: none or int8.", "KIND", MACHINE, "none"),
-    ] = None,
     draft: Annotated[
         Path | None,
         value(
@@ -244,11 +192,8 @@ def sample(
             *("RUN", MACHINE, False),
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        quantity("batch_size", "Samples of --prompts to generate at once.", MACHINE, "8"),
-    ] = None,
     config: Annotated[Path | None, shared("config", None, False)] = None,
+    **options: Any,
 ) -> None:
     """Continue a prompt with a trained model, and stream the text.
 
@@ -263,33 +208,15 @@ def sample(
 
         gpt sample runs/350M --preset gpt3 "The meaning of life is"
     """
-    # OpenMP threads spin for about half a millisecond between matrix products. Without spinning a
-    # token takes 1.5 times as long; with the default, 30 times as long on a busy machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # 2 MB pages for weights and cache, which are read 10 % faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if prompt is not None and not run.exists() and Path(prompt).is_dir():
         line = shlex.join(["gpt", "sample", prompt, str(run)])
         raise UsageError("the run comes before the prompt", where=run, hint=line)
-    given = {
-        "checkpoint": checkpoint,
-        "num_samples": num_samples,
-        "max_tokens": max_tokens,
-        "stop": stop or None,
-        "seed": seed,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "greedy": greedy,
-        "repetition_penalty": repetition_penalty,
-        "beam": beam,
-        "best_of": best_of,
-        "device": device,
-        "precision": precision,
-        "quantize": quantize,
-        "batch_size": batch_size,
-    }
-    values = resolve(given, preset, config)
+    from gptcli.sampling.batch import PromptParts
+    from gptcli.sampling.params import sampling_params
+
+    values = resolve(options, config)
     params = sampling_params(values)
     used = {
         "--beam": "beam" in values,
@@ -301,16 +228,16 @@ def sample(
     }
     check_conflicts({name for name, is_used in used.items() if is_used}, values["num_samples"])
     _check_output(prompts, output, is_used=output is not None or resume or force)
-    parts = PromptParts(prompt, instruction, example or [], title, subtitle, article or [])
+    parts = PromptParts(instruction, example or [], title, subtitle, article or [])
     if prompts is not None and output is not None:
-        if parts != PromptParts():
+        if prompt is not None or parts != PromptParts():
             raise UsageError(
                 "--prompts cannot be combined with a prompt", hint="leave out one of them"
             )
         _sample_file(run, prompts, output, params, values, resume=resume, force=force)
         return
     waits_for_line = interactive and prompt is None and title is None
-    text = None if waits_for_line else parts.text()
+    text = None if waits_for_line else parts.text(prompt, _read_prompt)
     try:
         sampler = _load_sampler(run, draft, params, values)
         if interactive:
@@ -323,15 +250,13 @@ def sample(
         raise typer.Exit from None
 
 
-def resolve(given: dict[str, Any], preset: str | None, config: Path | None) -> dict[str, Any]:
+def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
     """Return the values of the options: option over file over preset over default."""
     from gptcli.sampling.params import PRESETS
 
-    readers: dict[str, Any] = {name: NUMBERS[name] for name in given if name in NUMBERS}
-    readers |= dict.fromkeys(("preset", "device", "precision", "quantize"), _read_text)
-    readers |= {"stop": _read_texts, "greedy": boolean}
-    from_file = {} if config is None else read_config(config, readers, "gpt sample")
-    preset = preset or from_file.pop("preset", None)
+    from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
+    given = read_options(OPTIONS, options)
+    preset = given.pop("preset", None) or from_file.pop("preset", None)
     if preset is not None and preset not in PRESETS:
         raise UsageError(
             f"unknown preset {preset!r}", where="--preset", hint=nearest(preset, PRESETS)
@@ -347,16 +272,6 @@ def resolve(given: dict[str, Any], preset: str | None, config: Path | None) -> d
             hint=r"for the end of a line: --stop $'\n'",
         )
     return resolved.values
-
-
-def _read_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{value!r} is not a string")
-    return value
-
-
-def _read_texts(value: object) -> list[str]:
-    return [_read_text(item) for item in value] if isinstance(value, list) else [_read_text(value)]
 
 
 def check_conflicts(used: set[str], num_samples: int) -> None:
@@ -383,89 +298,6 @@ def _check_output(prompts: Path | None, output: Path | None, *, is_used: bool) -
         raise UsageError(
             "-o, --resume and --force need --prompts", hint="redirect stdout to keep a sample"
         )
-
-
-def sampling_params(values: dict[str, Any]) -> SamplingParams:
-    """Return the sampling parameters. Raises UsageError for options that cannot be combined."""
-    from gptcli.sampling.params import SamplingParams
-
-    penalty = values.get("repetition_penalty", 1.0)
-    if not values["greedy"] and "beam" not in values:
-        top_k = values.get("top_k")
-        if top_k is None and "top_p" not in values:
-            top_k = TOP_K
-        return SamplingParams(
-            temperature=values.get("temperature", 1.0),
-            top_k=top_k,
-            top_p=values.get("top_p"),
-            repetition_penalty=penalty,
-        )
-    deterministic = "--greedy" if values["greedy"] else "--beam"
-    for name in ("temperature", "top_k", "top_p"):
-        if name in values:
-            raise UsageError(
-                f"{deterministic} cannot be combined with {option(name)}",
-                hint=f"leave out {deterministic} to sample, or {option(name)}",
-            )
-    for name in ("num_samples", "best_of"):
-        if values["greedy"] and values.get(name, 1) > 1:
-            raise UsageError(
-                f"--greedy cannot be combined with {option(name)} {values[name]}",
-                hint="all greedy samples have the same text",
-            )
-    if "beam" in values and (penalty != 1 or values["greedy"] or values["stop"]):
-        raise UsageError(
-            "--beam uses the model's probabilities unchanged",
-            hint="leave out --greedy, --repetition-penalty and --stop",
-        )
-    return SamplingParams(greedy=True, repetition_penalty=penalty)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptParts:
-    """Parts of a prompt as the options give them; `text` assembles them."""
-
-    prompt: str | None = None
-    """Prompt as typed; None to read stdin, if it is a pipe."""
-    instruction: str | None = None
-    """Description of a task."""
-    examples: list[str] | tuple[str, ...] = ()
-    """Solved examples of the task."""
-    title: str | None = None
-    """Title of a news article to write."""
-    subtitle: str | None = None
-    """Subtitle of the article."""
-    articles: list[Path] | tuple[Path, ...] = ()
-    """Files of example articles."""
-
-    def __post_init__(self) -> None:
-        for name in ("examples", "articles"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-
-    def text(self) -> str:
-        """Return the whole prompt. Raises UsageError for parts that cannot be combined."""
-        if self.title is None:
-            if self.subtitle is not None or self.articles:
-                raise UsageError(
-                    "--subtitle and --article need --title",
-                    hint='name the article to write with --title "..."',
-                )
-            return self.few_shot_text(_read_prompt(self.prompt))
-        if self.prompt is not None or self.instruction or self.examples:
-            raise UsageError(
-                "--title cannot be combined with a prompt",
-                hint="an article is written from its title and subtitle alone",
-            )
-        from gptcli.sampling.generate import news_prompt
-
-        articles = [read_text(path) for path in self.articles]
-        return news_prompt(self.title, self.subtitle or "", articles)
-
-    def few_shot_text(self, prompt: str) -> str:
-        """Return `prompt` after the instruction and the examples."""
-        from gptcli.sampling.generate import few_shot_prompt
-
-        return few_shot_prompt(self.instruction, self.examples, prompt)
 
 
 def _read_prompt(prompt: str | None) -> str:
@@ -527,25 +359,12 @@ def _sample_prompt(
     # after an interrupt, the shell's prompt begins on a new line
     with Cleanup(write, 1, "" if as_json else "\n"):
         completions = sampler.sample(
-            text, seed=values["seed"], on_text=None if as_json else _print_text
+            text, seed=values["seed"], on_text=None if as_json else print_piece
         )
     if not as_json:
         return
-    report = {
-        "model": str(run),
-        "step": loaded.source.step,
-        "prompt": text,
-        "prompt_tokens": tokens,
-        **asdict(sampler.params),
-    }
-    for name in ("max_tokens", "stop", "seed", "beam", "best_of", "quantize"):
-        report[name] = values.get(name)
-    report |= {"device": loaded.device.type, "precision": loaded.precision}
-    report["samples"] = [
-        asdict(one)
-        | {"mean_log_prob": one.mean_log_prob, "tokens_per_second": one.tokens_per_second}
-        for one in completions
-    ]
+    settings = {name: values.get(name) for name in ("stop", "seed", "quantize")}
+    report = {"model": str(run), **sampler.report(text, completions, settings)}
     print_json("sample", report)
 
 
@@ -592,6 +411,8 @@ def _session(sampler: Sampler, text: str | None, parts: PromptParts, seed: int) 
     with contextlib.suppress(ImportError):  # missing on Windows, where lines have no history
         import readline  # noqa: F401  # gives input() history and editing
 
+    from gptcli.sampling.batch import few_shot_prompt
+
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print(
@@ -599,14 +420,14 @@ def _session(sampler: Sampler, text: str | None, parts: PromptParts, seed: int) 
             file=sys.stderr,
         )
     number = 0
-    with _terminal_restored(), Raise("the token under way") as interrupt:
+    with terminal_restored(), Raise("the token under way") as interrupt:
         while True:
             try:
                 if text is None:
                     line = _read_prompt(input("> " if is_terminal else ""))
-                    text = parts.few_shot_text(line)
+                    text = few_shot_prompt(parts.instruction, parts.examples, line)
                 # a repeated prompt gets another sample
-                sampler.sample(text, seed=seed + number, on_text=_print_text)
+                sampler.sample(text, seed=seed + number, on_text=print_piece)
                 number += 1
             except EOFError:
                 return
@@ -619,23 +440,3 @@ def _session(sampler: Sampler, text: str | None, parts: PromptParts, seed: int) 
                         print(file=sys.stderr)
                     raise
             text = None
-
-
-@contextlib.contextmanager
-def _terminal_restored() -> Iterator[None]:
-    """Restore the terminal's echo and line editing, which readline changes while it waits."""
-    if os.name != "posix" or not sys.stdin.isatty():
-        yield
-        return
-    import termios
-
-    with Cleanup(termios.tcsetattr, 0, termios.TCSANOW, termios.tcgetattr(0)):
-        yield
-
-
-def _print_text(piece: str) -> None:
-    """Write text to stdout at once, in UTF-8 whatever the locale."""
-    if sys.stdout.isatty():
-        piece = piece.translate(CONTROLS)
-    sys.stdout.buffer.write(piece.encode("utf-8"))
-    sys.stdout.buffer.flush()

@@ -29,6 +29,7 @@ import numpy as np
 from gptcli.errors import RunError
 from gptcli.files import atomic_write
 from gptcli.shards.format import TokenDtype
+from gptcli.shards.manifest import Split
 from gptcli.shards.order import mix64
 from gptcli.tokenizer.encoders import Encoder
 
@@ -189,7 +190,9 @@ class Chunk:
         self.tokens = (path.stat().st_size - self._tokens_offset) // dtype.itemsize
         """Number of tokens."""
 
-    def documents_between(self, split: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    def documents_between(
+        self, split: Split, first: int, last: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the documents of a split with shuffle keys from `first` to `last`, inclusive.
 
         They are given by keys (n,) uint64 and token borders (n + 1,) int64, for `read_tokens`.

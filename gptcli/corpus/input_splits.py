@@ -17,8 +17,9 @@ from gptcli.corpus.documents import BLOCK_RECORDS, WHOLE_FILE, Document, FileRan
 from gptcli.corpus.formats import DocumentKind, find_reader, is_splittable, scan
 from gptcli.corpus.formats.tables import row_group_bytes
 from gptcli.corpus.formats.text import read_whole
-from gptcli.corpus.inputs import MissingPackageError, file_suffixes
+from gptcli.corpus.inputs import file_suffixes
 from gptcli.errors import InputError
+from gptcli.text.compression import MissingPackageError
 
 POSITION_BITS = 40
 # Every stripe decompresses and scans the whole file, so more of them would not help.

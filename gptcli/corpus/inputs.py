@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import gzip
 import io
 import os
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gptcli.errors import GptError, InputError, RunError, install_hint
 from gptcli.files import similar
+from gptcli.text.compression import BUFFER_BYTES, DAMAGE, MissingPackageError, decompressed
 
 STDIN = "-"
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 KNOWN_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet", ".warc", ".wet")
 """Kinds of files that a folder is searched for; any other file is text if it is named itself."""
-# Compressed bytes decoded at a time: few, because four of them may expand to 128 KiB.
-ZSTD_INPUT_BYTES = 1 << 12
-BUFFER_BYTES = 1 << 16
-
-
-class MissingPackageError(InputError):
-    """Error for a file that needs a package which is not installed.
-
-    The file itself is not at fault, so `--on-error skip` does not skip it.
-    """
 
 
 def file_suffixes(path: str) -> tuple[str, str]:
@@ -184,23 +173,16 @@ def open_input(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
     """
     name = "stdin" if path == STDIN else path
     compression = file_suffixes(path)[1]
-    damage: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
     with contextlib.ExitStack() as stack:
         stream: Any = sys.stdin.buffer if path == STDIN else stack.enter_context(_open_raw(path))
-        if compression == ".gz":
-            stream = io.BufferedReader(stack.enter_context(gzip.open(stream)), BUFFER_BYTES)
-        elif compression == ".zst":
-            zstandard = _import_zstandard(name)
-            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-            stream = io.BufferedReader(_ZstdReader(stream, decompressor), BUFFER_BYTES)
-            damage = (EOFError, zstandard.ZstdError)
-        elif not hasattr(stream, "peek"):
+        stream = decompressed(stream, compression, name)
+        if not hasattr(stream, "peek"):
             stream = io.BufferedReader(stream, BUFFER_BYTES)
         if start:
             stream.seek(start)
         try:
             yield stream
-        except damage as error:
+        except DAMAGE as error:
             what = "the file is cut short" if isinstance(error, EOFError) else "the file is damaged"
             raise InputError(f"{what}: {error}", where=name) from None
 
@@ -214,49 +196,3 @@ def _open_raw(path: str) -> Any:
         return open(path, "rb", BUFFER_BYTES)
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
-
-
-def _import_zstandard(where: str) -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise MissingPackageError(
-            "reading .zst needs the package zstandard", where=where, hint=install_hint("zstandard")
-        ) from None
-    return zstandard
-
-
-class _ZstdReader(io.RawIOBase):
-    """Stream that decompresses any number of zstd frames.
-
-    Unlike the reader of `zstandard`, it raises EOFError if the last frame is incomplete.
-    """
-
-    def __init__(self, file: IO[bytes], decompressor: Any) -> None:
-        self._file = file
-        self._decompressor = decompressor
-        self._frame: Any = None  # decompressor of the current frame
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` and return the number of bytes, 0 at the end of the last frame."""
-        while not self._output:
-            self._input = self._input or self._file.read(ZSTD_INPUT_BYTES)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("its zstd stream ends early")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            self._output = memoryview(self._frame.decompress(self._input))
-            self._input = b""
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count

@@ -20,15 +20,18 @@ A key that is absent has the default of its dataclass, and a filter that is abse
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from gptcli.corpus.documents import EXTRACTORS, Extractor
 from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader
 from gptcli.corpus.inputs import find_inputs, fingerprint
 from gptcli.errors import UsageError, nearest
 from gptcli.papers.training import GPT3_MIXTURE
+from gptcli.schema import read_table
+from gptcli.settings import Number
 from gptcli.shards.manifest import DEFAULT_SOURCE
 
 ErrorRule = Literal["stop", "skip"]
@@ -89,6 +92,29 @@ class DedupConfig:
     """Names of other sources whose documents are removed from this one."""
     threshold: float = 0.5
     """Minimum Jaccard similarity of duplicates, for the method "paper"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation items that are removed from the sources with `decontaminate`."""
+
+    files: list[str]
+    """Files of items, as `find_inputs` returns them."""
+
+
+SHARE, AT_LEAST_0 = Number(0, 1), Number(0, 10**15, whole=True)
+READERS: dict[str, Callable[[Any], Any]] = {
+    "inputs": find_inputs,
+    "files": find_inputs,
+    "weight": Number(0, 10**15, above=True),
+    "min_words": AT_LEAST_0,
+    "max_words": AT_LEAST_0,
+    "max_symbols": SHARE,
+    "max_repeated_lines": SHARE,
+    "threshold": SHARE,
+    "sample": Number(1, 10**15, whole=True),
+}
+"""Range of each number of a recipe, and how its file names are completed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,23 +185,54 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...], where: str) -
         raise UsageError(f"unknown {name} {value!r}", where=where, hint=nearest(value, choices))
 
 
-def read_sources(tables: object) -> list[SourceConfig]:
-    """Return the sources of the `[sources.NAME]` tables, with their inputs found.
+def read_sources(tables: object, where: str | Path = "recipe") -> list[SourceConfig]:
+    """Return the sources of the `[sources.NAME]` tables in the file `where`, their inputs found.
 
-    Raises UsageError if a table is invalid, InputError if an input is missing.
+    Raises UsageError if there are none, InputError if a table is invalid or an input is missing.
     """
     if not isinstance(tables, dict) or not tables:
-        raise UsageError("sources must be tables: [sources.NAME]")
+        raise UsageError("sources must be tables: [sources.NAME]", where=where)
     sources = [
-        _parse(
+        read_table(
             SourceConfig,
             {"name": name, **table} if isinstance(table, dict) else table,
-            f"sources.{name}",
+            where,
+            key=f"sources.{name}",
+            readers=READERS,
         )
         for name, table in tables.items()
     ]
     _check_references(sources)
     return sources
+
+
+def sources_of(values: Mapping[str, Any], where: str | Path = "recipe") -> list[SourceConfig]:
+    """Return the weighted sources of a build's `values`: those of its recipe, or its inputs.
+
+    `where` is the recipe's file. Raises what `read_sources` and `preset_weights` raise.
+    """
+    if "sources" not in values:
+        return [
+            SourceConfig(
+                inputs=find_inputs(values["inputs"]),
+                documents=values["documents"],
+                on_error=values["on_error"],
+            )
+        ]
+    sources = read_sources(values["sources"], where)
+    if "mixture" in values:
+        weights = preset_weights(values["mixture"], [source.name for source in sources])
+        sources = [replace(source, weight=weights[source.name]) for source in sources]
+    return sources
+
+
+def evaluation_of(values: Mapping[str, Any], where: str | Path = "recipe") -> tuple[str, ...]:
+    """Return the files of evaluation items of a build's `values`; none without `decontaminate`."""
+    return (
+        tuple(read_decontaminate(values["decontaminate"], where))
+        if "decontaminate" in values
+        else ()
+    )
 
 
 def _check_references(sources: list[SourceConfig]) -> None:
@@ -221,53 +278,9 @@ def preset_weights(name: str, sources: list[str]) -> dict[str, float]:
     return {source: GPT3_MIXTURE[source].weight for source in sources}
 
 
-def _parse(kind: type[Any], table: object, where: str) -> Any:
-    """Return `table` as a dataclass, with its keys and their types checked."""
-    if not isinstance(table, Mapping):
-        raise UsageError("must be a table", where=where)
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in hints:
-            raise UsageError(f"unknown key {key!r}", where=where, hint=nearest(key, hints))
-        values[key] = _parse_value(hints[key], key, value, where)
-    if missing := [
-        part.name
-        for part in fields(kind)
-        if part.default is MISSING and part.default_factory is MISSING and part.name not in values
-    ]:
-        raise UsageError(f"lacks {', '.join(missing)}", where=where)
-    return kind(**values)
-
-
-def _parse_value(hint: Any, key: str, value: object, where: str) -> Any:
-    """Return `value` as the type `hint`: a list of strings, a dataclass, a choice or a scalar."""
-    if get_origin(hint) is list:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UsageError(f"{key} must be a list of strings", where=where)
-        return find_inputs(value) if key in ("inputs", "files") else value
-    if get_origin(hint) is Literal:
-        hint = str  # the dataclass checks the choice
-    wanted = next((part for part in get_args(hint) if part is not type(None)), hint)
-    if hasattr(wanted, "__dataclass_fields__"):
-        return _parse(wanted, value, f"{where}.{key}")
-    # A bool is an int in Python, and an int is a valid float.
-    if isinstance(value, bool) != (wanted is bool) or not isinstance(
-        value, (int, float) if wanted is float else wanted
-    ):
-        raise UsageError(f"{key} is not of type {wanted.__name__}", where=where)
-    return value
-
-
-def read_decontaminate(table: object) -> list[str]:
+def read_decontaminate(table: object, where: str | Path = "recipe") -> list[str]:
     """Return the files of evaluation items that the `[decontaminate]` table names.
 
-    Raises UsageError if the table is invalid, InputError if a file is missing.
+    Raises InputError if the table is invalid or a file is missing.
     """
-    if (
-        not isinstance(table, dict)
-        or set(table) != {"files"}
-        or not isinstance(table["files"], list)
-    ):
-        raise UsageError('must be a table like {files = ["eval/*.jsonl"]}', where="decontaminate")
-    return find_inputs([str(name) for name in table["files"]])
+    return read_table(EvaluationConfig, table, where, key="decontaminate", readers=READERS).files

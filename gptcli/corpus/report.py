@@ -16,7 +16,7 @@ from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import atomic_write
 from gptcli.papers.training import GPT3_MIXTURE
 from gptcli.shards.format import document_lengths, open_shard, token_dtype
-from gptcli.shards.manifest import SPLITS, Manifest, Source
+from gptcli.shards.manifest import SPLITS, Manifest, Source, Split
 from gptcli.tokenizer.encoders import open_encoder
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ SAMPLED_FILES = 8  # read for an estimate, evenly spaced among the inputs
 SAMPLED_CHARACTERS = 1 << 16  # from the beginning of each
 
 MAX_LISTED_INPUTS = 10
-SHOWN_DOCUMENTS = {"train": 3, "val": 2}
+SHOWN_DOCUMENTS: dict[Split, int] = {"train": 3, "val": 2}
 SHOWN_TOKENS = 64  # of each document
 SHOWN_CHARACTERS = 100  # of each dropped document
 

@@ -19,7 +19,7 @@ from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.files import read_json, write_json
 from gptcli.shards.format import MAX_TOKENS, index_path, write_shard
-from gptcli.shards.manifest import DEFAULT_SOURCE, SPLITS, Shard
+from gptcli.shards.manifest import DEFAULT_SOURCE, SPLITS, Shard, Split
 
 MAX_PLANNED_DOCUMENTS = 4_000_000  # planned at a time, at about 50 bytes each
 WRITTEN_DOCUMENTS = 1024  # written at a time
@@ -31,7 +31,7 @@ class ShardPlan:
 
     source: str
     """Name of the source."""
-    split: str
+    split: Split
     """Split, "train" or "val"."""
     number: int
     """Number of the shard within its source and split, from 0."""
@@ -52,7 +52,7 @@ class ShardPlan:
 
 
 def plan_shards(
-    chunks: list[Chunk], split: str, shard_tokens: int, source: str = DEFAULT_SOURCE
+    chunks: list[Chunk], split: Split, shard_tokens: int, source: str = DEFAULT_SOURCE
 ) -> Iterator[ShardPlan]:
     """Cut a source's split, in key order, into shards of at most `shard_tokens` tokens.
 
@@ -89,7 +89,7 @@ def plan_shards(
 
 
 def _document_lengths(
-    chunks: list[Chunk], split: str, first: int, last: int
+    chunks: list[Chunk], split: Split, first: int, last: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return keys and token counts of the documents in a range of keys, in key order."""
     tables = [chunk.documents_between(split, first, last) for chunk in chunks]

@@ -96,7 +96,7 @@ def find_gpu(name: str) -> Gpu:
         f"unknown GPU {name!r}",
         field="gpu",
         code="unknown_gpu",
-        hint=f"{nearest(name, gpu_names())}\n  for a GPU that is not listed, give its speed and memory "
+        hint=f"{nearest(name, gpu_names())}\nfor a GPU that is not listed, give its speed and memory "
         "instead: {option:tflops} 28 {option:memory} 48",
     )
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from gptcli.cost.memory import SCHEDULES, PipelineSchedule
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import counted
 
 EXAMPLE = {"dp": 2, "shard": 4, "tp": 2, "pp": 2}  # example layout for messages
 AXES = tuple(EXAMPLE)
@@ -140,15 +141,15 @@ def division_problem(
         )
     if layout.replicas > sequences:
         return _refusal(
-            f"{layout} reads {layout.replicas} sequences at a time, "
-            f"but a batch is {sequences} sequences",
+            f"{layout} reads {counted(layout.replicas, 'sequence')} at a time, "
+            f"but a batch is {counted(sequences, 'sequence')}",
             "batch_too_small_for_layout",
             "raise {option:batch_tokens}, or use fewer processes",
         )
     if layout.replicas * layout.pp > sequences:
         return _refusal(
             f"{layout} keeps {layout.pp} micro-batches of {layout.replicas} replicas at work, "
-            f"but a batch is {sequences} sequences",
+            f"but a batch is {counted(sequences, 'sequence')}",
             "batch_too_small_for_layout",
             "raise {option:batch_tokens}, or use fewer stages",
         )

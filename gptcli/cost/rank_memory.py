@@ -32,7 +32,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
 CHUNK_BYTES = 512 << 20  # bytes of logits that exist at once: gptcli.model.loss
-PIECE = 16_384  # vocabulary entries per product, on a GPU
+PIECE = 16_384  # vocabulary entries whose temporary tensors exist at once, at most, on a GPU
 # inputs and outputs of products; casts to fp8 are temporary
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 WHOLE_LOGIT_BYTES = 12  # per logit: itself, its probability and its gradient, in either precision
@@ -210,7 +210,7 @@ def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) ->
     e = ELEMENT_BYTES[work.precision]
     if work.whole_logits:
         return WHOLE_LOGIT_BYTES * tokens * entries
-    if sliced:  # gptcli.distributed.vocab_parallel_loss
+    if sliced:  # gptcli.distributed.tensor_parallel
         return (
             WHOLE_LOGIT_BYTES
             * min(tokens, max(1, CHUNK_BYTES // (WHOLE_LOGIT_BYTES * entries)))

@@ -8,38 +8,35 @@ materialized by the kernels used here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.attention.flex_attention
-import torch.nn.attention.varlen
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
-from gptcli import optional_kernels
+from gptcli.cost.memory import Recompute
 
-# imported, like the two of torch above, because it registers an operator named below
-from gptcli.model import banded_attention  # noqa: F401
+SAVE_OPS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+"""Matrix products, whose outputs selective checkpointing saves."""
+ATTENTION = re.compile(r"attention|attn|attend|banded_blocks")
+"""Part of the name of every operator that computes attention: torch's by backend, and ours."""
 
-SAVE_OPS = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.gptcli.banded_blocks.default,
-    torch.ops.torch_attn._varlen_attn.default,
-    torch.ops.higher_order.flex_attention,
-]
-"""Operators whose outputs selective checkpointing saves."""
-if optional_kernels.kernels() is not None:
-    SAVE_OPS.append(torch.ops.gptcli.packed_attend.default)
+
+def saved(ctx: SelectiveCheckpointContext, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Return the policy of selective checkpointing for an operator: save products and attention."""
+    is_saved = op in SAVE_OPS or ATTENTION.search(op.name())
+    return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def checkpoint_forward(
-    forward: Callable[..., torch.Tensor], recompute: str, *, preserve_rng: bool
+    forward: Callable[..., torch.Tensor], recompute: Recompute, *, preserve_rng: bool
 ) -> Callable[..., torch.Tensor]:
     """Return a layer's `forward` with activation checkpointing: "none", "selective" or "full".
 
@@ -49,7 +46,7 @@ def checkpoint_forward(
         return forward
     options: dict[str, Any] = {}
     if recompute == "selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, SAVE_OPS)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, saved)
     return partial(
         checkpoint, forward, use_reentrant=False, preserve_rng_state=preserve_rng, **options
     )

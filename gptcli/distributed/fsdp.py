@@ -16,13 +16,16 @@ from gptcli.cost.layout import Layout
 from gptcli.model.transformer import GPT
 
 
-def apply_fsdp(model: GPT, mesh: DeviceMesh, param_dtype: torch.dtype | None) -> None:
+def apply_fsdp(
+    model: GPT, mesh: DeviceMesh, param_dtype: torch.dtype | None, *, keep_gathered: bool = False
+) -> None:
     """Shard a GPT or a pipeline stage over `shard` and replicate it over `dp`, in place.
 
     Each block is an FSDP unit of its own, gathered in `param_dtype` (None: as stored). The root
     unit holds the embeddings, the final norm and the head, which are needed together at the end of
     the forward pass and the beginning of the backward pass; it is gathered as stored, so that the
-    residual stream starts in fp32. Gradients are reduced in fp32.
+    residual stream starts in fp32. Gradients are reduced in fp32. With `keep_gathered`, blocks stay
+    gathered from their forward to their backward pass.
 
     Parameters are sharded by rows. A vocabulary that `tp` times `shard` does not divide is sharded
     by columns instead, because DTensor does not support uneven shards of uneven shards.
@@ -35,6 +38,7 @@ def apply_fsdp(model: GPT, mesh: DeviceMesh, param_dtype: torch.dtype | None) ->
         fully_shard(
             block,
             mesh=axes,
+            reshard_after_forward=not keep_gathered,
             mp_policy=MixedPrecisionPolicy(param_dtype, torch.float32, cast_forward_inputs=False),
         )
 
@@ -66,6 +70,8 @@ def _layer_norm(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
 def apply_ddp(model: nn.Module, layout: Layout) -> nn.Module:
     """Return `model` wrapped in DDP if the layout has replicas only, otherwise `model` itself."""
     if layout.processes == layout.dp > 1:
+        # blocks are compiled one by one: dynamo need not split them at the borders of buckets
+        torch._dynamo.config.optimize_ddp = False
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     return model
 

@@ -2,7 +2,8 @@
 
 A run on one process works in this one. A run on several starts them through torch's elastic agent,
 and restarts them from the newest checkpoint if one is killed; if torchrun or Slurm has started this
-process, it is one of them.
+process, it is one of them. Before any work the processes agree that they were started for the same
+run, with the same software, and that all see its folder.
 """
 
 from __future__ import annotations
@@ -14,56 +15,38 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from gptcli import errors, strict_json
-from gptcli.cost.layout import Layout
-from gptcli.distributed.context import RankContext
-from gptcli.distributed.environment import device_type, share_cores
-from gptcli.errors import GptError, Interrupted, RunError
+from gptcli import errors, toml_json
+from gptcli.distributed.agreement import Launchable, check_agreement
+from gptcli.distributed.context import RankContext, device_type, share_cores
+from gptcli.distributed.gpu import configure_cuda, out_of_memory_as_run_error, own_gpu
+from gptcli.errors import GptError, Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep
 from gptcli.interrupts import Answer, Held, leave
-from gptcli.runtime import launch_environment, launched_processes
+from gptcli.runtime import ADDRESS, is_main_on_node, launch_environment, launched_processes
 
+SILENT_WAIT_S = 10  # of a process that waits for the others, before it says so
 MAX_RESTARTS = 3  # in a row, without a new checkpoint in between
 # in the message of a process that lost its connection to another
 PEER_LOST = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
 
 Report = dict[str, Any]
-
-
-class Launchable(Protocol):
-    """Dataclass that describes a run, as far as its launch is concerned."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def out(self) -> Path:
-        """Folder of the run."""
-        ...
-
-    @property
-    def layout(self) -> Layout:
-        """Layout of the run, which gives the number of processes."""
-        ...
-
-    @property
-    def resume(self) -> bool:
-        """True to continue from the newest checkpoint, which a restart sets."""
-        ...
 
 
 R = TypeVar("R", bound=Launchable)
@@ -86,13 +69,22 @@ def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Re
         except RuntimeError as error:
             if PEER_LOST.search(str(error)) is None:
                 raise
+            if not is_main_on_node():  # one message a host
+                raise SystemExit(1) from None
             raise RunError(
-                "another process of this run was lost",
-                hint="{option:resume} continues from the newest checkpoint",
+                f"on {socket.gethostname()}: another process of this run was lost, or gave no sign "
+                f"for {run.timeout} s",
+                where=run.out,
+                hint="{option:resume} continues from the newest checkpoint, once all hosts are "
+                "back; {option:timeout} waits longer",
             ) from None
     if processes == 1:
-        device = torch.device("cuda", 0) if device_type() == "cuda" else torch.device("cpu")
-        return work(run, RankContext(device), events)
+        device = torch.device("cpu")
+        if device_type() == "cuda":
+            device = own_gpu(0)
+            configure_cuda(run.out)
+        with out_of_memory_as_run_error(device):
+            return work(run, RankContext(device), events)
     return _spawn(run, events, processes, work, newest_step)
 
 
@@ -156,7 +148,7 @@ def _child(run: R, events: Events, folder: Path, work: Work[R]) -> Report:
             "code": error.code,
         }
         (folder / f"{time.time_ns()}-{os.getpid()}.json").write_text(
-            strict_json.dumps(message, ascii_only=True)
+            toml_json.dumps(message, ascii_only=True)
         )
         raise
 
@@ -169,11 +161,14 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
     share_cores(launch.local_world_size)
     device = torch.device("cpu")
     if device_type() == "cuda":
-        device = torch.device("cuda", launch.local_rank)
+        device = own_gpu(launch.local_rank)
+        configure_cuda(run.out)
         torch.cuda.set_device(device)
     if world_size == 1:
-        return work(run, RankContext(device), events)
-    store, _, _ = next(rendezvous("env://", rank, world_size))
+        with out_of_memory_as_run_error(device):
+            return work(run, RankContext(device), events)
+    with _saying_who_is_missing(events, world_size):
+        store, _, _ = next(rendezvous("env://", rank, world_size))
     # torchrun keeps one store across restarts, in which the addresses of dead workers remain
     prefix = f"restart-{launch.restarts}"
     store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
@@ -182,13 +177,39 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
         store=store,
         rank=rank,
         world_size=world_size,
+        timeout=timedelta(seconds=run.timeout),
+        # connects all GPUs now: a broken link is found before the model is built
+        device_id=device if device.type == "cuda" else None,
     )
-    context = RankContext(device, rank, world_size, run.layout)
-    report = work(run, context, events if context.is_main else SILENT)
+    context = RankContext(device, rank, world_size, run.layout, timedelta(seconds=run.timeout))
+    try:
+        check_agreement(run, context)
+    except UsageError:
+        if is_main_on_node():
+            raise
+        raise SystemExit(UsageError.exit_code) from None  # one message a host
+    with out_of_memory_as_run_error(device):
+        report = work(run, context, events if context.is_main else SILENT)
     # only after success: destroying a group in which others still wait would hang
     dist.barrier()
     dist.destroy_process_group()
     return report
+
+
+@contextlib.contextmanager
+def _saying_who_is_missing(events: Events, world_size: int) -> Iterator[None]:
+    """Say that this process waits, if the others have not joined it after a few seconds."""
+    at = ":".join(os.environ.get(name, "?") for name in ADDRESS)
+    timer = threading.Timer(
+        SILENT_WAIT_S,
+        lambda: events.info(f"waiting at {at} for all {world_size:,} processes of the run to join"),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _first_error(folder: Path) -> GptError | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -107,6 +108,9 @@ class Pipeline:
         """Torch's schedule by number of micro-batches."""
         self.pass_context: Callable[[int], AbstractContextManager[object]]
         self.loss_scale, self.loss_sum = 1.0, torch.zeros((), device=context.device)
+        # connects all processes of the group: NCCL would do so at the first transfer, in which
+        # some of them have no part
+        dist.all_reduce(torch.zeros(1, device=context.device), group=group)
 
     def gradients(
         self,
@@ -137,25 +141,40 @@ class Pipeline:
     ) -> torch.Tensor:
         """Return the summed loss on the last stage, 0 on the others.
 
-        Micro-batches pass through stage by stage, and no process waits for a send.
+        Each process runs its part of `evaluation_ticks`. What a tick sends and receives is one
+        group of transfers, in the same order on both sides, so that no process waits for another
+        that waits for it.
         """
-        pp = self.context.layout.pp
-        predecessor, successor = (self.context.pp_rank - 1) % pp, (self.context.pp_rank + 1) % pp
-        summed_loss, sends = torch.zeros((), device=self.context.device), []
-        for stage in self.stages:
-            for x_BT, y_BT in batches:
-                x = x_BT
-                if not is_first(stage):
-                    x = self._activations(x_BT)
-                    dist.recv(x, group=self.group, group_src=predecessor)
+        received: dict[tuple[int, int], torch.Tensor] = {}
+        summed_loss = torch.zeros((), device=self.context.device)
+        ticks = evaluation_ticks(
+            self.context.pp_rank, self.context.layout.pp, len(self.stages), len(batches)
+        )
+        for tick in ticks:
+            outputs: dict[tuple[int, int], torch.Tensor] = {}
+            for number, batch in tick.passes:
+                stage, (x_BT, y_BT) = self.stages[number // self.context.layout.pp], batches[batch]
+                x = x_BT if is_first(stage) else received.pop((number, batch))
                 with pass_context():
                     y = stage(x, **self._stage_inputs(x_BT, y_BT))
                 if is_last(stage):
                     summed_loss += y
                 else:
-                    sends.append(dist.isend(y, group=self.group, group_dst=successor))
-        for send in filter(None, sends):
-            send.wait()
+                    outputs[number, batch] = y.contiguous()
+            transfers = []
+            operation: Callable[..., Any]
+            for transfer in tick.transfers:
+                key = (transfer.stage, transfer.batch)
+                if transfer.is_send:
+                    tensor, operation = outputs[key], dist.isend
+                else:
+                    tensor, operation = self._activations(batches[transfer.batch][0]), dist.irecv
+                    received[transfer.stage + 1, transfer.batch] = tensor
+                transfers.append(
+                    dist.P2POp(operation, tensor, group=self.group, group_peer=transfer.peer)
+                )
+            for work in dist.batch_isend_irecv(transfers) if transfers else []:
+                work.wait()
         return summed_loss
 
     def _stage_inputs(self, x_BT: torch.Tensor, y_BT: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -230,6 +249,56 @@ class Pipeline:
         for transfer in dist.batch_isend_irecv(transfers):
             transfer.wait()
         local += received
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Activations of one micro-batch between two processes."""
+
+    is_send: bool
+    """True if this process sends them."""
+    peer: int
+    """Coordinate along `pp` of the other process."""
+    stage: int
+    """Number of the stage, of all, whose output they are."""
+    batch: int
+    """Number of the micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What a process does between two exchanges of an evaluation."""
+
+    passes: list[tuple[int, int]]
+    """Forward passes: number of the stage, of all, and of the micro-batch."""
+    transfers: list[Transfer]
+    """Exchange after them, ordered by stage; sends before receives of the same stage."""
+
+
+def evaluation_ticks(rank: int, pp: int, stages_here: int, batches: int) -> list[Tick]:
+    """Return the part of process `rank` in a forward pass of `batches` micro-batches.
+
+    Stage s runs micro-batch t - s in tick t, and is on process s % pp, which has `stages_here` of
+    them. All processes have the same ticks, and exchange after each what the next one needs.
+    """
+    stages = pp * stages_here
+    ticks = []
+    for tick in range(batches + stages - 1):
+        passes, transfers = [], []
+        for stage in range(stages):
+            batch = tick - stage
+            if not 0 <= batch < batches:
+                continue
+            if stage % pp == rank:
+                passes.append((stage, batch))
+            if stage == stages - 1:
+                continue
+            if stage % pp == rank:
+                transfers.append(Transfer(True, (stage + 1) % pp, stage, batch))
+            if (stage + 1) % pp == rank:
+                transfers.append(Transfer(False, stage % pp, stage, batch))
+        ticks.append(Tick(passes, transfers))
+    return ticks
 
 
 class _Stage(PipelineStage):

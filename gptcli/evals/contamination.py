@@ -22,8 +22,8 @@ from gptcli.evals.requests import Request, item_text
 from gptcli.evals.results import item_score
 from gptcli.evals.task import Task
 from gptcli.events import SILENT, Events
-from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
+from gptcli.shards.order import TokenStream, open_split
 from gptcli.text.ngrams import NgramSet, ngram_hashes, normalized_words, word_hashes
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ class Contamination:
     items: int
     """Number of items."""
     dirty: dict[str, str]
-    """First overlap of each dirty item that was found in the training data, by item id."""
+    """First overlap of each dirty item that was found in the training data, by its name."""
     documents: int
     """Number of documents searched."""
     tokens: int
@@ -87,7 +87,9 @@ def find_contamination(
     synthetic: bool = False,
     events: Events = SILENT,
 ) -> Contamination:
-    """Search the training split of a shard folder for overlaps with `items` (id, text).
+    """Search the training split of a shard folder for overlaps with `items` (name, text).
+
+    The names must differ.
 
     Documents are read in order, CHUNK_TOKENS at a time. Raises InputError if there are no items, or
     if the shards are broken or were built with another tokenizer.
@@ -154,7 +156,7 @@ def _documents(
 
 
 def split_scores(scores: Mapping[str, float], dirty: Iterable[str]) -> SplitScores:
-    """Return the mean of a task's scores (by item id) for all, clean and dirty items."""
+    """Return the mean of a task's scores (by the items' names) for all, clean and dirty items."""
     dirty_ids = set(dirty)
     clean_scores = [score for name, score in scores.items() if name not in dirty_ids]
     dirty_scores = [score for name, score in scores.items() if name in dirty_ids]
@@ -181,20 +183,18 @@ def contamination_report(
     Raises UsageError for running text, which has no items, and the errors of `find_contamination`.
     """
     if task.kind == "text":
-        raise UsageError(
-            f"{task.name} is running text and has no items to search for",
-            field="against",
-            code="contamination_of_text",
-        )
+        raise contamination_of_text(task)
     found = find_contamination(
-        ((request.item.id, item_text(request.item)) for request in requests),
+        ((str(request.index), item_text(request.item)) for request in requests),
         shards,
         tokenizer,
         synthetic=bool(task.generated),
         events=events,
     )
     scores = {
-        record["id"]: score for record in records if (score := item_score(task, record)) is not None
+        str(record["index"]): score
+        for record in records
+        if (score := item_score(task, record)) is not None
     }
     split = asdict(split_scores(scores, found.dirty)) if scores else {}
     percent = {name: None if value is None else 100 * value for name, value in split.items()}
@@ -205,3 +205,12 @@ def contamination_report(
         "dirty_items": len(found.dirty),
         **percent,
     }
+
+
+def contamination_of_text(task: Task) -> UsageError:
+    """Return the error for a search for the items of running text, which has none."""
+    return UsageError(
+        f"{task.name} is running text and has no items to search for",
+        field="against",
+        code="contamination_of_text",
+    )

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gptcli import __version__
-from gptcli.cost.flops import flops_per_token
 from gptcli.errors import GptError, UsageError, message_of
+from gptcli.evals.check import EvalOptions, check_task
+from gptcli.evals.core import Convention, CoreReport, evaluate_core
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.processes import Processes, init_processes, local_device
+from gptcli.evals.find_data import find_data
 from gptcli.evals.records import weights_sha256
-from gptcli.evals.requests import build_task_requests
 from gptcli.evals.results import TaskResult
 from gptcli.evals.rolling import (
     LossReport,
     evaluate_loss,
     open_streams,
-    resolve_stride,
-    rolling_windows,
     token_byte_lengths,
 )
-from gptcli.evals.runner import EvalOptions, run_task
+from gptcli.evals.runner import Processes, init_processes, local_device, run_task
+from gptcli.evals.suites import Suite, SuitePlan, plan_suite
 from gptcli.evals.task import Normaliser, Task, find_tasks
-from gptcli.evals.task_data import find_data
 from gptcli.events import SILENT, Events
-from gptcli.model.hf_config import read_model_config
 from gptcli.model.source import ModelSource
 from gptcli.sampling.load import Loaded, PrecisionChoice, load
+from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 MAX_CHECKPOINT_ITEMS = 1000  # of each task scored at a checkpoint, if no number is given
@@ -50,6 +48,12 @@ class Evaluation:
     """One result per task and scoring rule."""
     items: list[dict[str, Any]]
     """Record of every item of every task, in order."""
+    suite: Suite | None = None
+    """Suite that the tasks are of."""
+    left_out: list[str] = field(default_factory=list)
+    """Names of tasks of the suite without data."""
+    core: CoreReport | None = None
+    """Scores of the suite CORE."""
 
     def report(self) -> dict[str, Any]:
         """Return the report that `gpt eval -o` writes and `gpt eval --json` prints."""
@@ -65,6 +69,21 @@ class Evaluation:
             "precision": self.loaded.precision,
             "losses": [asdict(loss) for loss in self.losses],
             "tasks": [result.as_dict() for result in self.tasks],
+            **({} if self.suite is None else self._suite()),
+        }
+
+    def _suite(self) -> dict[str, Any]:
+        if self.core is None:
+            return {"suite": self.suite, "left_out": self.left_out}
+        return {
+            "suite": self.suite,
+            "left_out": self.core.missing,
+            "core": {
+                "convention": self.core.convention,
+                "core": self.core.core,
+                "mean_centred": self.core.mean,
+                "tasks": [asdict(score) for score in self.core.tasks],
+            },
         }
 
 
@@ -74,7 +93,9 @@ def evaluate(
     tasks: Iterable[str | Path] = (),
     text: Iterable[str | Path] = (),
     data: str | Path | None = None,
-    shots: int = 0,
+    suite: Suite | None = None,
+    convention: Convention = "nanochat",
+    shots: int | Literal["paper"] = 0,
     shots_seed: int = 0,
     limit: int | None = None,
     stride: int | None = None,
@@ -90,11 +111,13 @@ def evaluate(
 
     `model` is a folder, or a model that `gptcli.load_model` returned. `tasks` are names of tasks or
     paths of task files, and `data` the folder or file of their data; without tasks and texts, the
-    loss is measured on the validation shards of the run, or of `data`. The other arguments are the
+    loss is measured on the validation shards of the run, or of `data`. `suite` is a paper's tasks,
+    those of which `data` has the files; CORE's prompts are by `convention`. The other arguments are the
     options of `gpt eval`. Raises UsageError, InputError or RunError.
     """
     options = EvalOptions(
-        fewshot=FewShotConfig(shots=shots, seed=shots_seed),
+        fewshot=FewShotConfig(shots=0 if shots == "paper" else shots, seed=shots_seed),
+        paper_shots=shots == "paper",
         normalise=normalise,
         limit=limit,
         stride=stride,
@@ -103,8 +126,11 @@ def evaluate(
     )
     data = None if data is None else Path(data)
     found = find_tasks([str(task) for task in tasks])
+    plan = plan_suite(suite, data, options) if suite is not None else None
+    if plan is not None:
+        found, options = [*found, *plan.tasks], plan.options
     for task in found:
-        find_data(task, data)
+        check_task(task, data, options)
     if not isinstance(model, Loaded):
         model = load(
             Path(model), checkpoint=checkpoint, device=device, precision=precision, events=events
@@ -116,6 +142,8 @@ def evaluate(
         [Path(path) for path in text],
         data,
         options,
+        suite=plan,
+        convention=convention,
         events=events,
     )
     return evaluation.report()
@@ -149,14 +177,19 @@ def run_evaluation(
     data: Path | None,
     options: EvalOptions,
     *,
+    suite: SuitePlan | None = None,
+    convention: Convention = "nanochat",
     processes: Processes | None = None,
     events: Events = SILENT,
 ) -> Evaluation:
     """Measure the losses and score the tasks; `name` is how the report calls the model.
 
-    Records (`options.records`) are bound to the model's weights and precision.
+    Every task is checked before the first item is scored. Records (`options.records`) are bound to the model's weights and precision.
     """
     processes = processes or Processes()
+    checked = [check_task(task, data, options) for task in tasks]
+    if options.against is not None:
+        read_manifest(options.against)
     model, tokenizer, source = loaded.model, loaded.tokenizer, loaded.source
     lengths = token_byte_lengths(tokenizer)
     losses = [
@@ -171,18 +204,38 @@ def run_evaluation(
             events=events,
         )
         for text, tokens in open_streams(
-            source.folder, list(texts), data, tokenizer, tasks=bool(tasks)
+            source.folder, list(texts), data, tokenizer, tasks=bool(tasks) or suite is not None
         ).items()
     ]
     results: list[TaskResult] = []
     items: list[dict[str, Any]] = []
-    for task in tasks:
+    for task, one in zip(tasks, checked, strict=True):
         found, records = run_task(
-            model, tokenizer, task, data, options, processes=processes, events=events
+            model, tokenizer, task, data, options, checked=one, processes=processes, events=events
         )
         results += found
         items += [{"task": task.name, **record} for record in records]
-    return Evaluation(name, loaded, losses, results, items)
+    core = None
+    if suite is not None and suite.suite == "core" and data is not None:
+        core = evaluate_core(
+            model,
+            tokenizer,
+            data,
+            convention=convention,
+            limit=options.limit,
+            batch_size=options.batch_size,
+            events=events,
+        )
+    return Evaluation(
+        name,
+        loaded,
+        losses,
+        results,
+        items,
+        None if suite is None else suite.suite,
+        [] if suite is None else suite.left_out,
+        core,
+    )
 
 
 def fingerprint_of(loaded: Loaded, *, weights: bool) -> dict[str, Any]:
@@ -205,6 +258,8 @@ def evaluate_folder(
     data: Path | None,
     options: Callable[[Loaded], EvalOptions],
     *,
+    suite: SuitePlan | None = None,
+    convention: Convention = "nanochat",
     checkpoint: int | None,
     device: str,
     precision: PrecisionChoice,
@@ -227,61 +282,13 @@ def evaluate_folder(
         texts,
         data,
         options(loaded),
+        suite=suite,
+        convention=convention,
         processes=processes,
         events=events,
     )
     processes.shut_down()
     return evaluation
-
-
-def forecast_evaluation(
-    source: ModelSource,
-    tasks: Sequence[Task],
-    texts: Sequence[Path],
-    data: Path | None,
-    fewshot: FewShotConfig,
-    *,
-    normalise: Normaliser | None = None,
-    limit: int | None = None,
-    stride: int | None = None,
-) -> dict[str, Any]:
-    """Return the report of a dry run: items and tokens of each text and task, FLOPs and memory.
-
-    The items of a text are its windows. Memory is that of the weights in fp32, which are not read.
-    Raises the errors that the evaluation would raise for its data.
-    """
-    folder = source.folder
-    config, tokenizer = read_model_config(folder), load_tokenizer(folder)
-    work: list[dict[str, Any]] = []
-    for name, tokens in open_streams(folder, texts, data, tokenizer, tasks=bool(tasks)).items():
-        step = resolve_stride(stride, config.n_ctx)
-        windows = list(rolling_windows(len(tokens), config.n_ctx, step))[:limit]
-        n_tokens = sum(stop - start - 1 for start, stop, _ in windows)
-        work.append({"name": name, "items": len(windows), "tokens": n_tokens})
-    for task in tasks:
-        path = find_data(task, data)
-        request_set = build_task_requests(
-            task, tokenizer, config.n_ctx, path, data, fewshot, limit=limit, stride=stride
-        )
-        work.append(
-            {
-                "name": task.name,
-                "items": len(request_set.requests),
-                "tokens": sum(request.size for request in request_set.requests),
-                "cut": sum(request.truncated for request in request_set.requests),
-                "left_out": dict(request_set.skipped),
-            }
-        )
-    # a forward pass has a third of a training step's FLOPs
-    flops = flops_per_token(config, "causal") / 3 * sum(one["tokens"] for one in work)
-    options = {**asdict(fewshot), "normalise": normalise, "limit": limit, "stride": stride}
-    return {
-        "dry_run": True,
-        "config": {"model": str(folder), "step": source.step, **options},
-        "work": work,
-        "flops": flops,
-        "memory_bytes": 4 * config.parameters,
-    }
 
 
 def checkpoint_measure(

@@ -1,7 +1,8 @@
 """Few-shot examples: K solved items, drawn for each item by a hash of seed and item id.
 
 Source: GPT-3, section 2.4. They are drawn from the task's file of examples or, if it has none, from
-the evaluated items except the one in question; an item without a known answer is never drawn. With
+the evaluated items. An item is never an example of itself, wherever its content stands a second
+time, and an item without a known answer is never drawn. With
 `shared`, the same K examples precede every item: this is not the paper's protocol, but their tokens
 are computed only once. Items that serve as shared examples are not evaluated.
 """
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.errors import UsageError
+from gptcli.evals.find_data import find_examples
 from gptcli.evals.task import Task
-from gptcli.evals.task_data import Item, find_examples, fingerprint, format_example, read_items
+from gptcli.evals.task_data import Item, fingerprint, format_example, read_items
 from gptcli.shards.order import feistel_permutation
 
 
@@ -43,49 +45,53 @@ class FewShotPool:
 
         Raises UsageError if there are fewer than K, InputError if their file is broken.
         """
+        self.task, self.config = task, config
         self.path = find_examples(task, path, data)
-        self.is_evaluated = self.path == path
-        """True if the pool is the evaluated items, because there is no file of examples."""
-        examples = [
-            item
-            for item in read_items(task, self.path)
-            if item.shot or task.kind != "freeform" or item.answers[0]
-        ]
-        self.ids = [example.id for example in examples]
-        self.texts = [format_example(task, example) for example in examples]
-        self.config = config
         self.sha256 = fingerprint(task, self.path)
+        self.is_evaluated = self.path == path or self.sha256 == fingerprint(task, path)
+        """True if the pool is the evaluated items, because there is no other file of examples."""
+        texts = (
+            format_example(task, item)
+            for item in read_items(task, self.path)
+            if not item.empty and (item.shot or task.kind != "freeform" or item.answers[0])
+        )
+        # an example that several items share, as MultiRC's options do, is one
+        self.texts = list(dict.fromkeys(texts) if task.shot else texts)
+        self.numbers: dict[str, list[int]] = {}
+        """Indices of the examples by their text."""
+        for number, text in enumerate(self.texts):
+            self.numbers.setdefault(text, []).append(number)
         if len(self.texts) < config.shots + self.is_evaluated:
             raise UsageError(
                 f"{{option:shots}} {config.shots} needs more few-shot examples than the "
                 f"{len(self.texts)} available",
                 where=self.path,
             )
-        self.shared = self._draw("", None) if config.shared else None
-        self._shared_ids = (
-            {self.ids[number] for number in self.shared or []} if self.is_evaluated else set()
-        )
+        self.shared = self._draw("", []) if config.shared else None
+        self._shared_texts = {self.texts[number] for number in self.shared or []}
 
     def draw(self, item: Item) -> list[int]:
         """Return the indices of this item's examples in the pool, in order."""
         if self.shared is not None:
             return self.shared
-        return self._draw(item.id, item.id if self.is_evaluated else None)
+        return self._draw(item.key or item.id, self._same(item))
 
     def is_shared_shot(self, item: Item) -> bool:
         """Return True if the item is one of the shared examples."""
-        return item.id in self._shared_ids
+        return bool(self._shared_texts) and format_example(self.task, item) in self._shared_texts
 
-    def _draw(self, key: str, without: str | None) -> list[int]:
+    def _same(self, item: Item) -> list[int]:
+        """Return the examples with the content of an item, the item itself among them."""
+        return self.numbers.get(format_example(self.task, item), [])
+
+    def _draw(self, key: str, without: Sequence[int]) -> list[int]:
         digest = hashlib.sha256(f"{self.config.seed}/shots/{key}".encode()).digest()
-        # One more, in case the item itself is drawn.
-        wanted = min(len(self.texts), self.config.shots + 1)
+        # More by those without which the item's examples are drawn.
+        wanted = min(len(self.texts), self.config.shots + max(1, len(without)))
         numbers = feistel_permutation(
             np.arange(wanted), len(self.texts), int.from_bytes(digest[:8], "little")
         )
-        return [number for number in numbers.tolist() if self.ids[number] != without][
-            : self.config.shots
-        ]
+        return [number for number in numbers.tolist() if number not in without][: self.config.shots]
 
 
 class ShotFitter:

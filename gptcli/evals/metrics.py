@@ -1,7 +1,7 @@
 """Metrics: of single answers, and of whole sets for metrics that are not a mean.
 
 METRICS         score of one answer, the generated text or the chosen option, against the accepted
-                answers: 0 to 1
+                answers: 0 to 1, or None if the item does not count
 CORPUS_METRICS  score of all answers together, with a signature of its settings
 GROUP_METRICS   score of multiple choice with groups: predicted and correct choices and the group of
                 each item
@@ -13,15 +13,18 @@ import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from gptcli.errors import InputError, install_hint
+from gptcli.evals.bleu import bleu, check_bleu
 
-Metric = Callable[[str, Sequence[str]], float]
-CorpusMetric = Callable[[Sequence[str], Sequence[Sequence[str]]], tuple[float, str]]
+Metric = Callable[[str, Sequence[str]], float | None]
+CorpusMetric = Callable[[Sequence[str], Sequence[Sequence[str]], str], tuple[float, str]]
 GroupMetric = Callable[[Sequence[int], Sequence[Sequence[int]], Sequence[str]], float]
 
+CANNOT_ANSWER = "CANNOTANSWER"
+QUAC_MIN_AGREEMENT = 0.4  # F1 between annotators, below which QuAC's script leaves an item out
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -63,72 +66,126 @@ def coqa_f1(prediction: str, answers: Sequence[str]) -> float:
 
     Human answers are scored in the same way, each against the others.
     """
-    if len(answers) == 1:
-        return f1(prediction, answers)
-    scores = sorted(f1(prediction, [answer]) for answer in answers)
-    # Only the subset without the best answer has the second best as its maximum.
-    return ((len(scores) - 1) * scores[-1] + scores[-2]) / len(scores)
+    return _leave_one_out([f1(prediction, [answer]) for answer in answers])
 
 
-def quac_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Return QuAC's F1, which is CoQA's over a part of the answers.
+def quac_f1(prediction: str, answers: Sequence[str]) -> float | None:
+    """Return QuAC's F1; None if the annotators agree too little for its script to count the item.
 
-    If most annotators found the question unanswerable, only CANNOTANSWER is accepted; otherwise it
-    is not.
+    It is the mean over every subset of n - 1 of the n accepted answers. If at least half of the
+    annotators found the question unanswerable, only CANNOTANSWER is accepted; otherwise it is not.
     """
-    unanswerable = sum(answer == "CANNOTANSWER" for answer in answers)
-    accepted = [
-        answer
-        for answer in answers
-        if (answer == "CANNOTANSWER")
-        == (2 * unanswerable > len(answers) or unanswerable == len(answers))
-    ]
-    return coqa_f1(prediction, accepted)
+    unanswerable = sum(answer == CANNOT_ANSWER for answer in answers)
+    accepted = (
+        [CANNOT_ANSWER]
+        if 2 * unanswerable >= len(answers)
+        else [answer for answer in answers if answer != CANNOT_ANSWER]
+    )
+    if len(accepted) > 1:
+        others = [
+            max(_span_f1(one, other) for k, other in enumerate(accepted) if k != n)
+            for n, one in enumerate(accepted)
+        ]
+        if sum(others) / len(others) < QUAC_MIN_AGREEMENT:
+            return None
+    return _leave_one_out([_span_f1(prediction, answer) for answer in accepted])
+
+
+def _span_f1(prediction: str, answer: str) -> float:
+    """Return the word overlap of two spans by QuAC's script, in which nothing equals no answer."""
+    if answer == CANNOT_ANSWER:
+        return float(prediction == CANNOT_ANSWER)
+    words = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    return _f1(*words) if all(words) else 0.0
+
+
+def _leave_one_out(scores: list[float]) -> float:
+    """Return the mean maximum of the scores without each one of them in turn."""
+    if len(scores) == 1:
+        return scores[0]
+    best = sorted(scores)
+    # Only the subset without the best answer has the second best as its maximum.
+    return ((len(best) - 1) * best[-1] + best[-2]) / len(best)
+
+
+class Spans(str):
+    """An answer of one or more spans; its text joins them by ", "."""
+
+    __slots__ = ("spans",)
+    spans: tuple[str, ...]
+    """Spans."""
+
+    def __new__(cls, spans: Iterable[str]) -> Spans:
+        """Join the spans."""
+        parts = tuple(spans)
+        self = super().__new__(cls, ", ".join(parts))
+        self.spans = parts
+        return self
+
+
+def _spans(text: str) -> tuple[str, ...]:
+    return text.spans if isinstance(text, Spans) else tuple(text.split(", "))
+
+
+def _drop_pairs(
+    prediction: str, answers: Sequence[str]
+) -> Iterable[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the spans of the prediction and of each accepted answer.
+
+    Both are separated by ", ", unless the answer is known to be a single span.
+    """
+    for answer in answers:
+        spans = _spans(answer)
+        single = isinstance(answer, Spans) and len(spans) == 1
+        yield (prediction,) if single else _spans(prediction), spans
 
 
 def drop_f1(prediction: str, answers: Sequence[str]) -> float:
     """Return DROP's F1: bags of words of the spans, in the best one-to-one alignment.
 
-    A span gets no credit if none of the numbers in the accepted span is in it. The spans of an
-    answer are separated by ", ", as the reader joins them.
+    A span gets no credit if none of the numbers in the accepted span is in it. DROP's script rounds
+    the F1 of each item to two decimals, which is not done here.
     """
-    return max(_drop_f1(_bags(prediction), _bags(answer)) for answer in answers)
+    return max(_drop_f1(*map(_bags, pair)) for pair in _drop_pairs(prediction, answers))
 
 
 def drop_exact_match(prediction: str, answers: Sequence[str]) -> float:
     """Return 1 if the spans equal those of an accepted answer in any order, normalised (DROP)."""
-    spans = [
-        [_drop_normalised(span) for span in text.split(", ")] for text in (prediction, *answers)
-    ]
     return float(
-        any(set(spans[0]) == set(answer) and len(spans[0]) == len(answer) for answer in spans[1:])
+        any(
+            len(one) == len(other)
+            and {*map(_drop_normalised, one)} == {*map(_drop_normalised, other)}
+            for one, other in _drop_pairs(prediction, answers)
+        )
     )
 
 
 def _drop_normalised(span: str) -> str:
-    """Return a span with numbers in one form and other words as in SQuAD's normalisation."""
+    """Return a span as DROP's script normalises it, word by word.
+
+    Punctuation is removed from a word that is no number; what is then a number, as "5" of "5%" or
+    "1030" of "10:30", gets the form of a decimal.
+    """
     words = []
     for word in re.split(r"[ \-]", span.lower()):
-        number = _number(word)
-        words.append(
-            number
-            if number is not None
-            else re.sub(r"\b(a|an|the)\b", " ", word.translate(_PUNCTUATION))
-        )
+        if not _is_number(word):
+            word = word.translate(_PUNCTUATION)
+        if _is_number(word):
+            word = str(float(word))
+        words.append(re.sub(r"\b(a|an|the)\b", " ", word))
     return " ".join(" ".join(words).split())
 
 
-def _number(word: str) -> str | None:
+def _is_number(word: str) -> bool:
     try:
-        return str(
-            float(word.strip(string.punctuation.replace("-", "").replace(".", "")).replace(",", ""))
-        )
+        float(word)
     except ValueError:
-        return None
+        return False
+    return True
 
 
-def _bags(text: str) -> list[set[str]]:
-    return [set(_drop_normalised(span).split()) for span in text.split(", ")]
+def _bags(spans: Iterable[str]) -> list[set[str]]:
+    return [set(_drop_normalised(span).split()) for span in spans]
 
 
 def _drop_f1(prediction: list[set[str]], answer: list[set[str]]) -> float:
@@ -148,8 +205,8 @@ def _drop_f1(prediction: list[set[str]], answer: list[set[str]]) -> float:
 
 
 def _bag_f1(bag: set[str], gold: set[str]) -> float:
-    numbers = {word for word in gold if _number(word) is not None}
-    if numbers and not numbers & {word for word in bag if _number(word) is not None}:
+    numbers = {word for word in gold if _is_number(word)}
+    if numbers and not numbers & bag:
         return 0.0
     if not bag or not gold:
         return float(bag == gold)
@@ -226,29 +283,30 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Return sacrebleu's corpus BLEU, 0 to 100, and its signature.
+CORPUS_METRICS: dict[str, CorpusMetric] = {
+    name: partial(bleu, name=name) for name in ("bleu", "bleu_intl", "multi_bleu")
+}
+"""Each takes the predictions, the references of each, and their language."""
 
-    `references` contains one list per prediction. Raises InputError if sacrebleu is not installed.
+
+def check_packages(metrics: Sequence[str]) -> tuple[list[str], str]:
+    """Return the metrics whose packages are installed, and why another is left out.
+
+    Raises InputError if the package of the first metric is not installed.
     """
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ImportError:
-        raise InputError(
-            "BLEU needs the package sacrebleu", hint=install_hint("sacrebleu")
-        ) from None
-    max_references = max(map(len, references))
-    columns: list[list[str | None]] = [
-        [texts[n] if n < len(texts) else None for texts in references]
-        for n in range(max_references)
-    ]
-    metric = BLEU()
-    # None marks a prediction with fewer references than others.
-    score = metric.corpus_score(list(predictions), columns)  # type: ignore[arg-type]
-    return float(score.score), str(metric.get_signature())
-
-
-CORPUS_METRICS: dict[str, CorpusMetric] = {"bleu": bleu}
+    kept, reasons = [], []
+    for name in metrics:
+        try:
+            if name in CORPUS_METRICS:
+                check_bleu(name)
+            elif name.startswith("rouge"):
+                _rouge_scorer()
+            kept.append(name)
+        except InputError as error:
+            if not kept:
+                raise
+            reasons.append(f"{name} is left out: {error.what}; {error.hint}.")
+    return kept, " ".join(reasons)
 
 
 def f1a(predictions: Sequence[int], gold: Sequence[Sequence[int]], groups: Sequence[str]) -> float:

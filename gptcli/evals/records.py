@@ -21,15 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.loglikelihood import Score
 from gptcli.evals.metrics import METRICS, first_sentences
 from gptcli.evals.requests import Request
 from gptcli.evals.task import Normaliser, Task
-from gptcli.files import PARTIAL, atomic_write, complete_lines, parse_json, sha256
+from gptcli.files import PARTIAL, atomic_write, complete_lines, sha256
 from gptcli.model.source import UNFINISHED, WEIGHTS, ModelSource
-from gptcli.sampling.streaming import Completion
+from gptcli.sampling.generate import Completion
+from gptcli.toml_json import parse_json
 
 Record = dict[str, Any]
 INDEX = "index"  # key of every record: the item's index in its file
@@ -58,7 +59,7 @@ def score_record(
         text_metrics = [name for name in task.metric if name in METRICS]
         if text_metrics:
             predicted = item.answers[record["prediction"]]
-            accepted = [item.answers[number] for number in item.gold]
+            accepted = item.accepted or [item.answers[number] for number in item.gold]
             record |= {name: METRICS[name](predicted, accepted) for name in text_metrics}
         return record
     [score] = scores
@@ -132,7 +133,7 @@ class Records:
         contains records with another one, InputError if a line is not a record.
         """
         self.folder, self.task, self.rank = folder, task, rank
-        self.header = strict_json.dumps({"format": 1, "task": task, **fingerprint})
+        self.header = toml_json.dumps({"format": 1, "task": task, **fingerprint})
         self.done: dict[int, Record] = {}
         """Records by the index of their item."""
         self.path: Path | None = None
@@ -166,7 +167,7 @@ class Records:
         self.done.update((record[INDEX], record) for record in records)
         if self.path is not None:
             with open(self.path, "a", encoding="utf-8", newline="\n") as file:
-                file.writelines(f"{strict_json.dumps(record)}\n" for record in records)
+                file.writelines(f"{toml_json.dumps(record)}\n" for record in records)
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -184,7 +185,7 @@ class Records:
         if self.folder is not None and self.rank == 0:
             with atomic_write(self.folder / f"{self.task}.jsonl", "w") as file:
                 file.write(self.header + "\n")
-                file.writelines(f"{strict_json.dumps(record)}\n" for record in records)
+                file.writelines(f"{toml_json.dumps(record)}\n" for record in records)
             for path in self._files()[1:]:
                 path.unlink()
         return records

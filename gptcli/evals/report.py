@@ -8,14 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptcli.errors import GptError
+from gptcli.evals.compare import Comparison
+from gptcli.evals.core import CoreReport
+from gptcli.evals.find_data import find_data
 from gptcli.evals.results import PaperScore, TaskResult
 from gptcli.evals.rolling import LossReport
 from gptcli.evals.task import Task
-from gptcli.evals.task_data import find_data
 from gptcli.runs.record import NON_PERCENT_METRICS
 
 # left-aligned columns; numbers are right-aligned
-TEXT_COLUMNS = ("text", "task", "scoring", "kind", "data", "what")
+TEXT_COLUMNS = ("text", "task", "scoring", "kind", "data", "what", "metric")
+OWN_MARK = "*"
 
 TableRows = list[dict[str, str]]
 
@@ -33,8 +36,11 @@ def report_parts(
             f"{first.stride} apart."
         ]
     if results:
-        names = list(dict.fromkeys(name for result in results for name in result.metrics))
-        parts += [[_task_row(result, names) for result in results]]
+        parts += [[row for result in results for row in _task_rows(result)]]
+        if any(result.conditions.own_shots for result in results):
+            parts += [
+                f"{OWN_MARK} The examples are from the evaluated set, without the item itself."
+            ]
         parts += [
             line
             for result in {result.task: result for result in results}.values()
@@ -54,6 +60,93 @@ def task_rows(tasks: list[Task], data: Path | None) -> TableRows:
             "what": task.title,
         }
         for task in tasks
+    ]
+
+
+def task_details(task: Task, data: Path | None) -> dict[str, str]:
+    """Return where a task's data is from, what its files are called, and where they belong."""
+    split = task.hub
+    hub = (
+        f"{split['dataset']}, {split.get('config', 'default')}, {split['items']}"
+        + (f"; examples: {split['shots']}" if "shots" in split else "")
+        if split
+        else "not there"
+    )
+    return {
+        "source": task.source,
+        "licence": task.licence or "not stated",
+        "items": f"{task.count:,}" if task.count else "one running text" * (task.kind == "text"),
+        "files": task.files["items"].replace("|", " or ")
+        + (
+            f"; examples: {task.files['shots'].replace('|', ' or ')}"
+            if "shots" in task.files
+            else ""
+        ),
+        "hub": f"{hub}; as Parquet, Arrow, JSON lines or CSV" if split else hub,
+        "folder": f"{data or 'DATA'}/{task.name}/",
+        "here": _data_location(task, data),
+        "K": f"{task.shots} in the paper" if task.shots else "zero-shot",
+        "scores": ", ".join(task.metric),
+    }
+
+
+def suite_parts(core: CoreReport | None, left_out: list[str]) -> list[TableRows | str]:
+    """Return the table of CORE, if that is the suite, and the tasks that were not scored."""
+    parts: list[TableRows | str] = []
+    if core is not None:
+        parts.append(
+            [
+                {
+                    "task": one.task,
+                    "kind": one.kind.replace("_", " "),
+                    "K": str(one.shots),
+                    "items": f"{one.items:,}",
+                    "accuracy": figure(one.accuracy, one.stderr, unit="%"),
+                    "random": f"{one.baseline:g}%",
+                    "shuffled": "" if one.shuffled is None else f"{one.shuffled:.1f}%",
+                    "centred": f"{one.centred:.4f}",
+                }
+                for one in core.tasks
+            ]
+        )
+        value = (
+            f"CORE {core.core:.4f}"
+            if core.core is not None
+            else f"mean centred accuracy of {len(core.tasks)} of 22 tasks: {core.mean:.4f}"
+        )
+        parts.append(f"{value}, by the prompts of {core.convention}.")
+        if skipped := sum(one.skipped for one in core.tasks):
+            parts.append(f"{skipped:,} items not asked: their answer is longer than the context.")
+    if left_out:
+        parts.append(f"Not scored, because their data is not there: {', '.join(left_out)}.")
+    return parts
+
+
+def comparison_parts(comparisons: list[Comparison], names: list[str]) -> list[TableRows | str]:
+    """Return the table of a comparison, with the sentences that explain it."""
+    rows = [
+        {
+            "task": one.task,
+            "score": one.score.replace("_", " "),
+            "items": f"{one.items:,}",
+            "first": f"{one.a:.2f}",
+            "second": f"{one.b:.2f}",
+            "difference": f"{one.difference:+.2f}",
+            "95 %": f"{one.low:+.2f} to {one.high:+.2f}",
+            "p": f"{one.p:.4f}",
+            "needed": "" if one.items_needed is None else f"{one.items_needed:,}",
+            "what": one.verdict,
+        }
+        for one in comparisons
+    ]
+    unshared = sum(one.unshared for one in comparisons)
+    return [
+        f"first: {names[0]}; second: {names[1]}",
+        rows,
+        "The same items for both. Differences with their 95 % confidence interval, by the paired "
+        "bootstrap; p by McNemar's test where items are right or wrong, else by the bootstrap; "
+        "needed: items with which a true difference of this size is found in 80 % of cases.",
+        *([f"{unshared:,} items that not all were asked are left out."] if unshared else []),
     ]
 
 
@@ -97,25 +190,31 @@ def _loss_row(loss: LossReport) -> dict[str, str]:
     }
 
 
-def _task_row(result: TaskResult, names: list[str]) -> dict[str, str]:
-    shots = result.conditions.shots
-    row = {
-        "task": result.task,
-        "scoring": result.scoring,
-        "K": str(shots),
-        "items": f"{result.conditions.items:,}",
-    }
-    for name in names:
-        metric = result.metrics.get(name)
+def _task_rows(result: TaskResult) -> TableRows:
+    """Return a row per metric, so that tasks with different metrics fit into one narrow table."""
+    paper = {score.metric: score.score for score in result.paper}
+    rows = []
+    for name, metric in result.metrics.items():
         unit = "" if name in NON_PERCENT_METRICS else "%"
-        row[name.replace("_", " ")] = (
-            "" if metric is None else figure(metric.value, metric.stderr, unit=unit)
+        rows.append(
+            {
+                "task": result.task,
+                "scoring": result.scoring,
+                "K": _shots(result),
+                "items": f"{result.conditions.items:,}",
+                "metric": name.replace("_", " "),
+                "score": figure(metric.value, metric.stderr, unit=unit),
+                "paper": f"{paper[name]:g}{unit}" if name in paper else "",
+            }
         )
-    row["paper"] = ", ".join(
-        f"{score.score:g}{'' if score.metric in NON_PERCENT_METRICS else '%'}"
-        for score in result.paper
-    )
-    return row
+    return rows
+
+
+def _shots(result: TaskResult) -> str:
+    """Return K; the mean and K if fewer fit, and a mark if they are from the evaluated set."""
+    conditions = result.conditions
+    fitting = "" if conditions.mean_shots == conditions.shots else f"{conditions.mean_shots:.1f}/"
+    return f"{fitting}{conditions.shots}{OWN_MARK if conditions.own_shots else ''}"
 
 
 def _remarks(result: TaskResult) -> list[str]:

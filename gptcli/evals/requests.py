@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -171,14 +172,6 @@ def build_requests(
     pool = FewShotPool(task, path, data, config) if config.shots else None
     encoder = _Encoder(task, tokenizer, n_ctx)
     fitter = None if pool is None else ShotFitter(pool, task.delimiter, encoder.length)
-    shared = None
-    # Shared examples must fit before every item.
-    if fitter is not None and pool is not None and pool.shared is not None:
-        others = [item for item in items if not pool.is_shared_shot(item)]
-        fitting = (
-            fitter.fit(pool.shared, encoder.prompt(item), encoder.capacity(item)) for item in others
-        )
-        shared = min(fitting, key=len, default=[])
     requests: list[Request] = []
     skipped: dict[str, int] = {}
     for index, item in enumerate(items):
@@ -189,16 +182,10 @@ def build_requests(
             continue
         numbers: list[int] = []
         if fitter is not None and pool is not None:
-            numbers = shared if shared is not None else _fitting_shots(fitter, pool, encoder, item)
+            numbers = fitter.fit(pool.draw(item), encoder.prompt(item), encoder.capacity(item))
         examples = task.instruction + (fitter.text(numbers) if fitter else "")
         requests.append(encoder.request(index, item, examples, len(numbers)))
     return RequestSet(requests, skipped, pool)
-
-
-def _fitting_shots(
-    fitter: ShotFitter, pool: FewShotPool, encoder: _Encoder, item: Item
-) -> list[int]:
-    return fitter.fit(pool.draw(item), encoder.prompt(item), encoder.capacity(item))
 
 
 class _Encoder:
@@ -235,7 +222,7 @@ class _Encoder:
         if self.task.kind == "freeform":
             return None
         lengths = [len(self._continuation(text)) for _, text in self._pairs("", item)]
-        if min(lengths) == 0:
+        if min(lengths) == 0 or item.empty:
             return EMPTY_ANSWER
         return LONG_ANSWER if max(lengths) > self.n_ctx else None
 
@@ -295,3 +282,28 @@ def group(pairs: Sequence[tuple[Tokens, Tokens]]) -> Group:
     return Group(
         [np.concatenate(pair) for pair in pairs], [len(continuation) for _, continuation in pairs]
     )
+
+
+def show_request(task: Task, request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what the model reads for an item: texts, and the tokens they are encoded as.
+
+    `contexts` and `continuations` have an entry per choice; of a free-form item there is one, without
+    continuation.
+    """
+    contexts = [context.tolist() for context, _ in request.pairs]
+    continuations = [tokens.tolist() for _, tokens in request.pairs]
+    if all(context == contexts[0] for context in contexts):
+        contexts = contexts[:1]
+    shown: dict[str, Any] = {
+        "contexts": [tokenizer.decode(tokens) for tokens in contexts],
+        "context_tokens": contexts,
+        "continuations": [tokenizer.decode(tokens) for tokens in continuations],
+        "continuation_tokens": continuations,
+    }
+    if request.unconditional:
+        tokens = request.unconditional[0][0].tolist()
+        shown |= {"unconditional_context": tokenizer.decode(tokens)}
+    if task.kind == "freeform":
+        shown = {name: shown[name] for name in ("contexts", "context_tokens")}
+        shown["accepted"] = list(request.item.answers)
+    return shown

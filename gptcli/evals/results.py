@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from gptcli.errors import RunError
+from gptcli.evals.bleu import bleu_stderr
 from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
 from gptcli.evals.records import Record, predict
 from gptcli.evals.rolling import MAX_NATS
 from gptcli.evals.stderr import (
-    bleu_stderr,
     cluster_stderr,
     group_metric_stderr,
     mean_stderr,
@@ -66,12 +66,18 @@ class Conditions:
     """Number of few-shot examples requested, K."""
     mean_shots: float
     """Mean number of few-shot examples that fit into the context."""
+    min_shots: int = 0
+    """Lowest number of few-shot examples in front of an item."""
+    own_shots: bool = False
+    """True if the few-shot examples are from the evaluated set."""
     shots_from: str | None
     """File of the few-shot examples, or "the same set without the item"; None for zero-shot."""
     shots_seed: int | None
     """Random seed of the few-shot examples; None for zero-shot."""
     shared_shots: bool
     """True if all items have the same few-shot examples."""
+    limit: int | None = None
+    """Maximum number of items, or windows of text; None for all."""
     items: int
     """Number of scored items, or windows of text."""
     skipped: dict[str, int]
@@ -112,6 +118,11 @@ class TaskResult:
     """Signatures of corpus metrics, such as sacrebleu's, by the name of the metric."""
     calibration: dict[str, float] = field(default_factory=dict)
     """Free form: the first metric over the most confident 1, 5, 10 and 50 percent of answers."""
+    controls: dict[str, float] = field(default_factory=dict)
+    """Multiple choice, in percent: accuracy of random answers, `chance`; accuracy by the correct
+    answers of other items, `shuffled_labels`, which is near chance; and what is above chance as a
+    share of what can be, `centred`.
+    """
     contamination: dict[str, Any] = field(default_factory=dict)
     """First metric of clean, dirty and all items (GPT-3, Appendix C)."""
 
@@ -123,6 +134,7 @@ class TaskResult:
         optional = {
             "accuracy_by_normaliser": self.accuracy_by_normaliser,
             "signatures": self.signatures,
+            "controls": self.controls,
             "contamination": self.contamination,
             "calibration": self.calibration,
         }
@@ -193,7 +205,7 @@ def compute_results(
     metrics = {"accuracy": _mean_percent(records, correct_N)}
     for name in task.metric:
         if name in METRICS:
-            metrics[name] = _item_metric(records, name)
+            metrics[name] = _item_metric(task, records, name)
         elif name in GROUP_METRICS:
             metrics[name] = _group_metric(records, name)
     return [
@@ -202,6 +214,7 @@ def compute_results(
             {name: metrics[name] for name in task.metric},
             int(correct_N.sum()),
             accuracy_by_normaliser=by_normaliser,
+            controls=_controls(records, task.normalise),
         )
     ]
 
@@ -219,6 +232,25 @@ def _correct(records: Sequence[Record], normalise: Normaliser) -> np.ndarray:
     return np.array([predict(record, normalise) in record["gold"] for record in records])
 
 
+def _controls(records: Sequence[Record], normalise: Normaliser) -> dict[str, float]:
+    """Return what shows whether an accuracy is more than chance; see `TaskResult.controls`."""
+    chance = 100 * float(
+        np.mean([len(record["gold"]) / len(record["log_probs"]) for record in records])
+    )
+    others = np.random.default_rng(0).permutation(len(records)).tolist()
+    predictions = [predict(record, normalise) for record in records]
+    shuffled = [
+        prediction in records[other]["gold"]
+        for prediction, other in zip(predictions, others, strict=True)
+    ]
+    accuracy = 100 * float(_correct(records, normalise).mean())
+    return {
+        "chance": chance,
+        "shuffled_labels": 100 * float(np.mean(shuffled)),
+        "centred": 100 * (accuracy - chance) / (100 - chance) if chance < 100 else 0.0,
+    }
+
+
 def _mean_percent(records: Sequence[Record], score_N: np.ndarray) -> MetricValue:
     """Return the mean in percent; items of one group are not independent."""
     stderr = mean_stderr(score_N)
@@ -229,8 +261,15 @@ def _mean_percent(records: Sequence[Record], score_N: np.ndarray) -> MetricValue
     )
 
 
-def _item_metric(records: Sequence[Record], name: str) -> MetricValue:
-    return _mean_percent(records, np.array([record[name] for record in records], dtype=np.float64))
+def _item_metric(task: Task, records: Sequence[Record], name: str) -> MetricValue:
+    """Return the mean over the items that count for a metric.
+
+    Raises RunError if none does.
+    """
+    counted = [record for record in records if record[name] is not None]
+    if not counted:
+        raise RunError(f"no item counts for {name}", where=task.name)
+    return _mean_percent(counted, np.array([record[name] for record in counted], dtype=np.float64))
 
 
 def _group_metric(records: Sequence[Record], name: str) -> MetricValue:
@@ -250,16 +289,15 @@ def _answer_metrics(
     metrics, signatures = {}, {}
     for name in task.metric:
         if name in METRICS:
-            metrics[name] = _item_metric(records, name)
+            metrics[name] = _item_metric(task, records, name)
             continue
         texts = (
             [record["prediction"] for record in records],
             [record["answers"] for record in records],
         )
-        value, signatures[name] = CORPUS_METRICS[name](*texts)
-        metrics[name] = MetricValue(
-            value=value, stderr=bleu_stderr(*texts) if name == "bleu" else None
-        )
+        language = task.answers
+        value, signatures[name] = CORPUS_METRICS[name](*texts, language)
+        metrics[name] = MetricValue(value=value, stderr=bleu_stderr(*texts, language, name))
     return metrics, signatures
 
 
@@ -271,7 +309,8 @@ def _calibration(task: Task, records: Sequence[Record]) -> dict[str, float]:
     name = task.metric[0]
     if name not in METRICS:
         return {}
-    by_confidence = sorted(records, key=lambda record: -record["log_prob"])
+    counted = [record for record in records if record[name] is not None]
+    by_confidence = sorted(counted, key=lambda record: -record["log_prob"])
     result = {}
     for percent in CALIBRATION_PERCENT:
         some = by_confidence[: max(1, round(len(by_confidence) * percent / 100))]

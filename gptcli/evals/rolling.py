@@ -26,8 +26,8 @@ from gptcli.events import SILENT, Events
 from gptcli.files import read_exact_text, read_toml
 from gptcli.model.source import CHECKPOINTS, RUN_TOML
 from gptcli.model.transformer import GPT
-from gptcli.shards.loader import TokenStream, open_split
 from gptcli.shards.manifest import read_manifest
+from gptcli.shards.order import TokenStream, open_split
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 MAX_NATS = 700  # exp overflows beyond

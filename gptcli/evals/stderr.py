@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gptcli.evals.metrics import GroupMetric
-
 BOOTSTRAP_SAMPLES = 1000
 GROUP_BOOTSTRAP_SAMPLES = 200  # fewer, because each recomputes the metric from its items
 
@@ -71,7 +69,7 @@ def bootstrap_stderr(
 
 
 def group_metric_stderr(
-    metric: GroupMetric,
+    metric: Callable[[Sequence[int], Sequence[Sequence[int]], Sequence[str]], float],
     predictions: Sequence[int],
     gold: Sequence[Sequence[int]],
     groups: Sequence[str],
@@ -98,30 +96,3 @@ def group_metric_stderr(
             )
         )
     return float(np.std(scores, ddof=1))
-
-
-def bleu_stderr(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float | None:
-    """Return the standard error of corpus BLEU, by the bootstrap over sentences.
-
-    BLEU is a function of the summed n-gram counts of the sentences.
-    """
-    from sacrebleu.metrics.bleu import BLEU
-
-    bleu = BLEU()
-    sentences = [
-        bleu.corpus_score([text], [[one] for one in texts])
-        for text, texts in zip(predictions, references, strict=True)
-    ]
-    statistics_NS = np.array(
-        [[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in sentences]
-    )
-
-    def score(sums: np.ndarray) -> float:
-        counts, totals, (sys_len, ref_len) = (
-            sums[:4].tolist(),
-            sums[4:8].tolist(),
-            sums[8:].tolist(),
-        )
-        return float(BLEU.compute_bleu(counts, totals, sys_len, ref_len, smooth_method="exp").score)
-
-    return bootstrap_stderr(statistics_NS, score)

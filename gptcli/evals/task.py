@@ -8,7 +8,8 @@ last_word   whether every token of the target is the model's greedy prediction
 freeform    the model generates an answer, which is compared with the accepted ones
 text        the loss of running text, per unit of the original file
 
-Texts such as `prompt` are templates: {field} inserts a field of the row, and {{ is a brace.
+Texts such as `prompt` are templates: {field} inserts a field of the row, {answer.value} one inside
+another, and {{ is a brace.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ REQUIRED_KEYS: dict[Kind, tuple[str, ...]] = {
     "freeform": ("prompt", "answers", "metric"),
     "text": ("target",),
 }
+HUB_KEYS = ("dataset", "config", "items", "shots")
 MIN_VALUES = {"beam": 1, "max_tokens": 1}  # 0 for all other numbers
 SHOT_SUFFIXES = ("", "_zero", "_one", "_few")  # of the columns of published scores
 TYPE_NAMES: dict[str, tuple[str, Any]] = {
@@ -92,12 +94,20 @@ class Task:
     """Synthetic task that generates the items if no data is given."""
     where: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Values that fields of a row must have for the row to be an item."""
+    expect: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Patterns that fields of a row must match if it has them; others are data of another task."""
     instruction: str = ""
     """Text in front of all few-shot examples and the item."""
     prompt: str = ""
     """Template of the prompt, such as "Question: {question}\\nAnswer:"."""
     choices: str | list[str] = ""
-    """Field with a list of choices, or the list itself, such as ["yes", "no"]."""
+    """Field with a list of choices, or the list itself, such as ["yes", "no"]. A list may name the
+    fields that each contain a choice: ["{A}", "{B}"].
+    """
+    labels: str | list[str] = ""
+    """Labels of the choices that `gold` names, such as ["A", "B"], or the field with them; without
+    it, `gold` is an index, a letter or the text of a choice.
+    """
     choice: str = " {choice}"
     """Template of a choice after the prompt."""
     contexts: str = ""
@@ -107,9 +117,11 @@ class Task:
     prompt.
     """
     gold: str = ""
-    """Field with the index of the correct choice, or a list of indices."""
+    """Field with the correct choice, or a list of correct ones; see `labels`."""
     answers: str = ""
-    """Freeform: field with the accepted answers, a list or a text."""
+    """Field with the accepted answers, a list or a text; in multiple choice, those that metrics of
+    text compare with, if they are not the correct choices.
+    """
     answer: str = " {answer}"
     """Freeform: template of the first answer in a few-shot example."""
     unconditional: str = ""
@@ -140,6 +152,14 @@ class Task:
     """Freeform: maximum length of an answer."""
     detokenize: str = ""
     """Text: detokenizer, one of `gptcli.text.detokenize.DETOKENIZERS`."""
+    licence: str = ""
+    """Licence of the data."""
+    count: int = 0
+    """Number of items that the paper reports on."""
+    hub: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The data on the Hugging Face hub: `dataset`, its `config`, and the splits of `items` and
+    `shots`.
+    """
     note: str = ""
     """Differences from the paper or from lm-evaluation-harness."""
     paper: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -202,6 +222,15 @@ def read_task(path: Path) -> Task:
                 where=path,
                 hint=nearest(metric, METRICS_BY_KIND[task.kind]),
             )
+    if task.hub and not {"dataset", "items"} <= task.hub.keys() <= {*HUB_KEYS}:
+        raise InputError(
+            f"'hub' has {', '.join(task.hub)}, not {', '.join(HUB_KEYS)}",
+            where=path,
+            hint="dataset and items are needed",
+        )
+    choices = task.choices if isinstance(task.choices, list) else []
+    for number, choice in enumerate(choices, 1):
+        template_fields(choice, f"choices, {number}", path)
     for key in ("prompt", "target", "shot", "choice", "answer"):
         fields = template_fields(getattr(task, key), key, path)
         if key == "answer" and (other := [field for field in fields if field != "answer"]):
@@ -302,7 +331,11 @@ def template_fields(template: str, key: str, path: Path) -> list[str]:
             f"{key!r}: {error}", where=path, hint="{field} inserts a field, {{ is a brace"
         ) from None
     for _, field, form, conversion in parts:
-        if field is not None and (not field.isidentifier() or form or conversion):
+        if field is not None and (
+            not all(part.isidentifier() and not part.startswith("_") for part in field.split("."))
+            or form
+            or conversion
+        ):
             raise InputError(
                 f"{key!r}: {{{field}}} is not a plain field",
                 where=path,

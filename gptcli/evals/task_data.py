@@ -1,16 +1,21 @@
-"""Data of a task: which files it is in, and its rows turned into items by the task's templates."""
+"""Items of a task: the rows of its data, turned into items by the task's templates."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import string
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError
 from gptcli.evals.formats import READERS, Row
+from gptcli.evals.formats.tables import part_files
 from gptcli.evals.synthetic import generate_rows
 from gptcli.evals.task import Task
 from gptcli.files import sha256
@@ -23,7 +28,7 @@ class Item:
     """One item in the form of the task's prompt, without few-shot examples."""
 
     id: str
-    """Stable id: the one of the data set, or file:line."""
+    """Id of the data set, or file:line."""
     prompt: str
     """Text before the answer."""
     choices: tuple[str, ...] = ()
@@ -40,6 +45,8 @@ class Item:
     """Free form: accepted answers, the first of which few-shot examples show. Multiple choice: the
     choices without template.
     """
+    accepted: tuple[str, ...] = ()
+    """Multiple choice: accepted answers for metrics of text, if not the correct choices."""
     unconditional: str = ""
     """Prompt of GPT-3's unconditional normalisation, such as "Answer:" or "A:"."""
     group: str = ""
@@ -48,66 +55,10 @@ class Item:
     """
     shot: str = ""
     """This item as a few-shot example, if that is not its prompt and correct answer."""
-
-
-def find_data(task: Task, data: Path | None) -> Path | None:
-    """Return the file with the task's items, or None if no `data` is given and they are generated.
-
-    It is `data` itself, or the file in that folder, or in its subfolder named after the task, that
-    matches the task's pattern. Raises UsageError if `data` is needed and not given, InputError if
-    there is no such file, or several.
-    """
-    pattern = task.files["items"]
-    shown = pattern.replace("|", " or ")
-    if data is None and task.generated:
-        return None
-    if data is None:
-        raise UsageError(
-            f"the task {task.name} needs its data",
-            hint=f"give {{option:data}} DIR, a folder with {shown}: {task.source}",
-        )
-    if data.is_file():
-        return data
-    if not data.is_dir():
-        raise InputError("no such file or folder", where=data)
-    found = _matching_files(task, data, pattern)
-    if len(found) != 1:
-        names = f"{len(found)} files match" if found else "no file matches"
-        raise InputError(
-            f"{names} {shown}, the data of {task.name}",
-            where=data,
-            hint=f"name one of them with {{option:data}}: {', '.join(file.name for file in found)}"
-            if found
-            else f"get it from {task.source}",
-        )
-    return found[0]
-
-
-def find_examples(task: Task, items: Path | None, data: Path | None) -> Path | None:
-    """Return the file that few-shot examples are drawn from.
-
-    It is the one that matches the task's pattern for examples, or `items` if the task has no such
-    pattern or no single file matches.
-    """
-    found = (
-        _matching_files(task, data, task.files["shots"])
-        if "shots" in task.files and data is not None and data.is_dir()
-        else []
-    )
-    return found[0] if len(found) == 1 else items
-
-
-def _matching_files(task: Task, data: Path, pattern: str) -> list[Path]:
-    """Return the matches of the first alternative of `pattern` that has any.
-
-    The folder itself comes before its subfolder named after the task.
-    """
-    matches = (
-        sorted(folder.glob(alternative))
-        for folder in (data, data / task.name)
-        for alternative in pattern.split("|")
-    )
-    return next(filter(None, matches), [])
+    key: str = field(default="", compare=False)
+    """Id that no other item of the set has: where several share an id, they are numbered."""
+    empty: bool = False
+    """True if a choice has no text."""
 
 
 def read_items(task: Task, path: Path | None, limit: int | None = None) -> list[Item]:
@@ -120,12 +71,7 @@ def read_items(task: Task, path: Path | None, limit: int | None = None) -> list[
         if path is None
         else READERS[task.reader](path)
     )
-    items: list[Item] = []
-    for row in rows:
-        if len(items) == limit:
-            break
-        if all(row.get(field) == value for field, value in task.where.items()):
-            items.append(make_item(task, row, path))
+    items = list(islice(_items(task, rows, path), limit))
     if not items:
         condition = f" with {task.where}" if task.where else ""
         raise InputError(
@@ -136,13 +82,26 @@ def read_items(task: Task, path: Path | None, limit: int | None = None) -> list[
     return items
 
 
+def _items(task: Task, rows: Iterator[Row], path: Path | None) -> Iterator[Item]:
+    seen: Counter[str] = Counter()
+    for row in rows:
+        if any(row.get(field) != value for field, value in task.where.items()):
+            continue
+        item = make_item(task, row, path)
+        seen[item.id] += 1
+        yield replace(item, key=item.id if seen[item.id] == 1 else f"{item.id}#{seen[item.id]}")
+
+
 def fingerprint(task: Task, path: Path | None) -> str:
     """Return the SHA-256 of a task's data: of a file, the files of a folder, or generated rows."""
     if path is None:
         rows = json.dumps(list(generate_rows(task.generated, GENERATED_SEED)), ensure_ascii=False)
         return hashlib.sha256(rows.encode()).hexdigest()
     if path.is_file():
-        return sha256(path)
+        parts = part_files(path)
+        if len(parts) == 1:
+            return sha256(path)
+        return hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return hashlib.sha256(
         "".join(f"{file.relative_to(path)} {sha256(file)}\n" for file in files).encode()
@@ -152,9 +111,18 @@ def fingerprint(task: Task, path: Path | None) -> str:
 def make_item(task: Task, row: Row, path: Path | None) -> Item:
     """Return a row as an item in the form of the task.
 
-    Raises InputError if a field is missing, or if there is no choice or no correct one.
+    Raises InputError if a field is missing, if there is no choice or no correct one, or if the row
+    is of another task.
     """
-    fields = _Fields(row, where=f"{path or 'generated'}: item {row['id']}")
+    where = getattr(row, "where", None) or f"{path or 'generated'}: item {row['id']}"
+    fields = _Fields(row, where)
+    for name, pattern in task.expect.items():
+        if row.get(name) is not None and not re.fullmatch(str(pattern), str(row[name])):
+            raise InputError(
+                f"{name} is {row[name]!r}: this is not the data of {task.name}",
+                where=where,
+                hint=f"it should match {pattern}; {{option:data}} names the data: {task.source}",
+            )
     common: dict[str, Any] = {
         "id": str(row["id"]),
         "prompt": fields.fill(task.prompt),
@@ -163,7 +131,7 @@ def make_item(task: Task, row: Row, path: Path | None) -> Item:
         "shot": fields.fill(task.shot),
     }
     if task.kind == "choice":
-        listed = task.choices if isinstance(task.choices, list) else fields.texts(task.choices)
+        listed = fields.choices(task.choices)
         choices = tuple(
             _Fields({**row, "choice": choice}, where=fields.where).fill(task.choice)
             for choice in listed
@@ -172,7 +140,9 @@ def make_item(task: Task, row: Row, path: Path | None) -> Item:
             **common,
             choices=choices,
             answers=tuple(listed),
-            gold=fields.gold(task.gold, len(choices)),
+            accepted=tuple(fields.texts(task.answers)) if task.answers else (),
+            gold=fields.gold(task.gold, listed, task.labels),
+            empty=not all(choice.strip() for choice in listed),
         )
     if task.kind == "partial":
         contexts = tuple(fields.texts(task.contexts))
@@ -180,7 +150,7 @@ def make_item(task: Task, row: Row, path: Path | None) -> Item:
             **common,
             contexts=contexts,
             target=fields.fill(task.target),
-            gold=fields.gold(task.gold, len(contexts)),
+            gold=fields.gold(task.gold, contexts, task.labels),
         )
     if task.kind == "freeform":
         return Item(**common, answers=tuple(fields.texts(task.answers)))
@@ -200,25 +170,30 @@ class _Fields:
     where: str
 
     def __getitem__(self, field: str) -> Any:
-        if self.row.get(field) is None:
+        """Return the value of a field, or of one inside another: "choices.text"."""
+        value: Any = self.row
+        for part in [field] if field in self.row else field.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None:
             raise InputError(
                 f"has no field {field!r}",
                 where=self.where,
                 hint=f"its fields are {', '.join(self.row)}",
             )
-        return self.row[field]
+        return value
 
     def fill(self, template: str) -> str:
         """Return the template with the values of its fields."""
-        values = {
-            field: self[field]
-            for _, field, _, _ in string.Formatter().parse(template)
-            if field is not None
-        }
-        for field, value in values.items():
+        parts = []
+        for text, name, _, _ in string.Formatter().parse(template):
+            parts.append(text)
+            if name is None:
+                continue
+            value = self[name]
             if not isinstance(value, str | int | float):
-                raise InputError(f"the field {field!r} is not text", where=self.where)
-        return template.format_map(values)
+                raise InputError(f"the field {name!r} is not text", where=self.where)
+            parts.append(str(value))
+        return "".join(parts)
 
     def texts(self, field: str) -> list[str]:
         """Return a field with a text or a non-empty list of texts as a list."""
@@ -234,19 +209,87 @@ class _Fields:
             )
         return list(texts)
 
-    def gold(self, field: str, choices: int) -> tuple[int, ...]:
-        """Return the indices of the correct choices in a field."""
+    def choices(self, choices: str | list[str]) -> list[str]:
+        """Return the choices: those in a field, or those that the task lists."""
+        return (
+            self.texts(choices) if isinstance(choices, str) else [self.fill(one) for one in choices]
+        )
+
+    def gold(self, field: str, choices: Sequence[str], labels: str | list[str]) -> tuple[int, ...]:
+        """Return the indices of the correct choices that a field names."""
         value = self[field]
         gold = value if isinstance(value, list | tuple) else [value]
         if not gold:
             raise InputError("no choice is marked as correct", where=self.where)
-        for index in gold:
-            if not isinstance(index, int) or not 0 <= index < choices:
-                raise InputError(
-                    f"the correct choice is {index!r}, but there are {choices} choices",
-                    where=self.where,
-                )
-        return tuple(int(index) for index in gold)
+        names: Sequence[object] | None = labels if isinstance(labels, list) else None
+        if isinstance(labels, str) and labels:
+            found = self[labels]
+            names = found if isinstance(found, list | tuple) else [found]
+        if names is not None and len(names) != len(choices):
+            raise InputError(
+                f"{len(names)} labels for {len(choices)} choices",
+                where=self.where,
+                hint="'labels' has a label for each choice, in their order",
+            )
+        return tuple(correct_choice(one, choices, names, self.where) for one in gold)
+
+
+BOOLEANS = {"yes": True, "true": True, "no": False, "false": False}
+
+
+def correct_choice(
+    value: Any, choices: Sequence[str], labels: Sequence[object] | None, where: str
+) -> int:
+    """Return the index of the choice that a gold label names.
+
+    With `labels` it is one of them. Otherwise it is an index from 0 (2, 2.0 or "2"), a letter from
+    A, the text of a choice, or true or false where the choices are yes and no, or true and false.
+    Raises InputError if it names no choice, or could name either of two.
+    """
+    if labels is not None:
+        names = [str(label).strip() for label in labels]
+        if names.count(str(value).strip()) == 1:
+            return names.index(str(value).strip())
+        raise InputError(
+            f"the correct choice is {value!r}, not one of {', '.join(names)}", where=where
+        )
+    texts = [choice.strip() for choice in choices]
+    meanings: dict[str, int] = {}
+    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in BOOLEANS):
+        truth = value if isinstance(value, bool) else BOOLEANS[value.strip().lower()]
+        words = [BOOLEANS.get(text.lower()) for text in texts]
+        if len(words) == 2 and set(words) == {True, False}:
+            meanings["true or false"] = words.index(truth)
+    if isinstance(value, str):
+        word = value.strip()
+        if texts.count(word) == 1:
+            meanings["its text"] = texts.index(word)
+        if re.fullmatch(r"[0-9]+(\.0+)?", word) and float(word) < len(texts):
+            meanings["its index from 0"] = int(float(word))
+        if re.fullmatch("[A-Za-z]", word) and 0 <= ord(word.upper()) - ord("A") < len(texts):
+            meanings["its letter"] = ord(word.upper()) - ord("A")
+    elif (
+        not isinstance(value, bool)
+        and isinstance(value, int | float)
+        and value in range(len(texts))
+    ):
+        meanings["its index from 0"] = int(value)
+    if len(set(meanings.values())) == 1:
+        return next(iter(meanings.values()))
+    if meanings:
+        found = ", ".join(f"choice {index} by {name}" for name, index in meanings.items())
+        raise InputError(
+            f"the correct choice {value!r} is ambiguous: {found}",
+            where=where,
+            hint="say what it is with 'labels', one for each choice",
+        )
+    shown = ", ".join(repr(text) for text in texts[:6])
+    raise InputError(
+        f"the correct choice is {value!r}, but there are {len(texts)} choices: {shown}",
+        where=where,
+        hint="it is an index from 0, a letter from A, or the text of a choice; for others name "
+        "'labels', one for each choice",
+    )
 
 
 def format_example(task: Task, item: Item) -> str:

@@ -1,20 +1,45 @@
 """GPT-1's classifier on top of a language model, its loss and its optimizer (Radford et al. 2018,
 section 3.2 and the released code).
+
+A finished folder is that of a language model, whose vocabulary is three tokens longer, with two
+more files: the classifier, and `finetune.json`, the task with the accuracy it reached.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 
-from gptcli.finetune.inputs import SPECIAL_TOKENS, Batch, Kind
+from gptcli.distributed.context import RankContext
+from gptcli.errors import InputError, UsageError
+from gptcli.files import atomic_write, read_json, write_json
+from gptcli.finetune.task import (
+    SPECIAL_TOKENS,
+    Batch,
+    Example,
+    FinetuneTask,
+    Kind,
+    collate,
+)
+from gptcli.model.safetensors_io import load_model, save_model
+from gptcli.model.source import (
+    CLASSIFIER,
+    FINETUNE_REPORT,
+)
+from gptcli.model.tensor_file import open_tensors, unreadable_error
 from gptcli.model.transformer import GPT
+from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 INIT_STD = 0.02
 WARMUP_FRACTION = 0.002  # of all steps
+SINGLE_PROCESS = RankContext(torch.device("cpu"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +136,88 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
+    on_gpu = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=on_gpu or None)
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Number of examples whose label was predicted correctly."""
+
+    correct: int
+    examples: int
+
+    @property
+    def fraction(self) -> float:
+        """Fraction of correct examples."""
+        return self.correct / self.examples
+
+
+@torch.no_grad()
+def accuracy(
+    model: GPTClassifier,
+    examples: Sequence[Example],
+    batch: int,
+    context: RankContext = SINGLE_PROCESS,
+) -> Accuracy:
+    """Return the accuracy on the examples, `batch` at a time; a collective call."""
+    was_training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.long, device=context.device)
+    for start in range(context.replica_rank * batch, len(examples), context.replicas * batch):
+        part = collate(examples[start : start + batch]).to(context.device)
+        scores_NL, _ = model.scores(part)
+        correct += (scores_NL.argmax(-1) == part.labels).sum()
+    model.train(was_training)
+    return Accuracy(int(context.all_reduce_sum(correct)), len(examples))
+
+
+def save_classifier(
+    out: Path, model: GPTClassifier, tokenizer: Tokenizer, report: dict[str, Any]
+) -> None:
+    """Write the finished model; finetune.json, which marks the run as finished, comes last."""
+    from safetensors.torch import save
+
+    tokenizer.save_for_model(out, model.gpt.config.n_ctx)
+    save_model(out, model.gpt, model.gpt.config, eot_id=tokenizer.eot_id)
+    weights = {
+        name: weight.detach().cpu() for name, weight in model.classifier.state_dict().items()
+    }
+    with atomic_write(out / CLASSIFIER) as file:
+        file.write(save(weights))
+    write_json(out / FINETUNE_REPORT, report)
+
+
+def load_classifier(folder: Path) -> tuple[GPTClassifier, FinetuneTask, Tokenizer, Path]:
+    """Load a fine-tuned model for inference.
+
+    Returns the model, its task, the tokenizer without the special tokens, and the validation file.
+    Raises InputError if a file of the folder is missing or broken.
+    """
+    report = read_json(folder / FINETUNE_REPORT)
+    try:
+        task, data = FinetuneTask(**report["task"]), Path(report["data"])
+    except (KeyError, TypeError, AttributeError, UsageError):
+        raise InputError(
+            "not written by gpt train --finetune",
+            where=folder / FINETUNE_REPORT,
+            hint="fine-tune again, or copy it again",
+        ) from None
+    model = GPTClassifier(load_model(folder), task.kind, len(task.labels))
+    try:
+        with open_tensors(folder / CLASSIFIER) as file:
+            names = list(file.keys())
+            model.classifier.load_state_dict({name: file.get_tensor(name) for name in names})
+    except FileNotFoundError:
+        raise InputError(
+            f"no {CLASSIFIER} here, which is part of a fine-tuned model",
+            where=folder,
+            hint="copy it again",
+        ) from None
+    except (SafetensorError, ValueError) as error:
+        raise unreadable_error(folder / CLASSIFIER, error) from None
+    except RuntimeError:
+        raise InputError(
+            "not the classifier of this task", where=folder / CLASSIFIER, hint="copy it again"
+        ) from None
+    return model.eval(), task, load_tokenizer(folder), data / task.validation

@@ -8,19 +8,47 @@ labels = ["negative", "positive"]   # values of `label`; multiple choice has non
 
 [fields]                            # names in the .jsonl files, if they differ from ours
 text = "sentence"
+
+The texts of an example become sequences by GPT-1's input transformations (Radford et al. 2018,
+section 3.3):
+
+    classification     start text end
+    entailment         start premise delimiter hypothesis end
+    similarity         start a delimiter b end, and start b delimiter a end
+    multiple choice    start context delimiter answer end, once for each answer
+
+Similarity adds the states at the ends of its two sequences; multiple choice scores each of its
+sequences. The three special tokens have the ids after the vocabulary, in the order of the released
+code. Each text is truncated to n_ctx/2 - 2 tokens.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal
+
+import torch
 
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import parse_json, read_toml
-from gptcli.finetune.inputs import TEXT_FIELDS, Example, InputTransform, Kind
-from gptcli.tokenizer.tokenizer import refuse_surrogates
+from gptcli.files import read_bytes, read_toml
+from gptcli.schema import read_table
+from gptcli.settings import NUMBERS
+from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
+from gptcli.toml_json import parse_json
+
+Kind = Literal["classification", "entailment", "similarity", "multiple-choice"]
+
+SPECIAL_TOKENS = ("_start_", "_delimiter_", "_classify_")
+# fields of an example's texts, in the order in which the model reads them
+TEXT_FIELDS: dict[Kind, tuple[str, ...]] = {
+    "classification": ("text",),
+    "entailment": ("premise", "hypothesis"),
+    "similarity": ("a", "b"),
+    "multiple-choice": ("context", "answers"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +96,19 @@ class FinetuneTask:
             raise UsageError(
                 f"{self.kind} has no field {unknown[0]!r}", hint=nearest(unknown[0], known)
             )
-        for name in ("epochs", "batch", "lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} must be above 0")
+        for label in self.labels:
+            if not isinstance(label, str | int | float) or label != label:
+                raise UsageError(
+                    f"{label!r} cannot be a label", hint="labels are texts, numbers, true or false"
+                )
+        kinds = [(type(label), label) for label in self.labels]
+        if twice := [label for _, label in kinds if kinds.count((type(label), label)) > 1]:
+            raise UsageError(f"the label {twice[0]!r} is given twice")
+        for name in ("epochs", "batch", "lr", "clip", "lm_weight", "weight_decay", "dropout"):
+            try:
+                NUMBERS[name](getattr(self, name))
+            except UsageError as error:
+                raise UsageError(f"{name}: {error.what}", hint=error.hint) from None
 
 
 def read_task(path: Path) -> FinetuneTask:
@@ -78,26 +116,7 @@ def read_task(path: Path) -> FinetuneTask:
 
     Raises InputError if the file is missing or broken, a key is unknown, or a value is not allowed.
     """
-    table = read_toml(path)
-    types = {name: _plain_type(hint) for name, hint in get_type_hints(FinetuneTask).items()}
-    for name, value in table.items():
-        if name not in types:
-            raise InputError(f"unknown key {name!r}", where=path, hint=nearest(name, types))
-        allowed = (int, float) if types[name] is float else types[name]
-        if isinstance(value, bool) or not isinstance(value, allowed):
-            raise InputError(f"{name} is not of type {types[name].__name__}", where=path)
-    if missing := [name for name in ("kind", "train", "validation") if name not in table]:
-        raise InputError(f"no {missing[0]!r}", where=path)
-    try:
-        return FinetuneTask(**table)
-    except UsageError as error:
-        raise InputError(error.what, where=path, hint=error.hint) from None
-
-
-def _plain_type(hint: Any) -> type:
-    """Return the type of a value in TOML for a type hint."""
-    origin = get_origin(hint)
-    return str if origin is Literal else origin or hint
+    return read_table(FinetuneTask, read_toml(path), path)
 
 
 def read_examples(task: FinetuneTask, path: Path, transform: InputTransform) -> list[Example]:
@@ -107,16 +126,19 @@ def read_examples(task: FinetuneTask, path: Path, transform: InputTransform) -> 
     """
     examples = []
     names = {name: task.fields.get(name, name) for name in (*TEXT_FIELDS[task.kind], "label")}
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
+    lines = read_bytes(path).splitlines()
+    example = json.dumps(dict.fromkeys(names.values(), "..."))
     n_sequences: int | None = None
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         if not line.strip():
             continue
-        texts, label = _read_fields(parse_json(line, where), names, where)
+        try:
+            row = parse_json(line, where)
+        except InputError as error:
+            hint = error.hint or f"one example a line, as a JSON object: {example}"
+            raise InputError(error.what, where=where, hint=hint) from None
+        texts, label = _read_fields(row, names, where)
         choices = task.labels or list(range(len(texts["answers"])))
         # 1, 1.0 and True are equal, and different labels
         matching = [
@@ -170,3 +192,88 @@ def _read_fields(row: Any, names: dict[str, str], where: str) -> tuple[dict[str,
                 f"{names[name]!r} is one text, not a list of texts", where=where, hint=hint
             )
     return texts, label
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Tokenized example."""
+
+    sequences: list[list[int]]
+    """Token ids: one sequence, two for similarity, one per answer for multiple choice."""
+    label: int
+    """Index of the label, or of the right answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputTransform:
+    """Transformation of one kind of task's texts to token sequences."""
+
+    kind: Kind
+    tokenizer: Tokenizer
+    n_ctx: int
+    """Context length of the model, in tokens."""
+
+    def sequences(self, texts: Mapping[str, Any]) -> list[list[int]]:
+        """Return the sequences of one example; `texts` has the fields of TEXT_FIELDS."""
+        first, *second = (texts[field] for field in TEXT_FIELDS[self.kind])
+        if self.kind == "classification":
+            return [self._join(first)]
+        if self.kind == "entailment":
+            return [self._join(first, second[0])]
+        if self.kind == "similarity":
+            return [self._join(first, second[0]), self._join(second[0], first)]
+        return [self._join(first, answer) for answer in second[0]]
+
+    def _join(self, *segments: str) -> list[int]:
+        vocab_size = self.tokenizer.vocab_size
+        start, delimiter, classify = (vocab_size + i for i in range(len(SPECIAL_TOKENS)))
+        max_tokens = self.n_ctx // 2 - len(SPECIAL_TOKENS) + 1
+        ids = [start]
+        for number, segment in enumerate(segments):
+            ids += [delimiter] * (number > 0) + self.tokenizer.encode(segment)[:max_tokens]
+        return [*ids, classify]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded examples of a step."""
+
+    ids: torch.Tensor
+    """Token ids (N, S, T): N examples of S sequences, padded at the end with 0, which no causal
+    position before it attends to.
+    """
+    lengths: torch.Tensor
+    """Number of tokens of each sequence, (N, S)."""
+    labels: torch.Tensor
+    """Label of each example, (N,)."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        return Batch(self.ids.to(device), self.lengths.to(device), self.labels.to(device))
+
+    def rows(self, first: int, last: int) -> Batch:
+        """Return examples `first` to `last` - 1, padded to the longest of them."""
+        lengths = self.lengths[first:last]
+        return Batch(
+            self.ids[first:last, :, : int(lengths.max())], lengths, self.labels[first:last]
+        )
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Return examples as one batch.
+
+    Raises InputError if they do not have the same number of sequences.
+    """
+    counts = {len(example.sequences) for example in examples}
+    if len(counts) != 1:
+        raise InputError(
+            f"examples of {min(counts)} and of {max(counts)} answers cannot be in one batch"
+        )
+    length_NS = torch.tensor(
+        [[len(sequence) for sequence in example.sequences] for example in examples]
+    )
+    ids_NST = torch.zeros(*length_NS.shape, int(length_NS.max()), dtype=torch.long)
+    for n, example in enumerate(examples):
+        for s, sequence in enumerate(example.sequences):
+            ids_NST[n, s, : len(sequence)] = torch.tensor(sequence)
+    return Batch(ids_NST, length_NS, torch.tensor([example.label for example in examples]))

@@ -1,4 +1,4 @@
-"""CPU kernels in C that replace parts of the model, and the function that installs them.
+"""Kernels in C and Triton that replace parts of the model, and the function that installs them.
 
 The model exposes the places where another implementation can be installed (the seam, described in
 `gptcli.model.transformer`); `install` fills them and `uninstall` restores PyTorch. Parameters and
@@ -6,14 +6,18 @@ their names do not change. An installed kernel checks its operands on every call
 PyTorch for those that it does not support, or if it cannot be built here.
 
     place                               kernel                          supports
-    Attention.attention_fn              attention_kernel                bf16, CPU with AMX
-    GPT.head_loss (its `kernel`)        head_kernel                     bf16, CPU with AMX
-    Block.block_fn, if `fuse_blocks`    block_kernel: linear_kernel     bf16 by autocast, fp32
-                                        and norm_kernel                 weights, CPU with AMX
+    Attention.attention_fn              attention_kernel                bf16, any CPU
+    GPT.head_loss (its `kernel`)        head_kernel                     bf16, any CPU
+    Block.block_fn, if `fuse_blocks`    norm_kernel, linear_kernel      bf16 by autocast, fp32
+                                                                        weights, any CPU
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
     Int8Linear.linear_fn                                                any CPU
+                                        decode_triton                   the same, CUDA with Triton
 
-`build` compiles the sources with the machine's compiler on first use. Nothing else in the package
+`build` compiles the C sources with the machine's compiler on first use, for AMX, AVX-512 with or
+without bf16, AVX2 or NEON: `wide.h` has vectors for all of them, and `products.h` the products of
+matrices, in bf16 where the processor multiplies it and else in fp32 after widening. Triton builds
+its own. Nothing else in the package
 needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 """
 
@@ -26,8 +30,9 @@ from typing import Any, Literal
 from torch import nn
 
 from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
-from gptcli.kernels.block_kernel import fused_block
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
+from gptcli.kernels.decode_triton import decode_block, few_rows_linear
+from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.transformer import Attention, Block
 
 __all__ = ["Kernel", "available", "decode_step", "install", "uninstall"]
@@ -58,12 +63,21 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
             part.attention_fn = attention_kernel.attention_packed
         elif isinstance(part, Block) and fuse_blocks:
             part.block_fn = fused_block
-        # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.quantize`
+        elif isinstance(part, Block) and _decodes_on_gpu(part):
+            part.block_fn = decode_block
+        # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.load`
         loss: Any = getattr(part, "head_loss", None)
         if loss is not None:
             _set(part, "head_loss", partial(loss, kernel=head_kernel))
         if hasattr(part, "linear_fn"):
-            _set(part, "linear_fn", small_batch_linear)
+            weight: Any = getattr(part, "weight", getattr(part, "weight_NK", None))
+            on_gpu = weight is not None and weight.device.type == "cuda"
+            _set(part, "linear_fn", few_rows_linear if on_gpu else small_batch_linear)
+
+
+def _decodes_on_gpu(block: Block) -> bool:
+    """Return whether a block has the linear layers of `gptcli.sampling.load`, on a GPU."""
+    return hasattr(block.attn.c_attn, "linear_fn") and block.ln_1.weight.device.type == "cuda"
 
 
 def uninstall(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-/* Causal attention in bf16 on AMX tiles, forward and backward: algorithms 1 and 4 of
+/* Causal attention in bf16 by products of tiles, forward and backward: algorithms 1 and 4 of
    FlashAttention (Dao et al. 2022) on a CPU.
 
    qkv (B, T, H, 3, D), y (B, T, H, D) and their gradients are bf16. log_sum (B, H, T) is fp32: log2
@@ -14,7 +14,7 @@
 
        scores = K·Qᵀ    yᵀ = Vᵀ·P    dP = V·dyᵀ    dv = P·dy    dk = dS·Q    dqᵀ = Kᵀ·dS */
 
-#include "amx.h"
+#include "products.h"
 
 enum {
     GROUP = 32,  /* positions */
@@ -24,14 +24,12 @@ enum {
     SLACK = 8,   /* powers of two by which exponents may exceed the shift before it is raised */
 };
 
-typedef struct { _Alignas(64) __m512 row[16]; } Tile;
+typedef union { _Alignas(64) Wide row[16]; Whole words[16]; } Tile; /* numbers in fp32, or pairs in bf16 */
 typedef struct { long B, T, H, D, band, depth, groups; } Shape; /* depth: tiles of 32 in D; groups: groups in T */
 
 static Shape shape_of(long B, long T, long H, long D, long band) {
     return (Shape){B, T, H, D, band < T ? band : T, (D + 31) / 32, (T + GROUP - 1) / GROUP};
 }
-static inline long most(long a, long b) { return a > b ? a : b; }
-static inline __m512i lanes(void) { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
 /* First group of keys that a group of queries attends to (the last one is its own), and the last
    group of queries that attend to a group of keys. */
 static inline long first_key(Shape s, long query) { return most(0, GROUP * query - s.band + 1) / GROUP; }
@@ -40,40 +38,17 @@ static inline long last_query(Shape s, long key) { return least(s.groups - 1, (G
 /* out (2 x 2 tiles, fp32) = a (2 x n tiles) · b (n x 2 tiles), or += with `add`. Distances between
    tiles: of out between rows, of a between rows and in depth, of b in depth. */
 static inline void product(Tile *out, long out_row, const Tile *a, long a_row, long a_deep, const Tile *b, long b_deep, long n, int add) {
-    __asm__ volatile("" ::: "memory"); /* stores before tile loads: gcc's intrinsics do not declare it */
-    if (add) {
-        _tile_loadd(0, out, 64);
-        _tile_loadd(1, out + 1, 64);
-        _tile_loadd(2, out + out_row, 64);
-        _tile_loadd(3, out + out_row + 1, 64);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (long i = 0; i < n; i++, a += a_deep, b += b_deep) {
-        _tile_loadd(4, a, 64);
-        _tile_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + 1, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + a_row, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, out, 64);
-    _tile_stored(1, out + 1, 64);
-    _tile_stored(2, out + out_row, 64);
-    _tile_stored(3, out + out_row + 1, 64);
+    enum { RESULT = 256 }; /* numbers of a tile of results */
+    multiply_at((Places){a_row * TILE, a_deep * TILE, b_deep * TILE, 16, RESULT, out_row * RESULT}, (const bf16 *)a, (const bf16 *)b, n,
+                (float *)out, add);
 }
 
 /* Transpose 16 x 16 words of 32 bits. */
 static inline void transpose_tile(Tile *out, const Tile *in) {
-    __m512i r[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(in->row + i);
+    Whole r[16];
+    for (int i = 0; i < 16; i++) r[i] = in->words[i];
     transpose(r);
-    for (int i = 0; i < 16; i++) _mm512_store_si512(out->row + i, r[i]);
+    for (int i = 0; i < 16; i++) out->words[i] = r[i];
 }
 static inline void transposed(Tile *out, const Tile *in, long n) {
     for (long i = 0; i < n; i++) transpose_tile(out + i, in + i);
@@ -84,15 +59,12 @@ typedef struct { const bf16 *row; long count, step, D; } Rows;
 static inline Rows rows_of(const bf16 *x, long step, Shape s, long g) {
     return (Rows){x + g * GROUP * step, least(GROUP, s.T - g * GROUP), step, s.D};
 }
-static inline __mmask32 columns(long D, long first) { return D - first >= 32 ? ~0u : (1u << (D - first)) - 1; }
-static inline __m512i read_row(Rows x, long r, long first) {
-    return _mm512_maskz_loadu_epi16(r < x.count ? columns(x.D, first) : 0, x.row + r * x.step + first);
-}
+static inline Whole read_row(Rows x, long r, long first) { return read_bf16(x.row + r * x.step + first, r < x.count ? x.D - first : 0); }
 /* Left operand for products over D, out (2, depth) tiles. Transposed, in another order of tiles,
    it is the right operand (depth, 2). */
 static void read_left(Tile *out, Rows x, long depth) {
     for (long r = 0; r < GROUP; r++)
-        for (long d = 0; d < depth; d++) ((__m512i *)out[r / 16 * depth + d].row)[r % 16] = read_row(x, r, 32 * d);
+        for (long d = 0; d < depth; d++) out[r / 16 * depth + d].words[r % 16] = read_row(x, r, 32 * d);
 }
 static void read_right(Tile *out, Rows x, long depth) {
     Tile rows[2 * depth];
@@ -102,26 +74,14 @@ static void read_right(Tile *out, Rows x, long depth) {
 /* Right operand for products over positions, out (2·depth) tiles of 16 columns. Transposed, it is
    the left operand xᵀ. */
 static void read_pairs(Tile *out, Rows x, long depth) {
-    const __m512i low = _mm512_or_si512(lanes(), _mm512_slli_epi32(_mm512_add_epi32(lanes(), _mm512_set1_epi32(32)), 16));
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (long r = 0; r < 16; r++)
-        for (long d = 0; d < depth; d++) {
-            __m512i a = read_row(x, 2 * r, 32 * d), b = read_row(x, 2 * r + 1, 32 * d);
-            ((__m512i *)out[2 * d].row)[r] = _mm512_permutex2var_epi16(a, low, b);
-            ((__m512i *)out[2 * d + 1].row)[r] = _mm512_permutex2var_epi16(a, high, b);
-        }
+        for (long d = 0; d < depth; d++)
+            interleave(read_row(x, 2 * r, 32 * d), read_row(x, 2 * r + 1, 32 * d), &out[2 * d].words[r], &out[2 * d + 1].words[r]);
 }
 
-static inline __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-/* Write 32 columns of a row, bypassing the caches if they are whole lines: they are not read before
-   the head is complete. */
-static inline void write_row(bf16 *row, long D, long first, __m512 low, __m512 high, float factor) {
-    const __m512 f = _mm512_set1_ps(factor);
-    const __m512i both = rounded(_mm512_mul_ps(low, f), _mm512_mul_ps(high, f));
-    if (D % 32 == 0 && (uintptr_t)row % 64 == 0)
-        _mm512_stream_si512((__m512i *)(row + first), both);
-    else
-        _mm512_mask_storeu_epi16(row + first, columns(D, first), both);
+/* Write 32 columns of a row, which are not read before the head is complete. */
+static inline void write_row(bf16 *row, long D, long first, Wide low, Wide high, float factor) {
+    put_bf16(row + first, mul(low, all(factor)), mul(high, all(factor)), D - first);
 }
 /* Write rows from `in` (2, 2·depth) tiles. */
 static void write_rows(bf16 *x, long step, long count, Shape s, const Tile *in, float factor) {
@@ -131,91 +91,80 @@ static void write_rows(bf16 *x, long step, long count, Shape s, const Tile *in, 
             write_row(x + r * step, s.D, 32 * d, tile[0].row[r % 16], tile[1].row[r % 16], factor);
         }
 }
-/* Order of a group's queries in the columns of two tiles, as `pairs` stores them. */
-static inline long query_at(long column) { return column % 16 / 4 * 8 + column / 16 * 4 + column % 4; }
-static inline __m512i in_pairs(int tile) {
-    const __m512i order = _mm512_set_epi32(27, 26, 25, 24, 19, 18, 17, 16, 11, 10, 9, 8, 3, 2, 1, 0);
-    return _mm512_add_epi32(order, _mm512_set1_epi32(4 * tile));
-}
-/* Write rows from the columns of `in` (2·depth, 2) tiles, in that order, times a factor per query. */
+/* Write rows from the columns of `in` (2·depth, 2) tiles, in the order of `paired`, times a factor per query. */
 static void write_columns(bf16 *x, long step, long count, Shape s, const Tile *in, const float *factor) {
     for (long d = 0; d < s.depth; d++)
         for (long j = 0; j < 2; j++) {
             Tile low, high;
             transpose_tile(&low, in + 4 * d + j), transpose_tile(&high, in + 4 * d + 2 + j);
             for (long c = 0; c < 16; c++) {
-                long q = query_at(16 * j + c);
+                long q = paired(16 * j + c);
                 if (q < count) write_row(x + q * step, s.D, 32 * d, low.row[c], high.row[c], factor[q]);
             }
         }
 }
 
 /* 2^x, with an error below 3e-6; 0 for minus infinity. */
-static inline __m512 power(__m512 x) {
-    __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    __m512 p = _mm512_set1_ps(1.353416792e-02f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.201146061e-02f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.414427569e-01f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.930038345e-01f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.000002593e+00f));
-    return _mm512_scalef_ps(p, x);
+static inline Wide power(Wide x) {
+    Wide f = fraction(x), p = all(1.353416792e-02f);
+    p = mul_add(p, f, all(5.201146061e-02f));
+    p = mul_add(p, f, all(2.414427569e-01f));
+    p = mul_add(p, f, all(6.930038345e-01f));
+    p = mul_add(p, f, all(1.000002593e+00f));
+    return times_power(p, x);
 }
 /* Store two keys' rows of 32 queries as a row of the right operand for products over keys, in each
    of its two tiles. */
-static inline void pairs(Tile *out, long row, __m512i even, __m512i odd) {
-    ((__m512i *)out[0].row)[row] = _mm512_unpacklo_epi16(even, odd);
-    ((__m512i *)out[1].row)[row] = _mm512_unpackhi_epi16(even, odd);
-}
+static inline void pairs(Tile *out, long row, Rounded even, Rounded odd) { pair(even, odd, &out[0].words[row], &out[1].words[row]); }
 /* Set scores (2, 2) tiles of a group of keys and a group of queries to minus infinity outside the
    band. */
 static inline void mask(Tile *scores, Shape s, long key, long query) {
     if (key != query && GROUP * (query - key + 1) <= s.band) return;
     for (long j = 0; j < 2; j++)
         for (long k = 0; k < GROUP; k++) {
-            __m512i behind = _mm512_add_epi32(lanes(), _mm512_set1_epi32((int)(GROUP * (query - key) + 16 * j - k)));
-            __mmask16 unseen = _mm512_cmpge_epu32_mask(behind, _mm512_set1_epi32((int)s.band)); /* negative values are large when unsigned */
-            __m512 *row = &scores[k / 16 * 2 + j].row[k % 16];
-            *row = _mm512_mask_blend_ps(unseen, *row, _mm512_set1_ps(-INFINITY));
+            Wide *row = &scores[k / 16 * 2 + j].row[k % 16];
+            *row = hide(*row, (int)(GROUP * (query - key) + 16 * j - k), (int)s.band);
         }
 }
 
 /* State of a group of queries: exponents are relative to `shift`; `sum` is that of the rounded
-   exponentials. Queries are in the order of `pairs`. */
-typedef struct { __m512 shift[2], sum[2]; } Softmax;
+   exponentials. The sums are in the order of `paired`. */
+typedef struct { Wide shift[2], sum[2]; } Softmax;
 
 /* Turn scores (n, 2, 2) into probabilities (n, 2) times 2^-shift; rescale y (2·depth, 2) to a new
    shift. */
 static inline void soften(Softmax *x, const Tile *scores, Tile *p, long n, Tile *y, long depth, float scale) {
-    const __m512 factor = _mm512_set1_ps(scale);
-    __m512 top[4], shrunk[2];
-    for (int i = 0; i < 4; i++) top[i] = _mm512_set1_ps(-INFINITY);
+    const Wide factor = all(scale);
+    Wide top[4], shrunk[2];
+    for (int i = 0; i < 4; i++) top[i] = all(-INFINITY);
     for (long g = 0; g < n; g++)
         for (int r = 0; r < 16; r++)
-            for (int i = 0; i < 4; i++) top[i] = _mm512_max_ps(top[i], scores[4 * g + i].row[r]);
+            for (int i = 0; i < 4; i++) top[i] = larger(top[i], scores[4 * g + i].row[r]);
     int raised = 0;
     for (int j = 0; j < 2; j++) {
-        __m512 exponent = _mm512_mul_ps(_mm512_max_ps(top[j], top[j + 2]), factor);
-        __mmask16 far = _mm512_cmp_ps_mask(exponent, _mm512_add_ps(x->shift[j], _mm512_set1_ps(SLACK)), _CMP_GT_OQ);
-        __m512 shift = _mm512_mask_blend_ps(far, x->shift[j], exponent);
-        shrunk[j] = power(_mm512_sub_ps(x->shift[j], shift));
+        Wide exponent = mul(larger(top[j], top[j + 2]), factor);
+        Mask far = above(exponent, add(x->shift[j], all(SLACK)));
+        Wide shift = choose(far, exponent, x->shift[j]);
+        shrunk[j] = power(sub(x->shift[j], shift));
         x->shift[j] = shift;
-        raised |= far;
+        raised |= any(far);
     }
     if (raised && y)
         for (int j = 0; j < 2; j++) {
-            __m512 column = _mm512_permutex2var_ps(shrunk[0], in_pairs(j), shrunk[1]);
-            x->sum[j] = _mm512_mul_ps(x->sum[j], column);
+            Wide column = in_pairs(shrunk[0], shrunk[1], j);
+            x->sum[j] = mul(x->sum[j], column);
             for (long d = 0; d < 2 * depth; d++)
-                for (int r = 0; r < 16; r++) y[2 * d + j].row[r] = _mm512_mul_ps(y[2 * d + j].row[r], column);
+                for (int r = 0; r < 16; r++) y[2 * d + j].row[r] = mul(y[2 * d + j].row[r], column);
         }
-    const __m512i ones = _mm512_set1_epi16(0x3f80);
+    static const bf16 one[32] = {[0 ... 31] = 0x3f80};
+    const Whole ones = read_bf16(one, 32);
     for (long g = 0; g < n; g++)
         for (int r = 0; r < 16; r++) {
             const Tile *at = scores + 4 * g + r / 8 * 2;
-            __m512 e[4];
-            for (int i = 0; i < 4; i++) e[i] = power(_mm512_fmsub_ps(at[i % 2].row[2 * (r % 8) + i / 2], factor, x->shift[i % 2]));
+            Wide e[4];
+            for (int i = 0; i < 4; i++) e[i] = power(mul_sub(at[i % 2].row[2 * (r % 8) + i / 2], factor, x->shift[i % 2]));
             pairs(p + 2 * g, r, rounded(e[0], e[1]), rounded(e[2], e[3]));
-            for (int j = 0; j < 2; j++) x->sum[j] = _mm512_dpbf16_ps(x->sum[j], (__m512bh)p[2 * g + j].row[r], (__m512bh)ones);
+            for (int j = 0; j < 2; j++) x->sum[j] = dot(x->sum[j], p[2 * g + j].words[r], ones);
         }
 }
 
@@ -232,7 +181,7 @@ static void forward_head(const bf16 *qkv, bf16 *out, float *log_sum, Shape s, Ti
     }
     for (long g = 0; g < s.groups; g++) {
         const long lowest = first_key(s, g), count = least(GROUP, s.T - g * GROUP);
-        Softmax x = {{_mm512_set1_ps(-1e30f), _mm512_set1_ps(-1e30f)}, {_mm512_setzero_ps(), _mm512_setzero_ps()}};
+        Softmax x = {{all(-1e30f), all(-1e30f)}, {zeros(), zeros()}};
         read_right(q, rows_of(qkv, step, s, g), s.depth);
         for (long first = lowest; first <= g; first += CHUNK) {
             const long n = least(CHUNK, g + 1 - first);
@@ -243,11 +192,11 @@ static void forward_head(const bf16 *qkv, bf16 *out, float *log_sum, Shape s, Ti
             soften(&x, scores, p, n, first > lowest ? y : 0, s.depth, scale);
             for (long d = 0; d < s.depth; d++) product(y + 4 * d, 2, v + first * wide + 2 * d, 1, wide, p, 2, n, first > lowest);
         }
-        _Alignas(64) float shift[GROUP], sum[GROUP], inverse[GROUP];
-        for (int j = 0; j < 2; j++) _mm512_store_ps(shift + 16 * j, x.shift[j]), _mm512_store_ps(sum + 16 * j, x.sum[j]);
-        for (long i = 0; i < GROUP; i++) inverse[query_at(i)] = 1 / sum[i];
-        for (long i = 0; i < count; i++) log_sum[g * GROUP + i] = shift[i] - log2f(inverse[i]);
-        write_columns(out + g * GROUP * s.H * s.D, s.H * s.D, count, s, y, inverse);
+        float shift[GROUP], sum[GROUP], factor[GROUP];
+        for (int j = 0; j < 2; j++) write16(shift + 16 * j, x.shift[j]), write16(sum + 16 * j, x.sum[j]);
+        for (long i = 0; i < GROUP; i++) factor[paired(i)] = 1 / sum[i];
+        for (long i = 0; i < count; i++) log_sum[g * GROUP + i] = shift[i] - log2f(factor[i]);
+        write_columns(out + g * GROUP * s.H * s.D, s.H * s.D, count, s, y, factor);
     }
 }
 
@@ -259,20 +208,21 @@ typedef struct { Tile scores[4], dp[4], p[KEYS * 2 * QUERIES], ds[KEYS * 2 * QUE
 /* Compute p and ds = p·(dp - delta) from scores and dp, for a group of keys and a group of queries.
    The factor 1 / sqrt(D) is applied at the end. */
 static inline void differentiate(Block *x, long key, long query, const float *log_sum, const float *delta, float scale) {
-    __m512 less[2], own[2], factor = _mm512_set1_ps(scale);
-    for (int j = 0; j < 2; j++) less[j] = _mm512_load_ps(log_sum + 16 * j), own[j] = _mm512_load_ps(delta + 16 * j);
+    Wide less[2], own[2], factor = all(scale);
+    for (int j = 0; j < 2; j++) less[j] = read16(log_sum + 16 * j), own[j] = read16(delta + 16 * j);
     Tile *p = x->p + key * 2 * QUERIES + query, *ds = x->ds + key * 2 * QUERIES + query, *pair = x->ds_pairs + (query * KEYS + key) * 2;
     for (int r = 0; r < 16; r++) {
-        __m512i ds_row[2];
+        Rounded ds_row[2];
         for (int i = 0; i < 2; i++) {
             const int tile = r / 8 * 2, row = 2 * (r % 8) + i;
-            __m512 e[2], d[2];
+            Wide e[2], d[2];
             for (int j = 0; j < 2; j++) {
-                e[j] = power(_mm512_fmsub_ps(x->scores[tile + j].row[row], factor, less[j]));
-                d[j] = _mm512_mul_ps(e[j], _mm512_sub_ps(x->dp[tile + j].row[row], own[j]));
+                e[j] = power(mul_sub(x->scores[tile + j].row[row], factor, less[j]));
+                d[j] = mul(e[j], sub(x->dp[tile + j].row[row], own[j]));
             }
-            ((__m512i *)p[r / 8 * QUERIES].row)[row] = rounded(e[0], e[1]);
-            ((__m512i *)ds[r / 8 * QUERIES].row)[row] = ds_row[i] = rounded(d[0], d[1]);
+            p[r / 8 * QUERIES].words[row] = packed(rounded(e[0], e[1]));
+            ds_row[i] = rounded(d[0], d[1]);
+            ds[r / 8 * QUERIES].words[row] = packed(ds_row[i]);
         }
         pairs(pair, r, ds_row[0], ds_row[1]);
     }
@@ -281,9 +231,9 @@ static inline void differentiate(Block *x, long key, long query, const float *lo
 /* Compute the sum of y·dy for each query of a group, in fp32. */
 static void read_delta(float *delta, Rows y, Rows dy, long depth) {
     for (long r = 0; r < GROUP; r++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long d = 0; d < depth; d++) sum = _mm512_dpbf16_ps(sum, (__m512bh)read_row(y, r, 32 * d), (__m512bh)read_row(dy, r, 32 * d));
-        delta[r] = _mm512_reduce_add_ps(sum);
+        Wide sum = zeros();
+        for (long d = 0; d < depth; d++) sum = dot(sum, read_row(y, r, 32 * d), read_row(dy, r, 32 * d));
+        delta[r] = total(sum);
     }
 }
 
@@ -373,7 +323,7 @@ void attention_forward(const bf16 *qkv, bf16 *y, float *log_sum, long B, long T,
             forward_head(qkv + (b * T * H + h) * 3 * D, y + (b * T * H + h) * D, log_sum + i * T, s, own);
         }
         tiles_off();
-        _mm_sfence(); /* orders the streaming stores */
+        settle();
     }
 }
 
@@ -390,6 +340,6 @@ void attention_backward(const bf16 *dy, const bf16 *qkv, const bf16 *y, const fl
             backward_head(dy + at, qkv + 3 * at, y + at, log_sum + i * T, dqkv + 3 * at, s, own);
         }
         tiles_off();
-        _mm_sfence(); /* orders the streaming stores */
+        settle();
     }
 }

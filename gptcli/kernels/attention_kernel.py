@@ -1,4 +1,4 @@
-"""Causal attention over packed q, k and v by `attention.c`: bf16, CPUs with AMX.
+"""Causal attention over packed q, k and v by `attention.c`: bf16, CPUs.
 
 The kernel reads q, k and v in the layout that one projection writes, writes the outputs of the
 heads in the layout that the next projection reads, and the gradients of q, k and v into one tensor.

@@ -1,9 +1,13 @@
 """Compilation of the C sources in this folder, on first use, into the user's cache.
 
 No compiled binary is shipped. Every caller has a PyTorch implementation for machines without a
-compiler (which torch.compile needs too), for CPUs without the instructions that a source requires
-(its `#error`), and for other devices. The libraries run on PyTorch's threads: their calls of OpenMP
-are left undefined, and resolve to the runtime that torch has loaded.
+compiler (which torch.compile needs too) and for other devices. The libraries run on PyTorch's
+threads: their calls of OpenMP are left undefined, and resolve to the runtime that torch has loaded.
+
+One source serves every processor. It is compiled for one of INSTRUCTION_SETS, the first that this
+processor has and the compiler knows; GPT_KERNELS names a later one, or "off". A file of the cache
+is named after its source, instruction set, a hash of all that it was made from, and the hash of
+its own bytes: a damaged file, or one that was made for another machine, is not loaded but replaced.
 """
 
 from __future__ import annotations
@@ -15,84 +19,220 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch  # noqa: F401  loads the OpenMP runtime that the libraries use
 
+from gptcli.errors import UsageError, nearest
 from gptcli.files import scratch_folder
+from gptcli.runtime import processor
 
 HERE = Path(__file__).parent
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-c")
+FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-Wno-psabi", "-c")
 COMPILERS = ("cc", "gcc", "clang")
 COMPILER_TIMEOUT_S = 120
+LIMIT, OFF = "GPT_KERNELS", "off"
+"""Environment variable that limits the instruction set, and its value for no kernels at all."""
+
+_AVX2 = {
+    "avx2": "-mavx2",
+    "fma": "-mfma",
+    "f16c": "-mf16c",
+    "bmi1": "-mbmi",
+    "bmi2": "-mbmi2",
+    "popcnt": "-mpopcnt",
+}
+_AVX512 = _AVX2 | {f"avx512{part}": f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl")}
+_AVX512_BF16 = _AVX512 | {"avx512_bf16": "-mavx512bf16"}
+_AMX = _AVX512_BF16 | {
+    "amx_tile": "-mamx-tile",
+    "amx_bf16": "-mamx-bf16",
+    "amx_int8": "-mamx-int8",
+}
+INSTRUCTION_SETS: dict[str, dict[str, str]] = {
+    "amx": _AMX,
+    "avx512-bf16": _AVX512_BF16,
+    "avx512": _AVX512,
+    "avx2": _AVX2,
+    "neon": {"asimd": ""},
+}
+"""Instruction sets, the fastest first: the processor's features that each needs, as the system names
+them, and the compiler's flags for them."""
+
+
+class Library(ctypes.CDLL):
+    """Loaded library of one source."""
+
+    instructions: str
+    """Name of the instruction set that it was built for."""
+
+
+def instruction_sets() -> list[str]:
+    """Return the instruction sets of this processor, the fastest first, as GPT_KERNELS limits them.
+
+    Raises UsageError if its value is not the name of one, or "off".
+    """
+    here = _features()
+    found = [name for name, needs in INSTRUCTION_SETS.items() if needs.keys() <= here]
+    limit = os.environ.get(LIMIT) or None
+    if limit is None or limit in found:
+        return found[found.index(limit) if limit else 0 :]
+    if limit != OFF:
+        known = [*INSTRUCTION_SETS, OFF]
+        hint = (
+            f"this processor has {', '.join(found) or 'none of them'}"
+            if limit in known
+            else nearest(limit, known)
+        )
+        raise UsageError(f"{LIMIT} is {limit!r}", hint=hint)
+    return []
 
 
 @functools.cache
-def library(name: str) -> ctypes.CDLL | None:
+def _features() -> set[str]:
+    """Return the processor's features, as the system names them; empty if it does not say."""
+    if platform.machine() in ("arm64", "aarch64"):
+        return {"asimd"}  # part of every 64-bit ARM
+    return set(processor()[1])
+
+
+@functools.cache
+def library(name: str) -> Library | None:
     """Return the library of `name`.c, or None if it cannot be built or loaded here.
 
-    It is built once for each source, compiler and CPU. The file is renamed when it is complete, so
-    that several processes may build it at the same time.
+    Raises UsageError if GPT_KERNELS has an impossible value.
     """
-    compiler = next(
-        filter(None, map(shutil.which, (os.environ.get("CC") or "cc", *COMPILERS))), None
-    )
+    sets, compiler = instruction_sets(), _compiler()
     if compiler is None:
         return None
-    source = HERE / f"{name}.c"
-    try:
-        with contextlib.ExitStack() as stack:
+    for instructions in sets:
+        with (
+            contextlib.suppress(OSError, subprocess.SubprocessError),
+            contextlib.ExitStack() as stack,
+        ):
             folder = cache_folder() or stack.enter_context(scratch_folder())
-            built = folder / f"{name}-{_key(source, compiler)}.so"
-            if not built.exists():
-                _build(source, compiler, built)
-            return ctypes.CDLL(str(built))
-    except (OSError, subprocess.SubprocessError):
-        return None
+            return _load(folder, HERE / f"{name}.c", compiler, instructions)
+    return None
+
+
+@functools.cache
+def instruction_set() -> str | None:
+    """Return the instruction set that the kernels of this process are built for; None without any.
+
+    The linear layers stand for all of them.
+    """
+    loaded = library("linear")
+    return None if loaded is None else loaded.instructions
+
+
+def _compiler() -> str | None:
+    names = (os.environ.get("CC") or "cc", *COMPILERS)
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def cache_folder() -> Path | None:
     """Return the folder of built libraries, or None if there is no safe one.
 
-    The folder must belong to the user, because its contents are executed.
+    Its contents are executed: it belongs to the user alone, and nobody else can replace it by
+    writing to a folder above it.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gpt", "kernels")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return (
-            folder if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid() else None
-        )
+        folder = folder.resolve()
+        writable = os.access(folder, os.W_OK)
+        return folder if writable and _is_own(folder) and not _can_be_replaced(folder) else None
     except (OSError, RuntimeError):  # Path.home raises RuntimeError
         return None
 
 
-def _key(source: Path, compiler: str) -> str:
-    """Return a hash of all that a library depends on: sources, flags, compiler and CPU."""
+def _is_own(path: Path) -> bool:
+    """Return whether a file or folder belongs to the user, and nobody else may write to it."""
+    found = path.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _can_be_replaced(folder: Path) -> bool:
+    """Return whether other users may rename a folder above: everybody, or another group.
+
+    In folders such as /tmp, only the owner of an entry can (their sticky bit).
+    """
+    for parent in folder.parents:
+        found = parent.stat()
+        others = found.st_mode & stat.S_IWOTH
+        group = found.st_mode & stat.S_IWGRP and found.st_gid not in (0, os.getgid())
+        if (others or group) and not found.st_mode & stat.S_ISVTX:
+            return True
+    return False
+
+
+def _load(folder: Path, source: Path, compiler: str, instructions: str) -> Library:
+    """Return the library of a source from the folder, built first if there is no sound one.
+
+    Raises OSError if it cannot be loaded, SubprocessError if it cannot be compiled.
+    """
+    stem = f"{source.stem}-{instructions}-{_key(source, compiler, instructions)}"
+    for built in _sound(folder, stem):
+        with contextlib.suppress(OSError):
+            return _open(built, instructions)
+    return _open(_build(source, compiler, instructions, folder, stem), instructions)
+
+
+def _sound(folder: Path, stem: str) -> Iterator[Path]:
+    """Yield the libraries of this name whose bytes have the hash in it; remove the others."""
+    for path in sorted(folder.glob(f"{stem}-*.so")):
+        if path.is_symlink() or not path.is_file() or not _is_own(path):
+            continue
+        if path.name == f"{stem}-{_digest(path.read_bytes())}.so":
+            yield path
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _open(path: Path, instructions: str) -> Library:
+    """Load a library. Raises OSError if it cannot be loaded, or is for other instructions."""
+    loaded = Library(str(path))
+    try:
+        found = ctypes.c_char.in_dll(loaded, f"gpt_built_for_{instructions.replace('-', '_')}")
+    except ValueError:
+        raise OSError(f"{path} was not built for {instructions}") from None
+    del found
+    loaded.instructions = instructions
+    return loaded
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _key(source: Path, compiler: str, instructions: str) -> str:
+    """Return a hash of all that a library is made from: sources, flags, compiler and processor."""
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, check=True, timeout=COMPILER_TIMEOUT_S
     ).stdout
-    flags = " ".join((*FLAGS, platform.machine(), _features()))
+    flags = " ".join((*FLAGS, platform.machine(), *_flags(instructions)))
     sources = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
-    return hashlib.sha256(b"\0".join((*sources, version, flags.encode()))).hexdigest()[:16]
+    return _digest(b"\0".join((*sources, version, flags.encode())))
 
 
-def _features() -> str:
-    """Return the CPU's features: machines with different CPUs may share a home folder."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return platform.processor()
+def _flags(instructions: str) -> list[str]:
+    return [flag for flag in INSTRUCTION_SETS[instructions].values() if flag]
 
 
-def _build(source: Path, compiler: str, built: Path) -> None:
-    """Compile and link `source` into the library `built`."""
-    with scratch_folder(built.parent) as scratch:
-        compiled, linked = Path(scratch, "compiled.o"), Path(scratch, "linked.so")
+def _build(source: Path, compiler: str, instructions: str, folder: Path, stem: str) -> Path:
+    """Compile and link `source` in the folder, and return the library.
+
+    It gets its name when it is complete, so that several processes may build it at the same time.
+    """
+    with scratch_folder(folder) as scratch:
+        compiled, mark, linked = (Path(scratch, name) for name in ("c.o", "mark.c", "linked.so"))
+        mark.write_text(f"char gpt_built_for_{instructions.replace('-', '_')} = 1;\n")
         for command in (
-            (*FLAGS, source, "-o", compiled),
-            ("-shared", compiled, "-lm", "-o", linked),
+            (*FLAGS, *_flags(instructions), source, "-o", compiled),
+            ("-shared", "-fPIC", compiled, mark, "-lm", "-o", linked),
         ):
             subprocess.run(
                 [compiler, *map(str, command)],
@@ -100,4 +240,7 @@ def _build(source: Path, compiler: str, built: Path) -> None:
                 check=True,
                 timeout=COMPILER_TIMEOUT_S,
             )
+        built = folder / f"{stem}-{_digest(linked.read_bytes())}.so"
+        linked.chmod(0o700)
         linked.replace(built)
+    return built

@@ -128,7 +128,7 @@ def small_batch_linear(
 def decode_step(model: GPT) -> DecodeStep | None:
     """Return the kernel for `model`, or None if it cannot run it here.
 
-    The linear layers of the model must be those of `gptcli.sampling.quantize`, with this kernel
+    The linear layers of the model must be those of `gptcli.sampling.load`, with this kernel
     installed.
     """
     weight = model.wte.weight

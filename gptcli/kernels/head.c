@@ -2,7 +2,7 @@
    kept, in bf16, relative to the largest logit (fp32) of their row in a BLOCK of 256 entries. One
    factor per row and block turns them into probabilities for the two products of the backward pass.
    They are stored block by block as left tiles: [block][panel of 32 rows][8 tile pairs]. */
-#include "amx.h"
+#include "products.h"
 
 enum { PANELS = 8, BLOCK = PANELS * PANEL }; /* panels of a thread in L2; tile pairs loaded from L2 to L1 together */
 
@@ -11,22 +11,20 @@ enum { PANELS = 8, BLOCK = PANELS * PANEL }; /* panels of a thread in L2; tile p
 static void take_exponentials(const float *logits, bf16 *e, long block, long V, const int64_t *target, long rows, float *shift,
                               float *sum, float *own) {
     for (long r = 0; r < PANEL; r++, logits += PANEL) {
-        __m512 x[2 * PANELS], most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+        Wide x[2 * PANELS], top = all(-INFINITY), sums = zeros();
         for (int i = 0; i < 2 * PANELS; i++) {
-            __mmask16 inside = first16(V - block * BLOCK - i * 16);
-            x[i] = _mm512_mask_load_ps(_mm512_set1_ps(-INFINITY), inside, logits + i / 2 * RESULTS + i % 2 * 16);
-            most = _mm512_max_ps(most, x[i]);
+            x[i] = read_some_or(all(-INFINITY), logits + i / 2 * RESULTS + i % 2 * 16, V - block * BLOCK - i * 16);
+            top = larger(top, x[i]);
         }
-        shift[r] = _mm512_reduce_max_ps(most);
-        most = _mm512_set1_ps(shift[r]);
+        shift[r] = peak(top);
+        top = all(shift[r]);
         for (int i = 0; i < 2 * PANELS; i++) {
-            x[i] = exponential(_mm512_sub_ps(x[i], most));
-            total = _mm512_add_ps(total, x[i]);
+            x[i] = exponential(sub(x[i], top));
+            sums = add(sums, x[i]);
         }
-        sum[r] = _mm512_reduce_add_ps(total);
+        sum[r] = total(sums);
         if (e)
-            for (int i = 0; i < PANELS; i++)
-                _mm512_stream_si512((__m512i *)(e + i * PAIR + r * 32), (__m512i)_mm512_cvtne2ps_pbh(x[2 * i + 1], x[2 * i]));
+            for (int i = 0; i < PANELS; i++) put_bf16(e + i * PAIR + r * 32, x[2 * i], x[2 * i + 1], 32);
         if (r < rows && target[r] >= block * BLOCK && target[r] < least(V, (block + 1) * BLOCK)) {
             long at = target[r] - block * BLOCK;
             own[r] = logits[at / PANEL * RESULTS + at % PANEL];
@@ -68,7 +66,7 @@ int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target
             }
         }
         tiles_off();
-        _mm_sfence();
+        settle();
     }
     free(left);
     return 1;
@@ -82,34 +80,29 @@ typedef struct {
     long rows, N;
 } Gradient;
 
-static inline bf16 rounded(float x) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0); }
-
 /* Gradients of 32 entries (from 32 n in block b) and 32 rows (from 32 i), as tiles with K along
    entries if `straight`, else along rows. */
 static inline void gradient_pair(const Gradient *g, long b, long i, long n, int straight, bf16 *tiles) {
     const bf16 *e = g->e + ((b * g->rows + i) * PANELS + n) * PAIR;
     const float *factor = g->factor + (b * g->rows + i) * PANEL;
-    __m512i d[PANEL], r[2][16];
+    Whole d[PANEL], r[2][16];
     for (int row = 0; row < PANEL; row++) {
-        __m512i x = _mm512_load_si512(e + row * 32);
-        __m512 f = _mm512_set1_ps(factor[row]);
-        __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x)), 16));
-        __m512 high = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1)), 16));
-        d[row] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, f), _mm512_mul_ps(low, f));
+        const Wide f = all(factor[row]);
+        d[row] = packed(rounded(mul(widen(e + row * 32, 16), f), mul(widen(e + row * 32 + 16, 16), f)));
     }
     if (straight)
-        for (int row = 0; row < PANEL; row++) _mm512_store_si512(tiles + row * 32, d[row]);
+        for (int row = 0; row < PANEL; row++) write_words(tiles + row * 32, d[row]);
     else {
         for (int k = 0; k < 16; k++) interleave(d[2 * k], d[2 * k + 1], &r[0][k], &r[1][k]);
         for (int half = 0; half < 2; half++) {
             transpose(r[half]);
-            for (int k = 0; k < 16; k++) _mm512_store_si512(tiles + half * TILE + 32 * k, r[half][k]);
+            for (int k = 0; k < 16; k++) write_words(tiles + half * TILE + 32 * k, r[half][k]);
         }
     }
     long start = b * BLOCK + n * PANEL;
     for (long row = 0; row < least(PANEL, g->N - i * PANEL); row++) {
         long at = g->target[i * PANEL + row] - start;
-        if (at >= 0 && at < PANEL) tiles[straight ? row * 32 + at : at * 32 + row] = rounded(g->own[i * PANEL + row]);
+        if (at >= 0 && at < PANEL) tiles[straight ? row * 32 + at : at * 32 + row] = rounded_one(g->own[i * PANEL + row]);
     }
 }
 
@@ -117,10 +110,10 @@ static void store(const float *results, float *to, long rows, long columns, long
     for (long i = 0; i < least(PANEL, rows - row); i++)
         for (long c = column; c < least(column + PANEL, columns); c += 16) {
             float *at = to + (row + i) * columns + c;
-            __mmask16 inside = first16(columns - c);
-            __m512 x = _mm512_load_ps(results + i * PANEL + c - column);
-            if (more) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(inside, at));
-            put16(at, x, inside);
+            const long inside = columns - c;
+            Wide x = read16(results + i * PANEL + c - column);
+            if (more) x = add(x, read_some(at, inside));
+            put(at, x, inside);
         }
 }
 
@@ -190,7 +183,7 @@ int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *targe
                     store(results + (j * PANELS + n) * RESULTS, dx, N, C, (i + n) * PANEL, j * PANEL, 0);
         }
         tiles_off();
-        _mm_sfence();
+        settle();
     }
     int done = right && all_results;
     free(right);

@@ -1,4 +1,4 @@
-"""Output head and loss by `head.c`: bf16, CPUs with AMX.
+"""Output head and loss by `head.c`: bf16, CPUs.
 
 This module is a `gptcli.model.loss.HeadKernel`.
 

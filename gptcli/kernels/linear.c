@@ -1,7 +1,7 @@
 /* Linear layer Y (N, O) = X (N, K) . W (O, K)^T + b in training: the forward product and both
    backward products, with GELU and its derivative applied to results that are still in cache. X, Y
    and their gradients are bf16; W, b and their gradients are fp32. */
-#include "amx.h"
+#include "products.h"
 
 enum {
     STRETCH = 8,              /* tile pairs of one operand's panel in L1 */
@@ -20,18 +20,16 @@ typedef struct {
 
 /* s = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3): GELU in its tanh form is x.s (Hendrycks and
    Gimpel 2016). */
-static inline __m512 gate(__m512 x, __m512 x2) {
-    __m512 u2 = _mm512_mul_ps(x, _mm512_fmadd_ps(x2, _mm512_set1_ps(-0.0713548162726f), _mm512_set1_ps(-1.59576912161f))); /* -2u */
-    u2 = _mm512_max_ps(_mm512_set1_ps(-80), _mm512_min_ps(_mm512_set1_ps(80), u2)); /* NaN stays NaN; subnormals are slow */
-    __m512 d = _mm512_add_ps(_mm512_set1_ps(1), exponential(u2)), r = _mm512_rcp14_ps(d);
-    return _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2)));
+static inline Wide gate(Wide x, Wide x2) {
+    Wide u2 = mul(x, mul_add(x2, all(-0.0713548162726f), all(-1.59576912161f))); /* -2u */
+    u2 = larger(all(-80), smaller(all(80), u2)); /* NaN stays NaN; subnormals are slow */
+    return inverse(add(all(1), exponential(u2)));
 }
-static inline __m512 gelu(__m512 x) { return _mm512_mul_ps(x, gate(x, _mm512_mul_ps(x, x))); }
-static inline __m512 gelu_slope(__m512 x) {
-    __m512 x2 = _mm512_mul_ps(x, x), s = gate(x, x2);
-    __m512 du2 = _mm512_fmadd_ps(x2, _mm512_set1_ps(0.214064448818f), _mm512_set1_ps(1.59576912161f));
-    __m512 rest = _mm512_mul_ps(_mm512_mul_ps(x, du2), _mm512_fnmadd_ps(s, s, s)); /* x.2u'.s(1 - s) */
-    return _mm512_add_ps(s, rest);
+static inline Wide gelu(Wide x) { return mul(x, gate(x, mul(x, x))); }
+static inline Wide gelu_slope(Wide x) {
+    Wide x2 = mul(x, x), s = gate(x, x2);
+    Wide du2 = mul_add(x2, all(0.214064448818f), all(1.59576912161f));
+    return add(s, mul(mul(x, du2), sub_mul(s, s, s))); /* s + x.2u'.s(1 - s) */
 }
 
 /* Write results of 32 rows and some neighbouring panels row by row: long runs are faster than single
@@ -41,21 +39,19 @@ static void finish(const float *results, long step, const Target *t, long row, l
     for (long i = 0; i < least(PANEL, t->rows - row); i++) {
         const float *from = results + i * PANEL;
         for (long c = column; c < last; c += PANEL, from += step) {
-            __mmask32 inside = first32(t->columns - c);
-            long at = (row + i) * t->columns + c;
-            __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + 16);
+            const long inside = t->columns - c, at = (row + i) * t->columns + c;
+            Wide low = read16(from), high = read16(from + 16);
             if (t->bias) {
-                low = _mm512_add_ps(low, _mm512_maskz_loadu_ps(inside, t->bias + c));
-                high = _mm512_add_ps(high, _mm512_maskz_loadu_ps(inside >> 16, t->bias + c + 16));
+                low = add(low, read_some(t->bias + c, inside));
+                high = add(high, read_some(t->bias + c + 16, inside - 16));
             }
             if (t->backward && t->z) {
-                __m512i z = _mm512_maskz_loadu_epi16(inside, t->z + at);
-                _mm_prefetch((const char *)(t->z + at + AHEAD * t->columns), _MM_HINT_T0);
-                low = _mm512_mul_ps(low, gelu_slope(widen(_mm512_castsi512_si256(z))));
-                high = _mm512_mul_ps(high, gelu_slope(widen(_mm512_extracti64x4_epi64(z, 1))));
+                fetch_near(t->z + at + AHEAD * t->columns);
+                low = mul(low, gelu_slope(widen(t->z + at, inside)));
+                high = mul(high, gelu_slope(widen(t->z + at + 16, inside - 16)));
             }
-            put32(t->y + at, low, high, inside); /* not read again soon */
-            if (!t->backward && t->z) put32(t->z + at, gelu(low), gelu(high), inside);
+            put_bf16(t->y + at, low, high, inside); /* not read again soon */
+            if (!t->backward && t->z) put_bf16(t->z + at, gelu(low), gelu(high), inside);
         }
     }
 }
@@ -96,7 +92,7 @@ static int product(Source a, Source w, enum Along along, Target to) {
             }
         }
         tiles_off();
-        _mm_sfence();
+        settle();
     }
     int done = right && all_results;
     free(right);
@@ -116,20 +112,16 @@ int backward_x(const bf16 *dy, const float *w, const bf16 *before, bf16 *dx, lon
 
 static void store(const float *results, float *to, long rows, long columns, long row, long column) {
     for (long i = 0; i < least(PANEL, rows - row); i++)
-        for (int half = 0; half < 2; half++)
-            _mm512_mask_storeu_ps(to + (row + i) * columns + column + 16 * half, first16(columns - column - 16 * half),
-                                  _mm512_load_ps(results + i * PANEL + 16 * half));
+        for (long c = 0; c < PANEL; c += 16)
+            write_some(to + (row + i) * columns + column + c, read16(results + i * PANEL + c), columns - column - c);
 }
 
 /* Sum the columns first .. last of dy over some of its rows into `sums`, or add to it with `more`. */
 static void add_rows(const bf16 *dy, long row, long rows, long O, long first, long last, float *sums, int more) {
     for (long c = first; !more && c < last; c++) sums[c] = 0;
     for (long n = row; n < row + rows; n++)
-        for (long c = first; c < last; c += 16) {
-            __mmask16 inside = first16(last - c);
-            __m512 x = widen(_mm256_maskz_loadu_epi16(inside, dy + n * O + c));
-            _mm512_mask_storeu_ps(sums + c, inside, _mm512_add_ps(_mm512_maskz_loadu_ps(inside, sums + c), x));
-        }
+        for (long c = first; c < last; c += 16)
+            write_some(sums + c, add(read_some(sums + c, last - c), widen(dy + n * O + c, last - c)), last - c);
 }
 
 /* Offset of tile pair k of panel j among `panels`, stored stretch by stretch over all panels. */

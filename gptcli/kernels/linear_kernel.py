@@ -1,4 +1,4 @@
-"""Linear layers in training by `linear.c`: bf16 products of fp32 weights, CPUs with AMX.
+"""Linear layers in training by `linear.c`: bf16 products of fp32 weights.
 
 The kernel rounds the weights while it packs them, applies GELU and its derivative to results that
 are still in cache, and accumulates the gradients of the weights in fp32 and those of the biases in

@@ -2,21 +2,16 @@
    together with the residual sums: forward, the output of the previous sub-block is added; backward,
    the gradient of the residual connection. A row stays in L1 once it is read, and so do the column
    sums of a thread. */
-#include "amx.h"
+#include "wide.h"
 
-enum { AHEAD = 4, LANES = 4, WIDTH = 16 * LANES }; /* rows prefetched; parallel sums; columns per step */
+enum { AHEAD = 4, COLUMNS = 4, WIDTH = 16 * COLUMNS }; /* rows prefetched; parallel sums; columns per step */
 
-static inline __m512 load16(const bf16 *x, __mmask16 inside) { return widen(_mm256_maskz_loadu_epi16(inside, x)); }
-static inline float total(const __m512 s[LANES]) {
-    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(s[0], s[1]), _mm512_add_ps(s[2], s[3])));
-}
+static inline float total_of(const Wide s[COLUMNS]) { return total(add(add(s[0], s[1]), add(s[2], s[3]))); }
 /* 16 elements of S = X + R. */
-static inline __m512 sum16(const float *x, const bf16 *r, long i, __mmask16 inside) {
-    __m512 v = _mm512_maskz_loadu_ps(inside, x + i);
-    return r ? _mm512_add_ps(v, load16(r + i, inside)) : v;
+static inline Wide sum16(const float *x, const bf16 *r, long i, long inside) {
+    Wide v = read_some(x + i, inside);
+    return r ? add(v, widen(r + i, inside)) : v;
 }
-
-static inline void fetch(const void *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
 
 /* S = X + R (S = X if R is null) and Y = (S - mean) rstd gain + bias. `kept` gets the mean of every
    row, then the rstd of every row. */
@@ -29,42 +24,42 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
         for (long n = first; n < last; n++) {
             long at = n * C;
             const float *row = r ? sums : x + at;
-            __m512 sum[LANES] = {0}, squares[LANES] = {0};
+            Wide sum[COLUMNS] = {0}, squares[COLUMNS] = {0};
             for (long c = 0; c < C; c += WIDTH)
-                for (int j = 0; j < LANES; j++) {
+                for (int j = 0; j < COLUMNS; j++) {
                     long i = at + c + 16 * j;
-                    __mmask16 inside = first16(C - c - 16 * j);
-                    __m512 v = sum16(x, r, i, inside);
+                    const long inside = C - c - 16 * j;
+                    Wide v = sum16(x, r, i, inside);
                     fetch(x + i + AHEAD * C);
                     if (r) {
                         if (j % 2 == 0) fetch(r + i + AHEAD * C);
-                        _mm512_store_ps(sums + c + 16 * j, v);
-                        put16(s + i, v, inside); /* not read before the next sub-block is done */
+                        write16(sums + c + 16 * j, v);
+                        put(s + i, v, inside); /* not read before the next sub-block is done */
                     }
-                    sum[j] = _mm512_add_ps(sum[j], v);
+                    sum[j] = add(sum[j], v);
                 }
-            float mean = total(sum) / C;
+            float mean = total_of(sum) / C;
             for (long c = 0; c < C; c += WIDTH)
-                for (int j = 0; j < LANES; j++) {
-                    __mmask16 inside = first16(C - c - 16 * j);
-                    __m512 v = _mm512_maskz_sub_ps(inside, _mm512_maskz_loadu_ps(inside, row + c + 16 * j), _mm512_set1_ps(mean));
-                    squares[j] = _mm512_fmadd_ps(v, v, squares[j]);
+                for (int j = 0; j < COLUMNS; j++) {
+                    const long inside = C - c - 16 * j;
+                    Wide v = sub(read_some_or(all(mean), row + c + 16 * j, inside), all(mean));
+                    squares[j] = mul_add(v, v, squares[j]);
                 }
-            float rstd = 1 / sqrtf(total(squares) / C + (float)eps);
+            float rstd = 1 / sqrtf(total_of(squares) / C + (float)eps);
             for (long c = 0; c < C; c += 32) {
-                __m512 v[2];
+                Wide v[2];
                 for (int j = 0; j < 2; j++) {
                     long i = c + 16 * j;
-                    __mmask16 inside = first16(C - i);
-                    v[j] = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(inside, row + i), _mm512_set1_ps(mean)), _mm512_set1_ps(rstd));
-                    v[j] = _mm512_fmadd_ps(v[j], _mm512_maskz_loadu_ps(inside, gain + i), _mm512_maskz_loadu_ps(inside, bias + i));
+                    const long inside = C - i;
+                    v[j] = mul(sub(read_some(row + i, inside), all(mean)), all(rstd));
+                    v[j] = mul_add(v[j], read_some(gain + i, inside), read_some(bias + i, inside));
                 }
-                put32(y + at + c, v[0], v[1], first32(C - c));
+                put_bf16(y + at + c, v[0], v[1], C - c);
             }
             kept[n] = mean;
             kept[N + n] = rstd;
         }
-        _mm_sfence();
+        settle();
     }
 }
 
@@ -83,39 +78,39 @@ int backward(const bf16 *dy, const float *ds, const float *x, const bf16 *r, con
         share(N, &first, &last);
         for (long n = first; n < last; n++) {
             long at = n * C, next = at + AHEAD * C;
-            __m512 mean = _mm512_set1_ps(kept[n]), rstd = _mm512_set1_ps(kept[N + n]);
-            __m512 plain[LANES] = {0}, along[LANES] = {0};
+            Wide mean = all(kept[n]), rstd = all(kept[N + n]);
+            Wide plain[COLUMNS] = {0}, along[COLUMNS] = {0};
             for (long c = 0; c < C; c += WIDTH)
-                for (int j = 0; j < LANES; j++) {
+                for (int j = 0; j < COLUMNS; j++) {
                     long i = c + 16 * j;
-                    __mmask16 inside = first16(C - i);
+                    const long inside = C - i;
                     if (j % 2 == 0) fetch(dy + next + i);
                     if (r && j % 2 == 0) fetch(r + next + i);
                     fetch(x + next + i);
-                    __m512 d = load16(dy + at + i, inside), g = _mm512_mul_ps(d, _mm512_maskz_loadu_ps(inside, gain + i));
-                    __m512 h = _mm512_mul_ps(_mm512_sub_ps(sum16(x, r, at + i, inside), mean), rstd);
-                    plain[j] = _mm512_add_ps(plain[j], g);
-                    along[j] = _mm512_fmadd_ps(g, h, along[j]);
-                    _mm512_mask_storeu_ps(gains + i, inside, _mm512_fmadd_ps(d, h, _mm512_maskz_loadu_ps(inside, gains + i)));
-                    _mm512_mask_storeu_ps(biases + i, inside, _mm512_add_ps(d, _mm512_maskz_loadu_ps(inside, biases + i)));
+                    Wide d = widen(dy + at + i, inside), g = mul(d, read_some(gain + i, inside));
+                    Wide h = mul(sub(sum16(x, r, at + i, inside), mean), rstd);
+                    plain[j] = add(plain[j], g);
+                    along[j] = mul_add(g, h, along[j]);
+                    write_some(gains + i, mul_add(d, h, read_some(gains + i, inside)), inside);
+                    write_some(biases + i, add(d, read_some(biases + i, inside)), inside);
                 }
-            __m512 p = _mm512_set1_ps(total(plain) / C), a = _mm512_set1_ps(total(along) / C);
+            Wide p = all(total_of(plain) / C), a = all(total_of(along) / C);
             for (long c = 0; c < C; c += 32) {
-                __m512 d[2];
+                Wide d[2];
                 for (int j = 0; j < 2; j++) {
                     long i = c + 16 * j;
-                    __mmask16 inside = first16(C - i);
+                    const long inside = C - i;
                     fetch(ds + next + i);
-                    __m512 g = _mm512_mul_ps(load16(dy + at + i, inside), _mm512_maskz_loadu_ps(inside, gain + i));
-                    __m512 h = _mm512_mul_ps(_mm512_sub_ps(sum16(x, r, at + i, inside), mean), rstd);
-                    d[j] = _mm512_maskz_loadu_ps(inside, ds + at + i);
-                    d[j] = _mm512_fmadd_ps(_mm512_fnmadd_ps(h, a, _mm512_sub_ps(g, p)), rstd, d[j]);
-                    put16(dx + at + i, d[j], inside);
+                    Wide g = mul(widen(dy + at + i, inside), read_some(gain + i, inside));
+                    Wide h = mul(sub(sum16(x, r, at + i, inside), mean), rstd);
+                    d[j] = read_some(ds + at + i, inside);
+                    d[j] = mul_add(sub_mul(sub(g, p), h, a), rstd, d[j]);
+                    put(dx + at + i, d[j], inside);
                 }
-                if (r) put32(dr + at + c, d[0], d[1], first32(C - c));
+                if (r) put_bf16(dr + at + c, d[0], d[1], C - c);
             }
         }
-        _mm_sfence();
+        settle();
 #pragma omp barrier
 #pragma omp single
         for (long c = 0; c < C; c++) {

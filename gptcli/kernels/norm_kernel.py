@@ -1,9 +1,12 @@
-"""LayerNorms and residual sums of a layer in training by `norm.c`: CPUs with AMX.
+"""One layer of the model for compiled training: `linear_kernel`, and its LayerNorms by `norm.c`.
 
-The kernels of `linear_kernel` read the outputs in bf16. The backward pass of a norm also adds the
-gradient that reaches its input through the residual connection.
+The linear kernel takes the output of a LayerNorm in bf16, and nothing else reads that output. The
+norm kernel therefore reads the residual stream once, adds the output of the previous sub-block,
+and writes bf16. Its backward pass adds the gradient that reaches its input through the residual
+connection. Post-norm layers, in which the output of LayerNorm is the residual stream, use PyTorch's
+LayerNorm.
 
-Shapes: N positions, C d_model.
+Shapes: N positions, C d_model, B batch, T positions of a sequence, H heads, D d_head.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from gptcli.kernels import linear_kernel
 from gptcli.kernels.build import library
 from gptcli.kernels.linear_kernel import LONG, POINTER
+from gptcli.model.transformer import MLP, Attention, Block, Cache, Documents, block_forward
 
 
 def supports(x: torch.Tensor, *gains: torch.Tensor) -> bool:
@@ -220,3 +224,50 @@ def _backward(
 
 def _address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def fused_block(
+    block: Block,
+    x_BTC: torch.Tensor,
+    cache: Cache | None = None,
+    documents: Documents | None = None,
+) -> torch.Tensor:
+    """Return the residual stream after one layer, as `block_forward` does."""
+    if not linear_kernel.supports(x_BTC, block.attn.c_attn.weight):
+        return block_forward(block, x_BTC, cache, documents)
+    drop, one, two = block.drop, block.ln_1, block.ln_2
+    if block.post_norm:
+        x_BTC = one(x_BTC + drop(_attention(block.attn, x_BTC, cache, documents)))
+        return two(x_BTC + drop(_mlp(block.mlp, x_BTC)))
+    if not supports(x_BTC, one.weight, two.weight):
+        x_BTC = x_BTC + drop(_attention(block.attn, one(x_BTC), cache, documents))
+        return x_BTC + drop(_mlp(block.mlp, two(x_BTC)))
+    x_NC, y_NC = Norm.apply(x_BTC.flatten(0, -2), one.weight, one.bias, one.eps)
+    branch_BTC = _attention(block.attn, y_NC.view(x_BTC.shape), cache, documents)
+    branch_NC = drop(branch_BTC).flatten(0, -2).bfloat16()
+    x_NC, y_NC, _ = add_norm(x_NC, branch_NC, two.weight, two.bias, two.eps)
+    return x_NC.view(x_BTC.shape) + drop(_mlp(block.mlp, y_NC.view(x_BTC.shape)))
+
+
+def _attention(
+    attn: Attention,
+    x_BTC: torch.Tensor,
+    cache: Cache | None,
+    documents: Documents | None,
+) -> torch.Tensor:
+    """Return the output of the attention sub-block, with both projections by the kernel."""
+    B, T, _ = x_BTC.shape
+    qkv_BTH3D = linear_kernel.apply(attn.c_attn, x_BTC).view(B, T, -1, 3, attn.d_head)
+    return linear_kernel.apply(attn.c_proj, attn.multi_head(qkv_BTH3D, cache, documents))
+
+
+def _mlp(mlp: MLP, x_BTC: torch.Tensor) -> torch.Tensor:
+    """Return the output of the MLP sub-block by the kernel."""
+    y_NC, _, _ = linear_kernel.mlp(
+        x_BTC.flatten(0, -2).bfloat16(),
+        mlp.c_fc.weight,
+        mlp.c_fc.bias,
+        mlp.c_proj.weight,
+        mlp.c_proj.bias,
+    )
+    return y_NC.view(x_BTC.shape)

@@ -1,3 +1,3 @@
-"""The GPT transformer in plain single-device PyTorch; `config`, `hf_config` and `source` import no
+"""The GPT transformer in plain single-device PyTorch; `config`, `hf` and `source` import no
 torch.
 """

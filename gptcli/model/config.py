@@ -54,28 +54,48 @@ class ModelConfig:
         for name in ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "band"):
             if getattr(self, name) < 1:
                 raise UsageError(
-                    f"{name} is {getattr(self, name)}", hint=f"{name} must be at least 1"
+                    f"{getattr(self, name)} is out of range",
+                    field=name,
+                    code="out_of_range",
+                    hint="at least 1",
                 )
         if self.d_model % self.n_head:
             raise UsageError(
                 f"d_model {self.d_model} is not a multiple of n_head {self.n_head}",
-                hint="make d_model a multiple of n_head, for example "
+                field="n_head",
+                code="heads_do_not_divide",
+                hint="make {option:d_model} a multiple of {option:n_head}, for example "
                 f"{self.d_model // self.n_head * self.n_head or self.n_head}",
             )
         if unknown := [kind for kind in self.attention.split(",") if kind not in ATTENTIONS]:
             hint = nearest(unknown[0], ATTENTIONS)
             hint += " The layers repeat a pattern such as banded,dense"
-            raise UsageError(f"unknown attention {unknown[0]!r}", hint=hint)
+            raise UsageError(
+                f"unknown attention {unknown[0]!r}",
+                field="attention",
+                code="unknown_value",
+                hint=hint,
+            )
         if self.norm not in NORMS:
-            raise UsageError(f"unknown norm {self.norm!r}", hint=nearest(self.norm, NORMS))
+            raise UsageError(
+                f"unknown norm {self.norm!r}",
+                field="norm",
+                code="unknown_value",
+                hint=nearest(self.norm, NORMS),
+            )
         if self.norm == "post" and self.attention != "dense":
             raise UsageError(
                 "post-norm models support dense attention only",
+                field="attention",
+                code="post_norm_needs_dense",
                 hint="use {option:attention} dense or another {option:size}",
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(
-                f"dropout is {self.dropout}", hint="dropout must be at least 0 and below 1"
+                f"{self.dropout} is out of range",
+                field="dropout",
+                code="out_of_range",
+                hint="at least 0 and below 1",
             )
 
     @property

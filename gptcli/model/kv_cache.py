@@ -7,7 +7,8 @@ beyond the length of a row are never attended to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -46,6 +47,8 @@ class KVCache:
         """Positions in each row, if the rows differ in length."""
         self.visible_len = 0
         """Slots, from slot 0, that the next forward pass reads."""
+        self.masks: dict[int | None, torch.Tensor] | None = None
+        """Masks of the forward pass under way, if it is declared to be one (`one_pass`)."""
         self.start: int | None = 0
         """Positions in every row; None if the rows differ in length."""
 
@@ -75,10 +78,25 @@ class KVCache:
         """
         if self.start is not None:
             return None
+        if self.masks is not None and band in self.masks:
+            return self.masks[band]
         slot_S = torch.arange(self.visible_len, device=self.length_B.device)
         query_BT1 = self.positions(T)[:, :, None]
         mask_BTS = slot_S <= query_BT1
-        return (mask_BTS if band is None else mask_BTS & (slot_S > query_BT1 - band))[:, None]
+        if band is not None:
+            mask_BTS = mask_BTS & (slot_S > query_BT1 - band)
+        if self.masks is not None:
+            self.masks[band] = mask_BTS[:, None]
+        return mask_BTS[:, None]
+
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Compute each mask once in this context, for all layers of one forward pass."""
+        self.masks = {}
+        try:
+            yield
+        finally:
+            self.masks = None
 
     def update(
         self, layer: int, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor

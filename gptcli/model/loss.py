@@ -2,18 +2,25 @@
 
 The logits of a GPT-2 batch are larger than the model (4 x 1,024 x 50,257 in fp32: 823 MB). They are
 computed for a chunk of positions at a time, and the gradient of a chunk is taken while its logits
-are in memory; that costs one matrix product less than recomputing them in the backward pass. Within
-a chunk the vocabulary is divided into pieces, because products of that shape run at twice the speed
-on a CPU. The exponentials of a piece are relative to its own row maximum and kept in the precision
-of the logits; one factor per row turns them into probabilities.
+are in memory; that costs one matrix product less than recomputing them in the backward pass.
+
+On a CPU the vocabulary of a chunk is divided into pieces, because products of that shape run at
+twice the speed. The exponentials of a piece are relative to its own row maximum and kept in the
+precision of the logits; one factor per row turns them into probabilities.
+
+On a GPU a chunk is one product over the whole vocabulary, padded to a multiple of ALIGNMENT: tensor
+cores need rows that begin at multiples of 16 bytes, and 50,257 entries do not. The gradient takes
+the place of the logits, and cuBLAS adds that of the weight to its fp32 sum.
 
 The products and exponentials of a chunk can be replaced by a `HeadKernel`.
 
-Shapes: N positions, n positions of a chunk, C d_model, V vocabulary, v entries of a piece.
+Shapes: N positions, n positions of a chunk, C d_model, V vocabulary, P vocabulary with padding, v
+entries of a piece.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,8 +32,14 @@ IGNORE = -100
 """Target of positions that do not count."""
 CHUNK_BYTES = 512 << 20
 """Logits in memory at the same time, in their own precision."""
-PIECES = {"cpu": 3200, "cuda": 16_384}
-"""Vocabulary entries in one product: few enough for a CPU's cache, enough to fill a GPU."""
+PIECES = {"cpu": 3200}
+"""Vocabulary entries in one product: few enough for a CPU's cache."""
+WHOLE_VOCABULARY = {"cuda"}
+"""Devices on which a chunk is one product over the whole padded vocabulary."""
+ALIGNMENT = 128
+"""Positions and vocabulary entries of products on a GPU are multiples of this, its tile."""
+EAGER_PARTS = 8
+"""Parts of a chunk whose fp32 logits exist one after the other, if nothing is compiled."""
 
 
 def exponentials(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -49,6 +62,24 @@ def accumulate(total: torch.Tensor, part: torch.Tensor) -> None:
     total += part
 
 
+def log_sums(logits_nP: torch.Tensor, V: int) -> torch.Tensor:
+    """Return log(sum(exp(logits))) over the first V entries of each row, (n, 1) in fp32."""
+    return logits_nP[:, :V].float().logsumexp(1, keepdim=True)
+
+
+def logits_to_gradient(
+    logits_nP: torch.Tensor,
+    log_sum_n1: torch.Tensor,
+    target_n1: torch.Tensor,
+    counted_n1: torch.Tensor,
+    V: int,
+) -> None:
+    """Replace logits by the gradient of the loss, in place; that of padding is 0."""
+    entry_P = torch.arange(logits_nP.shape[1], device=logits_nP.device)
+    gradient_nP = (logits_nP.float() - log_sum_n1).exp() - (entry_P == target_n1).float()
+    logits_nP.copy_(torch.where((entry_P < V) & counted_n1, gradient_nP, 0.0))
+
+
 @dataclass(frozen=True, slots=True)
 class ElementwiseOps:
     """Element-wise operations of the loss, eager or compiled."""
@@ -61,6 +92,12 @@ class ElementwiseOps:
     """Implementation of `scale`."""
     accumulate: Callable[[torch.Tensor, torch.Tensor], None] = accumulate
     """Implementation of `accumulate`."""
+    log_sums: Callable[[torch.Tensor, int], torch.Tensor] = log_sums
+    """Implementation of `log_sums`."""
+    logits_to_gradient: Callable[..., None] = logits_to_gradient
+    """Implementation of `logits_to_gradient`."""
+    parts: int = EAGER_PARTS
+    """Parts of a chunk to call the last two for: compiled, they need no temporary tensors."""
 
     def compiled(self) -> ElementwiseOps:
         """Return the same operations compiled by torch.compile, for static shapes."""
@@ -68,6 +105,9 @@ class ElementwiseOps:
             torch.compile(self.exponentials, dynamic=False),
             torch.compile(self.scale, dynamic=False),
             torch.compile(self.accumulate, dynamic=False),
+            torch.compile(self.log_sums, dynamic=False),
+            torch.compile(self.logits_to_gradient, dynamic=False),
+            parts=1,
         )
 
 
@@ -77,7 +117,7 @@ EAGER = ElementwiseOps()
 class VocabReduction:
     """Reduction over the whole vocabulary in one process.
 
-    `gptcli.distributed.vocab_parallel_loss.VocabShards` replaces it if every process has a shard.
+    `gptcli.distributed.tensor_parallel.VocabShards` replaces it if every process has a shard.
     """
 
     def max_entries(self, weight_VC: torch.Tensor) -> int:
@@ -113,7 +153,7 @@ class HeadChunk(Protocol):
         dweight_VC: torch.Tensor,
         accumulate: bool,
     ) -> torch.Tensor:
-        """Return the gradient of x, fp32 (n, C), and write that of the weight, or add to it.
+        """Return the gradient of x (n, C), and write that of the weight, or add to it.
 
         `log_sum_n1` and `target_logit_n1` are those of the whole vocabulary; `counted_n1` is False
         for ignored positions. Can be called once, because the exponentials are overwritten.
@@ -151,10 +191,7 @@ def next_token_loss(
     `kernel`, if it supports the operands, computes the products.
     """
     if torch.is_autocast_enabled(x_NC.device.type):
-        dtype = torch.get_autocast_dtype(x_NC.device.type)
-        x_NC = x_NC.to(dtype)
-        if kernel is None or not kernel.supports(x_NC, weight_VC):
-            weight_VC = weight_VC.to(dtype)
+        x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
     if kernel is not None and not kernel.supports(x_NC, weight_VC):
         kernel = None
     return _HeadLoss.apply(
@@ -177,30 +214,37 @@ class _HeadLoss(torch.autograd.Function):
         train: bool,
     ) -> torch.Tensor:
         """Return the summed loss; with `train`, compute and keep the gradients."""
-        N = len(x_NC)
+        N, on_gpu = len(x_NC), x_NC.device.type in WHOLE_VOCABULARY
         max_entries = reduction.max_entries(weight_VC)
         row_bytes = (
             x_NC.element_size() * max_entries if kernel is None else kernel.row_bytes(max_entries)
         )
         max_rows = max(1, CHUNK_BYTES // row_bytes)  # the same chunks for every shard
-        # of equal size: the gradients of a small last chunk would cost as much to add up
-        chunks = max(1, -(-N // max_rows))
-        rows = max(1, -(-N // chunks))
+        rows = chunk_rows(N, max_rows, ALIGNMENT if on_gpu else 1)
+        V = len(weight_VC)
+        entries = -(-V // ALIGNMENT) * ALIGNMENT if on_gpu else V
+        if kernel is None:
+            # cast here and not outside: autograd would round the gradient of a cast to its dtype
+            weight_VC = padded(weight_VC, entries, x_NC.dtype)
         loss = torch.zeros((), dtype=torch.float32, device=x_NC.device)
         dx_NC = torch.empty_like(x_NC) if train else None
         dweight_VC = (
-            (torch.empty_like if N else torch.zeros_like)(weight_VC, dtype=torch.float32)
+            (torch.empty if N else torch.zeros)(
+                (entries, x_NC.shape[1]), dtype=torch.float32, device=x_NC.device
+            )
             if train
             else None
         )
         with torch.autocast(x_NC.device.type, enabled=False):
             for start in range(0, N, rows):
                 operands = x_NC[start : start + rows], weight_VC, target_N[start : start + rows]
-                chunk: HeadChunk = (
-                    _TorchChunk(*operands, train, elementwise)
-                    if kernel is None
-                    else kernel.chunk(*operands, train)
-                )
+                chunk: HeadChunk
+                if kernel is not None:
+                    chunk = kernel.chunk(*operands, train)
+                elif on_gpu:
+                    chunk = _GpuChunk(*operands, V, elementwise)
+                else:
+                    chunk = _CpuChunk(*operands, train, elementwise)
                 log_sum_n1, target_logit_n1 = reduction.combine(
                     chunk.log_sum_n1, chunk.target_logit_n1
                 )
@@ -210,8 +254,8 @@ class _HeadLoss(torch.autograd.Function):
                     dx_NC[start : start + rows] = chunk.gradients(
                         log_sum_n1, target_logit_n1, counted_n1, dweight_VC, start > 0
                     )
-        if train:
-            ctx.save_for_backward(dx_NC, dweight_VC)
+        if dweight_VC is not None:
+            ctx.save_for_backward(dx_NC, dweight_VC[:V])
         return loss
 
     @staticmethod
@@ -222,7 +266,96 @@ class _HeadLoss(torch.autograd.Function):
         return dx_NC.mul_(grads[0]), dweight_VC.mul_(grads[0]), None, None, None, None, None
 
 
-class _TorchChunk:
+def chunk_rows(N: int, max_rows: int, alignment: int) -> int:
+    """Return the positions of a chunk: at most `max_rows`, and chunks of equal size if possible.
+
+    The gradients of a small last chunk would cost as much to add up, and on a GPU a second size is
+    compiled again. Above `alignment`, the result is a multiple of it.
+    """
+    max_rows = max(max_rows // alignment * alignment, min(max_rows, alignment))
+    fewest = max(1, -(-N // max_rows))
+    for chunks in range(fewest, 2 * fewest if alignment > 1 else fewest):
+        if N % (chunks * alignment) == 0:
+            return max(1, N // chunks)
+    rows = max(1, -(-N // fewest))
+    return min(-(-rows // alignment) * alignment, max_rows)
+
+
+def padded(weight_VC: torch.Tensor, entries: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight in `dtype`, with rows of zeros up to `entries` rows."""
+    V = len(weight_VC)
+    if entries == V:
+        return weight_VC.to(dtype)
+    weight_PC = weight_VC.new_empty(entries, weight_VC.shape[1], dtype=dtype)
+    weight_PC[:V] = weight_VC
+    weight_PC[V:] = 0
+    return weight_PC
+
+
+class _GpuChunk:
+    """`HeadChunk` in PyTorch for a GPU: products over the whole padded vocabulary."""
+
+    def __init__(
+        self,
+        x_nC: torch.Tensor,
+        weight_PC: torch.Tensor,
+        target_n: torch.Tensor,
+        V: int,
+        elementwise: ElementwiseOps,
+    ) -> None:
+        self.x_nC, self.weight_PC, self.target_n1, self.V = x_nC, weight_PC, target_n[:, None], V
+        self.elementwise = elementwise
+        self.rows = -(-len(x_nC) // elementwise.parts)
+        self.logits_nP = x_nC @ weight_PC.T
+        parts = self.logits_nP.split(self.rows)
+        self.log_sum_n1 = torch.cat([elementwise.log_sums(part, V) for part in parts])
+        logit_n1 = self.logits_nP.gather(1, self.target_n1.clamp(0, V - 1)).float()
+        self.target_logit_n1 = logit_n1.where(self.target_n1 >= 0, 0.0)
+
+    def gradients(
+        self,
+        log_sum_n1: torch.Tensor,
+        target_logit_n1: torch.Tensor,
+        counted_n1: torch.Tensor,
+        dweight_VC: torch.Tensor,
+        accumulate: bool,
+    ) -> torch.Tensor:
+        """Return the gradient of x, and write that of the weight, or add to it."""
+        of_rows = (self.logits_nP, log_sum_n1, self.target_n1, counted_n1)
+        for part in zip(*(tensor.split(self.rows) for tensor in of_rows), strict=True):
+            self.elementwise.logits_to_gradient(*part, self.V)
+        dlogits_nP = self.logits_nP
+        add_product_(dweight_VC, dlogits_nP.T, self.x_nC, beta=1.0 if accumulate else 0.0)
+        return dlogits_nP @ self.weight_PC
+
+
+def add_product_(
+    total: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: float = 1.0
+) -> None:
+    """Replace the fp32 `total` by beta · total + a·b, without rounding the product to bf16."""
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, beta=beta, out=total)
+    elif _adds_to_fp32(total.device):
+        torch.addmm(total, a, b, beta=beta, out_dtype=total.dtype, out=total)
+    elif beta:
+        total += torch.mm(a, b, out_dtype=total.dtype)
+    else:
+        torch.mm(a, b, out_dtype=total.dtype, out=total)
+
+
+@functools.cache
+def _adds_to_fp32(device: torch.device) -> bool:
+    """Return whether this PyTorch adds a product of bf16 to an fp32 sum; some refuse the types."""
+    total = torch.zeros(8, 8, device=device)
+    a = torch.zeros(8, 8, device=device, dtype=torch.bfloat16)
+    try:
+        torch.addmm(total, a, a, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return False
+    return True
+
+
+class _CpuChunk:
     """`HeadChunk` in PyTorch, one piece of the vocabulary at a time."""
 
     def __init__(

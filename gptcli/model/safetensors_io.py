@@ -20,21 +20,23 @@ import torch.nn.functional as F
 
 from gptcli.errors import InputError, message_of
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, read_json, sha256, write_json
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
+from gptcli.files import atomic_write, sha256, write_json
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.gpt_neo import from_gpt_neo, layer_to_gpt_neo, to_gpt_neo
-from gptcli.model.hf import HEAD, Tensors, from_hf, read_release, to_hf
-from gptcli.model.hf_config import (
-    CONFIG,
+from gptcli.model.hf import (
+    HEAD,
     NEO,
+    Tensors,
+    from_hf,
     model_type,
     read_model_config,
     read_model_type,
+    read_release,
+    to_hf,
     to_transformers,
 )
-from gptcli.model.not_a_model import no_weights_error
 from gptcli.model.source import (
+    CONFIG,
     UNFINISHED,
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -42,7 +44,14 @@ from gptcli.model.source import (
     checkpoint_digest,
     find_model,
 )
-from gptcli.model.tensor_file import open_tensors, unreadable_error, write_tensors
+from gptcli.model.tensor_file import (
+    CheckpointStateDict,
+    open_tensors,
+    read_file_tensors,
+    read_folder_tensors,
+    unreadable_error,
+    write_tensors,
+)
 from gptcli.model.transformer import GPT, Block
 
 GENERATION, NATIVE = "generation_config.json", "native.safetensors"
@@ -280,7 +289,7 @@ def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]
         return _checked(read_release(folder, config), config, folder)
     neo = read_model_type(folder) == NEO
     native = _read_native(folder) if neo else None
-    stored = _enough(_read_tensors(folder) if native is None else native, config, folder)
+    stored = _enough(read_folder_tensors(folder) if native is None else native, config, folder)
     return _checked(
         (from_gpt_neo if neo and native is None else from_hf)(_tie(stored, config, folder), config),
         config,
@@ -373,68 +382,4 @@ def _read_native(folder: Path) -> Tensors | None:
             twin = (file.metadata() or {}).get(TWIN)
     except SafetensorError as error:
         raise unreadable_error(folder / NATIVE, error) from None
-    return _read_file(folder, NATIVE) if twin == sha256(folder / WEIGHTS) else None
-
-
-def _read_tensors(folder: Path) -> Tensors:
-    """Return all tensors of model.safetensors, or of the files that its index names."""
-    index = folder / WEIGHTS_INDEX
-    files = [WEIGHTS]
-    if not (folder / WEIGHTS).is_file():
-        if not index.is_file():
-            raise no_weights_error(folder)
-        files = _indexed(index)
-    tensors: Tensors = {}
-    for file in files:
-        found = _read_file(folder, file)
-        if twice := sorted(found.keys() & tensors.keys()):
-            raise InputError(
-                f"tensor {twice[0]} is also in another file of the index",
-                where=folder / file,
-                hint="download or copy them again",
-            )
-        tensors |= found
-    return tensors
-
-
-def _indexed(index: Path) -> list[str]:
-    """Return the files that an index of weights names.
-
-    Raises InputError if they are not files of its folder.
-    """
-    table = read_json(index)
-    named = table.get("weight_map") if isinstance(table, dict) else None
-    files = (
-        set(named.values())
-        if isinstance(named, dict) and all(isinstance(file, str) for file in named.values())
-        else set()
-    )
-    if not files or any(Path(file).name != file for file in files):
-        raise InputError("the index does not name files of this folder", where=index)
-    return sorted(files)
-
-
-def _read_file(folder: Path, file: str) -> Tensors:
-    """Return the tensors of a file, each memory-mapped separately.
-
-    Each mapping can be released on its own, so that a conversion has one tensor in memory at a
-    time.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        with open_tensors(folder / file) as whole:
-            names = list(whole.keys())
-        tensors = {}
-        for name in names:
-            with open_tensors(folder / file) as alone:
-                tensors[name] = alone.get_tensor(name)
-        return tensors
-    except FileNotFoundError:
-        raise InputError(
-            f"{file}, which the index names, is missing",
-            where=folder,
-            hint="download or copy it again",
-        ) from None
-    except (SafetensorError, ValueError) as error:
-        raise unreadable_error(folder / file, error) from None
+    return read_file_tensors(folder, NATIVE) if twin == sha256(folder / WEIGHTS) else None

@@ -6,13 +6,14 @@ GELU in its tanh form, biases everywhere, the output head tied to the token embe
 projections initialized smaller by 1/sqrt(2·n_layer), and, for GPT-3, locally banded attention in
 every second layer.
 
-The model runs without anything else of this package. Three attributes are the seam at which other
+The model runs without anything else of this package. Four attributes are the seam at which other
 code replaces a computation by a faster one with the same signature; `gptcli.kernels.install` does
 so for CPUs, and the trainer for compiled and distributed losses:
 
     Attention.attention_fn   (qkv_BTH3D, *, band, dropout) -> (B, T, H, D)
-    Block.block_fn           (block, x_BTC, cache, documents_BT) -> (B, T, C)
+    Block.block_fn           (block, x_BTC, cache, documents) -> (B, T, C)
     GPT.head_loss            (x_NC, weight_VC, target_N) -> summed loss
+    GPT.masks_fn             (bands, T, device, documents_BT) -> FlexAttention's masks by band
 
 Shapes: B batch, T positions, C d_model, H heads, D d_head, V vocabulary.
 """
@@ -21,18 +22,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from gptcli.model.attention import attention, attention_packed, causal_mask
+from gptcli.model.attention import attention, attention_packed, causal_mask, flex_masked
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.kv_cache import KVCache, PrefillView, SharedPrefixView
 from gptcli.model.loss import next_token_loss
 
 Cache = KVCache | PrefillView | SharedPrefixView
+Documents = torch.Tensor | Mapping[int | None, Any]
+"""What keeps attention within documents: their numbers (B, T), or block masks by band."""
 
 
 class Attention(nn.Module):
@@ -55,18 +59,18 @@ class Attention(nn.Module):
         self,
         x_BTC: torch.Tensor,
         cache: Cache | None = None,
-        documents_BT: torch.Tensor | None = None,
+        documents: Documents | None = None,
     ) -> torch.Tensor:
         """Return the sub-block's output, (B, T, C)."""
         B, T, _ = x_BTC.shape
         qkv_BTH3D = self.c_attn(x_BTC).view(B, T, -1, 3, self.d_head)
-        return self.c_proj(self.multi_head(qkv_BTH3D, cache, documents_BT))
+        return self.c_proj(self.multi_head(qkv_BTH3D, cache, documents))
 
     def multi_head(
         self,
         qkv_BTH3D: torch.Tensor,
         cache: Cache | None = None,
-        documents_BT: torch.Tensor | None = None,
+        documents: Documents | None = None,
     ) -> torch.Tensor:
         """Return the concatenated outputs of all heads, (B, T, H·D)."""
         B, T = qkv_BTH3D.shape[:2]
@@ -77,9 +81,12 @@ class Attention(nn.Module):
         if isinstance(cache, KVCache | SharedPrefixView):
             k, v = cache.update(self.layer, k, v)
             mask = cache.attn_mask(T, self.band)
-        elif documents_BT is not None:
-            same_B1TT = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
+        elif isinstance(documents, torch.Tensor):
+            same_B1TT = documents[:, None, :, None] == documents[:, None, None, :]
             mask = causal_mask(T, T, self.band, qkv_BTH3D.device) & same_B1TT
+        elif documents is not None and self.band in documents:
+            y_BHTD = flex_masked(q, k, v, documents[self.band])
+            return y_BHTD.transpose(1, 2).reshape(B, T, -1)
         else:
             y_BTHD = self.attention_fn(qkv_BTH3D, band=self.band, dropout=dropout)
             return y_BTHD.reshape(B, T, -1)
@@ -119,13 +126,13 @@ def block_forward(
     block: Block,
     x_BTC: torch.Tensor,
     cache: Cache | None = None,
-    documents_BT: torch.Tensor | None = None,
+    documents: Documents | None = None,
 ) -> torch.Tensor:
     """Return the residual stream after one layer, pre-norm (GPT-2) or post-norm (GPT-1)."""
     if block.post_norm:
-        x_BTC = block.ln_1(x_BTC + block.drop(block.attn(x_BTC, cache, documents_BT)))
+        x_BTC = block.ln_1(x_BTC + block.drop(block.attn(x_BTC, cache, documents)))
         return block.ln_2(x_BTC + block.drop(block.mlp(x_BTC)))
-    x_BTC = x_BTC + block.drop(block.attn(block.ln_1(x_BTC), cache, documents_BT))
+    x_BTC = x_BTC + block.drop(block.attn(block.ln_1(x_BTC), cache, documents))
     return x_BTC + block.drop(block.mlp(block.ln_2(x_BTC)))
 
 
@@ -148,10 +155,10 @@ class Block(nn.Module):
         self,
         x_BTC: torch.Tensor,
         cache: Cache | None = None,
-        documents_BT: torch.Tensor | None = None,
+        documents: Documents | None = None,
     ) -> torch.Tensor:
         """Return the residual stream after this layer, (B, T, C)."""
-        return self.block_fn(self, x_BTC, cache, documents_BT)
+        return self.block_fn(self, x_BTC, cache, documents)
 
 
 class GPT(nn.Module):
@@ -162,6 +169,8 @@ class GPT(nn.Module):
     """
 
     head_loss: Callable[..., torch.Tensor] = staticmethod(next_token_loss)
+    masks_fn: Callable[..., Mapping[int | None, Any]] | None = None
+    """If set, passes without a cache are over whole windows of n_ctx tokens."""
     eot_id: int | None = None
     """End-of-text token; if set, attention does not cross document boundaries."""
 
@@ -219,8 +228,12 @@ class GPT(nn.Module):
             x_BTC = self.drop(self.wte(idx_BT) + self.wpe(position))
             if documents_BT is None and self.eot_id is not None:
                 documents_BT = document_ids(idx_BT, self.eot_id)
+        documents: Documents | None = documents_BT
+        if self.masks_fn is not None and cache is None:
+            bands = [self.config.band_of(layer) for layer in range(self.config.n_layer)]
+            documents = self.masks_fn(bands, self.config.n_ctx, x_BTC.device, documents_BT)
         for block in self.h.children():
-            x_BTC = block(x_BTC, cache, documents_BT)
+            x_BTC = block(x_BTC, cache, documents)
         return x_BTC if self.ln_f is None else self.ln_f(x_BTC)
 
     @torch.no_grad()
@@ -258,3 +271,49 @@ def document_ids(idx_BT: torch.Tensor, eot_id: int) -> torch.Tensor:
     not reset at documents, as in GPT-3.
     """
     return (idx_BT == eot_id).cumsum(1)
+
+
+@torch.no_grad()
+def mup_rescale(model: torch.nn.Module, m: float) -> None:
+    """Rescale freshly initialized weights of a pre-norm GPT, or a part of one, to those of muP.
+
+    muP (maximal-update parametrization) lets widths share their best learning rate: Yang et al.
+    2022, "Tensor Programs V", Table 8. With m = d_model / base, relative to the same model of width
+    `base` (m = 1 is the standard parametrization):
+
+        matrices in the blocks     initialized smaller by sqrt(m); learning rate lr/m
+        embeddings, biases, gains  unchanged
+        logits                     divided by m, through the last LayerNorm: its gain is initialized
+                                   at 1/m, and gain and bias have the learning rate lr/m
+
+    The last row replaces a factor in the forward pass by initialization and learning rate: a model
+    trained this way is a plain GPT-2 in every other respect. The number of heads grows with the
+    width, not their size, so scores keep their factor 1/sqrt(D).
+    """
+    for name, parameter in model.named_parameters():
+        if _grows_with_width(name, parameter):
+            parameter.mul_(m**-0.5)
+        elif name == "ln_f.weight":
+            parameter.fill_(1 / m)
+
+
+def mup_groups(model: torch.nn.Module, m: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameter groups of muP for Adam, with `lr_scale` and `weight_decay` of each.
+
+    The product of weight decay and learning rate is the same for all parameters. The learning rate of a group is that of the schedule times its `lr_scale`. Weight decay applies
+    to matrices, including the embeddings, and not to biases and gains.
+    """
+    made: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        lr_scale = 1 / m if _grows_with_width(name, parameter) or name.startswith("ln_f.") else 1.0
+        decay = weight_decay / lr_scale if parameter.dim() >= 2 else 0.0
+        made.setdefault((lr_scale, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr_scale": lr_scale, "weight_decay": decay}
+        for (lr_scale, decay), parameters in made.items()
+    ]
+
+
+def _grows_with_width(name: str, parameter: torch.Tensor) -> bool:
+    """Return whether both dimensions of a parameter grow with the width."""
+    return name.startswith("h.") and parameter.dim() >= 2

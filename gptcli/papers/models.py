@@ -13,6 +13,7 @@ parameter and token instead of 6, because encoder and decoder each process half 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class PaperModel:
     """Parameter count as printed."""
     batch_tokens: int
     lr: float
-    norm: str = "pre"
+    norm: Literal["pre", "post"] = "pre"
     """Position of LayerNorm: see `gptcli.model.config`."""
     dropout: float = 0.0
 

@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.errors import InputError
-from gptcli.files import atomic_write, parse_json, read_text
+from gptcli.files import atomic_write, read_text
 from gptcli.model.source import METRICS
+from gptcli.toml_json import parse_json
 
 if TYPE_CHECKING:
     from gptcli.cost.scaling_fit import RunResult
@@ -33,16 +34,25 @@ class MetricsLog:
     The operating system has each line when `write` returns: a killed process loses none.
     """
 
-    def __init__(self, out: Path, *, before: int = 0, name: str = METRICS) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        before: int = 0,
+        name: str = METRICS,
+        of: Iterable[Line] | None = None,
+    ) -> None:
         """Open the log `name` of the run folder `out`; keep the lines of steps below `before`.
 
-        Lines of METRICS get the `time` at which they are written.
+        `of` are the lines of another run, to begin with instead. Lines of METRICS get the `time` at
+        which they are written.
         """
         self.path, self.timed = Path(out) / name, name == METRICS
-        kept = [line for line in read_lines(self.path) if line["step"] < before]
+        lines = read_lines(self.path) if of is None else of
+        kept = [line for line in lines if line["step"] < before]
         self.newest = deque(kept, MAX_MEAN_STEPS)
         with atomic_write(self.path, "w") as file:
-            file.writelines(strict_json.dumps(line, ascii_only=True) + "\n" for line in kept)
+            file.writelines(toml_json.dumps(line, ascii_only=True) + "\n" for line in kept)
 
     def write(self, line: Line) -> None:
         """Append a line."""
@@ -50,7 +60,7 @@ class MetricsLog:
             line = {**line, "time": now()}
         self.newest.append(line)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(strict_json.dumps(line, ascii_only=True) + "\n")
+            file.write(toml_json.dumps(line, ascii_only=True) + "\n")
 
     def sync(self) -> None:
         """Flush all lines to disk, so that a checkpoint never survives a power cut without them."""
@@ -113,8 +123,8 @@ def read_run_result(path: Path) -> RunResult:
     `path` is a run folder or its metrics.jsonl. Raises InputError.
     """
     from gptcli.cost.scaling_fit import RunResult
-    from gptcli.model.hf_config import read_model_config
-    from gptcli.model.not_a_model import not_a_model_error
+    from gptcli.model.hf import read_model_config
+    from gptcli.model.source import not_a_model_error
 
     if path.is_file() and path.suffix != ".jsonl":
         raise not_a_model_error(path)

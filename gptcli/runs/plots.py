@@ -124,7 +124,7 @@ def plot_reports(reports: Sequence[Path], out: Path, *, force: bool) -> None:
 
 
 def read_scores(path: Path) -> list[dict[str, Any]]:
-    """Read {task, shots, percent, parameters} of each task of an evaluation report.
+    """Read {task, shots, percent, parameters, model} of each task of an evaluation report.
 
     A task's score is its first percentage, by the first of its scoring rules. Raises InputError if
     the file is not a report of `gpt eval`.
@@ -143,14 +143,16 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
                 "shots": result["shots"],
                 "percent": result[percents[0]],
                 "parameters": report["parameters"],
+                "model": str(report.get("model", "")),
             }
     return list(found.values())
 
 
 def accuracy_plot(scores: Sequence[dict[str, Any]]) -> str:
-    """Plot scores {task, shots, percent, parameters}, at least one.
+    """Plot scores {task, shots, percent, parameters, model}, at least one.
 
     The x axis is the number of solved examples if the scores have several, else the model's size.
+    A line joins the scores of one model, or of one model per size: never two of one size.
     """
     tasks = list(dict.fromkeys(score["task"] for score in scores))
     sizes = sorted({score["parameters"] for score in scores})
@@ -162,18 +164,30 @@ def accuracy_plot(scores: Sequence[dict[str, Any]]) -> str:
         x = Scale("solved examples in the context (K)", 0, max(shots), log=False)
         for task in tasks:
             for size in sizes:
-                points[f"{task}, {amount(size)}" if len(tasks) > 1 else amount(size)] = sorted(
-                    (score["shots"], score["percent"])
+                some = [
+                    score
                     for score in scores
                     if (score["task"], score["parameters"]) == (task, size)
-                )
+                ]
+                models = list(dict.fromkeys(score.get("model", "") for score in some))
+                for model in models:
+                    words = [task] * (len(tasks) > 1) + [amount(size)] + [model] * (len(models) > 1)
+                    points[", ".join(words)] = sorted(
+                        (score["shots"], score["percent"])
+                        for score in some
+                        if score.get("model", "") == model
+                    )
     else:
         x = Scale("parameters, logarithmic", sizes[0] / 2, sizes[-1] * 2, format=amount)
         for task in tasks:
             points[task] = sorted(
                 (score["parameters"], score["percent"]) for score in scores if score["task"] == task
             )
-    series = [Series(name, curve, line=len(curve) > 1) for name, curve in points.items() if curve]
+    series = [
+        Series(name, curve, line=len({x for x, _ in curve}) == len(curve) > 1)
+        for name, curve in points.items()
+        if curve
+    ]
     title = f"{tasks[0]}: accuracy" if len(tasks) == 1 else "Accuracy"
     subtitle = "by solved examples and size" if len(shots) > 1 else "by size"
     return line_chart(title, subtitle, series, x, y)

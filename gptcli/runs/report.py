@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from gptcli.files import atomic_write
 from gptcli.model.source import REPORT, SAMPLES
 from gptcli.numbers import amount, duration, in_bytes
 from gptcli.runs.curves import Curve, inline_chart, swatch
+from gptcli.runs.groups import grouped, verdict
 from gptcli.runs.metrics import Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.runs.page import (
     configuration,
@@ -26,11 +27,20 @@ from gptcli.runs.page import (
     quote,
     table,
 )
-from gptcli.runs.record import Figure, Record, distinct_names, figures, read_evaluations
+from gptcli.runs.plots import loss_plot
+from gptcli.runs.record import (
+    Figure,
+    Record,
+    distinct_names,
+    figures,
+    read_evaluations,
+    read_record,
+)
 
 SPEED_STEPS = 100  # newest steps whose median is a speed: the last one may be short
 SHOWN_SAMPLE_STEPS = 4  # steps whose samples are shown next to each other
 NATS = "nats per token"
+SEEDS_NOTE = "mean of runs that differ in their seed alone, with 95 % intervals (Student, Welch)"
 
 
 def write_report(folder: Path, resolved: str) -> None:
@@ -44,6 +54,17 @@ def write_report(folder: Path, resolved: str) -> None:
     )
     with atomic_write(folder / REPORT, "w") as file:
         file.write(run_page(record))
+
+
+def draw(runs: Sequence[Path], path: Path) -> str:
+    """Return the page of one run or a comparison of several, for a file at `path`.
+
+    For FILE.svg it is a plot of the losses. Raises InputError if one of `runs` is no run folder.
+    """
+    records = [read_record(run) for run in runs]
+    if path.suffix == ".svg":
+        return loss_plot(records)
+    return run_page(records[0]) if len(records) == 1 else comparison_page(records, path.parent)
 
 
 def run_page(record: Record) -> str:
@@ -183,11 +204,32 @@ def comparison_page(records: list[Record], link_base: Path) -> str:
     return document(
         f"{len(records)} runs",
         table(heads, rows),
+        headed("Seeds", _seeds_table(records), SEEDS_NOTE),
         gallery(_comparison_charts(names, records), dashed=True),
         headed("Settings that differ", _table_by_run(keys, differing_settings(records))),
         headed("Evaluations", _table_by_run(keys, _compared_figures(records))),
         headed("Samples", _newest_samples(keys, records), "from each run's newest checkpoint"),
     )
+
+
+def _seeds_table(records: list[Record]) -> str:
+    """Return a row for each group of runs that differ in their seed alone, the best one first.
+
+    Empty if no settings were run with several seeds.
+    """
+    groups = grouped(records)
+    if all(len(group.values) < 2 for group in groups):
+        return ""
+    rows = [
+        [
+            printable(group.name),
+            f"{len(group.values)}",
+            printable(str(group.interval)),
+            "lowest" if group is groups[0] else printable(verdict(group, groups[0])),
+        ]
+        for group in groups
+    ]
+    return table(["runs", "seeds", "loss", "above the lowest"], rows)
 
 
 def _comparison_charts(names: list[str], records: list[Record]) -> Iterator[str]:

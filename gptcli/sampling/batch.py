@@ -1,4 +1,4 @@
-"""Generate from a JSONL file of prompts, resumable: one output line per prompt, in order.
+"""Prompts: assembled from parts, or a JSONL file of them: one output line per prompt, resumable.
 
 Within a group of prompts, a finished sequence makes room for the next one; the lines of a group are
 written to disk together. A resumed job starts at the first incomplete group, so that every prompt
@@ -10,36 +10,36 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import (
     atomic_write,
     claim_file,
     complete_lines,
-    parse_json,
+    read_text,
     sha256,
     written_through,
 )
 from gptcli.locks import own_file
 from gptcli.model.source import WEIGHTS
 from gptcli.model.transformer import GPT
-from gptcli.sampling.engine import Engine
+from gptcli.sampling.engine import Engine, worth_compiling
 from gptcli.sampling.generate import (
     TextSequence,
     encode_prompt,
     generate_sequences,
     sample_generator,
 )
-from gptcli.sampling.load import PrecisionChoice, load
+from gptcli.sampling.load import PrecisionChoice, Quantize, load
 from gptcli.sampling.params import SamplingParams
-from gptcli.sampling.quantize import Quantize
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
+from gptcli.toml_json import parse_json
 
 GROUP_BATCHES = 16  # prompts in a group, as a multiple of the batch size
 PROMPT_HINT = 'each line is a JSON object: {"prompt": "Once upon a time"}'
@@ -112,7 +112,7 @@ def generate_file(
     Raises UsageError if the unfinished file has another header.
     """
     unfinished = unfinished_path(out)
-    header = strict_json.dumps(
+    header = toml_json.dumps(
         {"job": job.as_dict(), "prompts": len(prompts), **fingerprint},
         ascii_only=True,
         sort_keys=True,
@@ -129,7 +129,11 @@ def generate_file(
     with atomic_write(unfinished, "w") as file:
         file.writelines(f"{line}\n" for line in (lines[: 1 + done] or [header]))
     n_ctx = model.config.n_ctx
-    engine = Engine(model, min(job.batch_size, len(prompts) * job.num_samples))
+    sample_count = len(prompts) * job.num_samples
+    rows = min(job.batch_size, sample_count)
+    passes = sample_count * job.max_tokens // rows
+    compiled = worth_compiling(model.wte.weight.device, passes) or None
+    engine = Engine(model, rows, compiled=compiled)
     with open(unfinished, "a", encoding="utf-8", newline="\n") as file:
         begin, tokens, truncated = time.monotonic(), 0, 0
         for first in range(done, len(prompts), size):
@@ -268,4 +272,63 @@ def _line(index: int, prompt: str, sequences: Sequence[TextSequence]) -> str:
                 "finish_reason": completion.finish_reason,
             }
         )
-    return strict_json.dumps({"index": index, "prompt": prompt, "samples": samples})
+    return toml_json.dumps({"index": index, "prompt": prompt, "samples": samples})
+
+
+def few_shot_prompt(instruction: str | None, examples: Sequence[str], prompt: str) -> str:
+    """Return instruction, examples and prompt, one per line (GPT-3, figure 2.1)."""
+    return "\n".join([*([instruction] if instruction else []), *examples, prompt])
+
+
+def news_prompt(title: str, subtitle: str, articles: Sequence[str] = ()) -> str:
+    """Return GPT-3's prompt for news articles (section 3.9.4).
+
+    It consists of earlier articles, of which the paper gives three, then the title and subtitle of
+    the article to write.
+    """
+    return "\n\n".join(
+        [
+            *(article.strip() for article in articles),
+            f"Title: {title}\nSubtitle: {subtitle}\nArticle:",
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptParts:
+    """Parts of a prompt as the options give them; `text` assembles them."""
+
+    instruction: str | None = None
+    """Description of a task."""
+    examples: list[str] | tuple[str, ...] = ()
+    """Solved examples of the task."""
+    title: str | None = None
+    """Title of a news article to write."""
+    subtitle: str | None = None
+    """Subtitle of the article."""
+    articles: list[Path] | tuple[Path, ...] = ()
+    """Files of example articles."""
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "articles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def text(self, prompt: str | None, read: Callable[[str | None], str]) -> str:
+        """Return the whole prompt; `read` returns the prompt that is meant by `prompt`.
+
+        Raises UsageError for parts that cannot be combined.
+        """
+        if self.title is None:
+            if self.subtitle is not None or self.articles:
+                raise UsageError(
+                    "{option:subtitle} and {option:article} need {option:title}",
+                    hint='name the article to write with {option:title} "..."',
+                )
+            return few_shot_prompt(self.instruction, self.examples, read(prompt))
+        if prompt is not None or self.instruction or self.examples:
+            raise UsageError(
+                "{option:title} cannot be combined with a prompt",
+                hint="an article is written from its title and subtitle alone",
+            )
+        articles = [read_text(path) for path in self.articles]
+        return news_prompt(self.title, self.subtitle or "", articles)

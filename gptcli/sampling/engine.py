@@ -6,15 +6,17 @@ How it is fast (measurements: tests/benchmarks/sampling.py):
 - On a CPU, one token per row goes through the model in one call of a kernel, if there is one (see
   `gptcli.kernels.decode_kernel`). Otherwise, and for several tokens per row, the model runs in
   eager mode over the filled part of the cache.
-- On a CUDA GPU the pass is compiled and captured as a CUDA graph, one for each multiple of
-  GRAPH_SLOTS slots of the cache, and replayed.
+- On a CUDA GPU the pass is recorded as a CUDA graph, one for each multiple of GRAPH_SLOTS slots of
+  the cache, and replayed; for long jobs (`worth_compiling`) it is compiled before.
 
 Shapes: B rows, T tokens, C d_model, V vocabulary.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -30,6 +32,8 @@ GRAPH_SLOTS = 256
 """Slots of the cache by which one CUDA graph reads further than the one before."""
 WARMUP_PASSES = 3
 """Passes before a CUDA graph is captured."""
+COMPILE_PAYBACK_PASSES = 50_000
+"""Decoding passes that repay compilation: about 20 s, against half a millisecond a pass."""
 MAX_COMPILATIONS = 256
 """Compilations of the decoding pass that dynamo allows before it falls back to eager mode."""
 
@@ -38,7 +42,7 @@ class Engine:
     """Inference engine for `rows` sequences at once, each up to `max_len` tokens (default n_ctx).
 
     `lengths` contains the number of positions in each row; a lower value discards the positions
-    after it. `compiled` defaults to True on a GPU. Raises RunError if the cache does not fit into
+    after it. `compiled` compiles the pass of `decode`, for the shapes it has. Raises RunError if the cache does not fit into
     memory.
     """
 
@@ -53,15 +57,15 @@ class Engine:
         require_memory(size, rows, self.max_len, self.device)
         self.cache = KVCache(model.config, rows, self.device, weight.dtype, self.max_len)
         self.lengths = [0] * rows
-        if compiled is None:
-            compiled = self.device.type == "cuda"
-        self._compiled = _CompiledPass(model, self.cache) if compiled else None
-        self._step = None if compiled else decode_step(model)
+        # `compiled` False, in contrast to None, is for rows that come and go
+        is_fixed = bool(compiled) or (compiled is None and self.device.type == "cuda")
+        self._fixed = _FixedPass(model, self.cache, compiled=bool(compiled)) if is_fixed else None
+        self._step = None if is_fixed else decode_step(model)
 
     @property
     def fixed(self) -> bool:
-        """True if the number of rows cannot change, because the pass is compiled for it."""
-        return self._compiled is not None
+        """True if the number of rows cannot change, because the pass is recorded for it."""
+        return self._fixed is not None
 
     @property
     def rows(self) -> int:
@@ -100,8 +104,8 @@ class Engine:
 
         The result may be overwritten by the next call.
         """
-        if self._compiled is not None:
-            logits_BV = self._compiled(tokens, self.lengths, self.max_len)
+        if self._fixed is not None:
+            logits_BV = self._fixed(tokens, self.lengths, self.max_len)
         elif self._step is not None:
             logits_BV = self._step(tokens, self.cache, self.lengths)
         else:
@@ -125,10 +129,14 @@ class Engine:
             self.lengths = [self.lengths[row] for row in rows]
 
 
-class _CompiledPass:
-    """Compiled decoding pass; on a GPU, captured as a CUDA graph for each visible length."""
+class _FixedPass:
+    """Decoding pass of fixed shapes: on a GPU a CUDA graph for each visible length.
 
-    def __init__(self, model: GPT, cache: KVCache) -> None:
+    A graph starts all kernels of a pass at once, which is most of what compilation gains, and it is
+    recorded in the time of a few passes. `compiled` fuses kernels too, and takes many seconds.
+    """
+
+    def __init__(self, model: GPT, cache: KVCache, *, compiled: bool) -> None:
         self.cache = cache
         self.idx_B1 = torch.zeros(cache.rows, 1, dtype=torch.int64, device=cache.length_B.device)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
@@ -136,10 +144,19 @@ class _CompiledPass:
         def forward(idx_B1: torch.Tensor) -> torch.Tensor:
             return model.lm_head(model.hidden(idx_B1, cache)[:, -1])
 
-        # each engine and each visible length compiles this function again
-        config = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, MAX_COMPILATIONS)
-        self.forward = torch.compile(forward, dynamic=False)
+        def eager(idx_B1: torch.Tensor) -> torch.Tensor:
+            with cache.one_pass():
+                return forward(idx_B1)
+
+        self.forward = eager
+        if compiled:
+            # Each engine and each visible length compiles this function again. A torch that lacks
+            # the option (below 2.13) compiles the first eight, and runs the others uncompiled.
+            limit: dict[str, Any] = {"recompile_limit": MAX_COMPILATIONS}
+            known = inspect.signature(torch.compile).parameters
+            self.forward = torch.compile(
+                forward, dynamic=False, **(limit if limit.keys() <= known.keys() else {})
+            )
 
     def __call__(self, tokens: Sequence[int], lengths: Sequence[int], max_len: int) -> torch.Tensor:
         """Append one token to every row; return the logits after it, (B, V)."""
@@ -169,6 +186,11 @@ class _CompiledPass:
         with torch.cuda.graph(graph):
             logits_BV = self.forward(self.idx_B1)
         return graph, logits_BV
+
+
+def worth_compiling(device: torch.device, passes: int) -> bool:
+    """Return whether a job of this many decoding passes repays the compilation of the pass."""
+    return device.type == "cuda" and passes >= COMPILE_PAYBACK_PASSES
 
 
 def require_memory(size: int, rows: int, max_len: int, device: torch.device) -> None:

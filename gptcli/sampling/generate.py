@@ -12,10 +12,13 @@ batch may round differently and so lead to different text.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -23,8 +26,9 @@ from gptcli.errors import UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.params import SamplingParams, apply_repetition_penalty, next_tokens
-from gptcli.sampling.streaming import Completion, FinishReason, TextStream
 from gptcli.tokenizer.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
 
 
 def generate(
@@ -273,20 +277,79 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [tokenizer.eot_id]
 
 
-def few_shot_prompt(instruction: str | None, examples: Sequence[str], prompt: str) -> str:
-    """Return instruction, examples and prompt, one per line (GPT-3, figure 2.1)."""
-    return "\n".join([*([instruction] if instruction else []), *examples, prompt])
+class TextStream:
+    """Decodes UTF-8 bytes, split anywhere, to text.
 
-
-def news_prompt(title: str, subtitle: str, articles: Sequence[str] = ()) -> str:
-    """Return GPT-3's prompt for news articles (section 3.9.4).
-
-    It consists of earlier articles, of which the paper gives three, then the title and subtitle of
-    the article to write.
+    The pieces together equal `bytes.decode("utf-8", "replace")` of the whole. With `stops`, the
+    text ends before the first of these strings; text that may be the beginning of one is withheld.
     """
-    return "\n\n".join(
-        [
-            *(article.strip() for article in articles),
-            f"Title: {title}\nSubtitle: {subtitle}\nArticle:",
-        ]
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = list(stops)
+        self._withheld = ""
+        self.stopped = False
+        """True if a stop string was found."""
+
+    def push(self, piece: bytes) -> str:
+        """Return the text that `piece` completes; bytes of an incomplete character are withheld."""
+        return self._filter(self._decoder.decode(piece), ended=False)
+
+    def end(self) -> str:
+        """Return the withheld text; U+FFFD replaces an incomplete character."""
+        return self._filter(self._decoder.decode(b"", final=True), ended=True)
+
+    def _filter(self, text: str, *, ended: bool) -> str:
+        if self.stopped:
+            return ""
+        text = self._withheld + text
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._withheld = True, ""
+            return text[: min(found)]
+        count = 0 if ended else max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._withheld = text[len(text) - count :]
+        return text[: len(text) - count]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One generated sample."""
+
+    text: str
+    """Generated text, without the stop string."""
+    tokens: list[int]
+    """Generated tokens, without a final end-of-text; those of a stop string are included."""
+    log_probs: list[float]
+    """Log-probability in nats of each token under the model, before sampling parameters apply;
+    empty unless requested.
+    """
+    finish_reason: FinishReason
+    """"stop" after an end-of-text or stop string, "length" after `max_tokens`."""
+    seconds: float
+    """Seconds from the start of its batch to its last token, including the prefill."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Number of tokens generated per second."""
+        return len(self.tokens) / self.seconds if self.seconds else 0.0
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Mean log-probability per token in nats, by which best-of-n ranks samples."""
+        return sum(self.log_probs) / max(1, len(self.log_probs))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields with mean log-probability and speed, as `gpt sample --json` has them."""
+        rates = {
+            "mean_log_prob": self.mean_log_prob,
+            "tokens_per_second": self.tokens_per_second,
+        }
+        return asdict(self) | rates

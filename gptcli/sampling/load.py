@@ -1,28 +1,56 @@
-"""Load a model and its tokenizer for inference, on a device and in a precision."""
+"""Load a model and its tokenizer for inference: device, precision, and fast linear layers.
+
+Decoding multiplies few rows by large weights. Such products go to a kernel if one is installed (`linear_fn`, see `gptcli.kernels`), together with a GELU that follows; everything else
+goes to PyTorch. Int8 quantization is weight-only: the weights of each output are rounded to 255
+steps of the largest of them.
+
+Shapes: K inputs, N outputs.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 
+from gptcli import optional_kernels
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
-from gptcli.model.hf_config import is_padded
-from gptcli.model.not_a_model import not_a_model_error
+from gptcli.model.hf import is_padded
 from gptcli.model.safetensors_io import open_model
-from gptcli.model.source import FINETUNE_REPORT, RUN_TOML, ModelSource, find_model
-from gptcli.model.transformer import GPT
-from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
-from gptcli.sampling.quantize import Quantize, prepare_for_inference
+from gptcli.model.source import (
+    FINETUNE_REPORT,
+    RUN_TOML,
+    ModelSource,
+    find_model,
+    not_a_model_error,
+)
+from gptcli.model.transformer import GPT, MLP, Block
+from gptcli.openmp import watch_spinning
+from gptcli.runtime import disable_malloc_trim, set_cuda_arithmetic, warm_up_vector_math
 from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 InferencePrecision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", InferencePrecision]
 PRECISIONS: dict[InferencePrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Quantize = Literal["none", "int8"]
+QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
+FEW_ROWS = 16
+"""Rows up to which compiled int8 products are sums over weights that are read once."""
+INT8_MAX = 127
+"""Largest magnitude of a quantized weight."""
+
+LinearFn = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, bool],
+    torch.Tensor | None,
+]
+"""Type of a kernel: (x, weight_NK, scale_N, bias_N, gelu) -> output, or None for PyTorch's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +90,9 @@ def load(
     where = _device(device)
     if where.type == "cpu":
         warm_up_vector_math()
+        watch_spinning()
+    else:
+        set_cuda_arithmetic(training=False)
     if precision == "auto":
         precision = (
             "bf16"
@@ -114,10 +145,117 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
     if match is None:
-        raise UsageError(f"unknown device {name!r}", hint="one of: auto, cpu, cuda, cuda:1")
+        raise UsageError(
+            f"unknown device {name!r}",
+            field="device",
+            code="unknown_value",
+            hint="one of: auto, cpu, cuda, cuda:1",
+        )
     if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"the device {name} does not exist: {torch.cuda.device_count()} CUDA GPUs are visible",
             hint="use {option:device} cpu",
         )
     return torch.device(name)
+
+
+class SmallBatchLinear(nn.Linear):
+    """Linear layer, (.., K) -> (.., N), with a faster path for few rows."""
+
+    linear_fn: LinearFn | None = None
+
+    def forward(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+        """Return x·Wᵀ + b, then GELU if `gelu`."""
+        if self.linear_fn is not None:
+            y = self.linear_fn(x, self.weight, None, self.bias, gelu)
+            if y is not None:
+                return y
+        if gelu and _fuses_gelu(x):
+            return torch.ops.mkldnn._linear_pointwise.default(
+                x, self.weight, self.bias, "gelu", [], "tanh"
+            )
+        return _activate(F.linear(x, self.weight, self.bias), gelu)
+
+
+def _fuses_gelu(x: torch.Tensor) -> bool:
+    """Return whether oneDNN computes a linear layer and GELU together for this input."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _activate(y: torch.Tensor, gelu: bool) -> torch.Tensor:
+    return F.gelu(y, approximate="tanh") if gelu else y
+
+
+class Int8Linear(nn.Module):
+    """Linear layer, (.., K) -> (.., N), with an int8 weight and one scale per output."""
+
+    linear_fn: LinearFn | None = None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Quantize the weight of `linear`."""
+        super().__init__()
+        weight_NK = linear.weight.detach().float()
+        self.weight_NK: torch.Tensor
+        self.scale_N: torch.Tensor
+        scale_N = weight_NK.abs().amax(dim=1).clamp(min=1e-12) / INT8_MAX
+        self.register_buffer("scale_N", scale_N)
+        self.register_buffer("weight_NK", (weight_NK / scale_N[:, None]).round().to(torch.int8))
+        self.bias = None if linear.bias is None else linear.bias.detach().float()
+
+    def forward(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+        """Return x·Wᵀ·scale + b, then GELU if `gelu`."""
+        if self.linear_fn is not None:
+            y = self.linear_fn(x, self.weight_NK, self.scale_N, self.bias, gelu)
+            if y is not None:
+                return y
+        weight_NK = self.weight_NK.to(x.dtype)
+        if torch.compiler.is_compiling() and x.shape[:-1].numel() <= FEW_ROWS:
+            # written out, it is one kernel that reads int8; of a product, inductor makes a pattern
+            # that fails for this scale
+            y = (weight_NK.float() * x[..., None, :].float()).sum(-1)
+            y = (y * self.scale_N).to(x.dtype)
+        else:
+            y = F.linear(x, weight_NK) * self.scale_N.to(x.dtype)
+        return _activate(y if self.bias is None else y + self.bias.to(x.dtype), gelu)
+
+
+class FusedMLP(MLP):
+    """MLP whose GELU is computed together with the product before it."""
+
+    def __init__(self, mlp: MLP) -> None:
+        """Take over the linear layers of `mlp` under the same names."""
+        self.__dict__ = mlp.__dict__
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        """Return the sub-block's output, (B, T, C)."""
+        return self.c_proj(self.c_fc(x_BTC, gelu=True))
+
+
+def prepare_for_inference(model: GPT, quantize: Quantize = "none") -> GPT:
+    """Replace every linear layer of `model` by one of this module, in place; return the model.
+
+    GELU is fused with the product before it; kernels are installed if they are there. With `quantize` "int8", the linear layers have no `weight` any more, and the model cannot
+    be trained or saved. Raises UsageError for another value.
+    """
+    if quantize not in QUANTIZE:
+        raise UsageError(f"unknown quantization {quantize!r}", hint=nearest(quantize, QUANTIZE))
+    for name, module in list(model.named_modules()):
+        if type(module) is not nn.Linear:
+            continue
+        fast: nn.Module
+        if quantize == "int8":
+            fast = Int8Linear(module)
+        else:
+            fast = SmallBatchLinear.__new__(SmallBatchLinear)
+            fast.__dict__ = module.__dict__  # the same parameters: a tied head stays tied
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, fast)
+    for block in cast(list[Block], model.h):
+        block.mlp = FusedMLP(block.mlp)
+    optional_kernels.install(model)
+    return model

@@ -6,7 +6,7 @@ whose logit is -inf cannot be drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from gptcli.errors import RunError, UsageError
 
 MIN_FP32_TEMPERATURE = 1e-30  # below it, a logit divided by the temperature may exceed fp32
+TOP_K = 40  # GPT-2's release
 MAX_TOP_P_CANDIDATES = 2048  # tokens that top-p examines before it sorts the whole vocabulary
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -71,27 +72,74 @@ class SamplingParams:
             )
 
 
+def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
+    """Return the sampling parameters of options; without any, the TOP_K most probable tokens.
+
+    Raises UsageError for options that cannot be combined.
+    """
+    penalty = values.get("repetition_penalty", 1.0)
+    if not values["greedy"] and "beam" not in values:
+        top_k = values.get("top_k")
+        if top_k is None and "top_p" not in values:
+            top_k = TOP_K
+        return SamplingParams(
+            temperature=values.get("temperature", 1.0),
+            top_k=top_k,
+            top_p=values.get("top_p"),
+            repetition_penalty=penalty,
+        )
+    deterministic = "{option:greedy}" if values["greedy"] else "{option:beam}"
+    for name in ("temperature", "top_k", "top_p"):
+        if name in values:
+            raise UsageError(
+                f"{deterministic} cannot be combined with {{option:{name}}}",
+                hint=f"leave out {deterministic} to sample, or {{option:{name}}}",
+            )
+    for name in ("num_samples", "best_of"):
+        if values["greedy"] and values.get(name, 1) > 1:
+            raise UsageError(
+                f"{{option:greedy}} cannot be combined with {{option:{name}}} {values[name]}",
+                hint="all greedy samples have the same text",
+            )
+    if "beam" in values and (penalty != 1 or values["greedy"] or values["stop"]):
+        raise UsageError(
+            "{option:beam} uses the model's probabilities unchanged",
+            hint="leave out {option:greedy}, {option:repetition_penalty} and {option:stop}",
+        )
+    return SamplingParams(greedy=True, repetition_penalty=penalty)
+
+
 def next_tokens(
     logits_BV: torch.Tensor, params: SamplingParams, uniform_B: torch.Tensor
 ) -> torch.Tensor:
     """Return the next token of each sequence, (B,).
 
     `uniform_B` contains one random number in [0, 1) per sequence; greedy decoding ignores it.
-    Raises RunError if a logit is NaN.
+    Raises RunError as `greedy_tokens` does.
     """
-    highest = logits_BV.max(dim=-1)
-    if bool(highest.values.isnan().any()):
-        raise RunError(
-            "the model's logits are not numbers (NaN)", hint="the model's weights are broken"
-        )
+    greedy_B = greedy_tokens(logits_BV)
     if params.greedy:
-        # The first of equal logits, like argmax, in a fifth of its time on a CPU.
-        return highest.indices
+        return greedy_B
     found = top_candidates(logits_BV, params)
     if found is None:
         return draw(filter_logits(logits_BV, params), uniform_B)
     logits_BK, token_BK = found
     return token_BK.gather(1, draw(logits_BK, uniform_B)[:, None])[:, 0]
+
+
+def greedy_tokens(logits_BV: torch.Tensor) -> torch.Tensor:
+    """Return the token with the highest logit of each sequence, the first of equal ones, (B,).
+
+    Every way to generate calls this for the logits that it reads, because nothing can be chosen by
+    broken ones. Raises RunError if a logit is NaN or infinite, or if all are minus infinity.
+    """
+    highest = logits_BV.max(dim=-1)  # like argmax, in a fifth of its time on a CPU
+    if not bool(highest.values.isfinite().all()):
+        raise RunError(
+            "the model's logits are not numbers (NaN or infinity)",
+            hint="the model's weights are broken",
+        )
+    return highest.indices
 
 
 def top_candidates(

@@ -1,118 +1,97 @@
-"""Tokens of a split, or of one of its sources: its shards joined into one stream.
-
-The shards are checked before the first token is used.
-"""
+"""Batches of a shard folder as tensors, for a PyTorch training loop of any kind."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import torch
 
-from gptcli.errors import InputError
-from gptcli.files import sha256
-from gptcli.shards.external import open_tokens
-from gptcli.shards.format import TokenDtype, open_shard, token_dtype
-from gptcli.shards.manifest import MANIFEST, Shard, read_manifest
+from gptcli.errors import UsageError
+from gptcli.shards.manifest import Split
+from gptcli.shards.order import open_order
 
-
-class TokenStream:
-    """Token arrays joined end to end; memory maps stay on disk."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self.arrays = arrays
-        """Arrays (tokens,) of the shards, in order."""
-        self.dtype = arrays[0].dtype
-        """Data type of a token."""
-        # Index after the last token of each array.
-        self._ends = list(accumulate(len(array) for array in arrays))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, tokens: slice) -> np.ndarray:
-        """Return a copy of a slice of the tokens, across shards; clipped at the ends like a list's.
-
-        Raises ValueError if the step of the slice is not 1.
-        """
-        start, stop, step = tokens.indices(len(self))
-        if step != 1:
-            raise ValueError("a token stream can only be sliced with a step of 1")
-        out = np.empty(max(0, stop - start), self.dtype)
-        filled = 0
-        number = bisect_right(self._ends, start)
-        while filled < len(out):
-            array = self.arrays[number]
-            offset = start + filled - (self._ends[number] - len(array))
-            piece = array[offset : offset + len(out) - filled]
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            number += 1
-        return out
+STATE = ("split", "n_ctx", "seed", "position")
 
 
-def open_split(
-    folder: Path, split: str, *, source: str | None = None, verify: bool = True
-) -> TokenStream:
-    """Return the tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
+class DataLoader:
+    """Endless shuffled batches (x, y) of a split: int64 tensors of shape (batch_size, n_ctx).
 
-    Header, size and token count of each shard are always checked; `verify` also reads every byte
-    and compares the SHA-256 with the manifest's. Raises InputError that names the file.
+    `y` is `x` one token later. The order is that of `gpt train`: every window of `n_ctx` tokens
+    once per epoch, in an order that depends on `seed` alone, so any position can be resumed
+    exactly and any number of processes reads the same global batches. Process `rank` of
+    `world_size` reads its share: `batch_size` sequences of each global batch of
+    `batch_size * world_size`.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    shards = manifest.shards_of(split, source)
-    if not manifest.tokens(split, source):
-        hint = (
-            "build them with a larger {option:val_fraction} or finer {option:documents}; "
-            "gpt eval --text FILE needs no shards"
-        )
-        raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint=hint)
-    if (folder / MANIFEST).exists():
-        dtype = token_dtype(manifest.vocab_size)
-        arrays = [_open(folder, shard, dtype) for shard in shards]
-    else:
-        arrays = [open_tokens(folder / shard.file) for shard in shards]
-        if other := next(
-            (
-                shard
-                for shard, array in zip(shards, arrays, strict=True)
-                if array.dtype != arrays[0].dtype
-            ),
-            None,
-        ):
-            raise InputError(
-                f"its tokens have another data type than those of {shards[0].file}",
-                where=folder / other.file,
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        batch_size: int,
+        n_ctx: int,
+        split: Split = "train",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        verify: bool = True,
+    ) -> None:
+        """Open the shards of `split` ("train" or "val") in `folder`.
+
+        `verify` compares every shard with its SHA-256. Raises InputError if the shards are damaged
+        or too short for one window, UsageError for an impossible `batch_size` or `rank`.
+        """
+        if batch_size < 1:
+            raise UsageError(
+                f"{batch_size} is less than 1", field="batch_size", code="out_of_range"
             )
-    if verify:
-        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-            for shard, digest in zip(
-                shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True
-            ):
-                if digest != shard.sha256:
-                    raise InputError(
-                        "altered: its SHA-256 is not the manifest's",
-                        where=folder / shard.file,
-                        hint="copy the shard again, or build the shards again with {option:force}",
-                    )
-    return TokenStream(arrays)
+        if not 0 <= rank < world_size:
+            raise UsageError(
+                f"{rank} is not a rank of {world_size} processes",
+                field="rank",
+                code="out_of_range",
+                hint=f"use 0 to {world_size - 1}",
+            )
+        self.order = open_order(Path(folder), split, n_ctx, seed, verify=verify)
+        self.batch_size, self.n_ctx, self.split, self.seed = batch_size, n_ctx, split, seed
+        self.rank, self.world_size = rank, world_size
+        self.position = 0
+        """Sequences that all processes together have read."""
 
+    @property
+    def windows(self) -> int:
+        """Number of sequences in an epoch."""
+        return self.order.windows
 
-def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
-    tokens = open_shard(folder / shard.file)
-    if len(tokens) != shard.tokens:
-        raise InputError(
-            f"has {len(tokens)} tokens, but the manifest says {shard.tokens}",
-            where=folder / shard.file,
-        )
-    if tokens.dtype != dtype:
-        raise InputError(
-            f"has {tokens.dtype} tokens, but the manifest's vocabulary needs {dtype}",
-            where=folder / shard.file,
-        )
-    return tokens
+    @property
+    def epoch(self) -> float:
+        """Epochs read so far, with their fraction."""
+        return self.position / self.windows
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield this process's part of each global batch, from the current position on."""
+        while True:
+            first = self.position + self.rank * self.batch_size
+            x, y = self.order.batch(first, self.batch_size)
+            self.position += self.batch_size * self.world_size
+            yield torch.from_numpy(x.copy()), torch.from_numpy(y.copy())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the order, the same on every process."""
+        return {name: getattr(self, name) for name in STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`, with any batch size and number of processes.
+
+        Raises UsageError if it is the state of another split, context or seed.
+        """
+        for name in STATE[:-1]:
+            if state.get(name) != getattr(self, name):
+                raise UsageError(
+                    f"the state was saved with {name}={state.get(name)!r}, "
+                    f"and this loader has {name}={getattr(self, name)!r}",
+                    field=name,
+                    code="another_order",
+                )
+        self.position = int(state["position"])

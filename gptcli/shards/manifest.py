@@ -24,15 +24,17 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Literal, get_args
 
 from gptcli.errors import InputError
 from gptcli.files import read_json, similar, write_json
+from gptcli.schema import read_table
 
 MANIFEST = "manifest.json"
 RESUME_RECORD = "resume.json"  # configuration of a build, written first
 FORMAT_VERSION = 1
-SPLITS = ("train", "val")
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 DEFAULT_SOURCE = "inputs"  # of a build without a recipe
 
 
@@ -42,7 +44,7 @@ class Shard:
 
     file: str
     """Name inside the folder."""
-    split: str
+    split: Split
     """Split, "train" or "val"."""
     tokens: int
     """Number of tokens."""
@@ -106,7 +108,7 @@ class Manifest:
     sources: list[Source]
     """Sources, in the order of the recipe."""
 
-    def shards_of(self, split: str, source: str | None = None) -> list[Shard]:
+    def shards_of(self, split: Split, source: str | None = None) -> list[Shard]:
         """Return the shards of one split, of one source or of all, in order."""
         return [
             shard
@@ -114,11 +116,11 @@ class Manifest:
             if shard.split == split and source in (None, shard.source)
         ]
 
-    def tokens(self, split: str, source: str | None = None) -> int:
+    def tokens(self, split: Split, source: str | None = None) -> int:
         """Return the number of tokens of one split, of one source or of all."""
         return sum(shard.tokens for shard in self.shards_of(split, source))
 
-    def shares(self, split: str = "train") -> dict[str, float]:
+    def shares(self, split: Split = "train") -> dict[str, float]:
         """Return the share of the mixture of each source that has tokens in `split`.
 
         The shares add up to 1 and are in the order of the sources.
@@ -128,9 +130,6 @@ class Manifest:
         }
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
-
-
-_LISTS = {"shards": Shard, "sources": Source}  # keys of the manifest with lists of dataclasses
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -158,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest:
             where=path,
             hint="build the shards again",
         )
-    manifest = _parse(Manifest, table, path, "the manifest")
+    manifest = read_table(Manifest, table, path, readers={}, may_be_empty=True)
     _check_sources(manifest, path)
     _check_shards(manifest, path)
     if not 0 <= manifest.eot_id < manifest.vocab_size:
@@ -172,10 +171,10 @@ def read_manifest(folder: Path) -> Manifest:
 def manifest_for(folder: Path) -> Manifest | None:
     """Return a manifest for the token files of another program; None if the folder has none.
 
-    Raises InputError like `gptcli.shards.external.read_external_folder`.
+    Raises InputError like `gptcli.shards.format.read_external_folder`.
     """
     # Imported here because numpy and the tokenizer are slow to import, and seldom needed.
-    from gptcli.shards.external import read_external_folder
+    from gptcli.shards.format import read_external_folder
 
     found = read_external_folder(folder)
     if found is None:
@@ -212,11 +211,6 @@ def _check_sources(manifest: Manifest, path: Path) -> None:
                 f"source {source.name!r}: weight {source.weight} is not a positive number",
                 where=path,
             )
-        if not all(type(count) is int for count in source.dropped.values()):
-            raise InputError(
-                f"source {source.name!r}: dropped is not a number of documents for each reason",
-                where=path,
-            )
 
 
 def _check_shards(manifest: Manifest, path: Path) -> None:
@@ -226,10 +220,6 @@ def _check_shards(manifest: Manifest, path: Path) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.bin", shard.file):
             raise InputError(
                 f"shard file {shard.file!r} is not a plain name ending in .bin", where=path
-            )
-        if shard.split not in SPLITS:
-            raise InputError(
-                f"{shard.file}: split {shard.split!r} is neither train nor val", where=path
             )
         if shard.tokens < 0 or shard.documents < 0:
             raise InputError(f"{shard.file}: a negative count", where=path)
@@ -273,36 +263,3 @@ def _no_shards(folder: Path) -> InputError:
     elif (close := similar(folder)) is not None:
         hint = f"did you mean {close}?"
     return InputError(what, where=folder, hint=hint)
-
-
-def _parse(kind: type[Any], table: Any, path: Path, name: str) -> Any:
-    """Return `table` as a dataclass, with its keys and their types checked.
-
-    `name` is the name of the table in messages.
-    """
-    if not isinstance(table, dict):
-        raise InputError(f"{name} is not an object", where=path)
-    hints = get_type_hints(kind)
-    required = [
-        field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING
-    ]
-    if missing := [key for key in required if key not in table]:
-        raise InputError(f"{name} lacks {', '.join(missing)}", where=path)
-    if unknown := [key for key in table if key not in hints]:
-        raise InputError(f"{name} has unknown keys: {', '.join(unknown)}", where=path)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        wanted = getattr(hints[key], "__origin__", hints[key])
-        # JSON does not distinguish 1 from 1.0, and a bool is not a number here.
-        if isinstance(value, bool) or not isinstance(
-            value, (int, float) if wanted is float else wanted
-        ):
-            raise InputError(f"{name}: {key} is not of type {wanted.__name__}", where=path)
-        values[key] = value
-    for key, part in _LISTS.items():
-        if key in values:
-            values[key] = [
-                _parse(part, row, path, f"{key}[{number}]")
-                for number, row in enumerate(values[key])
-            ]
-    return kind(**values)

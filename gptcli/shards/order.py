@@ -1,6 +1,8 @@
 """Order of the windows that training reads: an endless, pure function of (seed, position).
 
-Any part of the order can be computed on any process, without state to save.
+The shards of a split, or of one of its sources, are joined into one stream of tokens, and checked
+before the first token is used. Any part of the order of its windows can be computed on any process,
+without state to save.
 
 An epoch visits every window of `n_ctx` tokens once, in an order of its own. The permutation is a
 Feistel network over the smallest range of a power of two with room for all windows; an index that
@@ -17,16 +19,175 @@ Exact resume depends on this module: changing one value that it computes changes
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from gptcli.errors import InputError
-from gptcli.shards.loader import TokenStream, open_split
-from gptcli.shards.manifest import read_manifest
+from gptcli.files import sha256
+from gptcli.shards.format import TokenDtype, open_shard, open_tokens, token_dtype
+from gptcli.shards.manifest import MANIFEST, Shard, Split, read_manifest
 
 MIXTURE_BLOCK = 4096  # positions with exactly the shares of a mixture, rounded to 1/4096
+
+
+class Tokens(Protocol):
+    """Tokens of one shard: an array, or a file that is mapped when it is read."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of a token."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, tokens: slice, /) -> np.ndarray: ...
+
+
+def open_files() -> int:
+    """Return how many shards may be open at a time: a quarter of the files that this process may
+    open, at most 1,024. A memory map holds a descriptor.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 128
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1024 if limit == resource.RLIM_INFINITY else max(4, min(1024, limit // 4))
+
+
+@lru_cache(maxsize=open_files())
+def _mapped(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> np.ndarray:
+    return np.memmap(path, dtype, "r", offset, (count,))
+
+
+class TokenFile:
+    """Tokens of a checked file, which is open only while it is among those read last."""
+
+    def __init__(self, path: Path, mapped: np.memmap) -> None:
+        """Describe the file of a memory map, which can then be closed."""
+        self.path, self.dtype, self.offset, self.count = (
+            path,
+            mapped.dtype,
+            mapped.offset,
+            len(mapped),
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, tokens: slice) -> np.ndarray:
+        """Return a slice of the tokens, as a view of the file."""
+        return _mapped(self.path, self.dtype, self.offset, self.count)[tokens]
+
+
+class TokenStream:
+    """Token arrays and files joined end to end; files stay on disk."""
+
+    def __init__(self, arrays: Sequence[Tokens]) -> None:
+        self.arrays = arrays
+        """Arrays (tokens,) of the shards, in order."""
+        self.dtype = arrays[0].dtype
+        """Data type of a token."""
+        # Index after the last token of each array.
+        self._ends = list(accumulate(len(array) for array in arrays))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, tokens: slice) -> np.ndarray:
+        """Return a copy of a slice of the tokens, across shards; clipped at the ends like a list's.
+
+        Raises ValueError if the step of the slice is not 1.
+        """
+        start, stop, step = tokens.indices(len(self))
+        if step != 1:
+            raise ValueError("a token stream can only be sliced with a step of 1")
+        out = np.empty(max(0, stop - start), self.dtype)
+        filled = 0
+        number = bisect_right(self._ends, start)
+        while filled < len(out):
+            array = self.arrays[number]
+            offset = start + filled - (self._ends[number] - len(array))
+            piece = array[offset : offset + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            number += 1
+        return out
+
+
+def open_split(
+    folder: Path, split: Split, *, source: str | None = None, verify: bool = True
+) -> TokenStream:
+    """Return the tokens of `split` ("train" or "val") of a shard folder, of one source or of all.
+
+    Header, size and token count of each shard are always checked; `verify` also reads every byte
+    and compares the SHA-256 with the manifest's. Raises InputError that names the file.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    shards = manifest.shards_of(split, source)
+    if not manifest.tokens(split, source):
+        hint = (
+            "build them with a larger {option:val_fraction} or finer {option:documents}; "
+            "gpt eval --text FILE needs no shards"
+        )
+        raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint=hint)
+    if (folder / MANIFEST).exists():
+        dtype = token_dtype(manifest.vocab_size)
+        arrays = [closed(folder / shard.file, _open(folder, shard, dtype)) for shard in shards]
+    else:
+        arrays = [closed(path, open_tokens(path)) for path in (folder / one.file for one in shards)]
+        if other := next(
+            (
+                shard
+                for shard, array in zip(shards, arrays, strict=True)
+                if array.dtype != arrays[0].dtype
+            ),
+            None,
+        ):
+            raise InputError(
+                f"its tokens have another data type than those of {shards[0].file}",
+                where=folder / other.file,
+            )
+    if verify:
+        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+            for shard, digest in zip(
+                shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True
+            ):
+                if digest != shard.sha256:
+                    raise InputError(
+                        "altered: its SHA-256 is not the manifest's",
+                        where=folder / shard.file,
+                        hint="copy the shard again, or build the shards again with {option:force}",
+                    )
+    return TokenStream(arrays)
+
+
+def closed(path: Path, tokens: np.ndarray) -> Tokens:
+    """Return the tokens of a file without an open descriptor; those of an empty file as they are."""
+    return TokenFile(path, tokens) if isinstance(tokens, np.memmap) else tokens
+
+
+def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
+    tokens = open_shard(folder / shard.file)
+    if len(tokens) != shard.tokens:
+        raise InputError(
+            f"has {len(tokens)} tokens, but the manifest says {shard.tokens}",
+            where=folder / shard.file,
+        )
+    if tokens.dtype != dtype:
+        raise InputError(
+            f"has {tokens.dtype} tokens, but the manifest's vocabulary needs {dtype}",
+            where=folder / shard.file,
+        )
+    return tokens
 
 
 def feistel_permutation(index: np.ndarray, n: int, seed: int, epoch: int = 0) -> np.ndarray:
@@ -152,7 +313,7 @@ def largest_remainder(shares: Sequence[float], places: int) -> list[int]:
 
 
 def open_order(
-    folder: Path, split: str, n_ctx: int, seed: int, *, verify: bool = True
+    folder: Path, split: Split, n_ctx: int, seed: int, *, verify: bool = True
 ) -> ShuffledWindows | Mixture:
     """Open the training order of a split: that of its one source, or the manifest's mixture.
 
@@ -170,7 +331,7 @@ def open_order(
 
 
 def _open_windows(
-    folder: Path, split: str, source: str | None, n_ctx: int, seed: int, *, verify: bool
+    folder: Path, split: Split, source: str | None, n_ctx: int, seed: int, *, verify: bool
 ) -> ShuffledWindows:
     stream = open_split(folder, split, source=source, verify=verify)
     try:

@@ -1,21 +1,39 @@
-"""Learn a byte-level BPE from text."""
+"""Learn a byte-level BPE from text: with gigatoken if its merges are certain to be those of
+tokenizers, the reference, and otherwise with the reference.
+
+Two things could make them differ. A character first assigned in Unicode 17 is split from its
+neighbours differently; and when pairs run out, gigatoken goes on to merge pairs that occur once.
+The highest count of any pair only falls during training, so checking the last merge settles the
+second. In both cases the reference learns from the same text again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.tokenizer.fast_bpe import learn_merges
+from gptcli.files import scratch_folder, temporary_room
+from gptcli.interrupts import Cleanup
+from gptcli.tokenizer.encoders import knows_more
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, pieces
 
 MIN_VOCAB = 256 + 1  # the bytes and <|endoftext|>
 MIN_FREQUENCY = 2  # a pair that occurs once teaches nothing
 PIECE = 1 << 10  # characters; the time the library takes is quadratic in the length of a word
+Merges = list[tuple[str, str]]
+SEPARATOR = b"\xff"  # no byte of UTF-8
+CHUNK = 1 << 24  # bytes read at once to count the last merge
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Events = SILENT) -> Tokenizer:
@@ -79,3 +97,119 @@ def _reported(texts: Iterable[str], events: Events) -> Iterator[str]:
     if not characters:
         raise InputError("there is no text to learn from")
     events.info(f"learning merges from {characters:,} characters")
+
+
+def learn_merges(
+    texts: Iterable[str], count: int, reference: Callable[[Iterable[str]], Merges]
+) -> Merges:
+    """Return up to `count` merges of pairs that occur at least twice, most frequent first, spelt in
+    the byte alphabet, as `reference` learns them.
+
+    The text goes through a temporary file, so that memory holds its distinct words only.
+    """
+    try:
+        import gigatoken
+    except ImportError:
+        return reference(texts)
+    with (
+        temporary_room("all of the text"),
+        scratch_folder() as folder,
+        open(folder / "text", "w+b") as spool,
+    ):
+        if not _spooled(texts, spool) or not (pairs := _learnt(gigatoken, Path(spool.name), count)):
+            return reference(_read_back(spool))
+    spelling = {byte: character for character, byte in byte_alphabet().items()}
+    return [
+        ("".join(spelling[byte] for byte in left), "".join(spelling[byte] for byte in right))
+        for left, right in pairs
+    ]
+
+
+def _spooled(texts: Iterable[str], spool: IO[bytes]) -> bool:
+    """Write all texts; return whether every Unicode table splits them alike."""
+    alike = True
+    for text in texts:
+        alike = alike and not knows_more(text)
+        spool.write(text.encode() + SEPARATOR)
+    spool.flush()
+    return alike
+
+
+def _read_back(spool: IO[bytes]) -> Iterator[str]:
+    for document in _documents(spool):
+        yield document.decode()
+
+
+def _documents(spool: IO[bytes]) -> Iterator[bytes]:
+    spool.seek(0)
+    rest = b""
+    while chunk := spool.read(CHUNK):
+        *whole, rest = (rest + chunk).split(SEPARATOR)
+        yield from whole
+
+
+def _learnt(gigatoken: Any, path: Path, count: int) -> list[tuple[bytes, bytes]] | None:
+    """Return the merges, or None if tokenizers would learn others."""
+    with _quiet():
+        source = gigatoken.TextFileSource([path], SEPARATOR)
+        _, pairs = gigatoken.train_bpe(source, 256 + count, [], tie_breaking="huggingface")
+    if len(pairs) != count or len({left + right for left, right in pairs}) != count:
+        return None  # pairs ran out; or two merges make one token, which tokenizers count once
+    return pairs if _occurs_twice(gigatoken, path, pairs) else None
+
+
+def _occurs_twice(gigatoken: Any, path: Path, pairs: list[tuple[bytes, bytes]]) -> bool:
+    """Return whether the last pair occurs more than once."""
+    if not pairs:
+        return True
+    ranks = {pair: rank for rank, pair in enumerate(pairs)}
+    token, seen = b"".join(pairs[-1]), 0
+    with open(path, "rb") as spool:
+        for document in _documents(spool):
+            if token in document:
+                seen += sum(
+                    _merged(word, ranks).count(token)
+                    for word in gigatoken.pretokenizer(document)
+                    if token in bytes(word)
+                )
+            if seen > 1:
+                return True
+    return False
+
+
+def _merged(word: bytes, ranks: dict[tuple[bytes, bytes], int]) -> list[bytes]:
+    """Return the tokens of one word by the plain rule: the earliest merge first, everywhere it
+    applies.
+    """
+    parts = [bytes([byte]) for byte in bytes(word)]
+    while (
+        len(parts) > 1
+        and (best := min(pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))) in ranks
+    ):
+        joined: list[bytes] = []
+        for part in parts:
+            if joined and (joined[-1], part) == best:
+                joined[-1] += part
+            else:
+                joined.append(part)
+        parts = joined
+    return parts
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence gigatoken's progress, which it writes to standard output, where a command's result
+    goes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = os.dup(1), os.dup(2)
+    try:
+        with Cleanup(os.dup2, kept[1], 2), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        for handle, copy in enumerate(kept, 1):
+            os.dup2(copy, handle)
+            os.close(copy)

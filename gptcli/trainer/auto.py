@@ -27,12 +27,12 @@ from gptcli.cost.memory import (
 )
 from gptcli.cost.planner import layouts, make_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.distributed.environment import device_type
+from gptcli.distributed.context import device_type
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes
 from gptcli.papers.models import MODELS
-from gptcli.runtime import launch_environment, launched_processes
+from gptcli.runtime import launch_environment, launched_processes, processor
 from gptcli.trainer.config import TrainConfig
 
 AUTO: Final = "auto"
@@ -47,11 +47,13 @@ MAX_SUGGESTIONS = 3  # layouts that an error message names
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # processes that may share a CPU's cores, however few there are: for trying a layout out
 MIN_CPU_PROCESSES = 8
+MIN_FP16_CAPABILITY = (7, 0)  # of Volta, the first GPUs with tensor cores, which take fp16
 # d_model from which bf16 products are faster on a CPU without compilation, conversions included
 # (AMX: slower at 128, faster at 256)
 MIN_BF16_D_MODEL = 256
 # seconds of work, at NOMINAL_FLOPS, from which compiling (about 10 s on a CPU) pays off
 COMPILE_PAYBACK_S = 30
+FP32_BYTES = 4
 NOMINAL_FLOPS = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
 
 
@@ -88,12 +90,12 @@ def auto_layout(
 def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
     """Return the precision of matrix products, and the reason."""
     if device_type() == "cuda":
-        return (
-            ("bf16", "this GPU has bf16")
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else ("fp32", "this GPU has no bf16")
-        )
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU has bf16"
+        if torch.cuda.get_device_capability() >= MIN_FP16_CAPABILITY:
+            return "fp16", "this GPU has no bf16; the loss is scaled"
+        return "fp32", "this GPU has no tensor cores"
+    if not {"avx512_bf16", "amx_tile"} & processor()[1]:
         return "fp32", "this CPU has no bf16"
     if model.d_model < MIN_BF16_D_MODEL and not compiled:
         return "fp32", f"d_model is below {MIN_BF16_D_MODEL}, and nothing is compiled"
@@ -113,15 +115,16 @@ def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool,
 def has_compiler() -> bool:
     """Return whether torch.compile can work here.
 
-    It needs Triton for a GPU; for a CPU, a C++ compiler and Python's headers, which distributions
-    package separately.
+    It needs Python's headers, which distributions package separately, and a compiler: for a CPU of
+    C++, for a GPU of C, with which Triton builds what starts its kernels.
     """
+    names = [os.environ.get("CXX") or "g++", "clang++", "cl"]
     if device_type() == "cuda":
-        return importlib.util.find_spec("triton") is not None
+        if importlib.util.find_spec("triton") is None:
+            return False
+        names = [os.environ.get("CC") or "gcc", "cc", "clang"]
     headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-    return headers and any(
-        shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++", "cl")
-    )
+    return headers and any(shutil.which(name) for name in names)
 
 
 def auto_micro_batch(
@@ -154,9 +157,18 @@ def auto_micro_batch(
 
 
 def device_memory(processes: int) -> int:
-    """Return the bytes for tensors of each process here, if `processes` run on this machine."""
+    """Return the bytes for tensors of each process here, if `processes` run on this machine.
+
+    Of several GPUs, that is the memory of the smallest. A single process reads how much of its GPU
+    is free; of several, each would have to read the same.
+    """
     if torch.cuda.is_available():
-        return int(TENSOR_MEMORY_SHARE * torch.cuda.get_device_properties(0).total_memory)
+        totals = [
+            torch.cuda.get_device_properties(gpu).total_memory
+            for gpu in range(torch.cuda.device_count())
+        ]
+        has = int(TENSOR_MEMORY_SHARE * min(totals))
+        return min(has, torch.cuda.mem_get_info(0)[0]) if processes == 1 else has
     launch = launch_environment()
     here = processes if launch is None else launch.local_world_size
     return int(TENSOR_MEMORY_SHARE * host_memory()) // here
@@ -223,8 +235,12 @@ def check_division(
 
 
 def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
-    """Return the peak bytes of a process of this run, for full batches of `sequences`."""
-    return rank_memory(model, layout, work_of(layout, train, sequences)).total
+    """Return the peak bytes of a process of this run, for full batches of `sequences`.
+
+    Muon keeps one moment where AdamW keeps two, and is counted as AdamW.
+    """
+    averages = FP32_BYTES * model.parameters // (layout.processes // layout.dp) if train.ema else 0
+    return rank_memory(model, layout, work_of(layout, train, sequences)).total + averages
 
 
 def check_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> None:

@@ -49,13 +49,15 @@ class RunProgress:
     """Metrics of the last step, before its evaluation."""
     val_loss: float | None = None
     """Newest validation loss, in nats per token."""
+    ended: bool = False
+    """True if a rule ended the run before its last token."""
     smoothed_loss: float | None = None
     """Mean training loss of recent steps; None on ranks other than the main one."""
 
     @property
     def is_finished(self) -> bool:
         """True after the last step."""
-        return self.position.sequences >= self.schedule.total_sequences
+        return self.ended or self.position.sequences >= self.schedule.total_sequences
 
     @property
     def checkpoint(self) -> SavedCheckpoint:

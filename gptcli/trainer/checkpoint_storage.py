@@ -33,9 +33,15 @@ from torch.futures import Future
 
 from gptcli.distributed.context import RankContext
 from gptcli.files import sha256, write_json
-from gptcli.model.checkpoint_tensors import OPTIMIZER, read_index
 from gptcli.model.source import INDEX, MODEL
-from gptcli.model.tensor_file import DTYPES, open_tensors, write_tensors
+from gptcli.model.tensor_file import (
+    AVERAGE,
+    DTYPES,
+    OPTIMIZER,
+    open_tensors,
+    read_index,
+    write_tensors,
+)
 
 METADATA_BYTES = 1 << 20  # disk space for the headers and the index
 
@@ -48,9 +54,9 @@ Table = dict[str, Any]
 def tensor_file_name(name: str, context: RankContext) -> str:
     """Return the name of the file that gets this rank's piece of a tensor.
 
-    It matches `gptcli.model.checkpoint_tensors.FILE`.
+    It matches `gptcli.model.tensor_file.FILE`.
     """
-    kind = OPTIMIZER if "/" in name else MODEL
+    kind = OPTIMIZER if "/" in name and not name.endswith(AVERAGE) else MODEL
     return (
         f"{kind}.safetensors"
         if context.world_size == 1

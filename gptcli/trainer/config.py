@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES, PipelineSchedule, Recompute
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
+
+OPTIMIZERS = ("adamw", "muon")
+TIMEOUT_S = 120
+LR_SCHEDULES = ("cosine", "wsd", "linear", "constant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +55,18 @@ class TrainConfig:
     """Adam's epsilon."""
     clip: float = 1.0
     """Maximum global norm of the gradient."""
+    optimizer: str = "adamw"
+    """Optimizer, one of `OPTIMIZERS` (`gptcli.trainer.optimizer`), or "module:function"."""
+    lr_schedule: str = "cosine"
+    """Course of the learning rate after the warm-up, one of `LR_SCHEDULES`
+    (`gptcli.trainer.schedule`), or "module:function".
+    """
+    cooldown_tokens: int = 0
+    """Length of the fall of the learning rate at the end of a run under wsd, in tokens; 0 means a
+    fifth of `tokens`.
+    """
+    ema: float = 0.0
+    """Decay per step of the weights' moving average, which is evaluated and exported; 0 for none."""
     spike: float = 6.0
     """Standard deviations above the recent mean from which a loss is a spike, and its update is
     skipped; 0 skips only losses that are not finite.
@@ -60,7 +78,8 @@ class TrainConfig:
     document_mask: bool = False
     """Keep attention within each document."""
     mup: int | None = None
-    """Width at which `lr` was tuned, for the maximal update parametrization (`gptcli.model.mup`);
+    """Width at which `lr` was tuned, for the maximal update parametrization (see
+    `gptcli.model.transformer.mup_rescale`);
     None for the standard one. Weights that a run starts from are kept; only their updates follow
     it.
     """
@@ -78,9 +97,13 @@ class TrainConfig:
     (`gptcli.distributed.activation_checkpoint`).
     """
     precision: Precision = "fp32"
-    """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.precision`)."""
+    """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.optimizer`)."""
     compile: bool = False
     """Use torch.compile."""
+    deterministic: bool = False
+    """Use only kernels whose results are equal to the last bit every time, as a CPU's are; on a GPU
+    they are slower.
+    """
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     eval_every: int = 500
@@ -89,6 +112,14 @@ class TrainConfig:
     """Validation tokens of a measurement, the same every time."""
     keep: int = 2
     """Number of newest checkpoints to keep."""
+    keep_every: int = 0
+    """Steps whose multiples have checkpoints that are kept to the end as well; 0 for none."""
+    keep_best: str | None = None
+    """Metric, "val_loss" or that of a task, by which the best checkpoint is kept as well."""
+    checkpoint_minutes: float = 0.0
+    """Minutes after which a checkpoint is written between those of `checkpoint_every`; 0 for none."""
+    stop_early: int = 0
+    """Measurements without a new lowest validation loss that end the run; 0 never does."""
     samples: int = 0
     """Number of texts to generate at every checkpoint."""
     max_skipped: int = 10
@@ -125,6 +156,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.decay_tokens == 0:
             object.__setattr__(self, "decay_tokens", self.tokens)
+        self._check_schedule()
         positive = ("tokens", "batch_tokens", "lr", "decay_tokens", "eps", "clip")
         for name in (
             *positive,
@@ -150,6 +182,10 @@ class TrainConfig:
             "spike",
             "samples",
             "seed",
+            "cooldown_tokens",
+            "keep_every",
+            "checkpoint_minutes",
+            "stop_early",
         ):
             if not getattr(self, name) >= 0:
                 raise UsageError(
@@ -165,7 +201,7 @@ class TrainConfig:
                 code="out_of_range",
                 hint="the width, 1 or more, at which {option:lr} was tuned",
             )
-        for name in ("beta1", "beta2", "min_lr_ratio"):
+        for name in ("beta1", "beta2", "ema", "min_lr_ratio"):
             value = getattr(self, name)
             if not (0 <= value < 1 or (name == "min_lr_ratio" and value == 1)):
                 raise UsageError(
@@ -184,6 +220,42 @@ class TrainConfig:
                     hint=nearest(value, names),
                 )
 
+    def _check_schedule(self) -> None:
+        """Check optimizer and schedule; set the length of a cooldown."""
+        for name, names in {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES}.items():
+            if (value := getattr(self, name)) not in names and ":" not in value:
+                raise UsageError(
+                    f"unknown {name.replace('_', ' ')} {value!r}",
+                    field=name,
+                    code="unknown_value",
+                    hint=f"{nearest(value, names)}; or your own, as module:function",
+                )
+        if self.optimizer == "muon" and self.mup is not None:
+            raise UsageError(
+                "muP is a rule for AdamW; Muon's updates have the same size at every width",
+                field="mup",
+                code="mup_with_muon",
+                hint="leave one of {option:mup} and {option:optimizer} muon out",
+            )
+        if self.lr_schedule != "wsd":
+            if self.cooldown_tokens:
+                raise UsageError(
+                    f"the schedule {self.lr_schedule} has no cooldown",
+                    field="cooldown_tokens",
+                    code="cooldown_without_wsd",
+                    hint="{option:lr_schedule} wsd",
+                )
+        elif self.cooldown_tokens == 0:
+            object.__setattr__(self, "cooldown_tokens", max(1, self.tokens // 5))
+        elif self.cooldown_tokens > self.tokens:
+            raise UsageError(
+                f"the cooldown of {self.cooldown_tokens:,} tokens is longer than the run of "
+                f"{self.tokens:,}",
+                field="cooldown_tokens",
+                code="out_of_range",
+                hint="at most {option:tokens}",
+            )
+
 
 RECIPE = (
     "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "ramp_tokens",
@@ -191,6 +263,9 @@ RECIPE = (
     "document_mask", "mup", "seed",
 )  # fmt: skip
 """Fields that decide the weights, given model and data: a resumed run keeps them."""
+BESIDE_THE_PAPERS = ("optimizer", "lr_schedule", "cooldown_tokens", "ema")
+"""Fields that decide the weights too. An identity has those that differ from the papers' recipe, so
+that runs of versions that had none of them can be resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,10 +294,18 @@ class Run:
     """Run or GPT-2 folder with the first weights; None for random ones."""
     init_step: int | None = None
     """Step of the checkpoint of `init_from` to use; None for a finished model."""
+    continues: bool = False
+    """Begin with the whole checkpoint `init_step` of `init_from`, optimizer and position included."""
     resume: bool = False
     """Continue from the newest complete checkpoint of the run folder, if there is one."""
-    track: str | None = None
-    """Tracker to log metrics to as well (`gptcli.trainer.trackers`)."""
+    val: dict[str, Path] = field(default_factory=dict)
+    """Further shard folders by name, whose validation losses are measured too."""
+    val_by_source: bool = False
+    """Measure the validation loss of each source of a mixture too."""
+    track: tuple[str, ...] = ()
+    """Trackers to log metrics to as well (`gptcli.trainer.trackers`)."""
+    timeout: int = TIMEOUT_S
+    """Seconds that a process waits for another one in a step before it gives it up."""
     profile: bool = False
     """Trace a few steps."""
     measure: Callable[[Any], dict[str, float]] | None = None
@@ -240,9 +323,18 @@ class Run:
         """Width multiplier m of muP: model width over tuned width; 1 without muP."""
         return 1.0 if self.train.mup is None else self.model.d_model / self.train.mup
 
+    def shared_values(self) -> dict[str, Any]:
+        """Return the values that must be equal on all processes of the run."""
+        return {**asdict(self.train), **self.identity()}
+
     def identity(self) -> dict[str, Any]:
         """Return the values that must be equal for a resume to continue the same run."""
-        recipe = {name: value for name, value in asdict(self.train).items() if name in RECIPE}
+        values = asdict(self.train)
+        recipe = {name: values[name] for name in values if name in RECIPE}
+        defaults = {part.name: part.default for part in fields(TrainConfig)}
+        recipe |= {
+            name: values[name] for name in BESIDE_THE_PAPERS if values[name] != defaults[name]
+        }
         start = None if self.init_from is None else str(self.init_from)
         begun = {"init_from": start, "checkpoint": self.init_step}
         return {
@@ -254,8 +346,27 @@ class Run:
         }
 
 
+def import_object(path: str, field: str) -> Any:
+    """Return what "module:name" names, from the installed packages or the current folder.
+
+    `field` is the parameter that names it. Raises UsageError if there is no such thing.
+    """
+    module, _, name = path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's module raises
+        what = f"{path} cannot be imported: {type(error).__name__}: {error}"
+        raise UsageError(
+            what,
+            field=field,
+            code="not_importable",
+            hint="module:name, of an installed package or a file MODULE.py in this folder",
+        ) from None
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
 def from_values(kind: type[Any], values: dict[str, Any]) -> Any:
     """Return the dataclass `kind` made from those of `values` that are its fields."""
-    return kind(
-        **{field.name: values[field.name] for field in fields(kind) if field.name in values}
-    )
+    return kind(**{part.name: values[part.name] for part in fields(kind) if part.name in values})

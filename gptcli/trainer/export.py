@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.files import atomic_write
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import NEO, model_type
+from gptcli.model.hf import NEO, model_type
 from gptcli.model.safetensors_io import (
     neo_report,
     remove_unfinished,
@@ -28,9 +27,10 @@ from gptcli.model.safetensors_io import (
     save_model,
     save_unfinished,
 )
-from gptcli.model.source import WEIGHTS
+from gptcli.model.source import WEIGHTS, remove_initial_weights
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
-from gptcli.runs.provenance import read_provenance
+from gptcli.runs.record import read_provenance
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from gptcli.trainer.callbacks import (
     BackgroundCallback,
@@ -41,7 +41,6 @@ from gptcli.trainer.callbacks import (
 )
 from gptcli.trainer.checkpoint import newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.initial_weights import remove_initial_weights
 from gptcli.trainer.recipe import SMALL_MODEL
 
 CARD = "README.md"
@@ -267,7 +266,7 @@ def front_matter(run: Run, val_loss: float | None) -> str:
         about["model-index"] = [{"name": run.out.resolve().name, "results": [result]}]
     return (
         "---\n"
-        + "".join(f"{name}: {strict_json.dumps(value)}\n" for name, value in about.items())
+        + "".join(f"{name}: {toml_json.dumps(value)}\n" for name, value in about.items())
         + "---\n\n"
     )
 

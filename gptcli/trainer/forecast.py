@@ -1,41 +1,24 @@
 """Forecast of a run before it starts: steps, passes over the data, time, memory, disk, warnings.
 
-`forecast` is a pure function of configuration, data and machine. `this_machine` measures the
-machine: the speed of a GPU is predicted by the cost model, that of a CPU from a small matrix
-product, of which training reaches a share (`UTILISATION`). It is a rough range for an idle
-machine, until the first steps are measured (`gptcli.trainer.monitors.Pace`).
+`forecast` is a pure function of configuration, data and machine (`gptcli.trainer.machine`).
 """
 
 from __future__ import annotations
 
-import shutil
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
-from gptcli.cost.planner import make_plan
-from gptcli.cost.step_time import uncertainty
-from gptcli.distributed.environment import device_type
-from gptcli.errors import UsageError, name_parameters
+from gptcli.errors import name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
-from gptcli.runtime import available_cores
-from gptcli.shards.manifest import Manifest
+from gptcli.shards.manifest import Manifest, Split
 from gptcli.trainer.auto import (
-    check_processes,
-    device,
     memory_advice,
     process_memory,
     shortage,
-    work_of,
 )
 from gptcli.trainer.config import TrainConfig
-from gptcli.trainer.precision import AUTOCAST_DTYPES
+from gptcli.trainer.machine import Machine
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 
@@ -45,29 +28,7 @@ MAX_PASSES = 4
 MIN_STEPS = 100  # fewer updates teach a model little, however long they are
 CHECKPOINT_BYTES = 12  # per parameter: the weight and Adam's two moments in fp32
 MODEL_BYTES = 4  # per parameter
-# share of the rate of a single matrix product that a training step on a CPU reaches: low, high
-UTILISATION = (0.15, 0.75)
-STEP_SECONDS = (0.003, 0.03)  # constant part of a step on a CPU: low, high
-PROBE = (512, 1024)  # rows and maximum width of the matrix product that is timed
-PROBE_SECONDS = 0.01  # minimum CPU time of each of five measurements
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """Machine that a run is forecast for."""
-
-    name: str
-    """Name, such as "2 CPU cores" or "8 x NVIDIA H100"."""
-    memory_bytes: int | None
-    """Memory for the tensors of each process; None if the layout needs more processes than this
-    machine runs.
-    """
-    disk_free_bytes: int
-    """Free space on the disk of the run folder, its own checkpoints included."""
-    tokens_per_second: tuple[float, float] | None
-    """Speed of the whole run, low and high; None if unknown."""
-    step_seconds: tuple[float, float] = (0.0, 0.0)
-    """Constant part of each step, low and high."""
+MIN_FP8_PARAMETERS = 10**9  # fp8 pays off from here, other trainers report; not measured by us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +113,7 @@ def forecast(
         *data_cautions(model, manifest, passes, by_source),
         *length_cautions(train, schedule, tokens, steps),
         *time_cautions(seconds),
+        *precision_cautions(model, train),
     ]
     return Forecast(
         machine=machine.name,
@@ -240,9 +202,12 @@ def disk_bytes(model: ModelConfig, train: TrainConfig, steps: int) -> int:
     """Return the bytes on disk at the fullest moment: the checkpoints kept, the one being written,
     the copy of the newest for transformers if the model is small, and the finished model.
     """
-    checkpoints = min(train.keep + 1, -(-steps // train.checkpoint_every))
+    kept = steps // train.keep_every if train.keep_every else 0
+    kept += train.keep + 1 + (train.keep_best is not None)
+    checkpoints = min(kept, -(-steps // train.checkpoint_every))
     models = 1 + (model.parameters < SMALL_MODEL)
-    return (checkpoints * CHECKPOINT_BYTES + models * MODEL_BYTES) * model.parameters
+    each = CHECKPOINT_BYTES + (MODEL_BYTES if train.ema else 0)
+    return (checkpoints * each + models * MODEL_BYTES) * model.parameters
 
 
 def memory_cautions(
@@ -260,6 +225,19 @@ def memory_cautions(
     return [
         Caution(
             code="does-not-fit", message=shortage(layout, needs, machine.memory_bytes), hint=hint
+        )
+    ]
+
+
+def precision_cautions(model: ModelConfig, train: TrainConfig) -> list[Caution]:
+    """Return a warning if fp8 makes the run slower: small products wait for the casts."""
+    if train.precision != "fp8" or model.parameters >= MIN_FP8_PARAMETERS:
+        return []
+    return [
+        Caution(
+            code="fp8-is-slower",
+            message=f"fp8 is slower than bf16 for {model.parameters / 1e6:,.0f}M parameters",
+            hint="{option:precision} bf16; fp8 pays off from about 1B parameters",
         )
     ]
 
@@ -285,10 +263,11 @@ def data_cautions(
     if manifest is None:
         return []
     found = []
-    for split, code, effect in (
-        ("train", "data-too-short", "there is nothing to train on"),
-        ("val", "no-validation", "no validation loss will be measured"),
-    ):
+    effects: dict[Split, tuple[str, str]] = {
+        "train": ("data-too-short", "there is nothing to train on"),
+        "val": ("no-validation", "no validation loss will be measured"),
+    }
+    for split, (code, effect) in effects.items():
         held, source = shortest(manifest, split)
         if held <= model.n_ctx and (held or split == "train"):
             of = "" if source is None else f" of source {source!r}"
@@ -315,7 +294,7 @@ def data_cautions(
     return found
 
 
-def shortest(manifest: Manifest, split: str) -> tuple[int, str | None]:
+def shortest(manifest: Manifest, split: Split) -> tuple[int, str | None]:
     """Return tokens and name of a split's shortest source; the name is None for one source."""
     names = list(manifest.shares(split))
     if len(names) < 2:
@@ -366,79 +345,3 @@ def time_cautions(seconds: tuple[float, float] | None) -> list[Caution]:
             hint=hint,
         )
     ]
-
-
-def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
-    """Measure this machine for a run of `model` in `out`; on a CPU in some tens of milliseconds."""
-    layout = parse_layout(train.layout)
-    free = disk_free(out)
-    try:
-        check_processes(layout)
-    except UsageError:
-        name = f"{layout.processes:,} processes, more than this machine runs"
-        return Machine(name=name, memory_bytes=None, disk_free_bytes=free, tokens_per_second=None)
-    memory = device(layout.processes).memory_bytes
-    if device_type() == "cuda":
-        count = f"{layout.processes:,} x " if layout.processes > 1 else ""
-        name, speed = f"{count}{torch.cuda.get_device_name()}", gpu_speed(model, train, layout)
-        return Machine(
-            name=name, memory_bytes=memory, disk_free_bytes=free, tokens_per_second=speed
-        )
-    rate = product_rate(model.d_model, train.precision) / flops_per_token(model, "causal")
-    slow, fast = (share * rate for share in UTILISATION)
-    name = f"{available_cores()} CPU core{'s' * (available_cores() != 1)}"
-    return Machine(
-        name=name,
-        memory_bytes=memory,
-        disk_free_bytes=free,
-        tokens_per_second=(slow, fast),
-        step_seconds=STEP_SECONDS,
-    )
-
-
-def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[float, float] | None:
-    """Return the low and high tokens per second that the cost model predicts.
-
-    None if it does not know the GPU at this precision.
-    """
-    if identify_gpu(torch.cuda.get_device_name()) is None:
-        return None
-    gpu, schedule = device(layout.processes), Schedule(train, model.n_ctx)
-    work = work_of(layout, train, min(schedule.full_batch, schedule.total_sequences))
-    try:
-        speed = make_plan(model, layout, work, gpu).tokens_per_second
-    except UsageError:  # the vendor prints no peak at this precision
-        return None
-    factor = uncertainty(gpu)
-    return speed / factor, speed * factor
-
-
-def product_rate(d_model: int, precision: str) -> float:
-    """Return the FLOP/s of this CPU in a feed-forward layer's matrix product of this width.
-
-    The width is at most PROBE's. CPU time is measured, so that other work does not count.
-    """
-    rows, width = PROBE[0], min(d_model, PROBE[1])
-    dtype = AUTOCAST_DTYPES[precision] or torch.float32
-    a, b = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
-    torch.matmul(a, b)  # warms up
-    best = 0.0
-    for _ in range(5):
-        count, begin, spent = 0, time.process_time(), 0.0
-        while spent < PROBE_SECONDS:
-            torch.matmul(a, b)
-            count, spent = count + 1, time.process_time() - begin
-        best = max(best, count / spent)
-    return 2 * rows * width * 4 * width * best * torch.get_num_threads()
-
-
-def disk_free(out: Path) -> int:
-    """Return the bytes that a run in `out` may use: free space and its own checkpoints.
-
-    `disk_bytes` counts those checkpoints too.
-    """
-    where = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
-    there = sum(
-        path.stat().st_size for path in (out / "checkpoints").glob("step-*/*") if path.is_file()
-    )
-    return shutil.disk_usage(where).free + there

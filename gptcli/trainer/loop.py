@@ -8,17 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gptcli.distributed.context import RankContext
-from gptcli.distributed.environment import check_numeric_environment, pin_thread_count
+from gptcli.distributed.context import RankContext, check_numeric_environment, pin_thread_count
+from gptcli.distributed.gpu import check_gpus, use_deterministic_kernels
 from gptcli.errors import Interrupted, RunError
 from gptcli.events import Events
 from gptcli.interrupts import Answer, leave
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
+from gptcli.model.source import initial_weights_folder
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
-from gptcli.shards.order import Mixture, open_order
-from gptcli.strict_json import finite
-from gptcli.trainer.batches import MicroBatch, SequentialWindows, micro_batches, open_validation
+from gptcli.shards.order import open_order
+from gptcli.toml_json import finite
+from gptcli.trainer.auto import process_memory
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
     Checkpoints,
@@ -27,7 +28,15 @@ from gptcli.trainer.checkpoint import (
     plain_named_parameters,
 )
 from gptcli.trainer.config import Run
-from gptcli.trainer.evaluation import SampleWriter, TaskEvaluation, Validation
+from gptcli.trainer.evaluation import (
+    BestCheckpoint,
+    EarlyStop,
+    SampleWriter,
+    TaskEvaluation,
+    Validation,
+    ValidationOrder,
+    open_validations,
+)
 from gptcli.trainer.export import (
     ModelCardWriter,
     TransformersCopy,
@@ -35,7 +44,6 @@ from gptcli.trainer.export import (
     is_small,
     prepare_run_folder,
 )
-from gptcli.trainer.initial_weights import initial_weights_folder
 from gptcli.trainer.monitors import (
     GarbageCollection,
     NoiseScaleMonitor,
@@ -46,8 +54,8 @@ from gptcli.trainer.monitors import (
 )
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Position, Schedule
-from gptcli.trainer.step import StepResult
-from gptcli.trainer.trackers import TRACKERS, MetricsLogger, ReportWriter
+from gptcli.trainer.step import MicroBatch, StepResult, micro_batches
+from gptcli.trainer.trackers import MetricsLogger, ReportWriter, find_tracker
 
 TRAINER_STATE = "running"  # key of the trainer's state in the metrics of a checkpoint
 
@@ -69,20 +77,26 @@ class Trainer:
     def __init__(self, run: Run, context: RankContext, events: Events) -> None:
         """Build model and optimizer, load the newest checkpoint of a resumed run, add callbacks."""
         self.run, self.context, self.events = run, context, events
-        self.stop = StopSignal(events)
+        self.stop, self.saved_at = StopSignal(events), time.monotonic()
         n_ctx, config = run.model.n_ctx, run.train
         self.schedule = Schedule(config, n_ctx)
         # Opened before the main rank writes anything: all ranks report missing data alike.
         self.order = open_order(run.data, "train", n_ctx, config.seed, verify=False)
-        validation = open_validation(run)
+        validations = open_validations(run)
         if context.is_main:
             prepare_run_folder(run)
+        sequences = min(self.schedule.full_batch, self.schedule.total_sequences)
+        if config.deterministic:
+            use_deterministic_kernels(context.device, events)
+        check_gpus(context, process_memory(run.model, run.layout, config, sequences), events)
         self.train_step = build_train_step(run, context, events)
         self.parameters = plain_named_parameters(self.train_step.model)
-        self.checkpoints = Checkpoints(run.out, context, keep=config.keep)
+        self.checkpoints = Checkpoints(
+            run.out, context, keep=config.keep, keep_every=config.keep_every
+        )
         self.progress = RunProgress(run, context, events, self.schedule)
         trainer_state = self._load_weights()
-        self.callbacks = self._build_callbacks(validation)
+        self.callbacks = self._build_callbacks(validations)
         self.load_trainer_state(trainer_state)
 
     def _load_weights(self) -> dict[str, Any]:
@@ -102,15 +116,17 @@ class Trainer:
             load_weights_(folder, self.parameters, run.init_step)
         return {}
 
-    def _build_callbacks(self, validation: SequentialWindows | Mixture | None) -> list[Callback]:
+    def _build_callbacks(self, validations: dict[str, ValidationOrder]) -> list[Callback]:
         """Return this rank's callbacks, in the order in which they are called."""
         run, progress = self.run, self.progress
         callbacks: list[Callback] = [GarbageCollection(progress)]
         if self.context.is_main:
             callbacks.append(Throughput(progress))
         callbacks.append(NoiseScaleMonitor(progress))
-        if validation is not None:
-            callbacks.append(Validation(progress, self.train_step, validation))
+        if validations:
+            callbacks.append(Validation(progress, self.train_step, validations))
+            if run.train.stop_early:
+                callbacks.append(EarlyStop(progress))
         if run.measure is not None:
             callbacks.append(TaskEvaluation(progress, self.checkpoints))
         if not self.context.is_main:
@@ -119,10 +135,11 @@ class Trainer:
         if run.train.samples:
             kinds.append(SampleWriter)
         kinds += [ReportWriter, ModelCardWriter]
+        if run.train.keep_best:
+            kinds.append(BestCheckpoint)
         if is_small(run.model):
             kinds.append(TransformersCopy)
-        if run.track is not None:
-            kinds.append(TRACKERS[run.track])
+        kinds += [find_tracker(name) for name in run.track]
         if run.profile:
             kinds.append(Profiler)
         kinds.append(ProgressReporter)
@@ -187,16 +204,20 @@ class Trainer:
         """Train, and return True if a signal ended it; the last step has a checkpoint then too."""
         batches, interrupted = self._next_batches(), False
         while not (self.progress.is_finished or interrupted):
-            batches, interrupted = self._step(batches)
-            if self.progress.is_due(self.run.train.checkpoint_every) or interrupted:
+            batches, result = self._step(batches)
+            interrupted = result.stop_requested
+            due = self.progress.is_due(self.run.train.checkpoint_every)
+            if is_saved := due or interrupted or result.checkpoint_requested:
                 self._save_checkpoint()
             self._evaluate_and_record()
+            if self.progress.ended and not is_saved:
+                self._save_checkpoint()
         self.events.finish("train")
         self.checkpoints.wait()
         return interrupted
 
-    def _step(self, batches: list[MicroBatch]) -> tuple[list[MicroBatch], bool]:
-        """Run one step; return the next one's micro-batches, and True if any rank is to stop."""
+    def _step(self, batches: list[MicroBatch]) -> tuple[list[MicroBatch], StepResult]:
+        """Run one step; return the next one's micro-batches, and the result."""
         progress, n_ctx = self.progress, self.run.model.n_ctx
         size = self._batch_size()
         progress.position = Position(progress.position.step + 1, progress.position.sequences + size)
@@ -209,6 +230,7 @@ class Trainer:
             batch_tokens=batch_tokens,
             lr=lr,
             stop_requested=self.stop.requested,
+            checkpoint_requested=self._is_checkpoint_overdue(),
             while_device_works=lambda: next_batches.extend(self._next_batches()),
         )
         progress.line = line = {
@@ -225,7 +247,12 @@ class Trainer:
             self._record_skip(result, line)
         if self._grow_batch(line["noise_scale"]):
             next_batches = self._next_batches()
-        return next_batches, result.stop_requested
+        return next_batches, result
+
+    def _is_checkpoint_overdue(self) -> bool:
+        """Return True if the last checkpoint is older than `checkpoint_minutes`, by this clock."""
+        minutes = self.run.train.checkpoint_minutes
+        return 0 < minutes <= (time.monotonic() - self.saved_at) / 60
 
     def _batch_size(self) -> int:
         """Return the sequences of the next step, over all ranks."""
@@ -265,7 +292,7 @@ class Trainer:
         self.checkpoints.wait()  # for the one before, whose callbacks use their own state
         for callback in self.callbacks:
             callback.before_checkpoint()
-        checkpoint = self.progress.checkpoint
+        checkpoint, self.saved_at = self.progress.checkpoint, time.monotonic()
         metrics = {**self.progress.line, TRAINER_STATE: self.trainer_state()}
         state = CheckpointState(self.progress.position, self.run.identity(), metrics)
 

@@ -6,21 +6,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gptcli import strict_json
+from gptcli import toml_json
 from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.files import atomic_write
-from gptcli.model.source import LR_RANGE, LR_RANGE_REPORT
+from gptcli.model.source import (
+    LR_RANGE,
+    LR_RANGE_REPORT,
+    initial_weights_folder,
+    remove_initial_weights,
+)
 from gptcli.runs.curves import inline_chart
 from gptcli.runs.page import configuration, definitions, document, gallery
 from gptcli.shards.order import open_order
-from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run
-from gptcli.trainer.initial_weights import initial_weights_folder, remove_initial_weights
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.schedule import Schedule
-from gptcli.trainer.spike_guard import SpikeGuard
+from gptcli.trainer.step import micro_batches
+from gptcli.trainer.step_statistics import SpikeGuard
 
 MIN_LR, MAX_LR = 1e-6, 1.0
 LOSS_DECAY = 0.8  # of older losses in the smoothed loss
@@ -108,7 +112,7 @@ def _write(run: Run, points: list[Point], lowest: float | None, suggested: float
     """Write the curve as JSONL, and a page with its chart."""
     out = Path(run.out)
     with atomic_write(out / LR_RANGE, "w") as file:
-        file.writelines(strict_json.dumps(point, ascii_only=True) + "\n" for point in points)
+        file.writelines(toml_json.dumps(point, ascii_only=True) + "\n" for point in points)
     curves = {
         name: [(point["lr"], point[key]) for point in points]
         for name, key in (("loss", "loss"), ("smooth", "smooth"))

@@ -18,8 +18,8 @@ from gptcli.model.source import TRACE
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line
 from gptcli.trainer.callbacks import Callback, RunProgress
-from gptcli.trainer.noise_scale import NoiseScale, small_batch_sequences
 from gptcli.trainer.step import StepResult
+from gptcli.trainer.step_statistics import NoiseScale, rerun_every, small_batch_sequences
 
 COLLECT_EVERY_STEPS = 1000  # a garbage collection takes up to a second
 PROFILE_SKIPPED_STEPS, PROFILE_STEPS = 2, 3  # the first steps still allocate and tune
@@ -109,7 +109,9 @@ class NoiseScaleMonitor(Callback):
         run, context = self.progress.run, self.progress.context
         n_ctx = run.model.n_ctx
         batch, step = batch_tokens // n_ctx, self.progress.position.step
-        small = small_batch_sequences(batch, run.train.micro_batch, context, step)
+        small = small_batch_sequences(
+            batch, run.train.micro_batch, context, step, rerun_every(run.train)
+        )
         if small is None:
             return
         # The gradients were of the mean over the whole batch. Rescale to the mean over the small

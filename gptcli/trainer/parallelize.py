@@ -30,18 +30,20 @@ from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
 from gptcli.distributed.pipeline_parallel import Pipeline, merge_stages, split_stages
-from gptcli.distributed.tensor_parallel import apply_tp
-from gptcli.distributed.vocab_parallel_loss import vocab_parallel_loss
+from gptcli.distributed.tensor_parallel import apply_tp, vocab_parallel_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
-from gptcli.model import mup
+from gptcli.model.attention import layer_masks, takes_flex
 from gptcli.model.loss import EAGER, IGNORE, next_token_loss
-from gptcli.model.transformer import GPT
+from gptcli.model.transformer import GPT, mup_rescale
+from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
+from gptcli.trainer.auto import device_memory, process_memory
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.optimizer import make_optimizer
-from gptcli.trainer.precision import AUTOCAST_DTYPES, convert_to_fp8
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
+from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.step import TrainStep
+from gptcli.trainer.step_statistics import rerun_every
 
 
 def build_train_step(run: Run, context: RankContext, events: Events) -> TrainStep:
@@ -53,6 +55,7 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
     if context.device.type == "cpu":
         disable_malloc_trim()
         warm_up_vector_math()
+        watch_spinning()
     mesh = context.build_mesh()
     model, parts = parallelize_model(run, context, mesh)
     for part in parts:
@@ -72,6 +75,8 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
         clip=config.clip,
         compute_dtype=AUTOCAST_DTYPES[config.precision],
         spike_sigmas=config.spike,
+        ema=config.ema,
+        rerun_every=rerun_every(config),
         dropout_seed=config.seed if run.model.dropout else None,
     )
     if config.compile:
@@ -97,15 +102,34 @@ def parallelize_model(
     for part in parts:
         if config.precision == "fp8":
             for block in part.h.children():
-                convert_to_fp8(block)
+                convert_to_fp8(block, sharded=layout.shard > 1)
         apply_ac_and_compile(part, config, mesh)
     if mesh is not None:
         for part in parts:
             if layout.tp > 1:
                 apply_tp(part, mesh["tp"])
             if layout.shard > 1 or layout.dp not in (1, layout.processes):
-                apply_fsdp(part, mesh, AUTOCAST_DTYPES[config.precision])
+                apply_fsdp(
+                    part,
+                    mesh,
+                    AUTOCAST_DTYPES[config.precision],
+                    keep_gathered=_gathered_weights_fit(run, context),
+                )
     return model, parts
+
+
+def _gathered_weights_fit(run: Run, context: RankContext) -> bool:
+    """Return whether a GPU holds its layers whole beside the rest of a step: two bytes a weight.
+
+    They are then gathered once in a forward and backward pass, not twice.
+    """
+    if context.device.type != "cuda":
+        return False
+    schedule = Schedule(run.train, run.model.n_ctx)
+    sequences = min(schedule.full_batch, schedule.total_sequences)
+    whole = 2 * run.model.parameters // (context.layout.tp * context.layout.pp)
+    needed = process_memory(run.model, context.layout, run.train, sequences) + whole
+    return needed <= device_memory(context.world_size)
 
 
 def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> None:
@@ -134,6 +158,17 @@ def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None
     else:
         head_loss = partial(next_token_loss, elementwise=elementwise)
     part.head_loss = head_loss
+    part.masks_fn = layer_masks if _masks_in_blocks(part, config) else None
+
+
+def _masks_in_blocks(part: GPT, config: TrainConfig) -> bool:
+    """Return whether compiled attention takes its masks as blocks: one mask for all layers."""
+    return config.compile and takes_flex(
+        "cuda" if torch.cuda.is_available() else "cpu",
+        AUTOCAST_DTYPES[config.precision] or torch.float32,
+        part.config.d_head,
+        has_dropout=part.config.dropout > 0,
+    )
 
 
 def install_kernels(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> None:
@@ -159,7 +194,7 @@ def materialize_(part: GPT, device: torch.device, seed: int, width_mult: float) 
         part.lm_head.weight = part.wte.weight
     with implicit_replication():
         part.init_weights(seed)
-        mup.rescale(part, width_mult)
+        mup_rescale(part, width_mult)
 
 
 def _warm_up_compilation(
@@ -170,25 +205,56 @@ def _warm_up_compilation(
     Raises RunError instead if the run requires compilation.
     """
     events.info("compiling the model: a minute or more the first time")
-    config = run.train
+    config, context = run.train, train_step.context
     inputs = torch.zeros(
-        config.micro_batch, run.model.n_ctx, dtype=torch.long, device=train_step.context.device
+        config.micro_batch, run.model.n_ctx, dtype=torch.long, device=context.device
     )
-    try:
-        train_step.forward_backward(
-            [(inputs, torch.full_like(inputs, IGNORE))], batch_tokens=1, step=0
-        )
-    except RuntimeError as error:  # raised by dynamo, inductor and the compilers below them
-        reason = _compiler_message(error)
+    batches = [(inputs, torch.full_like(inputs, IGNORE))]
+    reason = compiler_problem(context) if context.world_size > 1 else None
+    if reason is None:
+        try:
+            train_step.forward_backward(batches, batch_tokens=1, step=0)
+            train_step.eval_loss(batches)  # a forward pass without gradients is compiled apart
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # raised by dynamo, inductor and the compilers below them
+            reason = _compiler_message(error)
+            if context.world_size > 1:  # the other processes may wait for this one: it has to end
+                raise _compile_error(reason) from error
+    if reason is not None:
         if run.must_compile:
-            raise RunError(
-                f"torch.compile failed: {reason}", hint="{option:compile} off trains without it"
-            ) from error
+            raise _compile_error(reason)
         events.warn(f"torch.compile failed, training without it: {reason}")
+        train_step.model.train()
         for part in parts:
             apply_ac_and_compile(part, replace(config, compile=False), mesh)
             install_kernels(part, replace(config, compile=False), mesh)
     train_step.optimizer.zero_grad()
+
+
+def compiler_problem(context: RankContext) -> str | None:
+    """Return why torch.compile does not work for some process; None if it works for all.
+
+    All processes call it together, and return alike. It compiles next to nothing: what is missing
+    is a compiler, not a part of the model.
+    """
+    problem = ""
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=context.device))
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        problem = _compiler_message(error)
+    failed = torch.tensor(float(bool(problem)), device=context.device)
+    if context.all_reduce_sum(failed).item():
+        return problem or "it does not work for another process"
+    return None
+
+
+def _compile_error(reason: str) -> RunError:
+    return RunError(
+        f"torch.compile failed: {reason}", hint="{option:compile} off trains without it"
+    )
 
 
 def _compiler_message(error: RuntimeError) -> str:

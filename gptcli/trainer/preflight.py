@@ -1,29 +1,56 @@
-"""Checks of a run before a process starts or a file is written."""
+"""Checks of a run before a process starts or a file is written, and the dry run of its layout.
+
+The dry run gives parameters and traffic of each process without the machines. Processes that differ
+only in their coordinate along `dp` have the same tensors, so one of them is built: on the meta
+device, as one rank of a fake process group. Its parameters must be those that `gptcli.cost` counts.
+The traffic of a step comes from `gptcli.cost` alone, which the tests compare with the collectives
+of a real step.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import InputError, UsageError
-from gptcli.model.source import find_model
-from gptcli.shards.loader import open_split
-from gptcli.shards.manifest import Manifest
-from gptcli.shards.order import open_order
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
+from torch.distributed.tensor import DTensor
+
+from gptcli.cost.layout import parse_layout, rank_parameters
+from gptcli.cost.memory import SCHEDULES
+from gptcli.cost.step_time import StepTraffic, step_traffic
+from gptcli.distributed.context import RankContext
+from gptcli.errors import InputError, RunError, UsageError
+from gptcli.events import Events
+from gptcli.model.source import begun_folder, find_model
+from gptcli.numbers import in_bytes
+from gptcli.shards.manifest import Manifest, read_manifest
+from gptcli.shards.order import open_order, open_split
 from gptcli.tokenizer.tokenizer import load_tokenizer
-from gptcli.trainer.auto import check_division, check_memory, check_processes
+from gptcli.trainer.auto import check_division, check_memory, check_processes, work_of
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
 from gptcli.trainer.config import Run
-from gptcli.trainer.forecast import disk_bytes, disk_cautions, disk_free
-from gptcli.trainer.initial_weights import begun_folder
-from gptcli.trainer.precision import check_precision
+from gptcli.trainer.forecast import disk_bytes, disk_cautions
+from gptcli.trainer.machine import disk_free
+from gptcli.trainer.optimizer import check_precision
+from gptcli.trainer.parallelize import parallelize_model
+from gptcli.trainer.resolve import ResolvedRun
 from gptcli.trainer.schedule import Schedule
-from gptcli.trainer.trackers import check_tracker
+from gptcli.trainer.trackers import find_tracker
 
 # fields of the architecture that weights keep
 SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}
+Chunks = dict[tuple[int, ...], int]
+"""Chunks of one parameter: their number of elements by their offset in the whole."""
 
 
 def data_sha256(manifest: Manifest) -> str:
@@ -50,8 +77,8 @@ def check_run(run: Run, manifest: Manifest) -> None:
     check_division(run.model, layout, run.train.pipeline_schedule, sequences)
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)
-    if run.track is not None:
-        check_tracker(run.track)
+    for name in run.track:
+        find_tracker(name)
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
         raise UsageError(
             "the run folder contains the shards", where=run.out, hint="choose another {option:out}"
@@ -74,6 +101,13 @@ def check_run(run: Run, manifest: Manifest) -> None:
             where=run.init_from,
             hint="build shards with its own",
         )
+    for name, folder in run.val.items():
+        if read_manifest(folder).tokenizer_sha256 != manifest.tokenizer_sha256:
+            raise InputError(
+                f"the validation set {name} has a different tokenizer than the shards",
+                where=folder,
+                hint="build it with the same one",
+            )
     open_order(run.data, "train", run.model.n_ctx, run.train.seed, verify=False)
     check_disk(run)
 
@@ -150,3 +184,164 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRole:
+    """Parameters and traffic of the processes with one coordinate along `pp`."""
+
+    stage: int
+    processes: int
+    parameters: tuple[int, int]
+    """Smallest and largest number of parameters of a process."""
+    traffic: StepTraffic
+
+    @property
+    def optimizer_bytes(self) -> tuple[int, int]:
+        """Smallest and largest size of AdamW's two fp32 moments on a process."""
+        return 8 * self.parameters[0], 8 * self.parameters[1]
+
+
+def stage_roles(plan: ResolvedRun, events: Events) -> list[StageRole]:
+    """Return what each kind of process of a resolved run holds and sends; nothing for one process.
+
+    Raises UsageError if the layout cannot divide the model, and what `dry_run` raises.
+    """
+    layout, sequences = parse_layout(plan.train.layout), plan.train.batch_tokens // plan.model.n_ctx
+    if layout.processes == 1:
+        return []
+    check_division(plan.model, layout, plan.train.pipeline_schedule, sequences)
+    check_precision(plan.train.precision, layout.tp, here=False)
+    run = Run(
+        name=plan.name, out=Path(), data=Path(), model=plan.model, train=plan.train,
+        data_sha256="", tokenizer_sha256="", eot_id=0,
+    )  # fmt: skip
+    return dry_run(run, sequences, events)
+
+
+def role_facts(roles: list[StageRole]) -> dict[str, str]:
+    """Return a sentence about each stage: its processes, their parameters and their traffic."""
+    facts = {}
+    for role in roles:
+        low, high = (f"{held:,}" for held in role.parameters)
+        moved = [
+            f"{in_bytes(n_bytes)} over {axis}"
+            for axis, n_bytes in asdict(role.traffic).items()
+            if n_bytes
+        ]
+        facts[f"stage {role.stage}"] = (
+            f"{role.processes:,} processes, each with "
+            f"{low if low == high else f'{low} to {high}'} parameters and "
+            f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; "
+            f"a step moves {', '.join(moved)}"
+        )
+    return facts
+
+
+def dry_run(run: Run, sequences: int, events: Events) -> list[StageRole]:
+    """Return the role of each pipeline stage of a run's layout in a step of `sequences`.
+
+    Raises RunError if a process holds other parameters than `gptcli.cost` counts, if two processes
+    have the same coordinates, or if the chunks of a parameter do not add up to the whole.
+    """
+    layout = run.layout
+    contexts = [
+        RankContext(torch.device("cpu"), rank, layout.processes, layout)
+        for rank in range(layout.processes)
+    ]
+    distinct = len({mesh_coordinates(context) for context in contexts})
+    if distinct != layout.processes:
+        raise RunError(f"{layout.processes} processes of {layout} have {distinct} coordinates")
+    run = uncompiled(run)
+    work = work_of(layout, run.train, sequences)
+    stages_per_rank = SCHEDULES[run.train.pipeline_schedule]
+    chunks: dict[str, Chunks] = defaultdict(dict)
+    sizes: dict[int, list[int]] = defaultdict(list)
+    built = [context for context in contexts if mesh_coordinates(context)[1] == 0]
+    # One process for each: DeviceMesh caches by shape what one rank has done.
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
+        for context, held in zip(built, pool.imap(partial(_build, run), built), strict=True):
+            stage, _, shard, tp_rank = mesh_coordinates(context)
+            size = sum(sum(part.values()) for part in held.values())
+            counted = rank_parameters(
+                run.model, layout, stage, tp_rank, shard, each=stages_per_rank
+            )
+            _check_equal(f"process {context.rank} holds", size, counted)
+            sizes[stage].append(size)
+            for name, part in held.items():
+                for offset, count in part.items():
+                    known = chunks[name].setdefault(offset, count)
+                    _check_equal(f"the chunk of {name} at {offset} has", known, count)
+            events.progress("dry run", sum(map(len, sizes.values())), len(built), "processes")
+        pool.close()
+        # terminating the pool while it replaces a finished process can hang
+        pool.join()
+    events.finish("dry run")
+    _check_equal(
+        "all processes together hold",
+        sum(sum(part.values()) for part in chunks.values()),
+        run.model.parameters,
+    )
+    return [
+        StageRole(
+            stage,
+            layout.processes // layout.pp,
+            (min(counts), max(counts)),
+            step_traffic(run.model, layout, work, stage, each=stages_per_rank),
+        )
+        for stage, counts in sizes.items()
+    ]
+
+
+def uncompiled(run: Run) -> Run:
+    """Return the run without what needs a compiler or a GPU and changes no shape.
+
+    The weights of fp8 are held and sent in bf16.
+    """
+    precision = "bf16" if run.train.precision == "fp8" else run.train.precision
+    return replace(
+        run, train=replace(run.train, compile=False, recompute="none", precision=precision)
+    )
+
+
+def mesh_coordinates(context: RankContext) -> tuple[int, int, int, int]:
+    """Return the coordinates of a process along (pp, dp, shard, tp)."""
+    dp, shard = divmod(context.replica_rank, context.layout.shard)
+    return context.pp_rank, dp, shard, context.tp_rank
+
+
+def _check_equal(what: str, built: Any, counted: Any) -> None:
+    """Raise RunError if the trainer and `gptcli.cost` disagree."""
+    if built != counted:
+        raise RunError(
+            f"{what} {built}, not {counted}",
+            hint="gptcli.cost and the trainer disagree; please report this",
+        )
+
+
+def _build(run: Run, context: RankContext) -> dict[str, Chunks]:
+    """Build one process of a run in a fake process group; return its chunk of each parameter."""
+    dist.init_process_group("fake", rank=context.rank, world_size=context.world_size)
+    mesh = context.build_mesh()
+    assert mesh is not None
+    if tuple(mesh.get_coordinate() or ()) != mesh_coordinates(context):
+        raise RunError(
+            f"process {context.rank} has the coordinates {mesh.get_coordinate()} in the mesh, "
+            f"not {mesh_coordinates(context)}"
+        )
+    model, _ = parallelize_model(run, context, mesh)
+    return parameter_chunks(model)
+
+
+def parameter_chunks(model: nn.Module) -> dict[str, Chunks]:
+    """Return this process's chunk of each parameter, as a checkpoint would write it."""
+    chunks: dict[str, Chunks] = {}
+    for name, parameter in model.named_parameters():
+        items = create_default_local_save_plan({name: parameter}, is_coordinator=True).items
+        planned = [item.tensor_data.chunk for item in items if item.tensor_data is not None]
+        chunks[name] = {
+            tuple(chunk.offsets): chunk.sizes.numel() for chunk in planned if chunk.sizes.numel()
+        }
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        _check_equal(f"{name} has", local.numel(), sum(chunks[name].values()))
+    return chunks

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
+from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import amount
 from gptcli.papers.models import MODELS, PaperModel
 from gptcli.papers.training import RAMP_TOKENS, TRAINING
+from gptcli.settings import Resolved
 
 # parameters below which samples and copies of a checkpoint take a CPU little time
 SMALL_MODEL = 3e9
@@ -148,3 +150,98 @@ def scaled_lr(parameters: int) -> float:
             share = math.log(parameters / small) / math.log(large / small)
             return high * (low / high) ** share
     return rows[-1][1]
+
+
+def put_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: ModelConfig) -> None:
+    """Set the paper's recipe; origins name what was scaled to the run's length."""
+    source, tokens = f"{paper.paper}, {paper.name}", given.values.get("tokens")
+    of_paper = "size" in given.values and is_of_paper_size(model, paper)
+    own = None if of_paper or tokens is not None else default_tokens(model, paper)
+    scale = not (given.values.get("follow_noise") or "batch_tokens" in given.values)
+    recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
+    resolved.put(recipe, source)
+    if given.values.get("lr_schedule") == "wsd":
+        resolved.put({"min_lr_ratio": 0.0}, "wsd ends at 0: Hägele et al. 2024")
+    if not of_paper and small_lr(model.parameters) > paper.lr:
+        resolved.put(
+            {"lr": small_lr(model.parameters)},
+            f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters",
+        )
+    if own is not None:
+        resolved.put({"tokens": own}, f"{TOKENS_PER_PARAMETER} a parameter (Hoffmann et al. 2022)")
+    if recipe["tokens"] == paper_recipe(paper)["tokens"]:
+        return
+    resolved.put({name: recipe[name] for name in SCALED}, f"{source}, in proportion to tokens")
+    if recipe["batch_tokens"] != paper.batch_tokens:
+        scaled = {
+            name: whole_sequences(recipe[name], model.n_ctx)
+            for name in SCALED_BATCH
+            if recipe[name]
+        }
+        resolved.put(scaled, f"{source}, {batch_origin(paper, recipe['tokens'])}")
+    if recipe["tokens"] < paper_recipe(paper)["tokens"]:
+        warmup = short_warmup(
+            recipe, given.values.get("batch_tokens", resolved.values["batch_tokens"])
+        )
+        if warmup != recipe["warmup_tokens"]:
+            resolved.put(
+                {"warmup_tokens": warmup},
+                "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run",
+            )
+
+
+def put_lr(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range: bool) -> None:
+    """Set the learning rate of Table 2.1 if `scale_lr` asks for it, and check it against muP."""
+    resolved.origin.pop("scale_lr", None)
+    if resolved.values.pop("scale_lr", False):  # from here on a learning rate as any other
+        resolved.put(
+            {"lr": scaled_lr(model.parameters)},
+            f"GPT-3, Table 2.1, at {model.parameters:,} parameters",
+        )
+    if "mup" not in given.values:
+        return
+    if model.norm == "post":
+        raise UsageError(
+            "muP needs the LayerNorm after the last layer, which GPT-1 lacks",
+            field="mup",
+            code="mup_needs_pre_norm",
+            hint="another {option:size}",
+        )
+    if not (lr_range or "lr" in given.values):
+        raise UsageError(
+            "the learning rate tuned at that width is missing",
+            field="mup",
+            code="mup_without_lr",
+            hint=f"{{option:lr}} X, as found at {{option:d_model}} {given.values['mup']}, "
+            "for example by {option:lr_range} there",
+        )
+
+
+def start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
+    """Let a batch that follows the noise scale grow from the paper's first batch, or a 16th."""
+    most = resolved.values["batch_tokens"]
+    resolved.origin["batch_tokens"] += ", at most: follows the noise scale"
+    if not resolved.values["ramp_from"]:
+        resolved.put(
+            {"ramp_from": whole_sequences(max(most // 16, 2 * n_ctx), n_ctx)},
+            "a 16th of batch_tokens",
+        )
+    if given.values.get("ramp_tokens"):
+        raise UsageError(
+            "a batch that follows the noise scale has no ramp",
+            field="ramp_tokens",
+            code="ramp_with_noise_scale",
+            hint="leave one of the two out",
+        )
+    resolved.put({"ramp_tokens": 0}, "no ramp: the batch follows the noise scale")
+
+
+def round_batch(resolved: Resolved, n_ctx: int) -> None:
+    """Round the batch to whole sequences."""
+    requested = resolved.values["batch_tokens"]
+    whole = whole_sequences(requested, n_ctx)
+    if whole != requested:
+        resolved.put(
+            {"batch_tokens": whole},
+            f"{resolved.origin['batch_tokens']}: {requested} in whole sequences of {n_ctx}",
+        )

@@ -5,6 +5,7 @@ Precedence: what is given, then the paper, then the machine; every value keeps i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,18 @@ from typing import Any
 from gptcli.cost.layout import parse_layout
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.model.source import RUN_TOML
-from gptcli.numbers import amount
+from gptcli.model.source import RUN_TOML, ModelSource, step_folders
 from gptcli.papers.models import PaperModel
 from gptcli.settings import NUMBERS, Resolved
 from gptcli.trainer.config import TrainConfig, from_values
 from gptcli.trainer.recipe import (
-    SCALED,
-    SCALED_BATCH,
-    TOKENS_PER_PARAMETER,
-    batch_origin,
     cadence,
-    default_tokens,
-    is_of_paper_size,
     nearest_paper,
-    paper_recipe,
+    put_lr,
+    put_recipe,
+    round_batch,
     samples,
-    scaled_lr,
-    short_warmup,
-    small_lr,
+    start_small,
     whole_sequences,
 )
 
@@ -62,6 +56,82 @@ class ResolvedRun:
         return parse_layout(self.train.layout).processes
 
 
+def complete_given(
+    given: Resolved, read: Callable[[Path], dict[str, Any]], *, resume: bool
+) -> Resolved:
+    """Return the values given to a run, over those of the run to resume; `out` is among them.
+
+    `read` returns the values of a run.toml. Raises UsageError for values that contradict each
+    other, for another size than that of the run to resume, and if there is neither run nor size.
+    """
+    if given.values.get("scale_lr") and (
+        other := next((name for name in ("lr", "mup") if name in given.values), None)
+    ):
+        why = (
+            "both set the learning rate"
+            if other == "lr"
+            else "muP keeps the learning rate of another width"
+        )
+        raise UsageError(
+            why,
+            where=f"{{option:scale_lr}} and {{option:{other}}}",
+            field="scale_lr",
+            code="two_learning_rates",
+            hint="leave one of the two out",
+        )
+    if given.values.get("batch_tokens") == "auto":
+        del given.values["batch_tokens"]
+        given.put({"follow_noise": True}, given.origin.pop("batch_tokens"))
+    if "out" not in given.values:
+        given.put({"out": f"runs/{given.values.get('size', 'gpt')}"}, "default")
+    earlier = Path(given.values["out"], RUN_TOML)
+    if not (resume and earlier.is_file()):
+        if resume and not given.values.keys() & {"size", "init_from", *SHAPE}:
+            raise UsageError(
+                "there is no run here to continue",
+                where=given.values["out"],
+                field="resume",
+                code="no_run",
+                hint="name the folder of a run with {option:out}",
+            )
+        return _continued_values(given, read) if given.values.get("continues") else given
+    before = Resolved()
+    before.put(read(earlier), RUN_TOML)
+    if "size" in given.values and paper_of(given) != paper_of(before):
+        was = before.values.get("size", "of no named size")
+        raise UsageError(
+            f"the run here is {was}, not {given.values['size']}",
+            where=earlier,
+            field="size",
+            code="another_run",
+            hint="name another {option:out}",
+        )
+    for name, value in given.values.items():
+        before.put({name: value}, given.origin[name])
+    return before
+
+
+def _continued_values(given: Resolved, read: Callable[[Path], dict[str, Any]]) -> Resolved:
+    """Return the values given to a run over those of the run that it continues."""
+    from gptcli.model.source import find_model
+
+    if "init_from" not in given.values:
+        return given
+    folder = find_model(given.values["init_from"], given.values.get("checkpoint")).folder
+    own = ["out", "init_from", "checkpoint", "continues"]
+    if given.values.get("lr_schedule") is not None:
+        own.append("min_lr_ratio")  # each schedule ends at a rate of its own
+    before = Resolved()
+    values = read(folder / RUN_TOML)
+    before.put(
+        {name: value for name, value in values.items() if name not in own},
+        f"{RUN_TOML} of {folder}",
+    )
+    for name, value in given.values.items():
+        before.put({name: value}, given.origin[name])
+    return before
+
+
 def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = False) -> ResolvedRun:
     """Complete the `given` values, from the paper first, then from the machine.
 
@@ -81,16 +151,17 @@ def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = Fal
     resolved.put(
         {"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default"
     )
+    resolved.put({"deterministic": False}, "default")
     resolved.put(
         {name: value for name, value in model.as_dict().items() if name in MODEL_KEYS}, paper.name
     )
-    _put_recipe(resolved, paper, given, model)
+    put_recipe(resolved, paper, given, model)
     for name, value in given.values.items():
         resolved.put({name: value}, given.origin[name])
-    _put_lr(resolved, given, model, lr_range=lr_range)
-    _round_batch(resolved, model.n_ctx)
+    put_lr(resolved, given, model, lr_range=lr_range)
+    round_batch(resolved, model.n_ctx)
     if resolved.values["follow_noise"]:
-        _start_small(resolved, given, model.n_ctx)
+        start_small(resolved, given, model.n_ctx)
     layout = _put_machine(resolved, model)
     _put_cadence(resolved, model)
     values = resolved.values
@@ -140,6 +211,13 @@ def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperM
         changes["vocab_size"] = vocab_size
     if "init_from" in given.values:
         return _started_from(given, changes)
+    if given.values.get("continues"):
+        raise UsageError(
+            "names no run to continue",
+            field="continues",
+            code="continues_without_init_from",
+            hint="{option:init_from} RUN",
+        )
     if "checkpoint" in given.values:
         raise UsageError(
             "names a checkpoint of the run to start from",
@@ -165,11 +243,10 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
 
     Other given values, and the shards, must agree with it. The step of an unfinished run's newest
     checkpoint is recorded. A resumed run reads its own copy, because the run it started from may
-    have changed (`gptcli.trainer.initial_weights`).
+    have changed (`gptcli.trainer.start`).
     """
-    from gptcli.model.hf_config import is_padded, read_model_config
-    from gptcli.model.source import find_model
-    from gptcli.trainer.initial_weights import begun_folder
+    from gptcli.model.hf import is_padded, read_model_config
+    from gptcli.model.source import begun_folder, find_model
 
     folder = Path(given.values["init_from"])
     if (
@@ -178,7 +255,10 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     ):
         folder = kept
     else:
-        source = find_model(folder, given.values.get("checkpoint"))
+        step = given.values.get("checkpoint")
+        if given.values.get("continues") and step is None:
+            step = newest_checkpoint(find_model(folder))
+        source = find_model(folder, step)
         folder = source.folder
         if "checkpoint" not in given.values:
             given.put({"checkpoint": source.step}, NEWEST)
@@ -200,11 +280,25 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     return model, paper or nearest_paper(model)
 
 
+def newest_checkpoint(source: ModelSource) -> int:
+    """Return the step of a run's newest checkpoint. Raises UsageError if it has none."""
+    steps = [source.step] if source.checkpoint is not None else step_folders(source.folder)
+    if not steps:
+        raise UsageError(
+            "has no checkpoint to continue from",
+            where=source.folder,
+            field="continues",
+            code="no_checkpoint",
+            hint="without {option:continues}, a run starts from its weights alone",
+        )
+    return max(step for step in steps if step is not None)
+
+
 def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> None:
     """Give a range test LR_RANGE_STEPS steps of the run's batch, if it has no number of tokens."""
     if "tokens" not in given.values:
         whole = Resolved()
-        _put_recipe(whole, paper, given, model)
+        put_recipe(whole, paper, given, model)
         batch, origin = whole.values["batch_tokens"], whole.origin["batch_tokens"]
         given.put(
             {"batch_tokens": given.values.get("batch_tokens", batch)},
@@ -214,99 +308,6 @@ def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> 
         given.put({"tokens": tokens}, f"{LR_RANGE_STEPS} steps")
     if given.origin["out"] == "default":
         given.values["out"] += "-lr-range"
-
-
-def _put_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: ModelConfig) -> None:
-    """Set the paper's recipe; origins name what was scaled to the run's length."""
-    source, tokens = f"{paper.paper}, {paper.name}", given.values.get("tokens")
-    of_paper = "size" in given.values and is_of_paper_size(model, paper)
-    own = None if of_paper or tokens is not None else default_tokens(model, paper)
-    scale = not (given.values.get("follow_noise") or "batch_tokens" in given.values)
-    recipe = paper_recipe(paper, own if tokens is None else tokens, scale_batch=scale)
-    resolved.put(recipe, source)
-    if not of_paper and small_lr(model.parameters) > paper.lr:
-        resolved.put(
-            {"lr": small_lr(model.parameters)},
-            f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters",
-        )
-    if own is not None:
-        resolved.put({"tokens": own}, f"{TOKENS_PER_PARAMETER} a parameter (Hoffmann et al. 2022)")
-    if recipe["tokens"] == paper_recipe(paper)["tokens"]:
-        return
-    resolved.put({name: recipe[name] for name in SCALED}, f"{source}, in proportion to tokens")
-    if recipe["batch_tokens"] != paper.batch_tokens:
-        scaled = {
-            name: whole_sequences(recipe[name], model.n_ctx)
-            for name in SCALED_BATCH
-            if recipe[name]
-        }
-        resolved.put(scaled, f"{source}, {batch_origin(paper, recipe['tokens'])}")
-    if recipe["tokens"] < paper_recipe(paper)["tokens"]:
-        warmup = short_warmup(
-            recipe, given.values.get("batch_tokens", resolved.values["batch_tokens"])
-        )
-        if warmup != recipe["warmup_tokens"]:
-            resolved.put(
-                {"warmup_tokens": warmup},
-                "2 / (1 - beta2) steps (Ma and Yarats 2021), or a tenth of the run",
-            )
-
-
-def _put_lr(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range: bool) -> None:
-    """Set the learning rate of Table 2.1 if `scale_lr` asks for it, and check it against muP."""
-    resolved.origin.pop("scale_lr", None)
-    if resolved.values.pop("scale_lr", False):  # from here on a learning rate as any other
-        resolved.put(
-            {"lr": scaled_lr(model.parameters)},
-            f"GPT-3, Table 2.1, at {model.parameters:,} parameters",
-        )
-    if "mup" not in given.values:
-        return
-    if model.norm == "post":
-        raise UsageError(
-            "muP needs the LayerNorm after the last layer, which GPT-1 lacks",
-            field="mup",
-            code="mup_needs_pre_norm",
-            hint="another {option:size}",
-        )
-    if not (lr_range or "lr" in given.values):
-        raise UsageError(
-            "the learning rate tuned at that width is missing",
-            field="mup",
-            code="mup_without_lr",
-            hint=f"{{option:lr}} X, as found at {{option:d_model}} {given.values['mup']}, "
-            "for example by {option:lr_range} there",
-        )
-
-
-def _start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
-    """Let a batch that follows the noise scale grow from the paper's first batch, or a 16th."""
-    most = resolved.values["batch_tokens"]
-    resolved.origin["batch_tokens"] += ", at most: follows the noise scale"
-    if not resolved.values["ramp_from"]:
-        resolved.put(
-            {"ramp_from": whole_sequences(max(most // 16, 2 * n_ctx), n_ctx)},
-            "a 16th of batch_tokens",
-        )
-    if given.values.get("ramp_tokens"):
-        raise UsageError(
-            "a batch that follows the noise scale has no ramp",
-            field="ramp_tokens",
-            code="ramp_with_noise_scale",
-            hint="leave one of the two out",
-        )
-    resolved.put({"ramp_tokens": 0}, "no ramp: the batch follows the noise scale")
-
-
-def _round_batch(resolved: Resolved, n_ctx: int) -> None:
-    """Round the batch to whole sequences."""
-    requested = resolved.values["batch_tokens"]
-    whole = whole_sequences(requested, n_ctx)
-    if whole != requested:
-        resolved.put(
-            {"batch_tokens": whole},
-            f"{resolved.origin['batch_tokens']}: {requested} in whole sequences of {n_ctx}",
-        )
 
 
 def _put_auto(resolved: Resolved, name: str, value: Any, why: str) -> None:
@@ -343,25 +344,21 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     else:
         layout = requested
     first = sequences
-    # the first batch is the smallest, and a process that is alone needs two parts of it
+    # the first batch is the smallest, and a process that is alone, or shares it with the others
+    # under tp and pp, needs two parts of it
     if values["follow_noise"]:
         first = min(sequences, whole_sequences(values["ramp_from"], model.n_ctx) // model.n_ctx)
-        if layout.replicas < layout.processes:
-            raise UsageError(
-                f"in {layout} the noise scale is measured too seldom to follow it",
-                where="{option:batch_tokens} auto",
-                field="batch_tokens",
-                code="noise_scale_unmeasured",
-                hint="use dp and shard alone",
-            )
-    part = max(1, first // 2) if values["follow_noise"] and layout.processes == 1 else first
+    # without several micro-batches of one process, the noise scale has nothing to compare
+    is_divided = layout.processes == 1 or layout.replicas < layout.processes
+    part = max(1, first // 2) if values["follow_noise"] and is_divided else first
     micro_batch, again, why = auto_micro_batch(model, layout, part, precision, recompute)
     _put_auto(resolved, "micro_batch", micro_batch, why)
     _put_auto(resolved, "recompute", again, "what fits in memory")
-    if values["follow_noise"] and layout.processes == 1 and first < 2 * values["micro_batch"]:
+    small = layout.replicas * layout.pp * values["micro_batch"]
+    if values["follow_noise"] and is_divided and first < 2 * small:
         raise UsageError(
             f"the first batch of {first} sequences is less than two micro-batches of "
-            f"{values['micro_batch']}: no noise to measure",
+            f"{small}: no noise to measure",
             where="{option:batch_tokens} auto",
             field="batch_tokens",
             code="noise_scale_unmeasured",

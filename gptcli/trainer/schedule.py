@@ -1,5 +1,11 @@
 """Learning rate and batch size as pure functions of tokens (GPT-3, appendix B).
 
+    cosine     the papers': falls along a cosine to `min_lr_ratio` at `decay_tokens`, then stays
+    linear     falls along a line, to the same place
+    wsd        stays, and falls in the last `cooldown_tokens` by 1 - sqrt (Hägele et al. 2024, arXiv
+               2405.18392, section 4); runs of different lengths share all steps before that
+    constant   stays
+
 The batch ramp does not change the learning rate, and the configuration alone determines every step
 of a run. Only a batch size that follows the noise scale depends on measurements.
 """
@@ -7,10 +13,12 @@ of a run. Only a batch size that follows the noise scale depends on measurements
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gptcli.errors import UsageError
-from gptcli.trainer.config import TrainConfig
+from gptcli.trainer.config import TrainConfig, import_object
 
 GROW_EVERY_STEPS = 64  # about the window of the noise scale's mean
 
@@ -30,6 +38,9 @@ class Schedule:
     def __init__(self, config: TrainConfig, n_ctx: int) -> None:
         """Raises UsageError if the run is shorter than one sequence."""
         self.config, self.n_ctx = config, n_ctx
+        self.own_schedule: Callable[[float, TrainConfig], Any] | None = (
+            import_object(config.lr_schedule, "lr_schedule") if ":" in config.lr_schedule else None
+        )
         self.total_sequences = config.tokens // n_ctx
         """Number of sequences in the run."""
         self.full_batch = max(1, round(config.batch_tokens / n_ctx))
@@ -44,19 +55,43 @@ class Schedule:
     def lr(self, tokens: float) -> float:
         """Return the learning rate of the step that ends at `tokens`.
 
-        It grows linearly from 0, follows a cosine down to `min_lr_ratio` and stays there.
+        It grows linearly from 0 in the warm-up, whatever the schedule. A user's own schedule is the
+        function that `lr_schedule` names, called with `tokens` and the configuration. Raises
+        UsageError if that returns no rate.
         """
         c = self.config
+        if self.own_schedule is not None:
+            return self._own_lr(tokens)
         if tokens < c.warmup_tokens:
             return c.lr * tokens / c.warmup_tokens
+        if c.lr_schedule == "constant":
+            return c.lr
+        if c.lr_schedule == "wsd":
+            cooled = tokens - (c.tokens - c.cooldown_tokens)
+            falls = math.sqrt(min(1.0, max(0.0, cooled / c.cooldown_tokens)))
+            return c.lr * (c.min_lr_ratio + (1 - c.min_lr_ratio) * (1 - falls))
         progress = (
             (tokens - c.warmup_tokens) / (c.decay_tokens - c.warmup_tokens)
             if tokens < c.decay_tokens
             else 1.0
         )
+        if c.lr_schedule == "linear":
+            return c.lr * (c.min_lr_ratio + (1 - c.min_lr_ratio) * (1 - progress))
         return c.lr * (
             c.min_lr_ratio + (1 - c.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
         )
+
+    def _own_lr(self, tokens: float) -> float:
+        assert self.own_schedule is not None
+        lr = self.own_schedule(tokens, self.config)
+        if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+            raise UsageError(
+                f"{self.config.lr_schedule} returned {lr!r} at {tokens:,.0f} tokens",
+                field="lr_schedule",
+                code="not_a_learning_rate",
+                hint="a function (tokens, config) that returns a learning rate, 0 or more",
+            )
+        return float(lr)
 
     def batch(self, sequences: int) -> int:
         """Return the sequences of the step that begins after `sequences`.

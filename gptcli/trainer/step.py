@@ -1,4 +1,8 @@
-"""One optimizer step: forward and backward passes, gradient clip, device sync, update."""
+"""One optimizer step: forward and backward passes, gradient clip, device sync, update.
+
+A rank's micro-batches are its sequences of the step, cut from the run's one data order. The order
+does not depend on the number of ranks or on the micro-batch size; they only divide it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,11 +22,28 @@ from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import set_gradient_sync
 from gptcli.distributed.pipeline_parallel import Pipeline
 from gptcli.distributed.tensor_parallel import reduce_partial_grads
-from gptcli.trainer.batches import MicroBatch, Order, micro_batches
-from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, SmallBatchNorm
-from gptcli.trainer.optimizer import clip_gradients, gradient_norm
-from gptcli.trainer.precision import LossScale
-from gptcli.trainer.spike_guard import SpikeGuard
+from gptcli.model.loss import IGNORE
+from gptcli.trainer.optimizer import (
+    LossScale,
+    averaged_weights,
+    clip_gradients,
+    gradient_norm,
+    update_average,
+)
+from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, SmallBatchNorm, SpikeGuard
+
+MicroBatch = tuple[torch.Tensor, torch.Tensor]
+"""Inputs and targets, each (micro_batch, n_ctx) int64, on the device."""
+
+
+class Order(Protocol):
+    """Sequence of windows to read: one of `gptcli.shards.order`, or `SequentialWindows`."""
+
+    n_ctx: int
+
+    def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and targets of windows `first` to `first + count`, (count, n_ctx) int64."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +60,8 @@ class StepResult:
     """Reason for which the update was skipped; None if the weights were updated."""
     stop_requested: bool
     """True if any rank was asked to stop."""
+    checkpoint_requested: bool
+    """True if any rank asked for a checkpoint."""
     seconds: float
     """Duration of the step on this rank."""
 
@@ -54,6 +79,8 @@ class TrainStep:
         compute_dtype: torch.dtype | None,
         dropout_seed: int | None,
         spike_sigmas: float = 0.0,
+        ema: float = 0.0,
+        rerun_every: int = NOISE_RERUN_EVERY,
         engine: nn.Module | None = None,
         pipeline: Pipeline | None = None,
     ) -> None:
@@ -61,7 +88,9 @@ class TrainStep:
 
         `engine` is the wrapper of `model` to call, if it has one (DDP); `pipeline` runs a model
         that is split into stages. Matrix products run in `compute_dtype`, fp32 if None.
-        `dropout_seed` is None for a model without dropout. `spike_sigmas` is `SpikeGuard`'s.
+        `dropout_seed` is None for a model without dropout. `spike_sigmas` is `SpikeGuard`'s. `ema`
+        is the decay of the weights' average, by which they are evaluated; 0 for none. `rerun_every`
+        is the steps between measurements of the noise scale under tp and pp.
         """
         self.model, self.optimizer, self.context, self.clip = model, optimizer, context, clip
         self.engine, self.pipeline = engine or model, pipeline
@@ -69,6 +98,7 @@ class TrainStep:
         self.small_batch_norm = SmallBatchNorm(self.engine, context)
         self.loss_scale = LossScale() if compute_dtype is torch.float16 else None
         self.spike_guard = SpikeGuard(spike_sigmas)
+        self.ema, self.rerun_every = ema, rerun_every
 
     def __call__(
         self,
@@ -78,6 +108,7 @@ class TrainStep:
         batch_tokens: int,
         lr: float,
         stop_requested: bool = False,
+        checkpoint_requested: bool = False,
         while_device_works: Callable[[], None] | None = None,
     ) -> StepResult:
         """Update the weights with learning rate `lr`, or skip the update, and return the result.
@@ -92,16 +123,22 @@ class TrainStep:
         if while_device_works is not None:
             while_device_works()
 
-        # The only wait for the device in a step. Every rank then has the same four numbers, and so
+        # The only wait for the device in a step. Every rank then has the same five numbers, and so
         # all make the same decision.
-        stop = torch.full_like(loss, stop_requested)
-        local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, stop])
-        loss_sum, norm2_sum, grad_norm_sum, stops = self.context.all_reduce_sum(local).tolist()
+        requests = [torch.full_like(loss, what) for what in (stop_requested, checkpoint_requested)]
+        local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, *requests])
+        sums = self.context.all_reduce_sum(local)
+        is_ahead = self._decides_on_device()
+        loss_sum, norm2_sum, grad_norm_sum, stops, checkpoints = (
+            self._update_ahead(sums, batch_tokens, lr) if is_ahead else sums.tolist()
+        )
         mean_loss, mean_grad_norm = loss_sum / batch_tokens, grad_norm_sum / self.context.world_size
 
         skip_reason = self.spike_guard.skip_reason(mean_loss, mean_grad_norm)
-        if skip_reason is None:
+        if skip_reason is None and not is_ahead:
             self.update(lr)
+            if self.ema:
+                update_average(self.optimizer, self.ema, step)
         self.optimizer.zero_grad()
         if self.loss_scale:
             self.loss_scale.update(mean_grad_norm)
@@ -111,8 +148,42 @@ class TrainStep:
             small_batch_norm2=norm2_sum / self.context.world_size,
             skip_reason=skip_reason,
             stop_requested=bool(stops),
+            checkpoint_requested=bool(checkpoints),
             seconds=time.perf_counter() - start,
         )
+
+    def _decides_on_device(self) -> bool:
+        """Return whether the GPU decides on the update, so that it has work while numbers travel.
+
+        Fused AdamW reads from the device whether to skip; an average of the weights does not.
+        """
+        return (
+            self.context.device.type == "cuda"
+            and type(self.optimizer) is torch.optim.AdamW
+            and not self.ema
+        )
+
+    def _update_ahead(self, sums: torch.Tensor, batch_tokens: int, lr: float) -> list[float]:
+        """Launch the update before the sums of the step are known here, and return them.
+
+        Their copy to the host does not wait for the update, which follows it.
+        """
+        numbers = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+        numbers.copy_(sums, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        sums64 = sums.double()  # as the host will compute
+        bad = self.spike_guard.is_bad(sums64[0] / batch_tokens, sums64[2] / self.context.world_size)
+        self.update_unless(bad, lr)
+        arrived.synchronize()
+        return numbers.tolist()
+
+    def update_unless(self, bad: torch.Tensor, lr: float) -> None:
+        """Apply the gradients by fused AdamW unless `bad`, a scalar on the device, is true."""
+        optimizer: Any = self.optimizer
+        optimizer.found_inf = bad.float()
+        self.update(lr)
+        del optimizer.found_inf
 
     def forward_backward(
         self, batches: list[MicroBatch], batch_tokens: int, step: int
@@ -130,7 +201,7 @@ class TrainStep:
         first = batches[: self.context.layout.pp]
         if (
             self.context.is_model_parallel
-            and step % NOISE_RERUN_EVERY == 0
+            and step % self.rerun_every == 0
             and len(first) < len(batches)
         ):
             # Under tp and pp no rank sees a micro-batch's whole gradient on its way: run it alone.
@@ -200,9 +271,11 @@ class TrainStep:
         total = torch.zeros((), dtype=torch.float64, device=self.context.device)
         # With pipeline stages, one micro-batch per stage keeps all of them busy.
         group = micro_batch * self.context.replicas * self.context.layout.pp
-        for first in range(0, windows, group):
-            count = min(group, windows - first)
-            total += self.eval_loss(micro_batches(order, first, count, micro_batch, self.context))
+        with averaged_weights(self.model, self.optimizer) if self.ema else contextlib.nullcontext():
+            for first in range(0, windows, group):
+                count = min(group, windows - first)
+                batches = micro_batches(order, first, count, micro_batch, self.context)
+                total += self.eval_loss(batches)
         return self.context.all_reduce_sum(total).item() / (windows * order.n_ctx)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -226,3 +299,28 @@ def dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
     """
     key = f"{seed} {step} {rank} {micro_batch}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def micro_batches(
+    order: Order, first: int, count: int, micro_batch: int, context: RankContext
+) -> list[MicroBatch]:
+    """Return this rank's share of sequences `first` to `first + count`, in micro-batches.
+
+    Every rank gets the same number of micro-batches of one shape, so that collectives match and
+    nothing is compiled twice. Missing sequences are padded with rows whose targets are IGNORE.
+    """
+    share = -(-count // context.replicas)
+    begin = min(context.replica_rank * share, count)
+    own = min(begin + share, count) - begin
+    rows = -(-share // micro_batch) * micro_batch
+    inputs_targets = np.zeros((2, rows, order.n_ctx), np.int64)  # one copy to the device
+    if own:
+        inputs_targets[0, :own], inputs_targets[1, :own] = order.batch(first + begin, own)
+    inputs_targets[1, own:] = IGNORE
+    x, y = _to_device(inputs_targets, context.device)
+    return list(zip(x.split(micro_batch), y.split(micro_batch), strict=True))
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

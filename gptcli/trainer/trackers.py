@@ -1,4 +1,4 @@
-"""Records of a run's metrics: metrics.jsonl, report.html, progress events, and trackers by name.
+"""Records of a run's metrics: metrics.jsonl, report.html, and trackers by name.
 
 A new tracker is a subclass of `Tracker` here and an entry in TRACKERS: `gpt train --track NAME`
 finds it there.
@@ -6,15 +6,25 @@ finds it there.
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import os
+import secrets
+import time
+import tomllib
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from gptcli.errors import UsageError, install_hint, nearest
+from gptcli.files import atomic_write
 from gptcli.runs.metrics import Line, MetricsLog, smoothed_loss
 from gptcli.runs.report import write_report
 from gptcli.trainer.callbacks import Callback, RunProgress
+from gptcli.trainer.config import import_object
 from gptcli.trainer.step import StepResult
+
+METRICS_CSV = "metrics.csv"
+PROJECT = "gpt"  # name of the project or experiment in a tracker
 
 
 class MetricsLogger(Callback):
@@ -58,7 +68,11 @@ class ReportWriter(Callback):
 
 
 class Tracker(Callback):
-    """Base class of trackers, which show a run's metrics in a program of their own."""
+    """Base class of trackers, which show a run's metrics in a program of their own.
+
+    A tracker that is not of this package is named by its import path, "module:Class"; any other
+    `Callback` may be named so too.
+    """
 
     title: ClassVar[str]
     """Name of the program, for messages."""
@@ -77,6 +91,22 @@ class Tracker(Callback):
     def log(self, step: int, numbers: dict[str, float]) -> None:
         """Log numbers of one step, by name."""
         raise NotImplementedError
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of the run by name, as in run.toml."""
+        return tomllib.loads(self.progress.run.resolved)
+
+    def run_id(self, folder: str) -> str:
+        """Return the name by which the program knows this run, the same after a resume.
+
+        It is kept in `folder` of the run folder.
+        """
+        path = Path(self.progress.run.out) / folder / "run_id"
+        if not path.is_file():
+            with atomic_write(path, "w") as file:
+                file.write(secrets.token_hex(8))
+        return path.read_text(encoding="utf-8").strip()
 
 
 class TensorBoard(Tracker):
@@ -102,18 +132,186 @@ class TensorBoard(Tracker):
         self.writer.close()
 
 
-TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard}
+class Csv(Tracker):
+    """Tracker that writes RUN/metrics.csv, with a column for each metric and a row for each step."""
+
+    title, package = "CSV", "csv"
+
+    def __init__(self, progress: RunProgress) -> None:
+        """Keep the rows of the steps before this run's last one: that one comes again."""
+        super().__init__(progress)
+        self.path = Path(progress.run.out) / METRICS_CSV
+        kept: list[dict[str, Any]] = []
+        if self.path.is_file():
+            with open(self.path, encoding="utf-8", newline="") as file:
+                kept = [
+                    row for row in csv.DictReader(file) if int(row["step"]) < progress.position.step
+                ]
+        self.columns = list(kept[0]) if kept else ["step"]
+        self._rewrite(kept)
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """Append a row. A metric that is new gets a column, empty in the rows before."""
+        if new := [name for name in numbers if name not in self.columns]:
+            with open(self.path, encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            self.columns += new
+            self._rewrite(rows)
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(
+                {"step": step, **numbers}
+            )
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        with atomic_write(self.path, "w") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class WeightsAndBiases(Tracker):
+    """Tracker that logs to Weights & Biases: online if an account is set up, else in RUN/wandb.
+
+    WANDB_MODE, WANDB_PROJECT and the program's other variables count.
+    """
+
+    title, package = "Weights & Biases", "wandb"
+
+    def __init__(self, progress: RunProgress) -> None:
+        """Start the program's run, or continue it after a resume."""
+        import wandb
+
+        super().__init__(progress)
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        out = Path(progress.run.out)
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=out.resolve().name,
+            id=self.run_id("wandb"),
+            resume="allow",
+            dir=str(out),
+            config=self.settings,
+            mode=mode,
+        )
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """Log the numbers at their step."""
+        self.run.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Send or write what is buffered."""
+        self.run.finish()
+
+
+class Mlflow(Tracker):
+    """Tracker that logs to the MLflow server of MLFLOW_TRACKING_URI, or else in RUN/mlruns."""
+
+    title, package = "MLflow", "mlflow"
+
+    def __init__(self, progress: RunProgress) -> None:
+        """Start the program's run, or continue it after a resume."""
+        from mlflow import MlflowClient
+
+        super().__init__(progress)
+        store = Path(progress.run.out).resolve() / "mlruns"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or store.as_uri()
+        # newer versions ask for this before they write plain files
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        self.client = MlflowClient(tracking_uri=uri)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self.client.get_experiment_by_name(name)
+        self.experiment = (
+            self.client.create_experiment(name) if experiment is None else experiment.experiment_id
+        )
+        self.id = self._find_or_start(self.run_id("mlruns"))
+        logged = self.client.get_metric_history(self.id, "tokens")
+        self.logged = max((metric.step for metric in logged), default=0)
+        """Last step that was logged; none is logged twice."""
+
+    def _find_or_start(self, token: str) -> str:
+        tag = "gpt_run_id"
+        found = self.client.search_runs([self.experiment], f"tags.{tag} = '{token}'")
+        if found:
+            return str(found[0].info.run_id)
+        name = Path(self.progress.run.out).resolve().name
+        made = self.client.create_run(self.experiment, run_name=name, tags={tag: token})
+        for key, value in self.settings.items():
+            self.client.log_param(made.info.run_id, key, str(value)[:500])
+        return str(made.info.run_id)
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """Log the numbers of a step that was not logged before."""
+        from mlflow.entities import Metric
+
+        if step <= self.logged:
+            return
+        now = time.time_ns() // 10**6
+        metrics = [Metric(name, float(value), now, step) for name, value in numbers.items()]
+        self.client.log_batch(self.id, metrics=metrics)
+
+    def close(self) -> None:
+        """End the program's run."""
+        self.client.set_terminated(self.id)
+
+
+class Trackio(Tracker):
+    """Tracker that logs to Trackio, which keeps a local database (TRACKIO_DIR)."""
+
+    title, package = "Trackio", "trackio"
+
+    def __init__(self, progress: RunProgress) -> None:
+        """Start the program's run, or continue it after a resume."""
+        import trackio
+
+        super().__init__(progress)
+        name = f"{Path(progress.run.out).resolve().name}-{self.run_id('trackio')}"
+        self.run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+            name=name,
+            resume="allow",
+            config=self.settings,
+            embed=False,
+        )
+
+    def log(self, step: int, numbers: dict[str, float]) -> None:
+        """Log the numbers at their step."""
+        self.run.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self.run.finish()
+
+
+TRACKERS: dict[str, type[Tracker]] = {
+    "tensorboard": TensorBoard,
+    "csv": Csv,
+    "wandb": WeightsAndBiases,
+    "mlflow": Mlflow,
+    "trackio": Trackio,
+}
 """Trackers by their names in --track."""
 
 
-def check_tracker(name: str) -> None:
-    """Raise UsageError if no tracker has this name, or if its package is not installed."""
+def find_tracker(name: str) -> type[Callback]:
+    """Return the tracker of this name, or the callback of this import path.
+
+    Raises UsageError if there is none, or if its package is not installed.
+    """
+    if ":" in name:
+        found = import_object(name, "track")
+        if not (isinstance(found, type) and issubclass(found, Callback)):
+            raise UsageError(
+                f"{name} is no subclass of gptcli.trainer.callbacks.Callback",
+                field="track",
+                code="not_a_callback",
+            )
+        return found
     if name not in TRACKERS:
         raise UsageError(
             f"unknown tracker {name!r}",
             field="track",
             code="unknown_tracker",
-            hint=nearest(name, TRACKERS),
+            hint=f"{nearest(name, TRACKERS)}; or your own, as module:Class",
         )
     tracker = TRACKERS[name]
     if importlib.util.find_spec(tracker.package) is None:
@@ -123,3 +321,4 @@ def check_tracker(name: str) -> None:
             code="not_installed",
             hint=install_hint(tracker.package),
         )
+    return tracker

@@ -6,33 +6,43 @@ the run folder is changed.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from gptcli.distributed.gpu import no_gpu_reason
 from gptcli.distributed.launch import launch
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, check_output, claim_output
+from gptcli.files import (
+    atomic_write,
+    check_output,
+    claim_output,
+)
 from gptcli.locks import own_folder
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.model.source import INIT, RUN_TOML
-from gptcli.runs.provenance import provenance, resumed
+from gptcli.model.source import (
+    RUN_TOML,
+    find_model,
+)
+from gptcli.runs.record import provenance, resumed
 from gptcli.runtime import is_main, is_main_on_node, restarted
 from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml
 from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.trainer.checkpoint import newest_state, newest_step
-from gptcli.trainer.config import Run, TrainConfig
+from gptcli.trainer.config import TIMEOUT_S, Run, TrainConfig
 from gptcli.trainer.export import is_finished, remove_temporary_weights
-from gptcli.trainer.initial_weights import keep_initial_weights
 from gptcli.trainer.loop import stopped_after
 from gptcli.trainer.loop import train as train_on_rank
 from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
-from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun
+from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun, newest_checkpoint
+from gptcli.trainer.start import claim_run_folder, continued_state, copy_checkpoint
 
+SOURCES = "sources"  # in `val`: each source of the shards
 Measure = Callable[[Any], dict[str, float]]
 """Measures a GPT at every checkpoint; returns figures by name."""
 
@@ -44,6 +54,8 @@ def train(
     out: str | Path,
     model: ModelConfig | str,
     init_from: str | Path | None = None,
+    checkpoint: int | None = None,
+    continues: bool = False,
     resume: bool = False,
     force: bool = False,
     measure: Measure | None = None,
@@ -54,7 +66,9 @@ def train(
     `model` is an architecture or the name of a paper's size; its vocabulary becomes that of the
     shards. The run folder `out` receives run.toml, checkpoints, metrics and at last the model, and
     must be empty unless `resume` continues the run in it or `force` empties it. `init_from` is a
-    run or GPT-2 folder to take the first weights from. `measure` adds figures at every checkpoint.
+    run or GPT-2 folder to take the first weights from, at the step of its `checkpoint` if it has
+    several; with `continues` the run goes on from there with the optimizer's state, in its own
+    folder. `measure` adds figures at every checkpoint.
 
     A layout of several processes starts them with multiprocessing, so a script must guard its main
     part by `if __name__ == "__main__"`. Raises UsageError, InputError or RunError, and Interrupted
@@ -68,10 +82,10 @@ def train(
     model = replace(model, vocab_size=manifest.vocab_size)
     resolved = settings_of(config, model, data=data, out=out)
     if init_from is not None:
-        from gptcli.model.source import find_model
-
-        step = find_model(Path(init_from)).step
-        resolved.put({"init_from": str(init_from), "checkpoint": step}, "argument")
+        source = find_model(Path(init_from), checkpoint)
+        step = newest_checkpoint(source) if continues else source.step
+        start = {"init_from": str(init_from), "checkpoint": step, "continues": continues or None}
+        resolved.put(start, "argument")
     resolved_run = ResolvedRun(name, resolved, model, config, must_compile=config.compile)
     with own_folder(out, read_only=resume, events=events):
         run = prepare_run(
@@ -118,6 +132,28 @@ def settings_of(config: TrainConfig, model: ModelConfig, *, data: Path, out: Pat
     return resolved
 
 
+def named_folders(items: Iterable[str]) -> dict[str, Path]:
+    """Return the folders of "name=folder". Raises UsageError for an item of another form."""
+    found: dict[str, Path] = {}
+    for item in items:
+        name, equals, folder = item.partition("=")
+        if (
+            not equals
+            or not folder
+            or re.fullmatch(r"[A-Za-z0-9_-]+", name) is None
+            or name in found
+        ):
+            raise UsageError(
+                f"{item!r} is no name and folder",
+                field="val",
+                code="not_a_named_folder",
+                hint="name=folder, each name once: {option:val} code=shards/code,news=shards/news; or "
+                f"{SOURCES}, for each source of the shards",
+            )
+        found[name] = Path(folder)
+    return found
+
+
 def prepare_run(
     resolved_run: ResolvedRun,
     manifest: Manifest,
@@ -156,10 +192,14 @@ def prepare_run(
         tokenizer_sha256=manifest.tokenizer_sha256,
         eot_id=manifest.eot_id,
         must_compile=resolved_run.must_compile,
-        track=values.get("track"),
+        val=named_folders(item for item in values.get("val", []) if item != SOURCES),
+        val_by_source=SOURCES in values.get("val", []),
+        track=tuple(values.get("track", ())),
+        timeout=values.get("timeout", TIMEOUT_S),
         measure=measure,
         init_from=None if (start := values.get("init_from")) is None else Path(start),
         init_step=values.get("checkpoint"),
+        continues=values.get("continues", False),
         resume=resume,
         resolved=text,
     )
@@ -183,38 +223,39 @@ def prepare_run(
                 hint="{option:force} starts over",
             )
         run = replace(run, resume=True)
+    if run.continues and newest_state(out) is None:
+        continued_state(run)
+        run = replace(run, resume=True)
     if is_main() and not restarted():
+        if (reason := no_gpu_reason()) is not None:
+            events.warn(f"the GPU of this machine is not used: {reason}")
         announce(run)
     # once on each machine: the other processes wait for it to join them
     if is_main_on_node() and not restarted():
         check_data(run, manifest)
     if is_main():
-        claim_output(out, resume=resume, force=force)
-        run = _keep_start(resolved_run, run, made_by, command, events)
+        origin = resolved_run.resolved.origin.get("checkpoint", "")
+        if run.continues:
+            claim_output(out, resume=resume, force=force)
+            copy_checkpoint(run, events)
+            step = run.init_step
+        else:
+            step = claim_run_folder(
+                out,
+                run.init_from,
+                run.init_step,
+                events,
+                resume=resume,
+                force=force,
+                newest=origin == NEWEST,
+            )
+        if step != run.init_step:
+            resolved_run.resolved.put({"checkpoint": step}, origin)
+            text = _run_toml(resolved_run, made_by, command)
+            run = replace(run, init_step=step, resolved=text)
         with atomic_write(out / RUN_TOML, "w") as file:
             file.write(run.resolved)
     return run
-
-
-def _keep_start(
-    resolved_run: ResolvedRun, run: Run, made_by: dict[str, str], command: str, events: Events
-) -> Run:
-    """Copy the checkpoint that the run starts from to its own folder, and record its step."""
-    if (
-        run.init_from is None
-        or run.init_step is None
-        or (run.out / INIT).is_dir()
-        or newest_state(run.out) is not None
-    ):
-        return run
-    origin = resolved_run.resolved.origin["checkpoint"]
-    step = keep_initial_weights(
-        run.init_from, run.out, run.init_step, events, newest=origin == NEWEST
-    )
-    if step == run.init_step:
-        return run
-    resolved_run.resolved.put({"checkpoint": step}, origin)
-    return replace(run, init_step=step, resolved=_run_toml(resolved_run, made_by, command))
 
 
 def _run_toml(

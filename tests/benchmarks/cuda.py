@@ -35,8 +35,7 @@ from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Precision, identify_gpu
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
-from gptcli.model import banded_attention
-from gptcli.model.attention import causal_mask
+from gptcli.model.attention import blocks, causal_mask, flex, varlen
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.parallelize import build_train_step
@@ -55,11 +54,11 @@ COLUMNS = {"size": 6, "micro": 5, "tokens/s": 10, "TFLOP/s": 8, "MFU": 6, "causa
 @dataclass(frozen=True)
 class Size:
     paper: str
-    """What `gpt train --size` calls it."""
+    """Name for `gpt train --size`."""
     batch: int
     """Tokens of a step."""
     changes: dict[str, int]
-    """Of the architecture."""
+    """Changed fields of the architecture."""
 
     @property
     def model(self) -> ModelConfig:
@@ -191,17 +190,17 @@ def banded_forms(device: str, *, tiny: bool) -> list[dict[str, Any]]:
     B, H, T, D, band = (2, 2, 300, 16, 64) if tiny else (8, 16, 2048, 64, 256)
     seed, by_flex = (
         torch.zeros((), dtype=torch.int64),
-        torch.compile(banded_attention.flex, dynamic=False),
+        torch.compile(flex, dynamic=False),
     )
     forms: dict[str, Attention] = {
         "mask": lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(
             q, k, v, causal_mask(T, T, band, q.device)
         ),
-        "blocks": lambda q, k, v: banded_attention.blocks(q, k, v, seed, band, 0.0),
+        "blocks": lambda q, k, v: blocks(q, k, v, seed, band, 0.0),
     }
     if device == "cuda":
         forms |= {
-            "varlen": lambda q, k, v: banded_attention.varlen(q, k, v, band),
+            "varlen": lambda q, k, v: varlen(q, k, v, band),
             "flex": lambda q, k, v: by_flex(q, k, v, band),
         }
     exact = [
@@ -243,8 +242,8 @@ def banded_forms(device: str, *, tiny: bool) -> list[dict[str, Any]]:
 
 
 def attention_and_gradients(form: Attention, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `form` makes of q, k and v, and their gradients for the last of the four tensors as the
-    output's.
+    """Return the output of `form` for q, k and v, and their gradients for the last of the four
+    tensors as the output's.
     """
     *qkv, dy = tensors
     leaves = [x.detach().requires_grad_() for x in qkv]

@@ -25,7 +25,7 @@ from gptcli.evals.formats import READERS
 from gptcli.evals.formats.files import read_jsonl
 from gptcli.evals.requests import Request, build_task_requests
 from gptcli.evals.task import TASKS_DIR, Task, find_task, read_task
-from gptcli.model.hf_config import read_model_config
+from gptcli.model.hf import read_model_config
 from gptcli.tokenizer.tokenizer import load_tokenizer
 from tests.benchmarks.eval_harness import model_folder, ours, place, run_theirs
 

@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gptcli.evals.check import EvalOptions
 from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.requests import build_task_requests
-from gptcli.evals.runner import EvalOptions, run_task
+from gptcli.evals.runner import run_task
 from gptcli.evals.task import TASKS_DIR, read_task
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
@@ -56,8 +57,8 @@ print("\\n" + json.dumps({"found": found, "seconds": seconds, "loaded": loaded, 
 
 
 def run_theirs(program: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a program says in lm-evaluation-harness's environment; it reads `asked` and writes one
-    line of JSON.
+    """Return the output of a program in lm-evaluation-harness's environment; it reads `asked` and
+    writes one line of JSON.
     """
     offline = {
         "HF_HUB_OFFLINE": "1",
@@ -78,7 +79,7 @@ def run_theirs(program: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(folder: Path, task: Path, data: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """What `run_task` measures, in a process of its own."""
+    """Return the measurements of `run_task`, in a process of its own."""
     asked = json.dumps(
         {
             "folder": str(folder),
@@ -113,7 +114,7 @@ def _ours(asked: dict[str, Any]) -> None:
 
 
 def peak_memory() -> int:
-    """Of this process, in kB; getrusage would count what its parent held too."""
+    """Return the peak memory of this process, in kB; getrusage counts its parent's too."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1])

@@ -1,4 +1,4 @@
-"""How long a person waits for `gpt --help` and `gpt cost`, beside an interpreter that does
+"""Waiting time for `gpt --help` and `gpt cost`, beside an interpreter that does
 nothing.
 """
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import typer
 
+from gptcli.cli import COMMANDS as OUR_COMMANDS
+from gptcli.cli import build_app
 from gptcli.cli.aliases import (
     COMMANDS,
     EVERYWHERE,
@@ -21,10 +23,7 @@ from gptcli.cli.aliases import (
     key_hint,
     table_of,
 )
-from gptcli.cli.app import COMMANDS as OUR_COMMANDS
-from gptcli.cli.app import build_app
-from gptcli.cli.command import option_table
-from gptcli.cli.options import read_config
+from gptcli.cli.command import option_table, read_config
 from gptcli.errors import InputError, UsageError
 
 
@@ -195,7 +194,7 @@ def test_aliases_are_found_in_every_spelling() -> None:
 def test_unknown_keys_of_configuration_files_get_a_hint(
     key: str, hint: str, tmp_path: Path
 ) -> None:
-    from gptcli.cli.train import READERS
+    from gptcli.cli.train_options import READERS
 
     assert key_hint("gpt train", key, READERS).startswith(hint)
     path = tmp_path / "a.toml"

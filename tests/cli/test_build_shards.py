@@ -116,7 +116,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def gone(group: int) -> bool:
-    """Whether every process of the group has ended."""
+    """Return whether every process of the group has ended."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -217,7 +217,7 @@ def test_configuration_file_sets_options(corpus: Path, gpt: Gpt) -> None:
             "build.toml:2: unknown key 'val_fracton'\n  did you mean val_fraction?",
         ),
         ('inputs = "a"', "inputs: 'a' is not a list of strings"),
-        ("tokenizer = 3", "tokenizer: 3 is not a string"),
+        ("tokenizer = 3", "tokenizer: 3 is not text"),
         ("workers = 1.5", "workers: 1.5 is not a whole number"),
     ):
         (corpus / "build.toml").write_text(text)

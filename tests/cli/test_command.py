@@ -1,5 +1,5 @@
-"""How every command reads its line: one message for what is wrong, exit code 2, and nothing typed
-is taken for something else.
+"""Tests of how every command reads its line: one message for what is wrong, exit code 2, and
+nothing typed is taken for something else.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.app import COMMANDS, build_app, reworded
-from gptcli.cli.command import FREE_TEXT, Word, is_option, option_table, read_words
+from gptcli.cli import COMMANDS, build_app, reworded
+from gptcli.cli.command import FREE_TEXT, option_table
+from gptcli.cli.options import Word, is_option, read_words
 from gptcli.errors import UsageError
 from gptcli.settings import NUMBERS
 
@@ -142,7 +143,7 @@ def test_errors_for_numbers_out_of_range_name_the_option(
 
 
 def alone(path: tuple[str, ...], name: str) -> list[str]:
-    """What an option of `gpt cost` needs beside it."""
+    """Return the options that an option of `gpt cost` needs beside it."""
     if path != ("cost",):
         return []
     shape = {"n_layer": "1", "n_head": "1", "d_model": "8"}

@@ -148,7 +148,7 @@ def test_streams_accept_any_text_in_every_encoding(encoding: str, sign: bytes, n
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_closed_streams_do_not_become_output_files(closed: tuple[int, ...], tmp_path: Path) -> None:
-    """What is opened next does not take the number of a standard stream."""
+    """A file opened next does not take the number of a standard stream."""
     script = (
         SHOW
         + f"opened = open({str(tmp_path / 'file')!r}, 'w')\nopened.write(str(opened.fileno()))\n"

@@ -250,7 +250,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
             ["--micro-batch: 0 is out of range"],
         ),
         (["--tflops", "20", "--layout", "dp=4"], ["--layout needs a GPU"]),
-        (["--size", "1.3B", "--layout", "dp=4096"], ["reads 4096 sequences", "--batch-tokens"]),
+        (["--size", "1.3B", "--layout", "dp=4096"], ["reads 4,096 sequences", "--batch-tokens"]),
         (["--size", "175B", "--gpu", "b200", "--gpus", "8"], ["no layout of 8 b200", "--gpus 16"]),
         (["--size", ""], ["--size: the value is empty"]),
         (["--trainer", "megatrn"], ["unknown trainer 'megatrn'", "megatron"]),

@@ -13,8 +13,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gptcli.cli.app import build_app
-from gptcli.cli.eval import PIPE_WIDTH, print_report, print_tasks
+from gptcli.cli import build_app
+from gptcli.cli.eval_output import PIPE_WIDTH, print_report, print_tasks
 from gptcli.errors import GptError
 from gptcli.evals.results import Conditions, MetricValue, TaskResult
 from gptcli.evals.rolling import LossReport
@@ -75,8 +75,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def evaluate(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What `gpt eval` prints on stdout, run in this process in the work place; its errors are
-    raised.
+    """Return the text that `gpt eval` prints on stdout, run in this process in the work place; its
+    errors are raised.
     """
     monkeypatch.chdir(workplace)
 
@@ -421,7 +421,9 @@ def test_more_bad_usage(evaluate: Callable[..., str], args: list[str], message: 
         evaluate(*args)
 
 
-def test_where_the_data_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_location_of_the_data_is_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "lambada_test.jsonl").touch()
     tasks = [find_task(name) for name in ("lambada", "piqa", "two_digit_addition")]
     print_tasks(tasks, tmp_path)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.options import option, read_config, read_option
+from gptcli.cli.command import read_config
+from gptcli.cli.options import option, read_option
 from gptcli.errors import InputError, UsageError
 from gptcli.settings import count
 

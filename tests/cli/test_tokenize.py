@@ -43,7 +43,7 @@ def here(tokenizer: Tokenizer, tmp_path: Path) -> Path:
 
 
 def piped(folder: Path, *args: object, stdin: bytes = b"") -> bytes:
-    """What a command that must succeed writes to stdout, untouched."""
+    """Return the bytes that a command, which must succeed, writes to stdout."""
     command = [sys.executable, "-m", "gptcli", "tokenize", *map(str, args)]
     return subprocess.run(command, cwd=folder, input=stdin, capture_output=True, check=True).stdout
 

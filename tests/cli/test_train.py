@@ -25,27 +25,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
-from gptcli.cli.train import draw_report, train
+from gptcli.cli.train import train
+from gptcli.cli.train_series import draw_report
 from gptcli.errors import UsageError
 from gptcli.files import read_toml
 from gptcli.runs.metrics import read_metrics
+from tests.fork_server import python
 from tests.small_runs import make_shards
 from tests.waiting import wait_until
 
-SMALL = [
-    "--n-layer",
-    "1",
-    "--n-head",
-    "1",
-    "--d-model",
-    "8",
-    "--n-ctx",
-    "16",
-    "--tokens",
-    "640",
-    "--batch-tokens",
-    "64",
+SHAPE = [
+    *("--n-layer", "1", "--n-head", "1", "--d-model", "8", "--n-ctx", "16"),
+    *("--batch-tokens", "64"),
 ]
+SMALL = [*SHAPE, "--tokens", "640"]
 
 
 @pytest.fixture(scope="session")
@@ -379,6 +372,11 @@ BAD = {
     "out holds data": ([*SMALL, "--out", ".", "--force"], "contains the shards"),
     "file": (["--config", "gone.toml"], "no such configuration file"),
     "contradiction": ([*SMALL, "--resume", "--force"], "contradict"),
+    "nothing to resume": (["--resume", "--tokens", "512"], "runs/gpt: there is no run here"),
+    "task without data": (
+        ["--size", "gpt2", "--dry-run", "--eval-task", "hellaswag"],
+        "--eval-task: hellaswag needs its data",
+    ),
 }
 
 
@@ -422,9 +420,7 @@ def test_a_folder_whose_name_is_not_utf8(here):
     (here / "shards").rename(here / os.fsdecode(shards))
 
     def gpt(*words: str | bytes) -> tuple[bytes, bytes]:
-        done = subprocess.run(
-            [sys.executable, "-m", "gptcli", *words], cwd=here, capture_output=True, check=False
-        )
+        done = python("-m", "gptcli", *map(os.fsdecode, words), cwd=here)
         assert done.returncode == 0, done.stderr
         return done.stdout, done.stderr
 
@@ -482,16 +478,10 @@ def test_a_disk_that_is_full_keeps_what_is_whole(here):
     does not.
     """
     script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));from gptcli.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script, "train", "--size", "gpt2", *SMALL, "--out", "run"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", script, "train", "--size", "gpt2", *SMALL, "--out", "run", cwd=here)
     assert done.returncode == 1, done.stderr
-    assert "the checkpoint could not be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert b"the checkpoint could not be written" in done.stderr
+    assert b"Traceback" not in done.stderr
     assert not list((here / "run").rglob("*.safetensors"))
 
 
@@ -578,23 +568,10 @@ def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):
 
 # --- runs that are not finished: sampled, scored and started from while they go on, after kill -9
 # and after SIGTERM ---
-SHAPE = [
-    "--n-layer",
-    "1",
-    "--n-head",
-    "1",
-    "--d-model",
-    "8",
-    "--n-ctx",
-    "16",
-    "--batch-tokens",
-    "64",
-    "--samples",
-    "0",
-]
 ENDLESS = [
     "train",
     *SHAPE,
+    *("--samples", "0"),
     "--tokens",
     "100M",
     "--checkpoint-every",
@@ -736,7 +713,9 @@ def test_a_run_that_starts_from_a_checkpoint_does_not_need_it_again(
     assert f"checkpoint was {newest}, now {first}" in again
     assert (
         "names a checkpoint of the run to start from"
-        in gpt_inside("train", *SHAPE, "--checkpoint", "3", "--out", "no", code=2)[1]
+        in gpt_inside(
+            "train", *SHAPE, "--samples", "0", "--checkpoint", "3", "--out", "no", code=2
+        )[1]
     )
 
 
@@ -827,7 +806,7 @@ def test_strict_refuses_what_is_warned_of_and_nothing_else(gpt_inside, here):
     gpt_inside(*enough)
 
 
-def test_what_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
+def test_a_run_that_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
     gpt_inside, here, monkeypatch
 ):
     monkeypatch.setattr("gptcli.trainer.auto.host_memory", lambda: 24 * 10**9)
@@ -963,7 +942,7 @@ def test_the_losses_alone_are_a_picture(runs):
     ("several", "out", "says"),
     [(0, None, "RUN is missing"), (2, None, "needs a name"), (2, "a/run.toml", "exists")],
 )
-def test_what_cannot_be_drawn(runs, several, out, says):
+def test_impossible_reports_are_refused(runs, several, out, says):
     before = sorted(Path().rglob("*"))
     with pytest.raises(UsageError, match=says):
         draw_report(runs[:several], out, force=False, as_json=False)

@@ -38,12 +38,10 @@ from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
 from gptcli.files import sha256
 from gptcli.shards.format import document_lengths, open_shard
-from gptcli.shards.loader import open_split
-from gptcli.shards.manifest import Manifest, read_manifest
+from gptcli.shards.manifest import SPLITS, Manifest, Split, read_manifest
+from gptcli.shards.order import open_split
 from gptcli.tokenizer.encoders import EncoderName
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet, load_tokenizer
-
-SPLITS = ("train", "val")
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +91,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def documents(folder: Path, tokenizer: Tokenizer, split: str) -> list[str]:
+def documents(folder: Path, tokenizer: Tokenizer, split: Split) -> list[str]:
     """Return the texts of a split, in order. Each document must begin with an end-of-text."""
     found = []
     for shard in read_manifest(folder).shards_of(split):

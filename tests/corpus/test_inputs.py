@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from gptcli.corpus.formats import read_documents
 from gptcli.corpus.inputs import (
-    MissingPackageError,
     file_suffixes,
     find_inputs,
     fingerprint,
@@ -25,6 +24,7 @@ from gptcli.corpus.inputs import (
     open_input,
 )
 from gptcli.errors import GptError, InputError, RunError
+from gptcli.text.compression import MissingPackageError
 
 zstandard = pytest.importorskip("zstandard")
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

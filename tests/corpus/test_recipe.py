@@ -18,9 +18,9 @@ from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.recipe import SourceConfig, preset_weights, read_sources
 from gptcli.errors import InputError, UsageError
 from gptcli.files import sha256
+from gptcli.shards.folder import verify_shards
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import Manifest
-from gptcli.shards.verify import verify_shards
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 ITEM = "which of these seven rivers runs north past the old stone bridge before it meets the sea"
@@ -246,18 +246,18 @@ def test_broken_input_is_skipped_and_counted_when_asked(
     ("table", "message"),
     [
         ({}, "sources must be tables"),
-        ({"a": 1}, "sources.a: must be a table"),
-        ({"a": {}}, "sources.a: lacks inputs"),
-        ({"a": {"inputs": "x"}}, "sources.a: inputs must be a list of strings"),
+        ({"a": 1}, "recipe: sources.a: is not a table"),
+        ({"a": {}}, "sources.a: no 'inputs'"),
+        ({"a": {"inputs": "x"}}, "sources.a.inputs: 'x' is not a list"),
         (
             {"a": {"inputs": ["."], "wieght": 1}},
             "sources.a: unknown key 'wieght'\n  did you mean weight",
         ),
-        ({"a": {"inputs": ["."], "weight": "1"}}, "sources.a: weight is not of type float"),
-        ({"a": {"inputs": ["."], "weight": 0}}, "sources.a: weight 0 is not a positive number"),
+        ({"a": {"inputs": ["."], "weight": "1"}}, "sources.a.weight: '1' is not a number"),
+        ({"a": {"inputs": ["."], "weight": 0}}, "sources.a.weight: 0 is out of range"),
         (
             {"a": {"inputs": ["."], "dedup": {"method": "exact"}}},
-            "sources.a.dedup: unknown method 'exact'",
+            "sources.a.dedup.method: 'exact' is none of lsh, paper",
         ),
         (
             {"a": {"inputs": ["."], "dedup": {"against": ["b"]}}},
@@ -270,9 +270,17 @@ def test_broken_input_is_skipped_and_counted_when_asked(
         ({"A b": {"inputs": ["."]}}, "source name 'A b' has characters other than a-z"),
         (
             {"a": {"inputs": ["."], "clean": {"min_words": True}}},
-            "sources.a.clean: min_words is not of type int",
+            "sources.a.clean.min_words: True is not a number",
         ),
-        ({"a": {"inputs": ["."], "on_error": "ignore"}}, "unknown on_error 'ignore'"),
+        ({"a": {"inputs": [""]}}, "sources.a.inputs[0]: is empty"),
+        (
+            {"a": {"inputs": ["."], "clean": {"max_symbols": 1.5}}},
+            "sources.a.clean.max_symbols: 1.5 is out of range",
+        ),
+        (
+            {"a": {"inputs": ["."], "on_error": "ignore"}},
+            "sources.a.on_error: 'ignore' is none of stop, skip",
+        ),
     ],
 )
 def test_an_invalid_recipe_is_an_error(
@@ -280,7 +288,7 @@ def test_an_invalid_recipe_is_an_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises((UsageError, InputError)) as caught:
         read_sources(table)
     assert message in str(caught.value)
 

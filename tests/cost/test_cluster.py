@@ -1,4 +1,4 @@
-"""Where a cluster's speed comes from, and what hours imply."""
+"""Tests of a cluster's speed, and of what hours imply."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fleet_of(flops: float, count: int = 1) -> Cluster:
     return Cluster(None, count, Assumption("throughput", flops, "FLOP/s per GPU", "", ""), None)
 
 
-def test_what_is_said_needs_no_goodput() -> None:
+def test_a_measured_speed_needs_no_goodput() -> None:
     cluster, plan = make_cluster(A100, 8, model=MODEL, mfu=0.5)
     assert (plan, cluster.goodput, cluster.uncertainty_factor) == (None, None, 1)
     assert cluster.flops == 156e12
@@ -79,7 +79,7 @@ def test_idle_gpus_are_paid_for() -> None:
     assert "GPUs are idle" in more.throughput.source
 
 
-def test_what_does_not_fit_is_refused_with_what_would() -> None:
+def test_the_refusal_names_the_fewest_gpus() -> None:
     gpt3 = ModelConfig.from_paper(find_size("175B"))
     with pytest.raises(UsageError, match="no layout of 8 b200") as caught:
         make_cluster(find_gpu("b200"), 8, model=gpt3, sequences=1536)
@@ -206,7 +206,7 @@ def test_one_model_alone() -> None:
     assert (one.name, gpu_hours) == (estimates()[0].name, 250)
 
 
-def test_what_runs_out_first_counts() -> None:
+def test_the_scarcest_resource_counts() -> None:
     assert affordable(estimates(), dollars=500, hours=10)[1] == 40
     assert affordable(estimates(), dollars=50, hours=10)[1] == 25
 

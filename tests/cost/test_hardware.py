@@ -303,7 +303,7 @@ def test_an_hour_at_a_kilowatt() -> None:
     assert all(a.source and a.date and a.url for a in used.assumptions)
 
 
-def test_what_nobody_knows() -> None:
+def test_unknown_figures_stay_unknown() -> None:
     assert energy(None, 5) is None
     assert energy(replace(find_gpu("a100"), watts=None), 5) is None
 

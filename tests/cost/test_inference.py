@@ -1,4 +1,4 @@
-"""What reading and writing take, counted a second time, layer by layer."""
+"""Tests of the costs of reading and writing, counted a second time, layer by layer."""
 
 from __future__ import annotations
 

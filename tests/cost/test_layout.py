@@ -1,4 +1,4 @@
-"""Layouts as text, and what each process holds, counted by hand; tests/trainer/test_dry_run.py
+"""Layouts as text, and what each process holds, counted by hand; tests/trainer/test_preflight.py
 holds the same against real processes.
 """
 
@@ -48,7 +48,7 @@ def test_written_and_read_back(layout: Layout) -> None:
         ("tp=2,tp=2", "tp is given twice"),
     ],
 )
-def test_what_is_no_layout(text: str, message: str) -> None:
+def test_invalid_layouts_are_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_layout(text)
 

@@ -125,5 +125,5 @@ def test_numbers_without_meaning_are_refused(options: dict[str, Any], field: str
 
 def test_more_replicas_than_sequences_are_refused_as_by_the_trainer() -> None:
     options = HardwareOptions(gpu="h100", layout="dp=4096")
-    with pytest.raises(UsageError, match="reads 4096 sequences at a time, but a batch is 512"):
+    with pytest.raises(UsageError, match="reads 4,096 sequences at a time, but a batch is 512"):
         options.cluster(MODEL, FLOPS, 512)

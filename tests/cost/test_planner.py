@@ -1,4 +1,4 @@
-"""Which layouts are found, which is the fastest, and that `gpt train` accepts them."""
+"""Layouts that are found, the fastest of them, and that `gpt train` accepts each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
+from gptcli.trainer.precision import check_precision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +29,6 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS
 from gptcli.trainer.auto import check_division
-from gptcli.trainer.precision import check_precision
 
 A100, H100 = find_gpu("a100"), find_gpu("h100")
 
@@ -64,7 +64,7 @@ def test_plans_fit_and_the_fastest_leads() -> None:
     assert plans(config, A100, 64, 1024, "bf16", most=3) == found[:3]
 
 
-def test_what_cannot_fit_has_no_plan() -> None:
+def test_a_model_that_cannot_fit_has_no_plan() -> None:
     assert plans(paper("175B"), A100, 8, 1536, "bf16") == []
 
 
@@ -161,7 +161,7 @@ def test_the_nearest_that_fits() -> None:
     assert nearest_that_fits(paper("175B"), Layout(dp=8), work, A100) is None
 
 
-def test_what_fits_is_its_own_nearest() -> None:
+def test_a_layout_that_fits_is_its_own_nearest() -> None:
     config, layout, work = (
         paper("1.3B"),
         Layout(shard=8),
@@ -197,7 +197,7 @@ def test_the_layouts_of_48_gpus_by_hand() -> None:
     assert {layout.pp for layout in layouts(replace(eight, n_layer=4), 48)} == {1, 2, 4}
 
 
-def test_how_a_replica_may_run_its_sequences() -> None:
+def test_micro_batches_of_a_replica() -> None:
     """At most as many at a time as there are; what is left over makes one round more."""
     ways = [(way.micro_batch, way.micro_batches, way.recompute) for way in step_configs(5, "fp16")]
     assert ways == [

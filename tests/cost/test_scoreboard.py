@@ -66,9 +66,9 @@ def test_the_range_holds_eight_of_ten_unseen_runs() -> None:
     assert 0.75 <= SCORES["all"].unseen_in_range <= 0.9
 
 
-def test_what_was_run_fits() -> None:
-    """What differs by trainer apart (the logits, and the residual stream, fp32 in ours and bf16 in
-    theirs), the memory of llm-foundry's runs is within their GPUs'."""
+def test_measured_runs_fit_their_gpus() -> None:
+    """The memory of llm-foundry's runs is within their GPUs', apart from the logits and the residual
+    stream, which is fp32 in ours and bf16 in theirs."""
     for run in measured_runs():
         if run.source != "llm-foundry" or not isinstance(run.config, ModelConfig):
             continue

@@ -90,7 +90,7 @@ def test_parts_add_up_to_the_speed() -> None:
     assert time.bubble == time.tensor == time.replicas == 0
 
 
-def test_what_each_axis_costs() -> None:
+def test_the_cost_of_each_axis() -> None:
     alone = step_time(CONFIG, Layout(), WORK, A100)
     assert step_time(CONFIG, Layout(dp=8), WORK, A100).replicas > 0
     slices = step_time(CONFIG, Layout(tp=4), WORK, A100)
@@ -454,7 +454,7 @@ def test_slices_of_stages_send_a_slice() -> None:
 
 
 def test_interleaved_stages_send_more_often() -> None:
-    """Of four stages on two processes, the first process's two send three times: forwards, and
+    """The first of two processes sends three times with its two of four stages: forwards, and
     forwards and back.
     """
     config = replace(TINY, n_layer=4, tied=False)

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
+from gptcli import optional_kernels
 from gptcli.cost.layout import Layout
+from gptcli.distributed import context as module
 from gptcli.distributed.context import RankContext
+from gptcli.events import Events
 
 CPU = torch.device("cpu")
 LAYOUTS = [
@@ -40,3 +44,41 @@ def test_one_process_of_each_replica_owns_the_loss(layout):
 
 def test_processes_without_a_layout_are_replicas():
     assert [RankContext(CPU, rank, 3).replica_rank for rank in range(3)] == [0, 1, 2]
+
+
+@pytest.fixture(autouse=True)
+def _cpu_only(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_thread_count_of_a_resumed_run_is_kept_if_there_are_cores(monkeypatch):
+    warnings: list[str] = []
+    events = Events()
+    monkeypatch.setattr(events, "warn", warnings.append)
+    monkeypatch.setattr(module, "available_cores", lambda: 2)
+    try:
+        assert module.pin_thread_count(None, events) == 1
+        assert module.pin_thread_count(2, events) == torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert not warnings
+        assert module.pin_thread_count(3, events) == torch.get_num_threads() == 1
+        assert "the run used 3 threads, but this machine has 2 cores" in warnings[0]
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_resuming_in_another_numeric_environment_warns(monkeypatch):
+    warnings: list[str] = []
+    events = Events()
+    monkeypatch.setattr(events, "warn", warnings.append)
+    monkeypatch.setattr(optional_kernels, "available", lambda kernel: True)
+    compiled: dict[str, Any] = {"precision": "bf16", "compiled": True}
+    first = module.check_numeric_environment(None, events, **compiled)
+    assert module.check_numeric_environment(first, events, **compiled) == first
+    assert not warnings
+    # neither a compiler nor AMX
+    monkeypatch.setattr(optional_kernels, "available", lambda kernel: False)
+    other = module.check_numeric_environment(first, events, precision="bf16", compiled=False)
+    assert other != first
+    assert f"computed by {first} and continues on {other}:" in warnings[0]
+    assert first.endswith(", compiled, kernels in C")

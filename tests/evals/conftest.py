@@ -23,13 +23,10 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer([inspect.getsource(textwrap), "naïve café, 日本語 🙂 " * 9], 400)
 
 
-@pytest.fixture(scope="session")
-def model(tokenizer: Tokenizer) -> GPT:
+def varied_model(vocab_size: int, n_ctx: int) -> GPT:
     """Return a model with varied greedy tokens: untied head, large embeddings, noise elsewhere."""
     model = GPT(
-        ModelConfig(
-            n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=tokenizer.vocab_size, tied=False
-        )
+        ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=n_ctx, vocab_size=vocab_size, tied=False)
     ).eval()
     model.init_weights(0)
     generator = torch.Generator().manual_seed(0)
@@ -37,6 +34,12 @@ def model(tokenizer: Tokenizer) -> GPT:
         std = 1.0 if name.startswith("w") else 0.2
         parameter.data += torch.empty_like(parameter).normal_(0.0, std, generator=generator)
     return model
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer: Tokenizer) -> GPT:
+    """Return a small model with varied greedy tokens."""
+    return varied_model(tokenizer.vocab_size, n_ctx=24)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gptcli.cli.app import build_app
+from gptcli.cli import build_app
 from gptcli.errors import GptError
 from tests.small_runs import make_shards
 

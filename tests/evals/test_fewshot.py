@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gptcli.evals.fewshot import FewShotConfig, FewShotPool, ShotFitter
 from gptcli.evals.task import Task, read_task
-from gptcli.evals.task_data import read_items
+from gptcli.evals.task_data import format_example, read_items
 
 TASK = """title = "t"
 source = "s"
@@ -44,7 +44,7 @@ def test_every_item_has_k_examples_other_than_itself(
     for item in read_items(definition, path):
         drawn = pool.draw(item)
         assert len(drawn) == len(set(drawn)) == shots
-        assert item.id not in {pool.ids[number] for number in drawn}
+        assert format_example(definition, item) not in {pool.texts[number] for number in drawn}
         assert drawn == pool.draw(item)
 
 
@@ -90,3 +90,34 @@ def test_the_first_examples_that_fit_are_kept(task: tuple[Task, Path]) -> None:
     # the whole text is longer than the sum of its parts
     joined = ShotFitter(pool, "\n\n", lambda text: len(text) + 2 * text.count("\n\nq"))
     assert joined.fit([0, 1, 2], "q9=", 21) == [0, 1]
+
+
+def test_items_that_share_an_id_are_different_items(
+    task: tuple[Task, Path], tmp_path: Path
+) -> None:
+    definition, _ = task
+    rows = [{"id": "same", "q": f"q{number}", "a": str(number)} for number in range(10)]
+    rows.append(dict(rows[3]))  # the same content on another line
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = read_items(definition, path)
+    assert [item.key for item in items] == ["same", *(f"same#{n}" for n in range(2, 12))]
+    pool = FewShotPool(definition, path, tmp_path, FewShotConfig(shots=8))
+    drawn = [pool.draw(item) for item in items]
+    assert {len(some) for some in drawn} == {8}
+    assert len({tuple(some) for some in drawn}) > 5
+    for number, some in enumerate(drawn):
+        assert number not in some
+    assert not {3, 10} & {*drawn[3], *drawn[10]}
+
+
+def test_a_copy_of_the_evaluated_file_is_the_evaluated_set(
+    task: tuple[Task, Path], tmp_path: Path
+) -> None:
+    definition, path = task
+    for name in ("items.jsonl", "train.jsonl"):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    pool = FewShotPool(definition, tmp_path / "items.jsonl", tmp_path, FewShotConfig(shots=39))
+    assert pool.is_evaluated
+    for item in read_items(definition, tmp_path / "items.jsonl"):
+        assert len(pool.draw(item)) == 39

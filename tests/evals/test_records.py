@@ -22,7 +22,7 @@ from gptcli.evals.task import Normaliser, find_task
 from gptcli.evals.task_data import Item
 from gptcli.files import PARTIAL, complete_lines
 from gptcli.model.source import ModelSource
-from gptcli.sampling.streaming import Completion
+from gptcli.sampling.generate import Completion
 
 
 def test_added_records_are_read_again(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from gptcli.evals.rolling import (
 from gptcli.files import sha256
 from gptcli.model.transformer import GPT
 from gptcli.shards.format import token_dtype, write_shard
-from gptcli.shards.loader import TokenStream
+from gptcli.shards.order import TokenStream
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 TEXT = "def wrap(text): naïve café 🙂 " * 12

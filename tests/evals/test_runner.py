@@ -13,8 +13,16 @@ import pytest
 import torch
 
 from gptcli.errors import InputError, RunError
+from gptcli.evals.check import EvalOptions
+from gptcli.evals.records import Records
 from gptcli.evals.requests import Request
-from gptcli.evals.runner import EvalOptions, generate_answers, run_task
+from gptcli.evals.runner import (
+    SINGLE_PROCESS,
+    generate_answers,
+    init_processes,
+    local_device,
+    run_task,
+)
 from gptcli.evals.task import find_task
 from gptcli.evals.task_data import Item
 from gptcli.files import sha256
@@ -209,3 +217,28 @@ def test_generated_answers_depend_on_the_item_index_and_not_on_the_batch(
         [stopped] = generate_answers(model, tokenizer, questions[:1], replace(task, stop=[stop]))
         assert stop not in stopped.text
         assert task.beam > 1 or stopped.text == whole.text.partition(stop)[0]
+
+
+def test_a_single_process_gathers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "1")  # set by another program
+    assert init_processes() is SINGLE_PROCESS
+    records = Records(None, "t", {})
+    records.add([{"index": 0}])
+    assert list(SINGLE_PROCESS.gather(records)) == []
+    SINGLE_PROCESS.shut_down()
+
+
+def test_each_process_uses_its_own_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = {
+        "RANK": "7",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "3",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "29500",
+    }
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    for there, device in ((True, "cuda:3"), (False, "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        assert local_device() == device

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import InputError, UsageError
+from gptcli.evals.find_data import find_data, find_examples
 from gptcli.evals.task import Task, find_task, read_task
-from gptcli.evals.task_data import Item, find_data, find_examples, format_example, read_items
+from gptcli.evals.task_data import Item, correct_choice, format_example, read_items
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\n'
@@ -149,7 +150,7 @@ def test_the_target_is_the_last_word_or_a_template(tmp_path: Path) -> None:
             "the correct choice is 2, but there are 2 choices",
         ),
         (CHOICE, {"q": "?", "c": ["a", "b"], "g": -1}, "the correct choice is -1"),
-        (CHOICE, {"q": "?", "c": ["a", "b"], "g": "A"}, "the correct choice is 'A'"),
+        (CHOICE, {"q": "?", "c": ["a", "b"], "g": "C"}, "the correct choice is 'C'"),
         (CHOICE, {"q": "?", "c": ["a", "b"], "g": []}, "no choice is marked as correct"),
     ],
 )
@@ -183,3 +184,96 @@ def test_lambada_items_with_gpt2s_vocabulary(real_data: Path) -> None:
     assert [
         context + target for context, target in zip(contexts, targets, strict=True)
     ] == gpt2.encode_batch(lines)
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "index"),
+    [
+        (1, ["a", "b"], 1),
+        (1.0, ["a", "b"], 1),
+        ("1", ["a", "b"], 1),
+        ("1.0", ["a", "b"], 1),
+        ("B", ["x", "y"], 1),
+        ("b", ["x", "y"], 1),
+        ("y", ["x", "y"], 1),
+        (" y", ["x", "y "], 1),
+        (True, ["yes", "no"], 0),
+        (False, ["yes", "no"], 1),
+        (True, ["No", "Yes"], 1),
+        (False, ["true", "false"], 1),
+        ("True", ["no", "yes"], 1),
+        ("yes", ["no", "yes"], 1),
+        ("A", ["A", "B"], 0),
+        ("0", ["0", "1"], 0),
+    ],
+)
+def test_a_gold_label_names_a_choice(value: object, choices: list[str], index: int) -> None:
+    assert correct_choice(value, choices, None, "a:1") == index
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "what"),
+    [
+        (True, ["a", "b"], "but there are 2 choices"),
+        (True, ["yes", "no", "maybe"], "but there are 3 choices"),
+        (2, ["a", "b"], "but there are 2 choices"),
+        (-1, ["a", "b"], "but there are 2 choices"),
+        (0.5, ["a", "b"], "but there are 2 choices"),
+        ("C", ["a", "b"], "but there are 2 choices"),
+        ("", ["a", "b"], "but there are 2 choices"),
+        ("2", ["1", "2", "3"], "ambiguous: choice 1 by its text, choice 2 by its index from 0"),
+        ("B", ["B", "A"], "ambiguous"),
+        ("x", ["x", "x"], "but there are 2 choices"),
+        (None, ["a", "b"], "but there are 2 choices"),
+    ],
+)
+def test_an_ambiguous_or_impossible_gold_label_is_refused(
+    value: object, choices: list[str], what: str
+) -> None:
+    with pytest.raises(InputError, match=what):
+        correct_choice(value, choices, None, "a:1")
+
+
+def test_labels_say_what_a_gold_label_is() -> None:
+    assert correct_choice("2", ["1", "2", "3"], ["1", "2", "3"], "a:1") == 1
+    assert correct_choice(4, list("abcd"), ["1", "2", "3", "4"], "a:1") == 3
+    with pytest.raises(InputError, match="the correct choice is '5', not one of 1, 2"):
+        correct_choice("5", ["a", "b"], ["1", "2"], "a:1")
+
+
+def test_choices_from_columns_of_a_table_and_labels_of_a_field(tmp_path: Path) -> None:
+    table = HEAD.replace("*.jsonl", "*.csv").replace('"jsonl"', '"table"')
+    (tmp_path / "mine.toml").write_text(
+        f'{table}kind = "choice"\nprompt = "{{q}}"\nchoices = ["{{A}}", "{{B}}"]\ngold = "key"\n'
+    )
+    (tmp_path / "a.csv").write_text("id,q,A,B,key\n7,why?,so,no,B\n7,how?,1,2,B\n")
+    task = read_task(tmp_path / "mine.toml")
+    items = read_items(task, tmp_path / "a.csv")
+    assert [(item.choices, item.gold, item.key) for item in items] == [
+        ((" so", " no"), (1,), "7"),
+        ((" 1", " 2"), (1,), "7#2"),
+    ]
+    task, path = written(
+        tmp_path,
+        HEAD + 'kind = "choice"\nprompt = "{q.text}"\nchoices = "c.text"\nlabels = "c.label"\n'
+        'gold = "key"\n',
+        {"q": {"text": "why?"}, "c": {"text": ["so", "no"], "label": ["1", "2"]}, "key": "2"},
+    )
+    [item] = read_items(task, path)
+    assert (item.prompt, item.choices, item.gold) == ("why?", (" so", " no"), (1,))
+
+
+def test_the_line_of_a_broken_row_is_named_even_if_it_has_an_id(tmp_path: Path) -> None:
+    rows = ({"id": "x", "q": "", "c": ["a", "b"], "g": 0}, {"id": "x", "q": "", "c": ["a"], "g": 3})
+    task, path = written(tmp_path, CHOICE, *rows)
+    with pytest.raises(InputError, match=r"a\.jsonl:2"):
+        read_items(task, path)
+
+
+def test_a_limit_reads_no_row_more(tmp_path: Path) -> None:
+    task, path = written(tmp_path, WORD, {"text": "a b"}, {"text": "c d"})
+    with open(path, "a") as file:
+        file.write("{broken\n")
+    assert len(read_items(task, path, 2)) == 2
+    with pytest.raises(InputError, match=r"a\.jsonl:3"):
+        read_items(task, path, 3)

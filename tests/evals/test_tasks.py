@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.evals.runner import EvalOptions, run_task
+from gptcli.evals.check import EvalOptions
+from gptcli.evals.runner import run_task
 from gptcli.evals.synthetic import GENERATED, generate_rows
 from gptcli.evals.task import TASKS_DIR, find_task, task_names
 from gptcli.evals.task_data import make_item

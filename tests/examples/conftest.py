@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from gptcli.cli.app import COMMANDS, build_app
+from gptcli.cli import COMMANDS, build_app
 
 CALL = re.compile(r"(?:^|[|;&(]\s*)(?:python -m gptcli|gpt) ([^|;&>]*)")
 

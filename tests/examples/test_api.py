@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.run_python import run_python
 
@@ -30,6 +31,7 @@ def test_notebook_runs_cell_by_cell(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    torch.set_num_threads(1)
     names: dict[str, object] = {"__name__": "__main__"}
     for source in code_cells():
         exec(compile(source, str(NOTEBOOK), "exec"), names)

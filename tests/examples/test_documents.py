@@ -1,4 +1,4 @@
-"""What README and the examples' READMEs tell people to type: every option is there, every file that
+"""Tests of the commands in README and the examples' READMEs: every option is there, every file that
 they name too.
 """
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli import train
-from gptcli.cli.options import read_config
+from gptcli.cli import train_options
+from gptcli.cli.command import read_config
 from gptcli.corpus import recipe
 from gptcli.trainer.resolve import resolve_run
 
@@ -32,11 +32,13 @@ GOALS = {
     "shakespeare": ["all", "gpu", "compare"],
     "gpt1-finetune": ["all", "compare"],
     "cluster": ["submit", "here", "plan"],
+    "gpt2-eval": ["all", "data"],
+    "own-task": ["all", "show"],
 }
 
 
 def dry(makefile: Path, goal: str, *more: str) -> str:
-    """What make would run, with nothing made yet."""
+    """Return the commands that make would run, with nothing made yet."""
     done = subprocess.run(
         ["make", "-n", "-B", "-C", str(makefile.parent), goal, *more],
         capture_output=True,
@@ -50,10 +52,13 @@ def dry(makefile: Path, goal: str, *more: str) -> str:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
-def test_what_make_would_run_parses(makefile, parse):
-    data = {"gpt1-finetune": ("DATA=data",), "shakespeare": (f"TEXT={makefile}",)}.get(
-        makefile.parent.name, ()
-    )
+def test_commands_of_the_makefiles_parse(makefile, parse):
+    data = {
+        "gpt1-finetune": ("DATA=data",),
+        "shakespeare": (f"TEXT={makefile}",),
+        "gpt2-eval": ("WEIGHTS=gpt2", "DATA=data"),
+        "own-task": ("RUN=runs/book",),
+    }.get(makefile.parent.name, ())
     for goal in GOALS.get(makefile.parent.name, ["all"]):
         lines = parse.commands(dry(makefile, goal, *data))
         assert lines or makefile.parent.name == "cluster"
@@ -97,7 +102,7 @@ def test_a_file_a_rule_needs_is_there_or_made(makefile):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_configuration_makes_a_plan(config):
-    given = train.given_values({}, config, resume=False)
+    given = train_options.given_values({}, config, resume=False)
     # no machine
     given.put(
         {
@@ -126,7 +131,7 @@ def test_a_recipe_is_read(path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "steps"), [("cpu", 2000), ("gpu", 5000)])
 def test_shakespeare_s_recipes_are_nanogpt_s(name, steps):
-    values = read_config(EXAMPLES / "shakespeare" / f"{name}.toml", train.READERS)
+    values = read_config(EXAMPLES / "shakespeare" / f"{name}.toml", train_options.READERS)
     assert values["tokens"] == steps * values["batch_tokens"]
     assert values["warmup_tokens"] == 100 * values["batch_tokens"]
     assert (values["lr"], values["min_lr_ratio"], values["beta2"]) == (1e-3, 0.1, 0.99)

@@ -51,6 +51,8 @@ class Command:
     """The output folder, where it is one: no leftover may stay in it."""
     workers: bool = False
     """It starts some: they are what is struck."""
+    like: str = ""
+    """The command whose workers do the same operations and leave the same outputs."""
 
 
 def commands() -> list[Command]:
@@ -65,7 +67,9 @@ def commands() -> list[Command]:
         Command("cost", COST, COST, files("cost.svg")),
         Command("build-shards, 2", POOL, [*POOL, "--resume"], shards, "shards", workers=True),
         Command("train, 2", TWO, [*TWO, "--resume"], run, "run", workers=True),
-        Command("torchrun, 2", TORCHRUN, [*TWO, "--resume"], run, "run", workers=True),
+        Command(
+            "torchrun, 2", TORCHRUN, [*TWO, "--resume"], run, "run", workers=True, like="train, 2"
+        ),
     ]
 
 
@@ -166,7 +170,7 @@ def call(line: list[str], folder: Path) -> int:
     """
     import sys
 
-    from gptcli.cli.app import main
+    from gptcli.cli import main
 
     os.chdir(folder)
     sys.argv = ["gpt", *line]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.commands import Command, call, leftovers, prepare
-from tests.faults.inject import HELD, Faults
+from tests.faults.inject import HELD, KINDS, Faults
 from tests.faults.lost import LostWorker
 from tests.waiting import HANG_S
 
@@ -24,7 +24,7 @@ LOST = "lost worker"
 
 @dataclass(slots=True)
 class Result:
-    """What came of one fault; the counts are 0 or 1."""
+    """Result of one fault; the counts are 0 or 1."""
 
     command: str
     kind: str
@@ -54,9 +54,11 @@ class Harness:
         status = forked(lambda: prepare(self.inputs) or 0)  # type: ignore[func-returns-value]
         assert status == 0, (self.inputs / "log").read_text()
         self.wanted: dict[str, dict[str, str]] = {}
-        """Of each command: the fingerprints that an undisturbed run leaves."""
+        """Fingerprints that an undisturbed run leaves, by command."""
         self.ranks: dict[str, dict[str, int]] = {}
-        """Of each command with workers: the operations of each rank."""
+        """Operations of each rank, by command with workers."""
+        self.counted: dict[tuple[str, str], int] = {}
+        """Number of operations of an undisturbed run, by command and kind."""
 
     def spread(self, command: Command, kind: str, most: int) -> tuple[int, list[Result]]:
         """Up to `most` faults of a kind, evenly over the operations of one run; how many operations
@@ -72,6 +74,16 @@ class Harness:
 
     def count(self, command: Command, kind: str) -> int:
         """Run it undisturbed; how many operations a fault of this kind could strike."""
+        if command.like in self.ranks:
+            self.ranks[command.name] = self.ranks[command.like]
+            self.wanted[command.name] = self.wanted[command.like]
+            return sum(self.ranks[command.name].values())
+        counted = (command.name, KINDS.get(kind, kind))
+        if counted not in self.counted:
+            self.counted[counted] = self._count(command, kind)
+        return self.counted[counted]
+
+    def _count(self, command: Command, kind: str) -> int:
         folder = self._fresh()
         told = folder / "count"
         faults = LostWorker(folder, "", 0) if kind == LOST else Faults(folder, kind, 0)

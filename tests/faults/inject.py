@@ -53,7 +53,7 @@ class Faults:
             setattr(os, name, self._counting(getattr(os, name), name))
 
     def operations(self) -> int:
-        """How many there were that a fault of this kind could strike."""
+        """Return the number of operations that a fault of this kind could strike."""
         return self.counts[KINDS[self.kind]]
 
     def _counting(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -150,7 +150,7 @@ class Faults:
             time.time_ns = lambda: int(time.time() * 1e9)
 
     def _lose_unsynced(self) -> None:
-        """Of every file, half of what no fsync has brought to disk goes."""
+        """Remove half of what no fsync has brought to disk, of every file."""
         for folder, _, names in os.walk(self.folder):
             for name in names:
                 path = os.path.join(folder, name)  # noqa: PTH118 (as above)

@@ -47,7 +47,7 @@ class LostWorker:
 
 
 def begin(state: Any) -> None:
-    """What a worker of build-shards runs first."""
+    """Program that a worker of build-shards runs first."""
     from gptcli.corpus.pool import _start_worker
 
     arm()
@@ -55,7 +55,7 @@ def begin(state: Any) -> None:
 
 
 def child(*arguments: Any) -> Any:
-    """What a process of `gpt train` runs."""
+    """Program that a process of `gpt train` runs."""
     from gptcli.distributed.launch import _child
 
     arm()
@@ -81,7 +81,7 @@ def arm() -> None:
 
 
 if __name__ == "__main__":
-    from gptcli.cli.app import main
+    from gptcli.cli import main
 
     arm()
     main()

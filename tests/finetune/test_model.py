@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from gptcli.finetune.inputs import Example, Kind, collate
 from gptcli.finetune.model import GPTClassifier, add_special_tokens, lr_multiplier
+from gptcli.finetune.task import Example, Kind, collate
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 

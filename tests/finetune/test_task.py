@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import GptError, InputError
-from gptcli.finetune.inputs import Example, InputTransform, Kind
-from gptcli.finetune.task import FinetuneTask, read_examples, read_task
+from gptcli.finetune.task import (
+    Example,
+    FinetuneTask,
+    InputTransform,
+    Kind,
+    collate,
+    read_examples,
+    read_task,
+)
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 TOKENIZER = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
@@ -59,8 +66,17 @@ def test_file_without_examples_is_refused(folder: Path) -> None:
         ('kind = "entailment"\ntrain = "t"', "no 'validation'"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"', "no 'labels'"),
         ('kind = "entailment"\nepoch = 3', "unknown key 'epoch'"),
-        ('kind = "entailment"\nepochs = "3"', "epochs is not of type int"),
-        ('kind = "entailment"\nfields = 3', "fields is not of type dict"),
+        ('kind = "entailment"\nepochs = "3"', "epochs: '3' is not a number"),
+        ('kind = "entailment"\nepochs = 1.5', "epochs: 1.5 is not a whole number"),
+        ('kind = "entailment"\nlr = inf', "lr: 'inf' is not a quantity"),
+        ('kind = "entailment"\ndropout = 1.5', "dropout: 1.5 is out of range"),
+        ('kind = "entailment"\ntrain = ""', "train: is empty"),
+        ('kind = "entailment"\nlabels = "a"', "labels: 'a' is not a list"),
+        ('kind = "entailment"\nfields = {text = 5}', "fields.text: 5 is not text"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = ["a", "a"]', "the label 'a' is given twice"),
+        ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [nan]', "nan cannot be a label"),
+        ('kind = "classification"\ntrain = "."\nvalidation = "v"\nlabels = [0, 1]', "is a folder, not a file"),
+        ('kind = "entailment"\nfields = 3', "fields: 3 is not a table"),
         ('kind = "entailment"\ntrain = "t"\nvalidation = "v"\nlabels = [0, 1]\n[fields]\ntext = "x"', "entailment has no field 'text'"),
         ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]', "dev.jsonl:1: not an example of this task"),
         ('kind = "classification"\ntrain = "dev.jsonl"\nvalidation = "v"\nlabels = [0, 1]\nfields = {text = "sentence"}', "not one of [0, 1]"),
@@ -154,3 +170,56 @@ def test_examples_of_other_types_are_refused_with_their_line(
         read_examples(task, path, InputTransform(kind, TOKENIZER, 16))
     assert caught.value.where == f"{path}:3"
     assert message in caught.value.what
+
+
+TOKENIZER = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])  # an id a byte: a is 64
+S, D, E = 257, 258, 259  # after 256 bytes and end-of-text
+A, B, C = ([TOKENIZER.encode(letter)[0]] for letter in "abc")
+
+
+def sequences(kind: Kind, n_ctx: int = 64, **texts: object) -> list[list[int]]:
+    return InputTransform(kind, TOKENIZER, n_ctx).sequences(texts)
+
+
+def test_the_four_transformations_give_the_expected_sequences() -> None:
+    assert sequences("classification", text="ab") == [[S, *A, *B, E]]
+    assert sequences("entailment", premise="ab", hypothesis="c") == [[S, *A, *B, D, *C, E]]
+    assert sequences("similarity", a="ab", b="c") == [[S, *A, *B, D, *C, E], [S, *C, D, *A, *B, E]]
+    assert sequences("multiple-choice", context="a", answers=["b", "ca"]) == [
+        [S, *A, D, *B, E],
+        [S, *A, D, *C, *A, E],
+    ]
+
+
+def test_texts_are_truncated_to_half_the_context_less_two() -> None:
+    n_ctx = 16  # 6 tokens a segment: 1 + 6 + 1 + 6 + 1 = 15
+    assert sequences("entailment", n_ctx, premise="a" * 20, hypothesis="b" * 7) == [
+        [S, *A * 6, D, *B * 6, E]
+    ]
+    assert sequences("classification", n_ctx, text="a" * 20) == [[S, *A * 6, E]]
+
+
+def test_text_that_spells_a_special_token_is_encoded_as_text() -> None:
+    (ids,) = sequences("classification", text="_start_")
+    assert ids == [S, *TOKENIZER.encode("_start_"), E]
+
+
+def test_a_batch_is_padded_at_the_end() -> None:
+    batch = collate([Example([[S, *A, E], [S, *B, *B, E]], 1), Example([[S, E], [S, *C, E]], 0)])
+    assert batch.ids.tolist() == [[[S, *A, E, 0], [S, *B, *B, E]], [[S, E, 0, 0], [S, *C, E, 0]]]
+    assert batch.lengths.tolist() == [[3, 4], [2, 3]]
+    assert batch.labels.tolist() == [1, 0]
+    with pytest.raises(InputError, match="examples of 1 and of 2 answers"):
+        collate([Example([[S, E]], 0), Example([[S, E], [S, E]], 0)])
+
+
+def test_a_file_of_another_format_is_answered_with_an_example_of_a_line(folder: Path) -> None:
+    for text in ("text,label\na,1\n", '[\n{"text": "a", "label": 1}\n]\n'):
+        (folder / "dev.csv").write_text(text)
+        task = FinetuneTask(kind="classification", train="", validation="", labels=[0, 1])
+        with pytest.raises(InputError) as caught:
+            read_examples(task, folder / "dev.csv", InputTransform(task.kind, TOKENIZER, 16))
+        assert caught.value.where == f"{folder / 'dev.csv'}:1"
+        assert caught.value.hint == (
+            'one example a line, as a JSON object: {"text": "...", "label": "..."}'
+        )

@@ -86,7 +86,7 @@ class Target:
 
 @dataclass(slots=True)
 class Found:
-    """What a session came to."""
+    """Result of a session."""
 
     runs: int = 0
     kept: int = 0
@@ -256,7 +256,7 @@ def files_in(folder: Path) -> Files:
 
 
 def crash_of(target: Target, folder: Path) -> tuple[str, str] | None:
-    """Where and how the reader crashes on what lies in `folder`, or None."""
+    """Return where and how the reader crashes on the files in `folder`, or None."""
     return _run(target, folder, set())
 
 
@@ -313,7 +313,7 @@ def _watch(outside: Path) -> None:
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What `work` returned in a fork, through JSON; or {"died": exit status}."""
+    """Return the value that `work` returns in a fork, through JSON; or {"died": exit status}."""
     sys.stdout.flush()
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:

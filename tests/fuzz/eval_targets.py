@@ -15,12 +15,13 @@ from typing import Any
 
 from gptcli.errors import GptError
 from gptcli.evals.fewshot import FewShotConfig
+from gptcli.evals.find_data import find_data
 from gptcli.evals.records import Records, completion_record
 from gptcli.evals.requests import build_task_requests, item_text
 from gptcli.evals.results import item_score
 from gptcli.evals.task import Task, find_task, read_task
-from gptcli.evals.task_data import find_data, format_example
-from gptcli.sampling.streaming import Completion
+from gptcli.evals.task_data import format_example
+from gptcli.sampling.generate import Completion
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from tests.fuzz.engine import Files, Target
 

@@ -8,7 +8,6 @@ import contextlib
 import gzip
 import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,33 +17,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptcli.cli.options import read_config
+from gptcli.cli.command import read_config
 from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader, scan
 from gptcli.corpus.recipe import read_sources
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.files import sha256, write_json
 from gptcli.finetune.task import read_task
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.source import INDEX, STATE
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.model.transformer import GPT
 from gptcli.runs.metrics import read_metrics
 from gptcli.sampling.batch import read_prompts
-from gptcli.shards.export import export_megatron
-from gptcli.shards.external import open_tokens
-from gptcli.shards.format import document_lengths, open_shard, token_dtype, write_shard
-from gptcli.shards.loader import open_split
+from gptcli.shards.folder import export_megatron, verify_shards
+from gptcli.shards.format import document_lengths, open_shard, open_tokens, token_dtype, write_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, Shard, Source, read_manifest, write_manifest
-from gptcli.shards.order import open_order
-from gptcli.shards.verify import verify_shards
+from gptcli.shards.order import open_order, open_split
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, newest_state
 from gptcli.trainer.schedule import Position
 from tests.fuzz.engine import Files, Target, files_in
 from tests.fuzz.eval_targets import eval_targets
+from tests.model.gpt1_release import release_shapes, write_release
 
 SHAPE = ModelConfig(n_layer=1, n_head=1, d_model=4, n_ctx=8, vocab_size=300)
 STEP = "checkpoints/step-00000001"
@@ -253,29 +250,8 @@ def config_json() -> Target:
 
 def release() -> Target:
     """GPT-1 as OpenAI released it, one layer of one head."""
-    block = [
-        [1, 64, 192],
-        [192],
-        [1, 64, 64],
-        [64],
-        [64],
-        [64],
-        [1, 64, 256],
-        [256],
-        [1, 256, 64],
-        [64],
-        [64],
-        [64],
-    ]
-    shapes = [[8, 64], [300, 64], *block]
-
-    def write(folder: Path) -> None:
-        write_json(folder / "params_shapes.json", shapes)
-        numbers = np.zeros(sum(math.prod(shape) for shape in shapes), np.float16)
-        for number, part in enumerate(np.array_split(numbers, 10)):
-            np.save(folder / f"params_{number}.npy", part)
-
-    files = written(write)
+    shapes = release_shapes(n_layer=1, d_model=64, n_ctx=8, vocab_size=300)
+    files = written(lambda folder: write_release(folder, shapes, scale=0, dtype=np.float16))
     return Target(
         "GPT-1 release",
         files,

@@ -13,7 +13,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from gptcli.cli.app import COMMANDS, build_app
+from gptcli.cli import COMMANDS, build_app
 
 TINY = [
     *("--n-layer", "1", "--n-head", "2", "--d-model", "8", "--n-ctx", "32", "--tokens", "5120"),

@@ -1,5 +1,5 @@
-"""What users rely on stays: names of options, files and JSON keys, exit codes, and that files of
-earlier versions are read.
+"""Golden tests of what users rely on: names of options, files and JSON keys, exit codes, and that
+files of earlier versions are read.
 
 After a change that users were told of in CHANGELOG.md, `python -m tests.golden` writes options.json
 and outputs.json anew. The fixtures are a run of version 0.1.0, stopped at half its way, and stay as

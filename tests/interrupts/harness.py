@@ -40,7 +40,7 @@ SILENT = ("prompt back", "finished")
 
 @dataclass(slots=True)
 class Result:
-    """What came of one signal."""
+    """Result of one signal."""
 
     command: str
     moment: float
@@ -124,7 +124,9 @@ class Started:
         os._exit(code)
 
     def _answers(self) -> bool:
-        """Whether the program handles signals by now; what comes before is Python's own start."""
+        """Return whether the program handles signals by now; what comes before is Python's own
+        start.
+        """
         try:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
@@ -158,7 +160,7 @@ class Started:
         return self.code
 
     def words(self) -> str:
-        """What it wrote to stderr, or to its terminal."""
+        """Return the text that it wrote to stderr, or to its terminal."""
         return (self.shown if self.terminal >= 0 else (self.folder / "err").read_bytes()).decode(
             errors="replace"
         )
@@ -383,8 +385,8 @@ def _locks(folder: Path) -> list[str]:
 
 
 def _whole(outputs: dict[str, str]) -> set[str]:
-    """What has to be there at the end: which checkpoints are, depends on where a run was
-    stopped.
+    """Return the outputs that must be there at the end: which checkpoints are, depends on where a
+    run was stopped.
     """
     return {name for name in outputs if not name.startswith("step-")}
 

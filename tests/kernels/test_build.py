@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptcli.errors import UsageError
 from gptcli.kernels import build
 
 SUM = """
@@ -100,12 +102,166 @@ def test_missing_compiler_gives_none(folder: Path, monkeypatch: pytest.MonkeyPat
     assert build.library("one") is None
 
 
+ONE = "int one(void) { return 1; }"
+
+
 @pytest.mark.usefixtures("compiler")
-def test_truncated_library_gives_none(
+@pytest.mark.parametrize("damage", ["truncated", "changed", "empty", "for another processor"])
+def test_a_library_that_is_not_what_its_name_says_is_built_again(
+    folder: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "one.c").write_text(ONE)
+    assert build.library("one") is not None
+    [sound] = built(tmp_path)
+    data = sound.read_bytes()
+    build.library.cache_clear()
+    if damage == "for another processor":  # with the hash of its bytes in its name
+        sets = dict(build.INSTRUCTION_SETS)
+        other = {"other": sets[build.instruction_sets()[0]]}
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "INSTRUCTION_SETS", other)
+            assert build.library("one") is not None
+        [foreign] = set(built(tmp_path)) - {sound}
+        stem = sound.name.rpartition("-")[0]
+        sound.unlink()
+        foreign.rename(sound.with_name(f"{stem}-{build._digest(foreign.read_bytes())}.so"))
+        build.library.cache_clear()
+    else:
+        sound.unlink()  # this process has it in memory
+        sound.write_bytes(
+            {"truncated": data[:-99], "changed": data[:-99] + bytes(99), "empty": b""}[damage]
+        )
+    loaded = build.library("one")
+    assert loaded is not None
+    assert loaded.one() == 1
+    assert sound in built(tmp_path)
+    assert sound.read_bytes() == data
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_library_of_somebody_else_is_not_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "one.c").write_text("int one(void) { return 1; }")
-    monkeypatch.setattr(
-        build, "_build", lambda source, compiler, built: built.write_bytes(b"\x7fELF")
-    )
-    assert build.library("one") is None
+    (folder / "one.c").write_text(ONE)
+    assert build.library("one") is not None
+    [sound] = built(tmp_path)
+    for mode in (0o720, 0o702):
+        build.library.cache_clear()
+        sound.chmod(mode)
+        opened: list[int] = []
+        monkeypatch.setattr(
+            build, "_open", lambda path, _, found=opened: found.append(path.stat().st_mode & 0o777)
+        )
+        build.library("one")
+        assert opened == [0o700], "only the one that has just been built"
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("fault", ["writable by all", "of another user", "below one for all"])
+def test_a_folder_of_others_is_not_used(
+    folder: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "one.c").write_text(ONE)
+    kernels = build.cache_folder()
+    assert kernels is not None
+    if fault == "writable by all":
+        kernels.chmod(0o777)
+    elif fault == "below one for all":
+        kernels.parent.chmod(0o777)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    assert build.cache_folder() is None
+    loaded = build.library("one")
+    assert loaded is not None
+    assert loaded.one() == 1
+    assert built(tmp_path) == []
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("home", ["none", "read-only"])
+def test_without_a_home_that_can_be_written_it_is_built_for_this_process(
+    folder: Path, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError
+
+    (folder / "one.c").write_text(ONE)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home if home == "none" else lambda: Path("/proc/self/no"))
+    assert build.cache_folder() is None
+    loaded = build.library("one")
+    assert loaded is not None
+    assert loaded.one() == 1
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes by fork")
+def test_processes_may_build_at_the_same_time(folder: Path, tmp_path: Path) -> None:
+    (folder / "one.c").write_text(ONE)
+    compiler = build._compiler()
+    assert compiler is not None
+    [name, *_] = build.instruction_sets()
+    for _ in range(4):
+        children = []
+        for _ in range(3):
+            if (child := os.fork()) == 0:
+                try:
+                    kernels = build.cache_folder()
+                    assert kernels is not None
+                    os._exit(build._load(kernels, folder / "one.c", compiler, name).one() - 1)
+                finally:
+                    os._exit(9)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+        [only] = built(tmp_path)
+        only.unlink()
+
+
+def test_the_first_instruction_set_of_the_processor_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything = {feature for needs in build.INSTRUCTION_SETS.values() for feature in needs}
+    monkeypatch.delenv(build.LIMIT, raising=False)
+    for missing, first in (
+        (set(), "amx"),
+        ({"amx_int8"}, "avx512-bf16"),
+        ({"amx_tile", "avx512_bf16"}, "avx512"),
+        ({"amx_tile", "avx512_bf16", "avx512vl"}, "avx2"),
+        ({"amx_tile", "avx512_bf16", "avx512vl", "fma"}, "neon"),
+    ):
+        monkeypatch.setattr(build, "_features", lambda gone=missing: everything - gone)
+        assert build.instruction_sets()[0] == first
+    monkeypatch.setattr(build, "_features", set)
+    assert build.instruction_sets() == []
+
+
+def test_the_environment_limits_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_features", lambda: set(build.INSTRUCTION_SETS["avx512"]))
+    for value, found in (
+        ("", ["avx512", "avx2"]),
+        ("avx512", ["avx512", "avx2"]),
+        ("avx2", ["avx2"]),
+        ("off", []),
+    ):
+        monkeypatch.setenv(build.LIMIT, value)
+        assert build.instruction_sets() == found
+    for value in ("amx", "neon", "avx3"):
+        monkeypatch.setenv(build.LIMIT, value)
+        with pytest.raises(UsageError, match=f"GPT_KERNELS is '{value}'"):
+            build.instruction_sets()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_compiler_that_does_not_know_the_first_set_builds_for_the_next(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "one.c").write_text(ONE)
+    [first, *_] = build.instruction_sets()
+    unknown = {"newest": {"fpu": "-mno-such-thing"}}
+    monkeypatch.setattr(build, "INSTRUCTION_SETS", unknown | build.INSTRUCTION_SETS)
+    found = build._features()
+    monkeypatch.setattr(build, "_features", lambda: found | {"fpu"})
+    assert build.instruction_sets()[:2] == ["newest", first]
+    assert build.library("one") is not None
+    [path] = built(tmp_path)
+    assert path.name.startswith(f"one-{first}-")

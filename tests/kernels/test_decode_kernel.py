@@ -16,7 +16,7 @@ from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine
-from gptcli.sampling.quantize import Int8Linear, Quantize, prepare_for_inference
+from gptcli.sampling.load import Int8Linear, Quantize, prepare_for_inference
 
 pytestmark = pytest.mark.skipif(library("decode") is None, reason="the kernel cannot be built here")
 N_CTX = 24
@@ -133,7 +133,7 @@ def test_builds_for_older_cpus_equal_the_model(
     cpu: str, dtype: torch.dtype, quantize: Quantize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Builds without 256-bit vectors, and without 512-bit vectors and tiles."""
-    if cpu == "haswell" and not {"avx2", "fma", "bmi2"} <= set(build._features().split()):
+    if cpu == "haswell" and not {"avx2", "fma", "bmi2"} <= build._features():
         pytest.skip("this CPU is older")
     monkeypatch.setattr(
         build,

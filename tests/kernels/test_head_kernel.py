@@ -12,7 +12,7 @@ from gptcli.model.loss import IGNORE, next_token_loss
 
 pytestmark = pytest.mark.skipif(
     not head_kernel.available(),
-    reason="no AMX here",
+    reason="no kernels here",
 )
 
 

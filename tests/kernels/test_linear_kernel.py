@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from gptcli.kernels import linear_kernel
 from gptcli.kernels.linear_kernel import linear, mlp
 
-pytestmark = pytest.mark.skipif(not linear_kernel.available(), reason="no AMX here")
+pytestmark = pytest.mark.skipif(not linear_kernel.available(), reason="no kernels here")
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:

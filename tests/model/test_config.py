@@ -39,11 +39,11 @@ def test_unknown_size_names_the_nearest() -> None:
     ("changes", "message"),
     [
         ({"n_head": 5}, "is not a multiple of n_head 5"),
-        ({"n_layer": 0}, "n_layer is 0"),
+        ({"n_layer": 0}, "n_layer: 0 is out of range"),
         ({"attention": "sparse"}, "unknown attention"),
         ({"attention": "dense,"}, "unknown attention ''"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"band": 0}, "band is 0"),
+        ({"dropout": 1.0}, "dropout: 1.0 is out of range"),
+        ({"band": 0}, "band: 0 is out of range"),
     ],
 )
 def test_invalid_configurations_are_rejected(changes: dict[str, object], message: str) -> None:

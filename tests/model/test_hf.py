@@ -1,9 +1,9 @@
-"""Names and rows of stored tensors, and back; GPT-1 in transformers and as OpenAI released it."""
-
 from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,116 @@ from hypothesis import strategies as st
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.hf import (
-    RELEASED_PARTS,
     from_hf,
+    is_padded,
     qkv_rows_from_hf,
     qkv_rows_to_hf,
+    read_model_config,
     read_release,
     to_hf,
+    to_transformers,
 )
-from gptcli.model.hf_config import read_model_config
 from gptcli.model.safetensors_io import load_model
+from gptcli.model.source import CONFIG
 from gptcli.model.transformer import GPT
+from tests.model.gpt1_release import release_shapes, write_release
+
+SHAPE: dict[str, Any] = {"n_layer": 3, "n_head": 2, "d_model": 16, "n_ctx": 32, "vocab_size": 100}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    table = to_transformers(ModelConfig(**SHAPE), 99) | changes
+    (folder / CONFIG).write_text(json.dumps(table))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tied": False},
+        {"dropout": 0.25},
+        {"attention": "banded", "band": 7},
+        {"attention": "banded,dense"},
+        {"attention": "dense,banded,banded"},
+        {"attention": "banded,banded"},
+        {"norm": "post"},
+    ],
+    ids=str,
+)
+def test_config_survives_a_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = ModelConfig(**{**SHAPE, **changes})
+    (tmp_path / CONFIG).write_text(json.dumps(to_transformers(config, 99)))
+    assert read_model_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "models of type 'llama' are not supported"),
+        ({"n_embd": "16"}, "'n_embd' is missing or not an integer"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+        ({"n_inner": 32}, "n_inner is 32"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ],
+)
+def test_other_models_are_rejected(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_model_config(write(tmp_path, **changes))
+
+
+def test_folder_without_a_configuration_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is an empty folder"):
+        read_model_config(tmp_path)
+    (tmp_path / CONFIG).write_text("[]")
+    with pytest.raises(InputError, match="a JSON object is expected"):
+        read_model_config(tmp_path)
+    (tmp_path / CONFIG).write_text('{"n_layer": 3,\n')
+    with pytest.raises(InputError, match=r"config\.json:2: not valid JSON"):
+        read_model_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"attention_types": [[["global", "local"], 2]]},
+            "does not describe 3 layers, the value of num_layers",
+        ),
+        ({"attention_types": [[["sparse"], 3]]}, "attention_types must be a list"),
+        ({"intermediate_size": 32}, "intermediate_size is 32"),
+        ({"window_size": None}, "'window_size' is missing or not an integer"),
+        ({"hidden_size": 2**62}, "'hidden_size' is missing or not an integer"),
+        ({"attention_types": [[["global"], 10**15]]}, "does not describe 3 layers"),
+        ({"model_type": {}}, "are not supported"),
+        ({"tie_word_embeddings": [1]}, "must be true or false"),
+        ({"embed_dropout": 0.1, "resid_dropout": "a"}, "and a number"),
+    ],
+)
+def test_unsupported_gpt_neo_is_rejected(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    table = to_transformers(ModelConfig(**SHAPE, attention="banded"), 99) | changes
+    (tmp_path / CONFIG).write_text(json.dumps(table))
+    with pytest.raises(InputError, match=message):
+        read_model_config(tmp_path)
+
+
+def test_module_does_not_import_torch() -> None:
+    code = "import sys, gptcli.model.hf; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "entries", "padded"),
+    [
+        (50304, 50257, True), (51200, 50257, True), (50264, 50257, True), (50258, 50257, True), (512, 400, True), (448, 400, True),
+        (50257, 50257, False), (50257, 50304, False), (400, 258, False), (100_000, 50_257, False), (40478, 32000, False),
+    ],
+)  # fmt: skip
+def test_padded_vocabulary_is_recognized(rows: int, entries: int, padded: bool) -> None:
+    assert is_padded(rows, entries) == padded
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -124,20 +224,6 @@ def test_gpt1_of_transformers_loads_and_survives_a_round_trip(comes_back: Any) -
     assert comes_back(theirs, 1e-5).config.norm == "post"
 
 
-def write_release(folder: Path, shapes: list[list[int]]) -> list[np.ndarray]:
-    """Write params_shapes.json and params_0.npy to params_9.npy, the layout of OpenAI's release: all
-    numbers end to end, cut into ten files.
-    """
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(0, 0.1, shape).astype(np.float32) for shape in shapes]
-    folder.mkdir(exist_ok=True)
-    (folder / "params_shapes.json").write_text(json.dumps(shapes))
-    numbers = np.concatenate([array.ravel() for array in arrays])
-    for number, part in enumerate(np.array_split(numbers, RELEASED_PARTS)):
-        np.save(folder / f"params_{number}.npy", part)
-    return arrays
-
-
 def shapes_like(stored: list[list[int]], vocab_size: int, layers: int) -> list[list[int]]:
     return [stored[0], [vocab_size, stored[1][1]], *stored[2 : 2 + 12 * layers]]
 
@@ -176,21 +262,7 @@ def assert_is_the_release(model: GPT, arrays: list[np.ndarray]) -> None:
 
 
 def test_openai_release_loads(tmp_path: Path) -> None:
-    block = [
-        [1, 128, 384],
-        [384],
-        [1, 128, 128],
-        [128],
-        [128],
-        [128],
-        [1, 128, 512],
-        [512],
-        [1, 512, 128],
-        [128],
-        [128],
-        [128],
-    ]
-    shapes = [[40, 128], [301, 128], *block, *block]
+    shapes = release_shapes(n_layer=2, d_model=128, n_ctx=40, vocab_size=301)
     arrays = write_release(tmp_path, shapes)
     model = load_model(tmp_path)
     assert (
@@ -231,21 +303,7 @@ def test_released_shapes_are_read(real_data: Path, tmp_path: Path) -> None:
 def test_released_array_larger_than_its_file_is_rejected(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
-    block = [
-        [1, 64, 192],
-        [192],
-        [1, 64, 64],
-        [64],
-        [64],
-        [64],
-        [1, 64, 256],
-        [256],
-        [1, 256, 64],
-        [64],
-        [64],
-        [64],
-    ]
-    write_release(tmp_path, [[8, 64], [300, 64], *block])
+    write_release(tmp_path, release_shapes(n_layer=1, d_model=64, n_ctx=8, vocab_size=300))
     with open(tmp_path / "params_3.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "<f4", "fortran_order": False, "shape": shape}

@@ -7,13 +7,19 @@ import torch
 import torch.nn.functional as F
 
 from gptcli.model import loss as module
-from gptcli.model.loss import IGNORE, next_token_loss
+from gptcli.model.loss import IGNORE, chunk_rows, next_token_loss
 
 
+@pytest.mark.parametrize("form", ["pieces", "whole vocabulary"])
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_loss_and_gradients_equal_cross_entropy(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_loss_and_gradients_equal_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, rows: int, form: str
+) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 31 * rows)
     monkeypatch.setattr(module, "PIECES", {"cpu": 10})
+    if form == "whole vocabulary":  # as on a GPU, with smaller tiles
+        monkeypatch.setattr(module, "WHOLE_VOCABULARY", {"cpu"})
+        monkeypatch.setattr(module, "ALIGNMENT", 4)
     torch.manual_seed(0)
     x, weight = torch.randn(20, 8, requires_grad=True), torch.randn(31, 8, requires_grad=True)
     target = torch.randint(0, 31, (20,))
@@ -60,3 +66,30 @@ def test_bf16_loss_is_summed_in_fp32() -> None:
         (x.bfloat16().float() @ weight.bfloat16().float().T), target, reduction="sum"
     )
     assert abs(loss.item() / exact.item() - 1) < 2e-3
+
+
+def test_the_gradient_of_fp32_weights_is_not_rounded_to_bf16() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 16), torch.randn(96, 16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = next_token_loss(x, weight, torch.randint(0, 96, (64,)))
+    (loss / 3).backward()  # as the mean over a batch is
+    assert weight.grad is not None
+    assert not weight.grad.equal(weight.grad.bfloat16().float())
+
+
+@pytest.mark.parametrize("max_rows", [50, 128, 5042, 5336, 10_672])
+@pytest.mark.parametrize("positions", [1, 77, 1024, 4096, 5000, 65_536, 66_000])
+def test_chunks_cover_all_positions_and_are_aligned(positions: int, max_rows: int) -> None:
+    for alignment in (1, 128):
+        rows = chunk_rows(positions, max_rows, alignment)
+        assert 1 <= rows <= max_rows
+        assert rows % alignment == 0 or max_rows < alignment
+        if alignment == 1 or positions >= 4096:
+            fewest = -(-positions // max_rows)
+            assert -(-positions // rows) <= 2 * fewest
+
+
+def test_chunks_of_whole_batches_are_equal() -> None:
+    assert chunk_rows(65_536, 5336, 128) == 4096
+    assert 65_536 % chunk_rows(65_536, 10_672, 128) == 0

@@ -15,7 +15,7 @@ import torch
 from gptcli.errors import GptError, InputError
 from gptcli.model import hf
 from gptcli.model.config import ModelConfig, Norm, find_size
-from gptcli.model.hf_config import read_model_config
+from gptcli.model.hf import read_model_config
 from gptcli.model.safetensors_io import load_model, read_weights, save_model
 from gptcli.model.transformer import GPT
 

@@ -31,8 +31,8 @@ OURS = ("gptcli", "tests", "conftest", "__main__")
 
 
 def passes(tests: list[Path], mutant: Mutant, imported: Path | None = None) -> bool:
-    """Whether these tests pass, in a fork, with the mutant in the place of its module; `imported`
-    is told what they import.
+    """Return whether these tests pass, in a fork, with the mutant in the place of its module;
+    `imported` is told what they import.
     """
     if (child := os.fork()) == 0:
         import pytest

@@ -61,7 +61,7 @@ def test_gpt3_table_h1() -> None:
 
 @pytest.mark.parametrize("setting", ["zero", "one", "few"])
 def test_the_printed_average_of_superglue_is_that_of_its_eight(setting: str) -> None:
-    """Where a task has two metrics, of their mean: 288 printed figures hold one another."""
+    """A task with two metrics counts with their mean: 288 printed figures hold one another."""
     eight = [
         ["boolq"],
         ["cb", "cb_f1"],

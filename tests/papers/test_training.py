@@ -1,4 +1,4 @@
-"""How the papers trained: GPT-3's Appendix B to the digit, and ours where they are silent."""
+"""Tests of the papers' training: GPT-3's Appendix B to the digit, ours where they are silent."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gptcli.errors import InputError
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import to_transformers
+from gptcli.model.hf import to_transformers
 from gptcli.model.source import METRICS, SAMPLES
 from gptcli.runs.metrics import (
     MAX_MEAN_STEPS,

@@ -181,3 +181,18 @@ def test_reports_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a report of gpt eval"):
         plot_reports([tmp_path / "a.json"], tmp_path / "a.svg", force=False)
     assert not (tmp_path / "a.svg").exists()
+
+
+def test_two_models_of_one_size_are_never_joined() -> None:
+    scores = [
+        {**score(shots, 1000, percent), "model": model}
+        for model, percents in (("runs/a", (10, 50)), ("runs/b", (90, 20)))
+        for shots, percent in zip((0, 8), percents, strict=True)
+    ]
+    svg = accuracy_plot(scores)
+    assert svg.count('class="curve') == 2
+    assert len(heights(svg, "1000, runs/a")) == len(heights(svg, "1000, runs/b")) == 2
+    single = accuracy_plot([one for one in scores if one["shots"] == 0] + [score(0, 20, 5)])
+    assert len(heights(single, "t")) == 3
+    assert 'class="curve' not in single
+    assert 'class="curve' in accuracy_plot([score(0, 1000, 5), score(0, 20, 5)])

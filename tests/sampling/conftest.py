@@ -11,7 +11,7 @@ import torch
 
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.sampling.quantize import prepare_for_inference
+from gptcli.sampling.load import prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 

@@ -1,18 +1,27 @@
-"""Loading a model with its tokenizer, device and precision, or refusing it."""
+"""Loading a model with its tokenizer, device and precision, or refusing it.
+
+Linear layers for inference equal F.linear; int8 adds only rounding.
+"""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 
+from gptcli import optional_kernels
 from gptcli.errors import GptError, InputError, UsageError
+from gptcli.kernels import decode_kernel
+from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
-from gptcli.model.transformer import GPT
-from gptcli.sampling.load import load
+from gptcli.model.transformer import GPT, gelu
+from gptcli.sampling.load import FusedMLP, Int8Linear, SmallBatchLinear, load, prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
@@ -93,3 +102,127 @@ def test_padding_of_the_vocabulary_is_never_sampled(tmp_path: Path, tokenizer: T
     assert loaded.model.config.vocab_size == tokenizer.vocab_size == 400
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(idx), model(idx)[..., :400])
+
+
+@pytest.fixture(params=["kernel", "not built", "not installed"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run with the kernel, as on a machine that cannot build it, and without `gptcli.kernels`."""
+    if request.param == "not installed":
+        monkeypatch.setattr(optional_kernels, "kernels", lambda: None)
+    elif request.param == "not built":
+        monkeypatch.setattr(decode_kernel, "library", lambda name: None)
+    elif library("decode") is None:
+        pytest.skip("the kernel cannot be built here")
+
+
+def installed(layer: nn.Module) -> nn.Module:
+    optional_kernels.install(layer)
+    return layer
+
+
+@pytest.fixture(params=[(64, 80), (48, 80), (7, 13), (1, 5)])
+def linear(request: pytest.FixtureRequest) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(*request.param)
+
+
+def tiny(**kind: Any) -> GPT:
+    model = GPT(
+        ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=24, vocab_size=50, **kind)
+    ).eval()
+    model.init_weights(0)
+    for parameter in model.parameters():
+        parameter.data += torch.empty_like(parameter).normal_(
+            0.0, 0.1, generator=torch.Generator().manual_seed(parameter.numel())
+        )
+    return model
+
+
+SHAPES = [(1,), (1, 1), (5, 1), (2, 3), (decode_kernel.MAX_ROWS[torch.float32] + 1,)]
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_small_batches_equal_linear(
+    linear: nn.Linear, shape: tuple[int, ...], bias: bool, dtype: torch.dtype
+) -> None:
+    fast = installed(
+        SmallBatchLinear(linear.in_features, linear.out_features, bias=bias, dtype=dtype)
+    )
+    x = torch.randn(*shape, linear.in_features, dtype=dtype)
+    weight, bias_or_none = fast.weight, fast.bias
+    assert isinstance(weight, torch.Tensor)
+    assert bias_or_none is None or isinstance(bias_or_none, torch.Tensor)
+    torch.testing.assert_close(fast(x), F.linear(x, weight, bias_or_none))
+    torch.testing.assert_close(
+        fast(x, gelu=True), gelu(fast(x)), atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2
+    )
+    assert fast(x).is_contiguous()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_int8_equals_the_product_of_the_rounded_weight(
+    linear: nn.Linear, shape: tuple[int, ...], kernel: None
+) -> None:
+    """Equal to the fp64 product of the rounded weight and the exact activations, whose rounding costs
+    less than 1 / 30,000.
+    """
+    weight = linear.weight.double()
+    step = weight.abs().amax(dim=1, keepdim=True) / 127
+    x = torch.randn(*shape, linear.in_features) * 3
+    exact = F.linear(x.double(), (weight / step).round() * step, linear.bias.double())
+    quantized = installed(Int8Linear(linear))
+    error = (quantized(x).double() - exact).abs().amax(dim=-1)
+    assert (error <= 1e-4 * x.abs().amax(dim=-1) * linear.in_features**0.5).all()
+    torch.testing.assert_close(quantized(x, gelu=True), gelu(quantized(x)))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_rows_are_quantized_independently(linear: nn.Linear) -> None:
+    x = torch.randn(3, linear.in_features) * torch.tensor([[1.0], [1000.0], [0.0]])
+    quantized = installed(Int8Linear(linear))
+    torch.testing.assert_close(quantized(x)[0], quantized(x[:1])[0])
+
+
+def test_tied_head_stays_tied() -> None:
+    model = prepare_for_inference(tiny(tied=True))
+    assert model.lm_head.weight is model.wte.weight
+    assert sum(type(module) is nn.Linear for module in model.modules()) == 0
+
+
+def test_int8_changes_predictions_very_little() -> None:
+    plain, quantised = tiny(), prepare_for_inference(tiny(), "int8")
+    idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        p, q = plain(idx).log_softmax(dim=-1), quantised(idx).log_softmax(dim=-1)
+    assert float((p.exp() * (p - q)).sum(dim=-1).mean()) < 0.01  # nats
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@torch.inference_mode()
+def test_prepared_model_equals_the_model(norm: str, precision: torch.dtype) -> None:
+    """Pre-norm and post-norm, with and without a document mask."""
+    plain, fast = (
+        tiny(norm=norm).to(precision),
+        prepare_for_inference(tiny(norm=norm).to(precision)),
+    )
+    assert type(fast.h[0].mlp) is FusedMLP
+    idx = torch.randint(0, 50, (8, 24), generator=torch.Generator().manual_seed(0))
+    whole = plain(idx)
+    limit = 1e-5 if precision == torch.float32 else 0.05
+    torch.testing.assert_close(fast(idx), whole, atol=limit, rtol=limit)
+    for model in (plain, fast):
+        model.eot_id = 7
+    assert not torch.allclose(plain(idx), whole, atol=limit, rtol=limit)
+    torch.testing.assert_close(fast(idx), plain(idx), atol=limit, rtol=limit)
+
+
+def test_unknown_quantization_is_rejected() -> None:
+    with pytest.raises(UsageError, match="int4"):
+        prepare_for_inference(tiny(), "int4")  # type: ignore[arg-type]

@@ -212,6 +212,9 @@ def test_tiny_temperatures_are_greedy(temperature: float, params: dict[str, Any]
         SamplingParams(top_p=0.5),
     ],
 )
-def test_nan_logits_raise_an_error(params: SamplingParams) -> None:
+@pytest.mark.parametrize("broken", [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
+def test_logits_that_are_not_numbers_raise_an_error(
+    params: SamplingParams, broken: list[float]
+) -> None:
     with pytest.raises(RunError, match="not numbers"):
-        next_tokens(torch.tensor([[0.0, 1.0], [0.0, math.nan]]), params, torch.zeros(2))
+        next_tokens(torch.tensor([[0.0, 1.0], broken]), params, torch.zeros(2))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from gptcli.cli.app import build_app
+from gptcli.cli import build_app
 
 MAX_TRIES_PER_KILL = 4  # attempts per kill
 

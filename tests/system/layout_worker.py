@@ -25,13 +25,17 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.transformer import GPT
 from gptcli.trainer.auto import has_compiler
-from gptcli.trainer.batches import micro_batches
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run, TrainConfig
-from gptcli.trainer.noise_scale import NOISE_RERUN_EVERY, small_batch_sequences
+from gptcli.trainer.optimizer import averaged_weights, update_average
 from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.step import micro_batches
+from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, small_batch_sequences
+from tests.extent import WHOLE
 
-STEPS, SEQUENCES, N_CTX, EOT = 20, 4, 8, 0
+STEPS, SEQUENCES, N_CTX, EOT = 20 if WHOLE else 10, 4, 8, 0
+# no layout divides either evenly: GPT-2's vocabulary, and a smaller one
+VOCAB_SIZE = {"dense": 50257, "banded": 1009}
 COMPILE = torch.compile
 # layouts under which the part of the noise scale takes a pass of its own
 SLICED = {2: ["tp=2", "pp=2"], 4: ["shard=2,tp=2", "tp=2,pp=2", "dp=2,pp=2"]}
@@ -43,19 +47,24 @@ MODEL = {
     "precision": "fp32",
     "mup": 16,
     "document_mask": False,
+    "optimizer": "adamw",
+    "ema": 0.0,
 }
 
 
 class Tokens:
-    """Learnable data: 16 windows over the whole vocabulary, repeated.
+    """Learnable data: 16 windows over a whole vocabulary, repeated.
 
     Every second window contains an end-of-text.
     """
 
     n_ctx = N_CTX
 
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        windows = np.random.default_rng(0).integers(0, 50257, size=(16, self.n_ctx + 1))[
+        windows = np.random.default_rng(0).integers(0, self.vocab_size, size=(16, self.n_ctx + 1))[
             np.arange(first, first + count) % 16
         ]
         windows[(np.arange(first, first + count) % 2 == 0), 3] = EOT
@@ -71,7 +80,7 @@ def make_run(
     micro_batch = max(1, SEQUENCES // laid_out.replicas // at_least)
     config: dict[str, Any] = {
         "tokens": STEPS * n_tokens, "batch_tokens": n_tokens, "micro_batch": micro_batch,
-        "lr": 1e-2, "min_lr_ratio": 0.1, "warmup_tokens": 0, "decay_tokens": 1,
+        "lr": 3e-2, "min_lr_ratio": 0.1, "warmup_tokens": 0, "decay_tokens": 1,
         "ramp_tokens": 0, "ramp_from": 0, "seed": 1,
         "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0,
         "layout": layout, "precision": "fp32", "compile": False,
@@ -83,7 +92,7 @@ def make_run(
         n_head=4,
         d_model=16,
         n_ctx=N_CTX,
-        vocab_size=50257,
+        vocab_size=VOCAB_SIZE[attention],
         attention=attention,
         band=3,
         tied=tied,
@@ -103,20 +112,21 @@ def make_run(
 def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
     """Return losses and gradient norms of a run's steps, and the final loss on unseen windows."""
     context = RankContext(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
-    train_step = build_train_step(run, context, SILENT)
+    train_step, order = build_train_step(run, context, SILENT), Tokens(run.model.vocab_size)
     losses, norms = [], []
     for step in range(steps):
-        batches = micro_batches(
-            Tokens(), step * SEQUENCES, SEQUENCES, run.train.micro_batch, context
-        )
+        batches = micro_batches(order, step * SEQUENCES, SEQUENCES, run.train.micro_batch, context)
         loss = train_step.forward_backward(batches, run.train.batch_tokens, step)
         norms.append(train_step.clip_gradients().item())
         train_step.update(run.train.lr)
+        if run.train.ema:
+            update_average(train_step.optimizer, run.train.ema, step + 1)
         train_step.optimizer.zero_grad()
         losses.append(context.all_reduce_sum(loss).item() / run.train.batch_tokens)
-    unseen = train_step.eval_loss(
-        micro_batches(Tokens(), 10, SEQUENCES, run.train.micro_batch, context)
-    )
+    with averaged_weights(train_step.model, train_step.optimizer):
+        unseen = train_step.eval_loss(
+            micro_batches(order, 10, SEQUENCES, run.train.micro_batch, context)
+        )
     return {
         "losses": losses,
         "norms": norms,
@@ -131,6 +141,13 @@ def cases(world: int) -> list[dict[str, Any]]:
     Two processes also run dense models, some with an untied head, document masks and, for a few
     steps, recomputation, precisions, muP and compilation.
     """
+    beside_the_papers = {
+        "attention": "banded",
+        "optimizer": "muon",
+        "ema": 0.8,
+        "n_layer": 2,
+        "mup": None,
+    }
     found: list[dict[str, Any]] = []
     divisors = [n for n in (1, 2, 4) if world % n == 0]
     for dp, shard, tp, pp in itertools.product(divisors, repeat=4):
@@ -147,7 +164,13 @@ def cases(world: int) -> list[dict[str, Any]]:
             found.append(
                 {**case, "attention": "banded", "pipeline_schedule": schedule, "n_layer": layers}
             )
+    if world == 4:
+        found.append({**beside_the_papers, "layout": "shard=2,tp=2"})
     if world == 2:
+        found += [
+            {**beside_the_papers, "layout": layout}
+            for layout in ("dp=2", "shard=2", "tp=2", "pp=2")
+        ]
         banded: dict[str, Any] = {"attention": "banded", "n_layer": 2, "steps": 6}
         found += [
             {**banded, "layout": layout, "recompute": how}
@@ -190,7 +213,8 @@ def alone() -> list[dict[str, Any]]:
     """Return the same models on one process."""
     models = {model_of(case) for world in (2, 4) for case in cases(world)}
     return [
-        {"layout": "dp=1", **dict(zip(MODEL, values, strict=True))} for values in sorted(models)
+        {"layout": "dp=1", **dict(zip(MODEL, values, strict=True))}
+        for values in sorted(models, key=str)
     ]
 
 
@@ -229,7 +253,7 @@ def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
     assert held
     train_step, order, n_tokens = (
         build_train_step(run, context, SILENT),
-        Tokens(),
+        Tokens(run.model.vocab_size),
         run.train.batch_tokens,
     )
     train_step.forward_backward(

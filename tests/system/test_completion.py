@@ -1,5 +1,5 @@
-"""What each shell is offered: the shell's own script asks the command through the environment, and
-so do these tests.
+"""Completions that each shell is offered: the shell's own script asks the command through the
+environment, and so do these tests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Loss curves of every layout of 2 and 4 processes against one process.
 
 The cases are all products of dp, shard, tp and pp, every pipeline schedule, dense and banded
-attention, tied and untied heads, muP, document masks and GPT-2's vocabulary, which no layout
+attention, tied and untied heads, muP, document masks, and vocabularies that no layout
 divides evenly. One set of processes runs them all.
 """
 
@@ -20,7 +20,8 @@ from gptcli.cost.memory import SCHEDULES
 
 # sequences in the part of the batch that the noise scale measures
 SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}
-PROCESSES, WORKER = 4, Path(__file__).with_name("layout_worker.py")
+MASK = 5  # of layout_worker.MODEL's fields, the document mask's place
+PROCESSES, ROOT = 4, Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with open(folder / f"{rank}.log", "w") as log:
             started.append(
                 subprocess.Popen(
-                    [sys.executable, WORKER, str(rank), folder], stdout=log, stderr=log
+                    [sys.executable, "-m", "tests.system.layout_worker", str(rank), folder],
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=log,
                 )
             )
     try:
@@ -64,10 +68,11 @@ def test_every_layout_follows_the_loss_curve_of_one_process(folder: Path) -> Non
         ), told
         if "steps" not in case:
             assert abs(case["unseen"] - one["unseen"]) < 1e-4, told
-    masked = [model for model in alone if model[-1]]
+    masked = [model for model in alone if model[MASK]]
     assert masked, "some models have a document mask"
     for model in masked:
-        assert alone[model]["losses"] != alone[*model[:-1], False]["losses"]
+        plain = *model[:MASK], False, *model[MASK + 1 :]
+        assert alone[model]["losses"] != alone[plain]["losses"]
     assert all(case["losses"][0] - case["losses"][-1] > 1 for case in alone.values()), (
         "there was something to follow"
     )

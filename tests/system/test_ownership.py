@@ -19,6 +19,7 @@ from gptcli import locks
 from gptcli.cli import main
 from gptcli.files import LOCK
 from gptcli.locks import own_folder, own_part, read_chain
+from tests.fork_server import python
 from tests.small_runs import make_shards
 
 SIZE = (
@@ -102,12 +103,8 @@ def gpt_inside(here, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def trained(inputs: Path) -> Path:
-    subprocess.run(
-        [sys.executable, "-m", "gptcli", *split(f"{TRAIN} --tokens 128 --out run")],
-        cwd=inputs,
-        check=True,
-        capture_output=True,
-    )
+    words = split(f"{TRAIN} --tokens 128 --out run")
+    assert python("-m", "gptcli", *words, cwd=inputs).returncode == 0
     return inputs / "run"
 
 
@@ -173,7 +170,7 @@ def test_the_second_is_refused_and_the_first_ends_as_if_alone(
     assert not [path for path in here.rglob("*") if LOCK in path.name]
 
 
-def test_what_ends_badly_holds_nothing(here, gpt_inside):
+def test_a_failed_command_holds_no_lock(here, gpt_inside):
     assert "in use" not in gpt_inside(*COMMANDS["build-shards"][0], "--seed", "x", code=2)
     (here / "text.txt").write_bytes(b"\xff\n")
     assert "text.txt" in gpt_inside(*COMMANDS["build-shards"][0], code=2)

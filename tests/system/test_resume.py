@@ -3,6 +3,7 @@ that has imported torch, so that a start takes a fraction of a second."""
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -106,7 +107,7 @@ def losses(run):
 
 
 def loss_at(out, step=None):
-    """Of a run's checkpoint, whatever layout wrote it, on some sequences."""
+    """Return the loss of a run's checkpoint, written in any layout, on some sequences."""
     ids = torch.arange(68).view(4, 17) % 256
     with torch.no_grad():
         logits = load_model(out, step=step)(ids[:, :-1])
@@ -121,9 +122,11 @@ def same_model(one, other):
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_run, start, finish):
     options = {"checkpoint_every": 6, "micro_batch": 1, "dropout": 0.1}
-    for layout in ("dp=1", "shard=2", "tp=2", "pp=2"):
+    beside = {"optimizer": "muon", "lr_schedule": "wsd", "ema": 0.9}
+    for layout, more in itertools.product(("dp=1", "shard=2", "tp=2", "pp=2"), ({}, beside)):
         whole, killed = (
-            make_run(f"{layout} {name}", layout=layout, **options) for name in ("whole", "killed")
+            make_run(f"{layout} {len(more)} {name}", layout=layout, **options, **more)
+            for name in ("whole", "killed")
         )
         finish(whole)
         processes = start(killed, tokens=15 * 64)

@@ -17,18 +17,20 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gptcli.cli.app import build_app
+from gptcli.cli import build_app
 from gptcli.errors import InputError, UsageError
+from gptcli.evals.check import EvalOptions
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.processes import Processes
 from gptcli.evals.records import Record, Records
 from gptcli.evals.rolling import evaluate_loss, token_byte_lengths
-from gptcli.evals.runner import OWN_SET, EvalOptions, run_task
+from gptcli.evals.runner import OWN_SET, Processes, run_task
 from gptcli.evals.task import Task, read_task
-from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer
+from tests.evals.conftest import varied_model
+from tests.extent import WHOLE
+from tests.run_python import run_python
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "items*", shots = "train*"}\nreader = "jsonl"\n'
 CHOICE = (
@@ -57,18 +59,7 @@ WORDS = [
 @pytest.fixture(scope="module")
 def large(tokenizer: Tokenizer) -> GPT:
     """Return a model with a context for a few examples, and with varied predictions."""
-    model = GPT(
-        ModelConfig(
-            n_layer=2, n_head=2, d_model=32, n_ctx=160, vocab_size=tokenizer.vocab_size, tied=False
-        )
-    ).eval()
-    model.init_weights(0)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        parameter.data += torch.empty_like(parameter).normal_(
-            0.0, 1.0 if name.startswith("w") else 0.2, generator=generator
-        )
-    return model
+    return varied_model(tokenizer.vocab_size, n_ctx=160)
 
 
 @pytest.fixture(scope="module")
@@ -387,24 +378,17 @@ def test_records_of_another_evaluation_are_refused(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_an_evaluation_killed_at_twenty_moments_resumes_to_the_same_report(
+def test_an_evaluation_killed_at_many_moments_resumes_to_the_same_report(
     large: GPT, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "run", large, large.config, eot_id=tokenizer.eot_id)
     tokenizer.save(tmp_path / "run" / "tokenizer.json")
     prepare(tmp_path, CHOICE, items(60))
     asked = ["run", "--task", "mine.toml", "--data", ".", "--batch-size", "2"]
-    command = [sys.executable, str(Path(__file__).with_name("kill_and_resume.py")), "20", *asked]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    left = json.loads(done.stdout[done.stdout.rindex("[") :])
-    assert len(left) == 20
+    kills = 50 if WHOLE else 10
+    out = run_python(Path(__file__).with_name("kill_and_resume.py"), kills, *asked, cwd=tmp_path)
+    left = json.loads(out[out.rindex("[") :])
+    assert len(left) == kills
     # kills came before the first record and after various numbers of records
     assert len(set(left)) > 5
 

@@ -24,10 +24,10 @@ from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.model import safetensors_io
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf_config import read_model_config
+from gptcli.model.hf import read_model_config
 from gptcli.model.safetensors_io import load_model, open_model, save_unfinished
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.model.transformer import GPT
 from gptcli.sampling.load import load
 from gptcli.trainer import export

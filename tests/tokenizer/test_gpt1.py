@@ -116,7 +116,7 @@ def test_rare_characters_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer.vocab_size <= 9
 
 
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_impossible_vocabularies_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="too small"):
         train_gpt1_tokenizer([TEXT], 20)
     with pytest.raises(InputError, match="no text"):

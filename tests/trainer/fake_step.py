@@ -22,8 +22,8 @@ from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.model.loss import IGNORE
 from gptcli.model.transformer import GPT
 from gptcli.trainer.config import Run
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES
 from gptcli.trainer.parallelize import parallelize_model
-from gptcli.trainer.precision import AUTOCAST_DTYPES
 
 
 def measure_step(run: Run, micro_batches: int, context: RankContext) -> StepTraffic:

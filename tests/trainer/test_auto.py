@@ -51,6 +51,7 @@ def give_gpus(monkeypatch, count, memory=80 * 10**9):
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=memory)
     )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (memory, memory))
 
 
 def test_layout_of_a_cpu_and_of_torchrun(monkeypatch):
@@ -80,7 +81,7 @@ def test_a_model_that_no_layout_holds_gets_one_that_is_refused_with_what_fits(
     assert "the largest paper size that fits here is 13B" in str(error.value.hint)
 
 
-def test_what_fits_decides_micro_batch_and_recomputation(monkeypatch):
+def test_memory_decides_micro_batch_and_recomputation(monkeypatch):
     give_gpus(monkeypatch, 1, 4 * 10**9)
     small = auto.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")
     give_gpus(monkeypatch, 1)
@@ -105,12 +106,12 @@ def test_impossible_numbers_of_processes_are_refused(monkeypatch):
 
 
 def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert auto.auto_precision(GPT2, False)[0] == "bf16"
-    assert auto.auto_precision(SMALL, False)[0] == "fp32"
-    assert auto.auto_precision(SMALL, True)[0] == "bf16"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    for features in ({"avx512_bf16"}, {"amx_tile"}):
+        monkeypatch.setattr(auto, "processor", lambda found=features: ("CPU", found))
+        assert auto.auto_precision(GPT2, False)[0] == "bf16"
+        assert auto.auto_precision(SMALL, False)[0] == "fp32"
+        assert auto.auto_precision(SMALL, True)[0] == "bf16"
+    monkeypatch.setattr(auto, "processor", lambda: ("CPU", frozenset({"avx2"})))
     assert auto.auto_precision(GPT2, True)[0] == "fp32"
 
 
@@ -161,7 +162,7 @@ def test_a_context_beyond_the_room_still_gets_one_sequence():
         (Layout(shard=5, tp=2), {}, "does not divide a width of 768"),
     ],
 )
-def test_what_does_not_divide(layout, changes, message):
+def test_layouts_that_do_not_divide_are_refused(layout, changes, message):
     with pytest.raises(UsageError, match=message):
         check_division(GPT2, layout, **{"schedule": "1f1b", "sequences": 64, **changes})
 
@@ -175,7 +176,7 @@ def test_a_batch_too_small_is_told_what_would_do():
         check_division(GPT2, division.parse_layout(text), "1f1b", 8)
 
 
-def test_what_does_not_fit_is_told_what_would(make_run, monkeypatch):
+def test_a_run_that_does_not_fit_is_told_what_would(make_run, monkeypatch):
     run = make_run(precision="bf16")
     monkeypatch.setattr(auto, "device_memory", lambda processes: 8 * 10**9)
     check_memory(run.model, Layout(dp=4), run.train, 64)
@@ -209,3 +210,40 @@ def test_fitting_layouts_fit_and_divide():
     for layout, work in found:
         check_division(model, layout, "1f1b", 64)
         assert rank_memory(model, layout, work).total <= gpu.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "capability", "precision"),
+    [
+        (True, (8, 0), "bf16"),
+        (False, (7, 0), "fp16"),
+        (False, (7, 5), "fp16"),
+        (False, (6, 1), "fp32"),
+    ],
+)
+def test_gpus_without_bf16_take_fp16(monkeypatch, has_bf16, capability, precision):
+    monkeypatch.setattr(auto, "device_type", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert auto.auto_precision(GPT2, True)[0] == precision
+
+
+@pytest.mark.parametrize(("free", "expected"), [(75, 0.93 * 80), (60, 60)])
+def test_a_gpu_that_is_used_already_has_less_memory(monkeypatch, free, expected):
+    row = SimpleNamespace(total_memory=80 * 10**9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: row)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * 10**9, 80 * 10**9))
+    assert auto.device_memory(1) == pytest.approx(expected * 1e9)
+
+
+def test_the_smallest_of_several_gpus_counts(monkeypatch):
+    sizes = [80, 40, 80]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties",
+        lambda gpu: SimpleNamespace(total_memory=sizes[gpu] * 10**9),
+    )  # fmt: skip
+    assert auto.device_memory(3) == pytest.approx(0.93 * 40e9)

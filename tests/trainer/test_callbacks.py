@@ -119,10 +119,10 @@ def test_callbacks_are_closed_if_training_fails(make_run, recorders):
 
 def test_ranks_other_than_the_main_one_have_no_callback_that_writes(make_run, monkeypatch):
     trainer = object.__new__(Trainer)
-    run = replace(make_run(samples=2), track="tensorboard", profile=True)
+    run = replace(make_run(samples=2), track=("tensorboard",), profile=True)
     trainer.run, trainer.context = run, RankContext(CPU.device, 1, 2)
     trainer.progress = RunProgress(run, trainer.context, SILENT, Schedule(run.train, 16))
-    callbacks = trainer._build_callbacks(None)
+    callbacks = trainer._build_callbacks({})
     assert callbacks
     assert not any(callback.main_only for callback in callbacks)
     assert not run.out.exists()

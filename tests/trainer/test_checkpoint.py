@@ -13,8 +13,8 @@ from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL, sha256
-from gptcli.model.checkpoint_tensors import CheckpointStateDict
 from gptcli.model.source import INDEX, STATE
+from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.trainer import checkpoint, checkpoint_storage
 from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, plain_named_parameters
 from gptcli.trainer.parallelize import build_train_step

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,13 @@ from gptcli.model.source import SAMPLES
 from gptcli.runs.metrics import read_lines
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.load import load
-from gptcli.trainer.batches import open_validation
+from gptcli.shards.order import TokenStream
 from gptcli.trainer.evaluation import (
     PROMPT_TOKENS,
     SAMPLE_TOKENS,
     SAMPLING,
+    SequentialWindows,
+    open_validation,
     sample_prompts,
 )
 from gptcli.trainer.parallelize import build_train_step
@@ -66,3 +69,11 @@ def test_prompts_are_end_of_text_and_evenly_spaced_validation_text(
     assert sample_prompts(run) == sample_prompts(run)
     bare = make_run(samples=3, data=write_shards(tmp_path / "bare", val=0))
     assert sample_prompts(bare) == [[run.eot_id]]
+
+
+def test_validation_windows_are_sequential():
+    order = SequentialWindows(TokenStream([np.arange(7), np.arange(7, 14)]), 4)
+    assert order.windows == 3
+    x, y = order.batch(1, 2)
+    assert x.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    assert y.tolist() == [[5, 6, 7, 8], [9, 10, 11, 12]]

@@ -1,21 +1,17 @@
 from __future__ import annotations
 
 import re
-import shutil
-import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from gptcli.cost.layout import Layout
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest
 from gptcli.trainer import auto
-from gptcli.trainer import forecast as module
 from gptcli.trainer.auto import process_memory
-from gptcli.trainer.forecast import Machine, disk_bytes, forecast, this_machine
+from gptcli.trainer.forecast import disk_bytes, forecast
+from gptcli.trainer.machine import Machine
 
 LARGE = Machine(
     name="a large one",
@@ -89,7 +85,7 @@ def test_a_run_that_gives_no_cause_for_warnings(foretell, make_run):
     assert (found.fits, found.warnings) == (True, ())
 
 
-def test_of_a_resumed_run_the_time_is_that_of_the_rest(foretell):
+def test_a_resumed_run_takes_the_time_of_its_rest(foretell):
     whole, half = foretell(), foretell(done=6_400)
     assert half.seconds_low == pytest.approx(whole.seconds_low / 2)
     assert half.steps == whole.steps
@@ -160,7 +156,7 @@ def test_each_warning_begins_at_its_bound(foretell, code, just, over):
 
 @pytest.mark.parametrize("tokens", [16, 640, 1599, 1600, 3000, 6300])
 @pytest.mark.parametrize("batch_tokens", [64, 1000])
-def test_what_a_few_steps_are_advised_is_enough(foretell, tokens, batch_tokens):
+def test_the_advice_for_few_steps_is_enough(foretell, tokens, batch_tokens):
     run = {
         "tokens": tokens,
         "batch_tokens": batch_tokens,
@@ -201,7 +197,7 @@ def test_disk_holds_the_checkpoints_kept_one_more_the_model_and_its_copy(make_ru
     assert disk_bytes(run.model, run.train, 5) == (12 + 2 * 4) * run.model.parameters
 
 
-def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):
+def test_a_run_that_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):
     monkeypatch.setattr(auto, "host_memory", lambda: 24 * 10**9)
     train = make_run().train
     for name, memory in (("175B", "TB"), ("13B", "GB")):
@@ -214,64 +210,3 @@ def test_what_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatc
         assert memory in caution.message
         assert "22.3 GB" in caution.message
         assert "the largest paper size that fits here is 1.3B" in caution.hint
-
-
-def test_this_machine_is_looked_at(make_run, tmp_path):
-    run = make_run(layout="dp=1")
-    here = this_machine(run.model, run.train, tmp_path / "not yet" / "there")
-    assert here.tokens_per_second is not None
-    slow, fast = here.tokens_per_second
-    assert 0 < slow < fast
-    assert here.memory_bytes is not None
-    assert here.memory_bytes > 0
-    assert here.disk_free_bytes > 0
-    train = replace(run.train, tokens=10**7, batch_tokens=2**21, layout="dp=16,tp=8,pp=8")
-    beyond = this_machine(run.model, train, tmp_path)
-    assert (beyond.memory_bytes, beyond.tokens_per_second) == (None, None)
-    assert forecast(ModelConfig.from_paper(find_size("175B")), train, None, beyond).fits is None
-
-
-def test_a_cpu_s_speed_does_not_depend_on_other_work(monkeypatch):
-    """Every look at the wall clock finds a second gone; a product takes 4 ms of CPU time on two
-    threads.
-    """
-    clock = SimpleNamespace(cpu=0.0, wall=0.0)
-
-    def product(a, b):
-        clock.cpu += 0.004
-
-    def wall():
-        clock.wall += 1.0
-        return clock.wall
-
-    monkeypatch.setattr(torch, "matmul", product)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(time, "process_time", lambda: clock.cpu)
-    monkeypatch.setattr(time, "perf_counter", wall)
-    assert module.product_rate(256, "bf16") == pytest.approx(2 * 512 * 256 * 1024 / 0.002)
-
-
-def test_checkpoints_that_are_there_count_as_free(make_run, train_here, monkeypatch):
-    run = make_run()
-    train_here(run)
-    monkeypatch.setattr(shutil, "disk_usage", lambda where: SimpleNamespace(free=0))
-    assert module.disk_free(run.out) >= 2 * 12 * run.model.parameters
-
-
-def test_a_known_gpu_has_the_cost_model_s_speed_and_an_unknown_one_none(make_run, monkeypatch):
-    model = ModelConfig.from_paper(find_size("350M"))
-    train = replace(
-        make_run().train, tokens=10**9, batch_tokens=2**19, precision="bf16", micro_batch=8
-    )
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=85 * 10**9)
-    )
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    speed = this_machine(model, train, make_run().out).tokens_per_second
-    assert speed is not None
-    slow, fast = speed
-    assert 5e4 < slow < fast < 1e6
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA of tomorrow")
-    assert this_machine(model, train, make_run().out).tokens_per_second is None

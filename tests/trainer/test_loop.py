@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.distributed import environment
+from gptcli.distributed import context
 from gptcli.distributed.context import RankContext
 from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
@@ -89,7 +89,12 @@ def test_a_run_learns_and_leaves_a_complete_folder(make_run, train_here):
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    "changes", [{}, {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3}]
+    "changes",
+    [
+        {},
+        {"dropout": 0.2, "ramp_tokens": 640, "ramp_from": 16, "micro_batch": 3},
+        {"optimizer": "muon", "lr_schedule": "wsd", "ema": 0.9},
+    ],
 )
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     make_run, train_here, number, changes
@@ -123,7 +128,7 @@ def test_a_signal_after_the_last_step_stops_the_run_before_its_export(make_run, 
 
 
 def test_a_second_signal_ends_the_run_at_once(make_run, monkeypatch):
-    """Where a launcher sends each signal again, it does not."""
+    """A launcher that sends each signal again does not end it."""
 
     class Left(BaseException):
         pass
@@ -299,8 +304,10 @@ def test_several_sources_are_mixed_in_training_and_validation(
         write_manifest(folder, replace(manifest, shards=shards, sources=sources))
         return make_run(f"weight {weight}", data=folder)
 
-    run = weighted(3.0)
+    run = replace(weighted(3.0), val_by_source=True)
     assert train_here(run)["val_loss"] > 0
+    last = read_metrics(run.out)[-1]
+    assert last["val_loss_a"] == last["val_loss_b"] == pytest.approx(last["val_loss"], abs=0.2)
     assert weighted(1.0).data_sha256 != run.data_sha256
     assert check_resume(replace(run, resume=True))
     with pytest.raises(UsageError, match="the data changed"):
@@ -313,7 +320,7 @@ def test_a_resume_uses_as_many_threads_as_before(make_run, monkeypatch):
     """
     options = {"tokens": 384, "decay_tokens": 384, "checkpoint_every": 3, "micro_batch": 1}
     whole, halved = make_run("whole", **options), make_run("halved", **options)
-    monkeypatch.setattr(environment, "available_cores", lambda: 2)
+    monkeypatch.setattr(context, "available_cores", lambda: 2)
 
     class Killed(Events):
         def progress(self, task, done, *args, **facts):

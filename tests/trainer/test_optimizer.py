@@ -1,13 +1,26 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import math
 
 import pytest
 import torch
 
 from gptcli.distributed.context import RankContext
+from gptcli.errors import UsageError
+from gptcli.events import SILENT
 from gptcli.model.transformer import GPT
-from gptcli.trainer.optimizer import clip_gradients, make_optimizer
+from gptcli.trainer.optimizer import (
+    LossScale,
+    Muon,
+    averaged_weights,
+    check_precision,
+    clip_gradients,
+    make_optimizer,
+    update_average,
+)
+from gptcli.trainer.parallelize import build_train_step
 
 
 @pytest.fixture
@@ -46,6 +59,86 @@ def test_an_update_is_adamw_as_published(make_run, model):
         assert torch.allclose(new, expected, atol=1e-6)
 
 
+def gradients(model: GPT, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(make_run, model):
+    """Bit for bit with bf16 products, as torch has them."""
+    config = make_run(optimizer="muon", precision="bf16").train
+    theirs = copy.deepcopy(model)
+    named = dict(theirs.named_parameters())
+    matrices = [p for name, p in named.items() if name.startswith("h.") and p.dim() == 2]
+    assert len(matrices) == 4 * model.config.n_layer
+    muon = torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    rest = [p for p in named.values() if not any(p is matrix for matrix in matrices)]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": 0.1},
+            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        lr=3e-3, betas=(0.9, 0.95), fused=True,
+    )  # fmt: skip
+    optimizer = make_optimizer(model, config)
+    for step in range(4):
+        gradients(model, step)
+        gradients(theirs, step)
+        optimizer.step()
+        muon.step()
+        adamw.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, named[name]), name
+        assert ("momentum_buffer" in optimizer.state[parameter]) == (
+            parameter.dim() == 2 and name[0] == "h"
+        )
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+def test_muons_update_is_nearly_orthogonal_and_as_large_as_adamws(make_run, model, shape):
+    optimizer = make_optimizer(model, make_run(optimizer="muon").train)
+    assert isinstance(optimizer, Muon)
+    update = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(optimizer._orthogonalize(update))
+    assert 0.6 < singular.min() <= singular.max() < 1.3
+    scaled = 0.2 * math.sqrt(max(shape)) * optimizer._orthogonalize(update)
+    assert scaled.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_the_average_of_the_weights_is_the_papers_formula(make_run, model):
+    optimizer = make_optimizer(model, make_run().train)
+    expected = None
+    for step in range(1, 6):
+        gradients(model, step)
+        optimizer.step()
+        update_average(optimizer, 0.3, step)
+        weight = model.wte.weight.detach().clone()
+        share = min(0.3, (1 + step) / (10 + step))
+        expected = weight if expected is None else share * expected + (1 - share) * weight
+    assert expected is not None
+    with averaged_weights(model, optimizer):
+        assert torch.allclose(model.wte.weight, expected)
+    assert torch.equal(model.wte.weight, weight)
+
+
+def test_an_optimizer_of_the_users_own(make_run, model, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def sgd(model, config):\n    return torch.optim.SGD(model.parameters(), lr=config.lr)\n"
+        "def none(model, config):\n    return None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    optimizer = make_optimizer(model, make_run(optimizer="mine:sgd").train)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [1.0]
+    with pytest.raises(UsageError, match="mine:none returned NoneType"):
+        make_optimizer(model, make_run(optimizer="mine:none").train)
+    for wrong in ("mine:sdg", "absent_module:sgd", "mine:"):
+        with pytest.raises(UsageError, match="cannot be imported"):
+            make_optimizer(model, make_run(optimizer=wrong).train)
+
+
 def test_the_clip_limits_the_global_norm_and_returns_the_one_before(model):
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
@@ -68,4 +161,74 @@ def test_a_gradient_below_the_clip_is_only_divided_by_the_loss_scale(model, lift
     assert all(
         torch.equal(parameter.grad, gradient / lifted)
         for parameter, gradient in zip(model.parameters(), before, strict=True)
+    )
+
+
+CONTEXT = RankContext(torch.device("cpu"))
+BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
+
+
+def test_fp8_is_refused_without_its_gpu_or_library_or_with_tp(monkeypatch):
+    check_precision("bf16", 2)
+    with pytest.raises(UsageError, match="no GPU with fp8"):
+        check_precision("fp8", 1)
+    check_precision("fp8", 1, here=False)  # for a dry run
+    with pytest.raises(UsageError, match="does not work with tp"):
+        check_precision("fp8", 2, here=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(UsageError, match="no GPU with fp8"):
+        check_precision("fp8", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="needs torchao, which is not installed"):
+        check_precision("fp8", 1)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    check_precision("fp8", 1)
+    with pytest.raises(UsageError, match="does not work with tp"):
+        check_precision("fp8", 2)
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_growth_steps():
+    scale = LossScale()
+    scale.update(float("inf"))
+    assert scale.value == LossScale.INITIAL / 2
+    for _ in range(LossScale.GROWTH_STEPS - 1):
+        scale.update(1.0)
+    assert scale.value == LossScale.INITIAL / 2
+    scale.update(1.0)
+    assert scale.value == LossScale.INITIAL
+    assert LossScale(scale.state).value == scale.value
+
+
+def test_gradients_do_not_depend_on_the_loss_scale(make_run):
+    clipped, parts = [], []
+    for kind in ("fp32", "fp16"):
+        train_step = build_train_step(make_run(precision=kind), CONTEXT, SILENT)
+        train_step.forward_backward([BATCH, BATCH], 64, 1)
+        parts.append(train_step.small_batch_norm.norm2.item())
+        norm = train_step.clip_gradients().item()
+        clipped.append((norm, {name: p.grad for name, p in train_step.model.named_parameters()}))
+    (exact, theirs), (norm, ours) = clipped
+    assert norm == pytest.approx(exact, rel=1e-2)
+    assert parts[1] == pytest.approx(parts[0], rel=2e-2)
+    for name, gradient in theirs.items():
+        got = ours[name]
+        assert gradient is not None
+        assert got is not None
+        assert torch.allclose(got, gradient, atol=2e-2 * gradient.abs().max().item()), name
+
+
+def test_an_overflow_skips_the_update_and_halves_the_scale(make_run):
+    train_step = build_train_step(make_run(precision="fp16"), CONTEXT, SILENT)
+    assert train_step.loss_scale is not None
+    train_step.loss_scale.state["scale"] = 2.0**60
+    before = [parameter.clone() for parameter in train_step.model.parameters()]
+    result = train_step([BATCH], step=1, batch_tokens=32, lr=1e-3)
+    assert not math.isfinite(result.grad_norm)
+    assert result.skip_reason is not None
+    assert train_step.loss_scale.value == 2.0**59
+    assert all(
+        torch.equal(old, new)
+        for old, new in zip(before, train_step.model.parameters(), strict=True)
     )

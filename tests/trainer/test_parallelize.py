@@ -8,7 +8,7 @@ from gptcli.errors import RunError
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.trainer.auto import has_compiler
-from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.parallelize import build_train_step, compiler_problem
 
 CONTEXT = RankContext(torch.device("cpu"))
 BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
@@ -99,3 +99,21 @@ def test_document_mask_changes_the_loss_of_a_window_with_two_documents(make_run)
     ]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_compiler_that_fails_somewhere_is_known_everywhere(monkeypatch):
+    """Each process learns of a failure in another one before the first collective of the model."""
+
+    def failing(function, **kwargs):
+        def compiled(x):
+            raise RuntimeError("no C compiler found")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    assert compiler_problem(CONTEXT) is None
+    # another process of two has failed
+    monkeypatch.setattr(RankContext, "all_reduce_sum", lambda self, values: values + 1)
+    assert compiler_problem(CONTEXT) == "it does not work for another process"
+    monkeypatch.setattr(torch, "compile", failing)
+    assert compiler_problem(CONTEXT) == "no C compiler found"

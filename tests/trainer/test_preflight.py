@@ -1,16 +1,37 @@
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from gptcli.errors import InputError, UsageError
+from gptcli.cost.layout import layers_of
+from gptcli.cost.memory import SCHEDULES
+from gptcli.cost.step_time import StepTraffic, step_traffic
+from gptcli.distributed.context import RankContext
+from gptcli.errors import InputError, RunError, UsageError
+from gptcli.events import SILENT
+from gptcli.model.config import ModelConfig, find_size
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.training import train_tokenizer
-from gptcli.trainer.preflight import check_data, check_resume, check_run, differences
+from gptcli.trainer import preflight
+from gptcli.trainer.auto import work_of
+from gptcli.trainer.preflight import (
+    check_data,
+    check_resume,
+    check_run,
+    differences,
+    dry_run,
+    mesh_coordinates,
+    uncompiled,
+)
+from tests.extent import WHOLE
+from tests.trainer.fake_step import measure_step
 
 
 @pytest.fixture
@@ -98,3 +119,113 @@ def test_differences_in_both_directions():
         "b was 2, now 3",
         "c was None, now 4",
     ]
+
+
+@pytest.fixture
+def make_large(make_run):
+    def make(size: str, layout: str, **changes):
+        run = make_run(layout=layout, **{"micro_batch": 1, "precision": "bf16", **changes})
+        return replace(run, model=ModelConfig.from_paper(find_size(size), vocab_size=50257))
+
+    return make
+
+
+def check_traffic(run, sequences, roles):
+    """Measure a step once for stages with the same layers, the first and the last apart.
+
+    Bytes are those of whole tensors, which are the same for all that take part in a collective.
+    """
+    layout, run = run.layout, uncompiled(run)
+    work = work_of(layout, run.train, sequences)
+    each = SCHEDULES[run.train.pipeline_schedule]
+    kinds: dict[Any, Any] = {}
+    for rank in range(layout.processes):
+        context = RankContext(torch.device("cpu"), rank, layout.processes, layout)
+        stage, *others = mesh_coordinates(context)
+        if others == [0, 0, 0]:
+            layers = layers_of(run.model, layout.pp, stage, each)
+            kinds.setdefault((stage == 0, stage == layout.pp - 1, layers), context)
+    measure = partial(measure_step, run, work.micro_batches)
+    # One process for each: DeviceMesh caches by shape what one rank has done.
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        measured = dict(zip(kinds, pool.imap(measure, kinds.values()), strict=True))
+        pool.close()
+        pool.join()
+    for kind, context in kinds.items():
+        stage = context.pp_rank
+        assert measured[kind] == step_traffic(run.model, layout, work, stage, each=each)
+    for role in roles:
+        layers = layers_of(run.model, layout.pp, role.stage, each)
+        kind = (role.stage == 0, role.stage == layout.pp - 1, layers)
+        assert role.traffic == measured[kind]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "dp=4",
+        "shard=8",
+        "tp=4",
+        "pp=3",
+        "dp=2,shard=4",
+        "shard=4,tp=2",
+        "dp=2,pp=2",
+        "shard=2,pp=2",
+        "dp=2,tp=2,pp=2",
+    ],
+)
+def test_processes_hold_and_send_what_cost_counts(make_large, layout):
+    for untied in (False, True):
+        run = make_large("gpt2", layout)
+        run = replace(
+            run, model=replace(run.model, tied=not untied, n_layer=7 if "pp" in layout else 2)
+        )
+        roles = dry_run(run, 24, SILENT)  # raises RunError if parameters differ
+        assert sum(role.processes for role in roles) == len(roles) * roles[0].processes
+        assert all(role.traffic != StepTraffic() for role in roles)
+        check_traffic(run, 24, roles)
+
+
+def test_interleaved_stages_hold_and_send_what_cost_counts(make_large):
+    run = make_large("gpt2", "pp=2", pipeline_schedule="interleaved1f1b")
+    roles = dry_run(run, 8, SILENT)
+    assert len(roles) == 2
+    check_traffic(run, 8, roles)
+
+
+def test_fp8_needs_neither_its_library_nor_a_gpu(make_large):
+    run = make_large("gpt2", "shard=2", precision="fp8")
+    roles = dry_run(run, 8, SILENT)
+    assert roles == dry_run(make_large("gpt2", "shard=2"), 8, SILENT)
+    check_traffic(run, 8, roles)
+
+
+def test_a_difference_from_cost_is_an_error(make_large, monkeypatch):
+    monkeypatch.setattr(preflight, "rank_parameters", lambda *args, **kwargs: 5)
+    with pytest.raises(RunError, match=r"process 0 holds \d+, not 5"):
+        dry_run(make_large("gpt2", "shard=2"), 8, SILENT)
+
+
+def test_gpt3_on_1024_processes(make_large):
+    """Build 64 of the 1,024 processes; the others differ in their coordinate along dp alone."""
+    run = with_layers(make_large("175B", "dp=16,tp=8,pp=8"), 16)
+    roles = dry_run(run, 1536, SILENT)
+    assert [role.processes for role in roles] == [128] * 8
+    held = 8 * sum(role.parameters[1] for role in roles)
+    # The head's copy on the last stage and what every slice repeats weigh more in a shallow model.
+    share = 0.01 if WHOLE else 0.03
+    assert held == pytest.approx(175e9 if WHOLE else run.model.parameters, rel=share)
+    check_traffic(run, 1536, roles)
+
+
+def test_13b_on_64_shards(make_large):
+    run = with_layers(make_large("13B", "shard=64"), 4)
+    (role,) = roles = dry_run(run, 512, SILENT)
+    assert role.processes == 64
+    assert role.parameters[0] * 64 <= run.model.parameters <= role.parameters[1] * 64
+    check_traffic(run, 512, roles)
+
+
+def with_layers(run, n_layer):
+    """The run with all its widths and fewer layers, each of which repeats the work of the others."""
+    return run if WHOLE else replace(run, model=replace(run.model, n_layer=n_layer))

@@ -111,7 +111,7 @@ def test_a_longer_run_has_no_smaller_batch_and_enough_steps(paper, tokens):
         assert tokens / here["batch_tokens"] >= 0.95 * STEPS
 
 
-def test_what_is_of_no_paper_s_size_gets_twenty_tokens_a_parameter():
+def test_a_custom_size_gets_twenty_tokens_a_parameter():
     gpt2 = find_size("gpt2")
     assert is_of_paper_size(ModelConfig.from_paper(gpt2, n_ctx=512, vocab_size=300), gpt2)
     small, large = (ModelConfig.from_paper(gpt2, n_layer=layers) for layers in (4, 120))

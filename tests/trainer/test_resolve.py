@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptcli.errors import UsageError
+from gptcli.files import read_toml
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.settings import Resolved
 from gptcli.trainer.resolve import (
     LR_RANGE_STEPS,
     ResolvedRun,
+    complete_given,
     paper_of,
     resolve_config,
     resolve_run,
@@ -90,7 +93,7 @@ def test_requested_compilation_must_succeed_and_an_earlier_runs_need_not() -> No
             "ramp_with_noise_scale",
         ),
         (
-            {"size": "350M", "follow_noise": True, "layout": "tp=2"},
+            {"size": "350M", "follow_noise": True, "layout": "tp=2", "micro_batch": 512},
             "batch_tokens",
             "noise_scale_unmeasured",
         ),
@@ -119,3 +122,13 @@ def test_values_from_python_may_be_quantities() -> None:
 def test_paper_of_settings_is_that_of_their_size() -> None:
     assert paper_of(settings(size="1.5B")) is find_size("gpt2-xl")
     assert paper_of(settings(n_layer=2)) is None
+
+
+def test_resuming_where_there_is_neither_run_nor_size_names_the_folder(tmp_path: Path) -> None:
+    given = Resolved()
+    given.put({"out": str(tmp_path / "run"), "tokens": 512}, "option")
+    with pytest.raises(UsageError, match="run: there is no run here to continue") as caught:
+        complete_given(given, read_toml, resume=True)
+    assert (caught.value.field, caught.value.code) == ("resume", "no_run")
+    given.put({"size": "gpt2"}, "option")
+    assert complete_given(given, read_toml, resume=True) is given

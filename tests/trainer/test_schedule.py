@@ -235,3 +235,68 @@ def test_steps_of_a_run_of_any_length_are_counted_at_once(monkeypatch):
     )
     assert schedule.steps() > 10**8
     assert len(looks) <= 2**21 // 2048
+
+
+LATER: dict[str, Any] = {"tokens": 10_000, "batch_tokens": 100, "lr": 1.0, "warmup_tokens": 1000}
+
+
+def test_the_schedules_beside_the_papers_match_closed_forms():
+    wsd = Schedule(
+        TrainConfig(**LATER, lr_schedule="wsd", cooldown_tokens=4000, min_lr_ratio=0), 10
+    )
+    assert [wsd.lr(at) for at in (0, 500, 1000, 6000)] == [0, 0.5, 1, 1]
+    assert [wsd.lr(at) for at in (7000, 9000, 10_000)] == pytest.approx([0.5, 1 - 0.75**0.5, 0])
+    line = Schedule(TrainConfig(**LATER, lr_schedule="linear", decay_tokens=9000), 10)
+    assert [line.lr(at) for at in (1000, 5000, 9000, 10_000)] == pytest.approx([1, 0.55, 0.1, 0.1])
+    flat = Schedule(TrainConfig(**LATER, lr_schedule="constant"), 10)
+    assert [flat.lr(at) for at in (500, 1000, 10_000)] == [0.5, 1, 1]
+    assert TrainConfig(**LATER, lr_schedule="wsd").cooldown_tokens == 2000
+
+
+@given(
+    tokens=st.integers(5000, 10**6), more=st.integers(0, 10**6), cooldown=st.integers(1, 4000),
+    at=st.floats(0, 1),
+)  # fmt: skip
+def test_runs_of_any_length_under_wsd_share_all_steps_before_the_shorter_ones_cooldown(
+    tokens, more, cooldown, at
+):
+    short, long = (
+        Schedule(
+            TrainConfig(**{**LATER, "tokens": n}, lr_schedule="wsd", cooldown_tokens=cooldown), 10
+        )
+        for n in (tokens, tokens + more)
+    )
+    shared = at * (tokens - cooldown)
+    assert short.lr(shared) == long.lr(shared)
+    assert short.lr(tokens) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"lr_schedule": "wds"}, "lr_schedule"),
+        ({"cooldown_tokens": 10}, "cooldown_tokens"),
+        ({"lr_schedule": "wsd", "cooldown_tokens": 10_001}, "cooldown_tokens"),
+        ({"lr_schedule": "wsd", "cooldown_tokens": -1}, "cooldown_tokens"),
+        ({"optimizer": "lion"}, "optimizer"),
+        ({"optimizer": "muon", "mup": 8}, "mup"),
+        ({"ema": 1.0}, "ema"),
+    ],
+)
+def test_settings_that_contradict_each_other_name_their_field(changes, field):
+    with pytest.raises(UsageError) as error:
+        TrainConfig(**LATER, **changes)
+    assert error.value.field == field
+
+
+def test_a_schedule_of_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "course.py").write_text(
+        "def half(tokens, config):\n    return config.lr / 2\n"
+        "def wrong(tokens, config):\n    return -1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert Schedule(TrainConfig(**LATER, lr_schedule="course:half"), 10).lr(0) == 0.5
+    with pytest.raises(UsageError, match=r"course:wrong returned -1.0 at 100 tokens"):
+        Schedule(TrainConfig(**LATER, lr_schedule="course:wrong"), 10).lr(100)
+    with pytest.raises(UsageError, match="cannot be imported"):
+        Schedule(TrainConfig(**LATER, lr_schedule="course:none"), 10)

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
-from gptcli.shards.loader import open_split
-from gptcli.shards.order import ShuffledWindows
-from gptcli.trainer.batches import micro_batches
+from gptcli.model.loss import IGNORE
+from gptcli.shards.order import ShuffledWindows, TokenStream, open_split
 from gptcli.trainer.parallelize import build_train_step
-from gptcli.trainer.step import dropout_seed
+from gptcli.trainer.step import dropout_seed, micro_batches
 
 PLACE = RankContext(torch.device("cpu"))
 
@@ -67,3 +69,34 @@ def test_dropout_depends_on_seed_step_rank_and_micro_batch_alone(make_run):
         )
         == 16
     )
+
+
+ORDER = ShuffledWindows(TokenStream([np.arange(4 * 50 + 1)]), 4, seed=3)
+CPU = torch.device("cpu")
+
+
+@given(
+    first=st.integers(0, 200),
+    count=st.integers(1, 40),
+    size=st.integers(1, 9),
+    world=st.integers(1, 6),
+)
+def test_ranks_and_micro_batches_partition_the_data_order(first, count, size, world):
+    parts = [
+        micro_batches(ORDER, first, count, size, RankContext(CPU, rank, world))
+        for rank in range(world)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    assert {tuple(x.shape) for part in parts for x, _ in part} == {(size, 4)}
+    rows = [
+        (x, y)
+        for part in parts
+        for xs, ys in part
+        for x, y in zip(xs, ys, strict=True)
+        if (y != IGNORE).all()
+    ]
+    x, y = ORDER.batch(first, count)
+    assert torch.equal(torch.stack([row for row, _ in rows]), torch.from_numpy(x))
+    assert torch.equal(torch.stack([row for _, row in rows]), torch.from_numpy(y))
+    filler = sum(int((ys[:, 0] == IGNORE).sum()) for part in parts for _, ys in part)
+    assert filler + count == sum(len(part) for part in parts) * size

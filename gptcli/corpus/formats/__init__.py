@@ -25,7 +25,7 @@ from gptcli.corpus.formats.text import json_lines_reader, read_lines, read_parag
 from gptcli.corpus.formats.warc import read_warc
 from gptcli.corpus.inputs import STDIN, file_suffixes, open_input
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import parse_json
+from gptcli.toml_json import parse_json
 
 DocumentKind = Literal["file", "line", "paragraph"]
 DOCUMENT_KINDS: tuple[DocumentKind, ...] = get_args(DocumentKind)

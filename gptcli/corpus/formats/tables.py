@@ -19,9 +19,10 @@ from gptcli.corpus.documents import (
     bad_document,
     reject_escaped_bytes,
 )
-from gptcli.corpus.inputs import MissingPackageError, file_suffixes, open_input
+from gptcli.corpus.inputs import file_suffixes, open_input
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
+from gptcli.text.compression import MissingPackageError
 
 SKIP_HINT = "leave it out, or count and skip what is broken with {option:on_error} skip"
 

@@ -14,8 +14,8 @@ from gptcli.corpus.documents import (
     decode_document,
     too_long,
 )
-from gptcli.corpus.inputs import MissingPackageError
 from gptcli.errors import InputError, install_hint
+from gptcli.text.compression import MissingPackageError
 
 RECORD_ENDS = (b"\r\n\r\n", b"\n\n")
 

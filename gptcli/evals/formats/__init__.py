@@ -1,21 +1,22 @@
-"""Original file formats of the tasks, read as rows of plain fields.
+"""File formats of the tasks, the original ones and the hub's exports, read as rows of plain fields.
 
 A reader takes a file (for RACE and summaries also a folder), plain or compressed (.gz, .bz2, .zst),
-and raises InputError with file and line if it is broken. Every row has an "id" that does not depend
-on the folder.
+recognises its form by its content, and raises InputError with file and line if it is broken. Every
+row has an "id" that does not depend on the folder.
 """
 
 from __future__ import annotations
 
-from gptcli.evals.formats import choice, cloze, files, freeform, superglue
+from gptcli.evals.formats import choice, cloze, files, freeform, superglue, tables
 from gptcli.evals.formats.files import Reader as Reader
 from gptcli.evals.formats.files import Row as Row
 
 READERS: dict[str, Reader] = {  # by the name in a task's `reader`
-    "jsonl": files.read_jsonl,
-    "csv": files.read_csv,
-    "lines": files.read_lines,
-    "text": files.read_text,
+    "table": tables.read_table,
+    "jsonl": tables.read_table,
+    "csv": tables.read_table,
+    "lines": tables.read_lines,
+    "text": tables.read_text,
     "arc": choice.read_arc,
     "hellaswag": choice.read_hellaswag,
     "story_cloze": choice.read_story_cloze,

@@ -10,13 +10,12 @@ from gptcli.errors import InputError
 from gptcli.evals.formats.files import (
     JsonNode,
     Row,
-    content_suffix,
     json_document,
-    json_lines,
     line_id,
     numbered_lines,
-    read_csv,
+    turn,
 )
+from gptcli.evals.formats.tables import is_table, table_rows
 
 # Choices of entailment tasks: true, false, neither.
 ENTAILMENT_LABELS = {"e": 0, "c": 1, "n": 2, "entailment": 0, "contradiction": 1, "neutral": 2}
@@ -25,9 +24,10 @@ ENTAILMENT_LABELS = {"e": 0, "c": 1, "n": 2, "entailment": 0, "contradiction": 1
 def read_arc(path: Path) -> Iterator[Row]:
     """Read ARC and OpenBookQA: {question, choices, gold}.
 
+    The hub's exports have the stem under "question" or "question_stem" and the choices beside it.
     JSON lines {query: "Question: ..\\nAnswer:", choices, gold} are also accepted.
     """
-    for node in json_lines(path):
+    for node in table_rows(path):
         row_id = str(node.value.get("id", line_id(node.where)))
         if node.has("query"):
             question = node.text("query").removeprefix("Question: ").removesuffix("\nAnswer:")
@@ -38,9 +38,9 @@ def read_arc(path: Path) -> Iterator[Row]:
                 "gold": node.number("gold"),
             }
             continue
-        stem = node.node("question")
-        choices = stem.nodes("choices")
-        labels = [choice.text("label") for choice in choices]
+        inner = node.node("question") if isinstance(node.value.get("question"), dict) else node
+        stem = next((key for key in ("stem", "question_stem") if inner.has(key)), "question")
+        labels, choices = zip(*inner.columns("choices", "label", "text"), strict=True)
         key = node.text("answerKey")
         if key not in labels:
             raise InputError(
@@ -48,8 +48,8 @@ def read_arc(path: Path) -> Iterator[Row]:
             )
         yield {
             "id": row_id,
-            "question": stem.text("stem"),
-            "choices": [choice.text("text") for choice in choices],
+            "question": inner.text(stem),
+            "choices": list(choices),
             "gold": labels.index(key),
         }
 
@@ -57,14 +57,14 @@ def read_arc(path: Path) -> Iterator[Row]:
 def read_hellaswag(path: Path) -> Iterator[Row]:
     """Read HellaSwag: {context, choices, gold}.
 
-    The file is the original JSON lines, or text with six lines per item: context, gold and four
-    endings.
+    The file is the original JSON lines, an export of the hub with the same fields, or text with six
+    lines per item: context, gold and four endings.
     """
-    return _hellaswag_json(path) if content_suffix(path) == ".jsonl" else _hellaswag_text(path)
+    return _hellaswag_rows(path) if is_table(path) else _hellaswag_text(path)
 
 
-def _hellaswag_json(path: Path) -> Iterator[Row]:
-    for node in json_lines(path):
+def _hellaswag_rows(path: Path) -> Iterator[Row]:
+    for node in table_rows(path):
         context = (
             f"{node.text('activity_label')}: {node.text('ctx_a')} {node.text('ctx_b').capitalize()}"
         )
@@ -110,43 +110,83 @@ def _hellaswag_text(path: Path) -> Iterator[Row]:
 
 
 def read_story_cloze(path: Path) -> Iterator[Row]:
-    """Read StoryCloze's table: {context, choices, gold}."""
-    sentences = [f"InputSentence{number}" for number in range(1, 5)]
-    endings = ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"]
-    for row in read_csv(path):
-        node = JsonNode(row, f"{path}: {row['id']}")
+    """Read StoryCloze's table, or its export of the hub: {context, choices, gold}."""
+    for node in table_rows(path):
+        exported = node.has("input_sentence_1")
+        sentence = "input_sentence_{}" if exported else "InputSentence{}"
+        ending = "sentence_quiz{}" if exported else "RandomFifthSentenceQuiz{}"
         yield {
-            "id": node.text("InputStoryid"),
-            "context": " ".join(node.text(name) for name in sentences),
-            "choices": [node.text(name) for name in endings],
-            "gold": node.one_of("AnswerRightEnding", {"1": 0, "2": 1}),
+            "id": node.text("story_id" if exported else "InputStoryid"),
+            "context": " ".join(node.text(sentence.format(number)) for number in range(1, 5)),
+            "choices": [node.text(ending.format(number)) for number in (1, 2)],
+            "gold": node.one_of(
+                "answer_right_ending" if exported else "AnswerRightEnding", {"1": 0, "2": 1}
+            ),
         }
 
 
 def read_piqa(path: Path) -> Iterator[Row]:
-    """Read PIQA: {goal, choices, gold}; labels are in NAME-labels.lst next to NAME.jsonl."""
-    labels_path = path.with_name(f"{path.name.removesuffix('.jsonl')}-labels.lst")
-    labels = [(where, line.strip()) for where, line in numbered_lines(labels_path) if line.strip()]
-    nodes = list(json_lines(path))
-    if len(labels) != len(nodes):
-        raise InputError(f"{len(labels)} labels for {len(nodes)} items", where=labels_path)
-    for node, (where, label) in zip(nodes, labels, strict=True):
-        if label not in ("0", "1"):
-            raise InputError(f"the label is {label!r}, not 0 or 1", where=where)
-        choices = [node.text("sol1"), node.text("sol2")]
+    """Read PIQA: {goal, choices, gold}.
+
+    Labels are in NAME-labels.lst next to NAME.jsonl or, as in the hub's exports, with each item.
+    """
+    nodes = list(table_rows(path))
+    if nodes and nodes[0].has("label"):
+        golds = [node.one_of("label", {"0": 0, "1": 1}) for node in nodes]
+    else:
+        golds = _piqa_labels(path, len(nodes))
+    for node, gold in zip(nodes, golds, strict=True):
         yield {
             "id": line_id(node.where),
             "goal": node.text("goal"),
-            "choices": choices,
-            "gold": int(label),
+            "choices": [node.text("sol1"), node.text("sol2")],
+            "gold": gold,
         }
 
 
-def read_race(path: Path) -> Iterator[Row]:
-    """Read RACE: {article, question, choices, gold, group}, a row per question.
+def _piqa_labels(path: Path, items: int) -> list[int]:
+    labels_path = path.with_name(f"{path.name.partition('.json')[0]}-labels.lst")
+    if not labels_path.is_file():
+        raise InputError(
+            "the items have no labels",
+            where=path,
+            hint=f"put {labels_path.name} next to it; PIQA's test set has none",
+        )
+    labels = [(where, line.strip()) for where, line in numbered_lines(labels_path) if line.strip()]
+    if len(labels) != items:
+        raise InputError(f"{len(labels)} labels for {items} items", where=labels_path)
+    for where, label in labels:
+        if label not in ("0", "1"):
+            raise InputError(f"the label is {label!r}, not 0 or 1", where=where)
+    return [int(label) for _, label in labels]
 
-    `path` is a file or a folder of files, such as RACE/test/high.
+
+def read_race(path: Path) -> Iterator[Row]:
+    """Read RACE: {article, history, question, choices, gold, group, level}, a row per question.
+
+    The history contains the article's earlier questions, each with its correct answer, as in
+    GPT-3's figures G.1 and G.3. `path` is a file or a folder of files, such as RACE/test/high, or
+    an export of the hub with a question per row.
     """
+    history, article = "", ""
+    for where, row in _race_exported(path) if is_table(path) else _race_original(path):
+        question, answer, choices = row["question"], row.pop("answer"), row["choices"]
+        if answer not in ("A", "B", "C", "D") or "ABCD".index(answer) >= len(choices):
+            raise InputError(f"the answer {answer!r} is not one of A, B, C, D", where=where)
+        history = history if row["article"] == article else ""
+        article = row["article"]
+        gold = "ABCD".index(answer)
+        yield {**row, "history": history, "gold": gold}
+        history += turn(question, choices[gold])
+
+
+def _race_level(*names: str) -> str | None:
+    """Return the level that a folder, file or id names, "high" or "middle"; None if none does."""
+    levels = (level for name in names for level in ("high", "middle") if name.startswith(level))
+    return next(levels, None)
+
+
+def _race_original(path: Path) -> Iterator[tuple[str, Row]]:
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise InputError("contains no .txt files", where=path)
@@ -161,33 +201,54 @@ def read_race(path: Path) -> Iterator[Row]:
                 where=file,
             )
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            if answer not in ("A", "B", "C", "D"):
-                raise InputError(
-                    f"the answer {answer!r} is not one of A, B, C, D",
-                    where=f"{file}: question {number}",
-                )
-            yield {
-                "id": f"{file.stem}:{number}"
-                if path.is_file()
-                else f"{file.relative_to(path).with_suffix('')}:{number}",
+            where = f"{file}: question {number}"
+            yield (
+                where,
+                {
+                    "id": f"{file.stem}:{number}"
+                    if path.is_file()
+                    else f"{file.relative_to(path).with_suffix('')}:{number}",
+                    "article": node.text("article"),
+                    "question": question,
+                    "choices": JsonNode({"options": options[number]}, where).texts("options"),
+                    "answer": answer,
+                    "group": file.stem,
+                    "level": _race_level(file.parent.name, file.stem),
+                },
+            )
+
+
+def _race_exported(path: Path) -> Iterator[tuple[str, Row]]:
+    for node in table_rows(path):
+        yield (
+            node.where,
+            {
+                "id": line_id(node.where),
                 "article": node.text("article"),
-                "question": question,
-                "choices": JsonNode(
-                    {"options": options[number]}, f"{file}: question {number}"
-                ).texts("options"),
-                "gold": "ABCD".index(answer),
-                "group": file.stem,
-            }
+                "question": node.text("question"),
+                "choices": node.texts("options"),
+                "answer": node.text("answer"),
+                "group": node.text("example_id").removesuffix(".txt"),
+                "level": _race_level(node.text("example_id")),
+            },
+        )
 
 
 def read_anli(path: Path) -> Iterator[Row]:
-    """Read ANLI: {premise, hypothesis, gold}, 0 for true, 1 for false, 2 for neither."""
-    for node in json_lines(path):
+    """Read ANLI: {premise, hypothesis, gold, round}, 0 for true, 1 for false, 2 for neither.
+
+    The round, such as "r2", is that of the item's tag or of the folder, if one of them has it.
+    """
+    folder = path.absolute().parent.name.lower()
+    for node in table_rows(path):
+        tag = str(node.value.get("tag", folder)).partition("_")[0].lower()
         yield {
             "id": node.text("uid"),
-            "premise": node.text("context"),
+            "premise": node.text("context" if node.has("context") else "premise"),
             "hypothesis": node.text("hypothesis"),
-            "gold": node.one_of("label", ENTAILMENT_LABELS),
+            # the hub numbers entailment, neutral, contradiction
+            "gold": node.one_of("label", {**ENTAILMENT_LABELS, "0": 0, "1": 2, "2": 1}),
+            **({"round": tag} if re.fullmatch("r[123]", tag) else {}),
         }
 
 

@@ -5,30 +5,26 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from gptcli.errors import InputError
-from gptcli.evals.formats.files import (
-    Row,
-    content_suffix,
-    json_lines,
-    line_id,
-    numbered_lines,
-    read_whole_text,
-)
+from gptcli.evals.formats.files import Row, line_id, numbered_lines, read_bytes
+from gptcli.evals.formats.tables import is_table, table_rows
 from gptcli.text.detokenize import detokenize_book
 
+WINOGRAD_SCHEMAS = 273
 POSSESSIVE = ("his", "their", "its", "my", "our")
 
 
 def read_lambada(path: Path) -> Iterator[Row]:
     """Read LAMBADA: {text, context, word}.
 
-    The file is JSON lines with "text" (OpenAI's version) or a passage per line (the original).
+    The file is a table with "text" (OpenAI's version) or a passage per line (the original).
     """
     passages = (
-        ((node.where, node.text("text")) for node in json_lines(path))
-        if content_suffix(path) == ".jsonl"
+        ((node.where, node.text("text")) for node in table_rows(path))
+        if is_table(path)
         else (one for one in numbered_lines(path) if one[1].strip())
     )
     for where, text in passages:
@@ -44,6 +40,34 @@ def read_cbt(path: Path) -> Iterator[Row]:
     The context is twenty sentences; `before` and `after` surround the gap in the next one. The
     tokenization is undone; the choices keep their order.
     """
+    if not is_table(path):
+        yield from _cbt_lines(path)
+        return
+    for node in table_rows(path):
+        texts = (node.text("question"), node.text("answer"), node.texts("options"))
+        yield _cbt_row(node.where, node.texts("sentences"), *texts)
+
+
+def _cbt_row(
+    where: str, sentences: list[str], question: str, answer: str, choices: list[str]
+) -> Row:
+    if answer not in choices or question.count("XXXXX") != 1:
+        raise InputError(
+            "expected a sentence with one XXXXX, its answer, and choices that contain it",
+            where=where,
+        )
+    before, _, after = detokenize_book(question).partition("XXXXX")
+    return {
+        "id": line_id(where),
+        "context": detokenize_book(" ".join(sentences)),
+        "before": before,
+        "after": after,
+        "choices": choices,
+        "gold": choices.index(answer),
+    }
+
+
+def _cbt_lines(path: Path) -> Iterator[Row]:
     sentences: list[str] = []
     first = str(path)
     for where, line in numbered_lines(path):
@@ -65,20 +89,7 @@ def read_cbt(path: Path) -> Iterator[Row]:
             continue
         question, answer, *more = text.split("\t")
         choices = more[-1].split("|") if more else []
-        if answer not in choices or question.count("XXXXX") != 1:
-            raise InputError(
-                "expected a sentence with one XXXXX, its answer, and choices that contain it",
-                where=where,
-            )
-        before, _, after = detokenize_book(question).partition("XXXXX")
-        yield {
-            "id": line_id(first),
-            "context": detokenize_book(" ".join(sentences)),
-            "before": before,
-            "after": after,
-            "choices": choices,
-            "gold": choices.index(answer),
-        }
+        yield _cbt_row(first, sentences, question, answer, choices)
         sentences = []
     if sentences:
         raise InputError(
@@ -91,7 +102,7 @@ def read_winogrande(path: Path) -> Iterator[Row]:
 
     A context ends with an option in the gap; the target is the text after the gap.
     """
-    for node in json_lines(path):
+    for node in table_rows(path):
         before, gap, after = node.text("sentence").partition("_")
         if not gap:
             raise InputError("the sentence has no _", where=node.where)
@@ -108,23 +119,37 @@ def read_winogrande(path: Path) -> Iterator[Row]:
 def read_winograd(path: Path) -> Iterator[Row]:
     """Read Winograd schemas: {contexts, target, sentences, gold}.
 
-    The file is the published XML, or JSON lines {context_options, continuation, gold}.
+    The file is the published XML, its export of the hub, or JSON lines {context_options,
+    continuation, gold}. The 273 schemas of both papers are the first of today's 285.
     """
-    if content_suffix(path) == ".xml":
-        yield from _winograd_xml(path)
-        return
-    for node in json_lines(path):
-        target = " " + node.text("continuation")
-        yield _schema(
-            line_id(node.where), node.texts("context_options"), target, node.number("gold")
-        )
+    rows = _winograd_rows(path) if is_table(path) else _winograd_xml(path)
+    yield from islice(rows, WINOGRAD_SCHEMAS)
+
+
+def _winograd_rows(path: Path) -> Iterator[Row]:
+    for node in table_rows(path):
+        if node.has("context_options"):
+            contexts, target = node.texts("context_options"), " " + node.text("continuation")
+            yield _schema(line_id(node.where), contexts, target, node.number("gold"))
+            continue
+        text, pronoun, place = node.text("text"), node.text("pronoun"), node.number("pronoun_loc")
+        options, gold = node.texts("options"), node.number("label")
+        if text[place : place + len(pronoun)] != pronoun or not 0 <= gold < len(options):
+            raise InputError(
+                f"{pronoun!r} is not at {place} of the text, or the label is not one of the "
+                f"{len(options)} options",
+                where=node.where,
+            )
+        before, after = text[:place].rstrip(), text[place + len(pronoun) :].lstrip()
+        yield _substituted(line_id(node.where), (before, pronoun, after), options, gold)
 
 
 def _winograd_xml(path: Path) -> Iterator[Row]:
-    try:
-        root = ElementTree.fromstring(read_whole_text(path))
-    except ElementTree.ParseError as error:
-        raise InputError(f"not valid XML: {error}", where=f"{path}:{error.position[0]}") from None
+    try:  # bytes, because the file declares its encoding
+        root = ElementTree.fromstring(read_bytes(path))
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        line = f":{error.position[0]}" if isinstance(error, ElementTree.ParseError) else ""
+        raise InputError(f"not valid XML: {error}", where=f"{path}{line}") from None
     for number, schema in enumerate(root.iter("schema"), 1):
         where = f"{path}: schema {number}"
         before, pronoun, after = (
@@ -143,14 +168,18 @@ def _winograd_xml(path: Path) -> Iterator[Row]:
                 f"the correct answer is {right!r} of {len(answers)}, or an answer is empty",
                 where=where,
             )
-        substituted = [_substitute(answer, before, pronoun, after) for answer in answers]
-        gap = "" if re.match(r"[.,;:!?']", after) else " "
-        yield _schema(
-            f"{path.name}:{number}",
-            [f"{before} {answer}".lstrip() for answer in substituted],
-            gap + after,
-            "ABCDE".index(right),
-        )
+        gold = "ABCDE".index(right)
+        yield _substituted(f"{path.name}:{number}", (before, pronoun, after), answers, gold)
+
+
+def _substituted(row_id: str, parts: tuple[str, str, str], answers: list[str], gold: int) -> Row:
+    """Return the schema with each answer in place of the pronoun, the middle one of `parts`."""
+    before, pronoun, after = parts
+    contexts = [
+        f"{before} {_substitute(answer, before, pronoun, after)}".lstrip() for answer in answers
+    ]
+    gap = "" if re.match(r"[.,;:!?']", after) else " "
+    return _schema(row_id, contexts, gap + after, gold)
 
 
 def _words(schema: ElementTree.Element, tag: str, where: str) -> str:

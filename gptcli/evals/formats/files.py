@@ -1,14 +1,11 @@
 """Read files line by line or as JSON, plain or compressed, with errors that name the place.
 
-Formats that are not a task's own are here too: JSON lines, CSV, lines of text and whole texts.
+The format of enwik8 and text8 is here too.
 """
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
+import contextlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.encodings import not_utf8, without_bom
-from gptcli.errors import InputError, install_hint
-from gptcli.files import parse_json
+from gptcli.errors import InputError
+from gptcli.text.compression import decompressed
+from gptcli.toml_json import parse_json
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
@@ -25,59 +23,28 @@ Reader = Callable[[Path], Iterator[Row]]
 # Decompressed bytes of a file that is read at once, so that a small archive cannot fill the memory.
 MAX_FILE_BYTES = 1 << 30
 MAX_LINE_BYTES = 1 << 28
-# Compressed bytes decoded at a time: every four bytes of zstd may decode to 128 KiB.
-ZSTD_CHUNK_BYTES = 1 << 12
 # The test part of the 100 million bytes of enwik8 and text8.
 ENWIK8_BYTES, ENWIK8_TEST_BYTES = 100_000_000, 5_000_000
-
-
-def _zstd(path: Path) -> IO[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise InputError(
-            "reading .zst needs the package zstandard", where=path, hint=install_hint("zstandard")
-        ) from None
-    unpacked, packed = io.BytesIO(), b""
-    frame: Any = None
-    # Frame by frame, because zstandard's own reader does not report a truncated last frame.
-    with open(path, "rb") as file:
-        while unpacked.tell() <= MAX_FILE_BYTES and (
-            packed := packed or file.read(ZSTD_CHUNK_BYTES)
-        ):
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                unpacked.write(frame.decompress(packed))
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from None
-            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if unpacked.tell() > MAX_FILE_BYTES:
-        raise InputError(
-            f"more than {MAX_FILE_BYTES:,} bytes unpacked", where=path, hint="unpack it first"
-        )
-    if frame is not None:
-        raise EOFError("its zstd stream ends early")
-    unpacked.seek(0)
-    return unpacked
-
-
-DECOMPRESSORS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".zst": _zstd,
-}
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst")
+START_BYTES = 1 << 12  # looked at to recognise a format
 
 
 def content_suffix(path: Path) -> str:
     """Return the suffix of the content, such as ".jsonl" for dev.jsonl.gz."""
-    return Path(path.stem if path.suffix in DECOMPRESSORS else path.name).suffix
+    return Path(path.stem if path.suffix in COMPRESSED_SUFFIXES else path.name).suffix
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix not in DECOMPRESSORS:
-        return open(path, "rb")  # closed by the caller
-    stream: IO[bytes] = DECOMPRESSORS[path.suffix](path)
-    return stream
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, decompressed. Raises InputError, also inside the block, if that fails."""
+    try:
+        with open(path, "rb") as file:
+            compression = path.suffix if path.suffix in COMPRESSED_SUFFIXES else ""
+            yield decompressed(file, compression, str(path))
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError("no such file", where=path) from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -85,28 +52,32 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
 
     Raises InputError if the file is missing, damaged or not UTF-8.
     """
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
-                if len(line) > MAX_LINE_BYTES:
-                    raise InputError(
-                        f"a line of more than {MAX_LINE_BYTES:,} bytes", where=f"{path}:{number}"
-                    )
-                if number == 1:
-                    line = without_bom(line)
-                yield f"{path}:{number}", line.decode("utf-8").rstrip("\r\n")
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError("no such file", where=path) from None
-    except UnicodeDecodeError as error:
-        found = not_utf8(error.object, error.start, f"{path}:{number}")
-        raise InputError(
-            found.what.replace(":", " of the line:", 1), where=found.where, hint=found.hint
-        ) from None
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(
-            f"the file is damaged or cut short: {error}", where=f"{path}:{number + 1}"
-        ) from None
+    with _open(path) as file:
+        number = 0
+        while True:
+            number += 1
+            try:
+                line = file.readline(MAX_LINE_BYTES + 1)
+            except (EOFError, OSError, zlib.error) as error:
+                raise InputError(
+                    f"the file is damaged or cut short: {error}", where=f"{path}:{number}"
+                ) from None
+            if not line:
+                return
+            if len(line) > MAX_LINE_BYTES:
+                raise InputError(
+                    f"a line of more than {MAX_LINE_BYTES:,} bytes", where=f"{path}:{number}"
+                )
+            if number == 1:
+                line = without_bom(line)
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                found = not_utf8(line, error.start, f"{path}:{number}")
+                raise InputError(
+                    found.what.replace(":", " of the line:", 1), where=found.where, hint=found.hint
+                ) from None
+            yield f"{path}:{number}", text.rstrip("\r\n")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -114,21 +85,27 @@ def read_bytes(path: Path) -> bytes:
 
     Raises InputError if it is missing, damaged or larger than MAX_FILE_BYTES.
     """
-    try:
-        with _open(path) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError("no such file", where=path) from None
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
+    with _open(path) as file:
+        data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise InputError(f"more than {MAX_FILE_BYTES:,} bytes: too large to read", where=path)
     return data
 
 
+def first_bytes(path: Path) -> bytes:
+    """Return the beginning of a file, decompressed, by which its format is recognised."""
+    try:
+        with _open(path) as file:
+            return file.read(START_BYTES)
+    except InputError as error:
+        if not error.what.startswith("the file is damaged"):
+            raise
+        raise InputError(error.what, where=f"{path}:1") from None
+
+
 def read_whole_text(path: Path) -> str:
-    """Return the exact text of a file. Raises the errors of `numbered_lines`."""
-    data = read_bytes(path)
+    """Return the text of a file, without a byte order mark. Raises `numbered_lines`' errors."""
+    data = without_bom(read_bytes(path))
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -156,7 +133,8 @@ class JsonNode:
                 f"has no {key!r}", where=self.where, hint=f"its keys are {', '.join(self.value)}"
             )
         value = self.value[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise InputError(f"{key!r} is not {name}", where=self.where)
         return value
 
@@ -165,12 +143,21 @@ class JsonNode:
         return str(self._get(key, str, "text"))
 
     def number(self, key: str) -> int:
-        """Return the integer under `key`."""
-        return int(self._get(key, int, "a whole number"))
+        """Return the integer under `key`, which may be written as text."""
+        value = self._get(key, (int, str), "a whole number")
+        try:
+            return int(value)
+        except ValueError:
+            raise InputError(
+                f"{key!r} is {value!r}, not a whole number", where=self.where
+            ) from None
 
     def boolean(self, key: str) -> bool:
-        """Return the boolean under `key`."""
-        return bool(self._get(key, bool, "true or false"))
+        """Return the boolean under `key`, which the hub's exports and tables write 1 or 0."""
+        value = self._get(key, (bool, int, str), "true or false")
+        if str(value).lower() not in ("true", "false", "1", "0"):
+            raise InputError(f"{key!r} is {value!r}, neither true nor false", where=self.where)
+        return str(value).lower() in ("true", "1")
 
     def node(self, key: str) -> JsonNode:
         """Return the object under `key`."""
@@ -191,24 +178,28 @@ class JsonNode:
         return list(values)
 
     def one_of(self, key: str, values: dict[str, int]) -> int:
-        """Return the number that `values` gives for the string under `key`, such as a label."""
+        """Return the number that `values` gives for the string or number under `key`: a label."""
         word = self.value.get(key) if isinstance(self.value, dict) else None
-        if not isinstance(word, str) or word not in values:
-            raise InputError(
-                f"{key!r} is {word!r}, not one of {', '.join(values)}", where=self.where
-            )
-        return values[word]
+        if isinstance(word, bool) or not isinstance(word, str | int) or str(word) not in values:
+            names = ", ".join(
+                name for name in values if not name.lstrip("-").isdigit()
+            ) or ", ".join(values)
+            raise InputError(f"{key!r} is {word!r}, not one of {names}", where=self.where)
+        return values[str(word)]
 
+    def columns(self, key: str, *names: str) -> list[tuple[str, ...]]:
+        """Return the rows of the table under `key` as texts, one per name.
 
-def json_lines(path: Path) -> Iterator[JsonNode]:
-    """Yield the JSON object of each line that is not blank."""
-    for where, line in numbered_lines(path):
-        if not line.strip():
-            continue
-        value = parse_json(line.encode(), where)
-        if not isinstance(value, dict):
-            raise InputError("not a JSON object", where=where)
-        yield JsonNode(value, where)
+        It is a list of objects, or, as in the hub's exports, an object of lists.
+        """
+        value = self._get(key, (list, dict), "a list")
+        if isinstance(value, list):
+            return [tuple(node.text(name) for name in names) for node in self.nodes(key)]
+        node = JsonNode(value, f"{self.where}.{key}")
+        columns = [node.texts(name) for name in names]
+        if len({len(column) for column in columns}) > 1:
+            raise InputError(f"the lists of {key!r} differ in length", where=self.where)
+        return list(zip(*columns, strict=True))
 
 
 def json_document(path: Path) -> JsonNode:
@@ -221,49 +212,9 @@ def line_id(node_where: str) -> str:
     return Path(node_where).name
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """Read JSON lines unchanged; "id" defaults to file:line."""
-    for node in json_lines(path):
-        yield {"id": line_id(node.where), **node.value}
-
-
-def read_csv(path: Path) -> Iterator[Row]:
-    """Read a table with a header, separated by commas, or by tabs if the file ends in .tsv.
-
-    The "id" defaults to file:line.
-    """
-    position = [str(path)]
-
-    def texts() -> Iterator[str]:
-        for where, line in numbered_lines(path):
-            position[0] = where
-            yield line + "\n"
-
-    rows = csv.DictReader(
-        texts(), delimiter="\t" if content_suffix(path) == ".tsv" else ",", strict=True
-    )
-    try:
-        for row in rows:
-            if None in row or None in row.values():
-                raise InputError(
-                    f"does not have the {len(rows.fieldnames or ())} fields of the header",
-                    where=position[0],
-                )
-            yield {"id": line_id(position[0]), **row}
-    except csv.Error as error:
-        raise InputError(f"not valid CSV: {error}", where=position[0]) from None
-
-
-def read_lines(path: Path) -> Iterator[Row]:
-    """Read a text per line; blank lines are skipped."""
-    for where, line in numbered_lines(path):
-        if line.strip():
-            yield {"id": line_id(where), "text": line}
-
-
-def read_text(path: Path) -> Iterator[Row]:
-    """Read the whole file as one running text."""
-    yield {"id": path.name, "text": read_whole_text(path)}
+def turn(question: str, answer: str) -> str:
+    """Return an answered question as it stands in GPT-3's prompts before the one to answer."""
+    return f"Q: {question}\n\nA: {answer}\n\n"
 
 
 def read_enwik8(path: Path) -> Iterator[Row]:

@@ -1,18 +1,27 @@
-"""Formats of SuperGLUE's eight tasks, all JSON lines."""
+"""Formats of SuperGLUE's eight tasks: the original JSON lines, and the hub's exports."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from gptcli.errors import InputError
 from gptcli.evals.formats.choice import ENTAILMENT_LABELS
-from gptcli.evals.formats.files import JsonNode, Row, json_lines, line_id
+from gptcli.evals.formats.files import JsonNode, Row, line_id
+from gptcli.evals.formats.tables import table_rows
+from gptcli.evals.metrics import normalize_answer
+
+RTE_LABELS = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}  # numbers as on the hub
+# Words either side of where a WSC item says its pronoun is: some of its items are off by one.
+WSC_TOLERANCE = (0, -1, 1)
 
 
 def _id(node: JsonNode) -> str:
-    return str(node.value.get("idx", line_id(node.where)))
+    index = node.value.get("idx", line_id(node.where))
+    return "/".join(map(str, index.values())) if isinstance(index, dict) else str(index)
 
 
 def read_boolq(path: Path) -> Iterator[Row]:
@@ -20,7 +29,7 @@ def read_boolq(path: Path) -> Iterator[Row]:
 
     JSON lines {query: passage and "Question: ..?", choices, gold} are also accepted.
     """
-    for node in json_lines(path):
+    for node in table_rows(path):
         if node.has("query"):
             passage, found, question = (
                 node.text("query").removesuffix("?\nAnswer:").rpartition("\nQuestion: ")
@@ -32,19 +41,21 @@ def read_boolq(path: Path) -> Iterator[Row]:
             passage, question = node.text("passage"), node.text("question")
             key = "label" if node.has("label") else "answer"  # "answer" before SuperGLUE renamed it
             gold = 0 if node.boolean(key) else 1
+        question = question.removesuffix("?").rstrip()
         yield {"id": _id(node), "passage": passage, "question": question, "gold": gold}
 
 
 def read_cb(path: Path) -> Iterator[Row]:
     """Read CommitmentBank: {premise, hypothesis, gold}, 0 for true, 1 for false, 2 for neither."""
-    for node in json_lines(path):
-        yield _pair(node, node.one_of("label", ENTAILMENT_LABELS))
+    for node in table_rows(path):
+        labels = {**ENTAILMENT_LABELS, "0": 0, "1": 1, "2": 2}
+        yield _pair(node, node.one_of("label", labels))
 
 
 def read_rte(path: Path) -> Iterator[Row]:
     """Read RTE: {premise, hypothesis, gold}, 0 for entailment."""
-    for node in json_lines(path):
-        yield _pair(node, node.one_of("label", {"entailment": 0, "not_entailment": 1}))
+    for node in table_rows(path):
+        yield _pair(node, node.one_of("label", RTE_LABELS))
 
 
 def _pair(node: JsonNode, gold: int) -> Row:
@@ -61,7 +72,7 @@ def read_copa(path: Path) -> Iterator[Row]:
 
     A context is like "The man turned on the faucet so", a choice "water flowed from the spout.".
     """
-    for node in json_lines(path):
+    for node in table_rows(path):
         relation = node.text("question")
         if relation not in ("cause", "effect"):
             raise InputError(f"'question' is {relation!r}, not cause or effect", where=node.where)
@@ -81,7 +92,7 @@ def _uncapitalize(sentence: str) -> str:
 
 def read_wic(path: Path) -> Iterator[Row]:
     """Read WiC: {sentence1, sentence2, word, gold}, 0 for yes."""
-    for node in json_lines(path):
+    for node in table_rows(path):
         texts = {name: node.text(name) for name in ("sentence1", "sentence2", "word")}
         yield {"id": _id(node), **texts, "gold": 0 if node.boolean("label") else 1}
 
@@ -89,19 +100,39 @@ def read_wic(path: Path) -> Iterator[Row]:
 def read_wsc(path: Path) -> Iterator[Row]:
     """Read WSC: {passage, pronoun, answers, label}, with the pronoun in asterisks in the passage.
 
-    If the label is false, the noun is the wrong one and the correct one is unknown. `answers` is
-    then "" and the noun, and the item is no few-shot example.
+    The noun is in lower case, as in GPT-3's figure G.33. If the label is false, it is the wrong one
+    and the correct one is unknown. `answers` is then "" and the noun, and the item is no few-shot
+    example.
     """
-    for node in json_lines(path):
-        words, target = node.text("text").split(" "), node.node("target")
-        place, pronoun = target.number("span2_index"), target.text("span2_text")
-        marked = " ".join(words[place : place + len(pronoun.split())])
-        if pronoun.lower() not in marked.lower():
-            raise InputError(f"{pronoun!r} is not at word {place} of the text", where=node.where)
-        words[place : place + len(pronoun.split())] = [
-            re.sub(re.escape(pronoun), lambda found: f"*{found[0]}*", marked, count=1, flags=re.I)
+    for node in table_rows(path):
+        words = node.text("text").split(" ")
+        target = node.node("target") if node.has("target") else node
+        pronoun, stated = target.text("span2_text"), target.number("span2_index")
+        length = len(pronoun.split())
+        places = [
+            stated + by
+            for by in WSC_TOLERANCE
+            if stated + by >= 0
+            and re.search(
+                rf"(?<!\w){re.escape(pronoun)}(?!\w)",
+                " ".join(words[stated + by : stated + by + length]),
+                re.IGNORECASE,
+            )
         ]
-        noun, label = target.text("span1_text"), node.boolean("label")
+        if not places:
+            raise InputError(f"{pronoun!r} is not at word {stated} of the text", where=node.where)
+        place = places[0]
+        marked = " ".join(words[place : place + length])
+        words[place : place + length] = [
+            re.sub(
+                rf"(?<!\w){re.escape(pronoun)}(?!\w)",
+                lambda found: f"*{found[0]}*",
+                marked,
+                count=1,
+                flags=re.IGNORECASE,
+            )
+        ]
+        noun, label = target.text("span1_text").lower(), node.boolean("label")
         passage = re.sub(r" (?=[.,;:!?]|'s\b|n't\b)", "", " ".join(words))
         yield {
             "id": _id(node),
@@ -113,54 +144,99 @@ def read_wsc(path: Path) -> Iterator[Row]:
 
 
 def read_multirc(path: Path) -> Iterator[Row]:
-    """Read MultiRC: {passage, question, option, gold, group}, a row per option, 0 for true.
+    """Read MultiRC: {passage, question, option, gold, group, key}, a row per option, 0 for true.
 
-    The options of a question are a group.
+    The options of a question are a group, and `key` contains all of them with their labels, a line
+    each: the question as a few-shot example.
     """
-    for node in json_lines(path):
+    for _, options in groupby(_multirc_options(path), key=itemgetter("group")):
+        rows = list(options)
+        key = "\n".join(f"- [{'False' if row['gold'] else 'True'}] {row['option']}" for row in rows)
+        for row in rows:
+            yield {**row, "key": key}
+
+
+def _multirc_options(path: Path) -> Iterator[Row]:
+    for node in table_rows(path):
+        if not isinstance(node.value.get("passage"), dict):  # an export of the hub
+            index = node.node("idx")
+            group = f"{index.number('paragraph')}/{index.number('question')}"
+            yield _multirc_option(
+                f"{group}/{index.number('answer')}",
+                (node.text("paragraph"), node.text("question"), node.text("answer")),
+                node,
+            )
+            continue
         passage = node.node("passage")
         for question in passage.nodes("questions"):
             for option in question.nodes("answers"):
-                yield {
-                    "id": f"{_id(node)}/{question.number('idx')}/{option.number('idx')}",
-                    "passage": passage.text("text"),
-                    "question": question.text("question"),
-                    "option": option.text("text"),
-                    "gold": {1: 0, 0: 1}.get(option.number("label"), -1),
-                    "group": f"{_id(node)}/{question.number('idx')}",
-                }
+                yield _multirc_option(
+                    f"{_id(node)}/{question.number('idx')}/{option.number('idx')}",
+                    (passage.text("text"), question.text("question"), option.text("text")),
+                    option,
+                )
+
+
+def _multirc_option(row_id: str, texts: tuple[str, str, str], option: JsonNode) -> Row:
+    passage, question, text = texts
+    return {
+        "id": row_id,
+        "passage": passage,
+        "question": question,
+        "option": text,
+        "gold": 0 if option.boolean("label") else 1,
+        "group": row_id.rpartition("/")[0],
+    }
 
 
 def read_record(path: Path) -> Iterator[Row]:
-    """Read ReCoRD: {passage, before, after, choices, gold, group}.
+    """Read ReCoRD: {passage, before, after, choices, gold, answers, group}.
 
     `before` and `after` surround the gap; the choices are the distinct entities of the passage, of
-    which several may be correct. The highlights of the passage follow it as bullets, "- ..".
+    which several may be correct: those that equal an accepted answer after normalisation, as in
+    ReCoRD's script. The highlights follow the passage as bullets, "- ..".
     """
-    for node in json_lines(path):
-        passage = node.node("passage")
-        text = passage.text("text")
-        entities = list(
-            dict.fromkeys(
-                text[one.number("start") : one.number("end") + 1]
-                for one in passage.nodes("entities")
+    for node in table_rows(path):
+        if isinstance(node.value.get("passage"), str):  # an export of the hub
+            index = node.node("idx")
+            yield _record_row(
+                node,
+                (index.number("passage"), index.number("query")),
+                node.text("passage"),
+                node.texts("entities"),
+                node.texts("answers"),
             )
-        )
-        body, *highlights = text.split("\n@highlight\n")
+            continue
+        text = node.node("passage").text("text")
+        entities = [
+            text[one.number("start") : one.number("end") + 1]
+            for one in node.node("passage").nodes("entities")
+        ]
         for query in node.nodes("qas"):
-            before, gap, after = query.text("query").partition("@placeholder")
-            right = {answer.text("text") for answer in query.nodes("answers")}
-            if not gap or not right & set(entities):
-                raise InputError(
-                    "the query has no @placeholder, or its answer is not an entity of the passage",
-                    where=query.where,
-                )
-            yield {
-                "id": f"{_id(node)}/{query.number('idx')}",
-                "passage": "\n".join([body, *(f"- {highlight}" for highlight in highlights)]),
-                "before": before,
-                "after": after,
-                "choices": entities,
-                "gold": [number for number, entity in enumerate(entities) if entity in right],
-                "group": _id(node),
-            }
+            answers = [answer.text("text") for answer in query.nodes("answers")]
+            yield _record_row(query, (_id(node), query.number("idx")), text, entities, answers)
+
+
+def _record_row(
+    query: JsonNode, ids: tuple[object, object], text: str, entities: list[str], answers: list[str]
+) -> Row:
+    before, gap, after = query.text("query").partition("@placeholder")
+    choices = list(dict.fromkeys(entities))
+    right = {normalize_answer(answer) for answer in answers}
+    gold = [n for n, entity in enumerate(choices) if normalize_answer(entity) in right]
+    if not gap or not gold:
+        raise InputError(
+            "the query has no @placeholder, or its answer is not an entity of the passage",
+            where=query.where,
+        )
+    body, *highlights = re.split(r"\n@highlight\n+", text)
+    return {
+        "id": f"{ids[0]}/{ids[1]}",
+        "passage": "\n".join([f"{body}\n", *(f"- {highlight}" for highlight in highlights)]),
+        "before": before,
+        "after": after,
+        "choices": choices,
+        "gold": gold,
+        "answers": list(dict.fromkeys(answers)),
+        "group": str(ids[0]),
+    }

@@ -12,11 +12,12 @@ from gptcli.errors import InputError
 from gptcli.evals.formats import READERS, Row
 
 
-def rows(name: str, path: Path, content: str | list[Any]) -> list[Row]:
+def rows(name: str, path: Path, *content: Any) -> list[Row]:
+    """Write text, or values as JSON lines, and read the file as `name`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = (
-        content if isinstance(content, str) else "".join(json.dumps(one) + "\n" for one in content)
-    )
+    [first, *_] = content
+    values = first if isinstance(first, list) else content
+    text = first if isinstance(first, str) else "".join(json.dumps(one) + "\n" for one in values)
     path.write_text(text, encoding="utf-8")
     return list(READERS[name](path))
 

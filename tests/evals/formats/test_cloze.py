@@ -127,3 +127,28 @@ def test_published_cloze_sets_are_read(real_data: Path) -> None:
             for row in READERS["cbt"](file):
                 assert len(row["choices"]) == 10
                 assert row["before"] + row["after"]
+
+
+SCHEMA = (
+    "<schema><text><txt1>{0} saw it because</txt1><pron>he</pron><txt2>ran.</txt2></text><answers>"
+    "<answer>{0}</answer><answer>Bo</answer></answers><correctAnswer>A</correctAnswer></schema>"
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "iso-8859-1", "windows-1252", "utf-16"])
+def test_the_encoding_that_the_xml_declares_is_used(tmp_path: Path, encoding: str) -> None:
+    declared = encoding.removesuffix("-sig")
+    schema = SCHEMA.format("Zo\u00eb")
+    text = f'<?xml version="1.0" encoding="{declared}"?><c>{schema}</c>'
+    path = tmp_path / "WSCollection.xml"
+    path.write_bytes(text.encode(encoding))
+    [row] = READERS["winograd"](path)
+    assert row["contexts"] == ["Zo\u00eb saw it because Zo\u00eb", "Zo\u00eb saw it because Bo"]
+
+
+def test_the_273_schemas_of_the_papers_are_the_first_of_285(tmp_path: Path) -> None:
+    path = tmp_path / "WSCollection.xml"
+    path.write_text(f"<c>{''.join(SCHEMA.format(f'A{n}') for n in range(285))}</c>")
+    read = list(READERS["winograd"](path))
+    assert len(read) == 273
+    assert read[-1]["contexts"][0] == "A272 saw it because A272"

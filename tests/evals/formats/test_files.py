@@ -12,17 +12,8 @@ import zstandard
 
 from gptcli.errors import InputError
 from gptcli.evals.formats import READERS
-from gptcli.evals.formats.files import (
-    JsonNode,
-    json_document,
-    json_lines,
-    numbered_lines,
-    read_bytes,
-    read_csv,
-    read_jsonl,
-    read_lines,
-    read_text,
-)
+from gptcli.evals.formats.files import JsonNode, json_document, numbered_lines, read_bytes
+from gptcli.evals.formats.tables import read_lines, read_table, read_text, table_rows
 
 JSONL = '{"text": "naïve"}\n\n{"id": "mine", "text": "two"}\n'
 
@@ -38,7 +29,7 @@ JSONL = '{"text": "naïve"}\n\n{"id": "mine", "text": "two"}\n'
 )
 def test_json_lines_are_read_plain_and_compressed(tmp_path: Path, name: str, pack: object) -> None:
     (tmp_path / name).write_bytes(pack(JSONL.encode()))  # type: ignore[operator]
-    assert list(read_jsonl(tmp_path / name)) == [
+    assert list(read_table(tmp_path / name)) == [
         {"id": f"{name}:1", "text": "naïve"},
         {"id": "mine", "text": "two"},
     ]
@@ -46,11 +37,11 @@ def test_json_lines_are_read_plain_and_compressed(tmp_path: Path, name: str, pac
 
 def test_tables_lines_and_running_text_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('name,says\nAnn,"yes, ""no"""\n')
-    assert list(read_csv(tmp_path / "a.csv")) == [
+    assert list(read_table(tmp_path / "a.csv")) == [
         {"id": "a.csv:2", "name": "Ann", "says": 'yes, "no"'}
     ]
     (tmp_path / "a.tsv").write_text("name\tsays\nAnn\tyes, no\n")
-    assert [row["says"] for row in read_csv(tmp_path / "a.tsv")] == ["yes, no"]
+    assert [row["says"] for row in read_table(tmp_path / "a.tsv")] == ["yes, no"]
     (tmp_path / "a.txt").write_bytes(b" one \r\n\n two\n")
     assert [row["text"] for row in read_lines(tmp_path / "a.txt")] == [" one ", " two"]
     assert [row["text"] for row in read_text(tmp_path / "a.txt")] == [" one \r\n\n two\n"]
@@ -90,7 +81,7 @@ def test_broken_files_are_refused_with_their_line(
     tmp_path: Path, name: str, content: bytes, where: str, what: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    read = read_csv if name.endswith(".csv") else read_jsonl
+    read = read_table
     with pytest.raises(InputError, match=what) as caught:
         list(read(tmp_path / name))
     assert f"{name}{where}" in str(caught.value.where)
@@ -116,7 +107,7 @@ def test_a_small_file_that_unpacks_to_a_large_one_is_refused(
 
 
 def test_missing_files_and_broken_json_are_refused(tmp_path: Path) -> None:
-    for read in (numbered_lines, json_lines):
+    for read in (numbered_lines, table_rows):
         with pytest.raises(InputError, match="no such file"):
             list(read(tmp_path / "absent"))
     (tmp_path / "a.json").write_text('{"a":\n1,}')
@@ -141,14 +132,13 @@ def test_fields_of_the_wrong_type_are_refused() -> None:
             ask()
 
 
-@pytest.mark.parametrize("name", sorted(set(READERS) - {"lines", "text", "csv", "enwik8", "sat"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(READERS) - {"lines", "text", "table", "jsonl", "csv", "enwik8", "sat"})
+)
 def test_every_reader_refuses_a_file_of_another_format(tmp_path: Path, name: str) -> None:
     for file in ("a.jsonl", "a-labels.lst", "a.en.jsonl", "a.fr.jsonl"):
         (tmp_path / file).write_text('{"what": "is this"}\n')
     for broken in ("a.jsonl", "absent.jsonl"):
-        # any object is valid JSON lines; a table may have no rows
-        if name in ("jsonl", "story_cloze") and broken == "a.jsonl":
-            continue
         with pytest.raises(InputError):
             list(READERS[name](tmp_path / broken))
 

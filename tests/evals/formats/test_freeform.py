@@ -10,6 +10,7 @@ import pytest
 
 from gptcli.errors import InputError
 from gptcli.evals.formats import READERS, Row
+from gptcli.evals.formats.freeform import descriptions
 from gptcli.evals.synthetic import generate_rows
 
 TRIVIA_QA = "hf-dummy/trivia_qa-unfiltered.nocontext/dummy_data"
@@ -36,10 +37,12 @@ def test_squad_is_read_with_and_without_answers(tmp_path: Path) -> None:
         "id": "1",
         "title": "T",
         "context": "C",
+        "history": "",
         "question": "Where?",
         "answers": ["here", "in here"],
     }
     assert second["answers"] == ["N/A"]
+    assert second["history"] == "Q: Where?\n\nA: here\n\n"
     del answered["id"]
     with pytest.raises(InputError, match="has no 'id'") as caught:
         rows("squad", tmp_path / "a.json", file)
@@ -134,7 +137,7 @@ def test_closed_book_questions_are_read(tmp_path: Path) -> None:
         tmp_path / "w.json",
         [{"url": "u", "utterance": "what?", "targetValue": target}],
     )
-    assert row == {"id": "w.json:0", "question": "what?", "answers": ["Lightning rod", "Bifocals"]}
+    assert row == {"id": "w.json:0", "question": "What?", "answers": ["Lightning rod", "Bifocals"]}
     with pytest.raises(InputError, match="contains no"):
         rows(
             "web_questions", tmp_path / "w.json", [{"utterance": "what?", "targetValue": "(list)"}]
@@ -241,3 +244,25 @@ def test_released_samples_and_summaries_are_read(real_data: Path) -> None:
             read[0]["prompt"].split()[:3] == made[0]["prompt"].split()[:3] == ["Q:", "What", "is"]
         )
     assert len(list(READERS["summaries"](real_data / "cnndm-from-record" / "cnndm_64.jsonl"))) == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ('(list (description "Jazz") (description Blues))', ["Jazz", "Blues"]),
+        ('(list (description "\\"Weird Al\\" Yankovic"))', ['"Weird Al" Yankovic']),
+        ('(list (description "Heathcliff "Cliff" Huxtable") (description Bo))',
+         ['Heathcliff "Cliff" Huxtable', "Bo"]),
+        ('(list (description "Saturn (planet)") (description Mars (god)))',
+         ["Saturn (planet)", "Mars (god)"]),
+        ("(list (description \"It's\") (description 12))", ["It's", "12"]),
+    ],
+)  # fmt: skip
+def test_descriptions_of_web_questions(text: str, answers: list[str]) -> None:
+    assert descriptions(text, "a") == answers
+
+
+@pytest.mark.parametrize("text", ["(list)", "", '(list (description ""))', "(list (description a"])
+def test_descriptions_that_cannot_be_read_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="'targetValue'"):
+        descriptions(text, "a")

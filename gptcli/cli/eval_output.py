@@ -1,0 +1,231 @@
+"""How `gpt eval` prints: reports, tasks, forecasts, comparisons and prompts."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli.console import print_json, screen
+from gptcli.errors import UsageError
+from gptcli.files import write_json
+from gptcli.numbers import amount, in_bytes
+from gptcli.settings import split_list
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gptcli.evals.compare import Comparison, Items
+    from gptcli.evals.evaluate import Evaluation
+    from gptcli.evals.report import TableRows
+    from gptcli.evals.results import TaskResult
+    from gptcli.evals.rolling import LossReport
+    from gptcli.evals.task import Task
+    from gptcli.model.source import ModelSource
+
+PIPE_WIDTH = 200  # columns, if there is no terminal
+
+
+def print_evaluation(evaluation: Evaluation, *, markdown: bool) -> None:
+    """Print an evaluation: losses, scores, and what is said of a suite."""
+    from gptcli.evals.report import suite_parts
+
+    print_report(_title(evaluation), evaluation.losses, evaluation.tasks, markdown=markdown)
+    if evaluation.suite is not None:
+        left_out = evaluation.core.missing if evaluation.core else evaluation.left_out
+        _print_parts(suite_parts(evaluation.core, left_out), markdown=markdown)
+
+
+def _title(evaluation: Evaluation) -> str:
+    """Return the first line of the printed report: folder, step, size, device, precision."""
+    loaded = evaluation.loaded
+    step = "" if loaded.source.step is None else f", step {loaded.source.step:,}"
+    parameters = f"{loaded.model.config.parameters:,} parameters"
+    return f"{evaluation.model}{step}: {parameters}, {loaded.device.type}, {loaded.precision}"
+
+
+def print_report(
+    title: str, losses: list[LossReport], results: list[TaskResult], *, markdown: bool
+) -> None:
+    """Print the report on stdout."""
+    from gptcli.evals.report import report_parts
+
+    _print_parts(report_parts(title, losses, results), markdown=markdown)
+
+
+def print_comparison(comparisons: list[Comparison], names: list[str], *, markdown: bool) -> None:
+    """Print the difference of two models, task by task."""
+    from gptcli.evals.report import comparison_parts
+
+    _print_parts(comparison_parts(comparisons, names), markdown=markdown)
+
+
+def print_items(items: list[dict[str, Any]]) -> None:
+    """Print what the model reads for each item, with nothing changed or cut."""
+    for item in items:
+        shots = f"{item['shots']} shots" + (", cut" if item["truncated"] else "")
+        print(f"--- {item['task']}, item {item['index']} ({item['id']}), {shots}")
+        for number, context in enumerate(item["contexts"]):
+            tokens = item["context_tokens"][number]
+            print(f"[context, {len(tokens)} tokens: {' '.join(map(str, tokens))}]\n{context}")
+        for number, text in enumerate(item.get("continuations", ())):
+            mark = "*" if number in item["gold"] else " "
+            tokens = " ".join(map(str, item["continuation_tokens"][number]))
+            print(f"{mark}[{number}: {tokens}] {text!r}")
+        if "accepted" in item:
+            print(f"[accepted] {' | '.join(item['accepted'])}")
+
+
+def _print_parts(parts: list[TableRows | str], *, markdown: bool) -> None:
+    from gptcli.evals.report import markdown_table
+
+    if markdown:
+        texts = [part if isinstance(part, str) else markdown_table(part) for part in parts]
+        print("\n\n".join(texts))
+        return
+    console = _console(soft_wrap=True)
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, soft_wrap=not console.is_terminal)
+        else:
+            _print_table(console, part)
+
+
+def print_tasks(tasks: list[Task], data: Path | None) -> None:
+    """Print the tasks, with the paper's K and the location of each one's data."""
+    from gptcli.evals.report import task_rows
+
+    _print_table(_console(), task_rows(tasks, data))
+
+
+def print_task_details(tasks: list[Task], data: Path | None) -> None:
+    """Print where each task's data is from, what it is called, and where it belongs."""
+    from gptcli.evals.report import task_details
+
+    for task in tasks:
+        print(f"{task.name}: {task.title}")
+        for name, text in task_details(task, data).items():
+            option = f", named with --data {data or 'DATA'}" if name == "folder" else ""
+            print(f"  {name:<9} {text}{option}")
+
+
+def _console(*, soft_wrap: bool = False) -> Console:
+    """Return the console of stdout; into a pipe nothing is cut."""
+    return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=soft_wrap)
+
+
+def _print_table(console: Console, rows: TableRows) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from gptcli.evals.report import TEXT_COLUMNS
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in rows[0]:
+        table.add_column(
+            name,
+            justify="left" if name in TEXT_COLUMNS else "right",
+            no_wrap=name not in TEXT_COLUMNS,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+def print_forecast(report: dict[str, Any], source: ModelSource) -> None:
+    """Print the report of --dry-run, one line for each text and task."""
+    if source.step is not None:
+        print(f"weights: {source}")
+    for one in report["work"]:
+        facts = [
+            f"{one['name']}: {one['items']:,} items, at most {amount(one['tokens'])} tokens read"
+        ]
+        if one.get("cut"):
+            facts.append(f"{one['cut']:,} cut to the context")
+        left_out = one.get("left_out", {})
+        facts += [f"{count:,} left out: {reason}" for reason, count in left_out.items()]
+        print("; ".join(facts))
+    print(
+        f"work: at most {report['flops']:.2e} FLOP; "
+        f"memory: {in_bytes(report['memory_bytes'])} of weights in fp32"
+    )
+
+
+def compare_records(runs: list[Path], *, as_json: bool, markdown: bool) -> None:
+    """Compare two models by the records of earlier evaluations."""
+    from gptcli.evals.compare import group_items, read_records
+
+    models = []
+    for run in runs:
+        paths = [Path(part) for part in split_list(str(run))]
+        for path in paths:
+            if (path / "config.json").is_file():
+                raise UsageError(
+                    "a model has no scores yet: name the tasks to compare on",
+                    where=path,
+                    hint="gpt eval A B --compare --task NAME --data FOLDER",
+                )
+        models.append([group_items(read_records(path), str(path)) for path in paths])
+    _print_comparison(models, [str(run) for run in runs], None, as_json, markdown)
+
+
+def compare_evaluations(
+    evaluations: list[Evaluation], output: Path | None, *, as_json: bool, markdown: bool
+) -> None:
+    """Compare two evaluated models."""
+    from gptcli.evals.compare import group_items
+
+    models = [[group_items(one.items, one.model)] for one in evaluations]
+    _print_comparison(models, [one.model for one in evaluations], output, as_json, markdown)
+
+
+def _print_comparison(
+    models: list[list[Items]], names: list[str], output: Path | None, as_json: bool, markdown: bool
+) -> None:
+    from gptcli.evals.compare import compare_items
+
+    comparisons = compare_items(models[0], models[1])
+    report = {
+        "a": names[0],
+        "b": names[1],
+        "comparisons": [{**asdict(one), "verdict": one.verdict} for one in comparisons],
+    }
+    if output is not None:
+        write_json(output, report)
+    if as_json:
+        print_json("eval", report)
+    else:
+        print_comparison(comparisons, names, markdown=markdown)
+
+
+def evaluate_finetuned(folder: Path, data: Path | None, *, as_json: bool) -> None:
+    """Print the accuracy of a fine-tuned run."""
+    from gptcli.finetune.run import evaluate_finetuned
+
+    report = evaluate_finetuned(folder, data)
+    if as_json:
+        print_json("eval", report)
+    else:
+        correct, examples = report["correct"], report["examples"]
+        print(
+            f"accuracy {report['accuracy']:.2%} ({correct:,} of {examples:,}) on {report['data']}"
+        )
+
+
+def not_one_run(runs: list[Path]) -> UsageError:
+    """Return the error for no run, several runs, or a task's name among them."""
+    from gptcli.evals.task import task_names
+
+    if not runs:
+        return UsageError("is missing", where="RUN", hint="name a run folder: gpt eval runs/350M")
+    tasks = [str(run) for run in runs if str(run) in task_names() and not run.exists()]
+    others = [str(run) for run in runs if str(run) not in tasks]
+    if tasks and len(others) == 1:
+        line = shlex.join(["gpt", "eval", others[0], "--task", ",".join(tasks), "--data", "FOLDER"])
+        return UsageError("a task is an option", where=tasks[0], hint=line)
+    return UsageError(
+        f"{len(runs)} runs at once", where=runs[1], hint="name one run folder: gpt eval runs/350M"
+    )

@@ -1,0 +1,201 @@
+"""Options of `gpt train` that are keys of its configuration files too, and their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptcli.cli.command import read_config
+from gptcli.cli.options import (
+    Option,
+    read_option,
+    readers,
+)
+from gptcli.cost.hardware import PRECISIONS
+from gptcli.cost.memory import RECOMPUTE, SCHEDULES
+from gptcli.model.config import find_size
+from gptcli.settings import NUMBERS, AutoOr, OneOf, Resolved, boolean, name_list, nonempty_text
+from gptcli.trainer.resolve import complete_given
+
+MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
+    "Model",
+    "Recipe",
+    "Data and output",
+    "Checkpoints and evaluation",
+    "Machine",
+)
+
+
+def _read_size(value: Any) -> str:
+    find_size(nonempty_text(value))
+    return str(value)
+
+
+def _sizes(incomplete: str) -> list[str]:
+    from gptcli.model.config import size_names
+
+    return [name for name in size_names() if name.lower().startswith(incomplete.lower())]
+
+
+# fmt: off
+OPTIONS = {  # of a run, in the order of --help; also the keys of --config and of run.toml
+    "size": Option(
+        MODEL, help="Model size of the papers, which sets architecture and training recipe.",
+        metavar="NAME", reader=_read_size, complete=_sizes),
+    "n_layer": Option(MODEL, "size's"),
+    "n_head": Option(MODEL, "size's"),
+    "d_model": Option(MODEL, "size's"),
+    "n_ctx": Option(MODEL, "size's"),
+    "attention": Option(
+        MODEL, "size's",
+        "Attention of the layers: dense, banded (every second layer), or a pattern such as "
+        "dense,dense,banded.", "KIND"),
+    "band": Option(MODEL, "256", "Tokens that a banded layer attends to."),
+    "dropout": Option(
+        MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"),
+    "init_from": Option(
+        MODEL, "random weights",
+        "Start from the weights of this run or GPT-2 folder, which sets the architecture.",
+        "FOLDER"),
+    "checkpoint": Option(
+        MODEL, "the finished model, or the newest",
+        "With --init-from: start from its checkpoint of this step."),
+    "continues": Option(
+        MODEL,
+        help="With --init-from: go on from its checkpoint in this run's own folder, with optimizer, "
+        "data order and values of that run; --tokens and --cooldown-tokens may differ.",
+        reader=boolean),
+    "tokens": Option(
+        RECIPE, "paper's, or 20 a parameter",
+        "Length of the run, in tokens; batch and schedule scale with it."),
+    "batch_tokens": Option(
+        RECIPE, "paper's, less in a shorter run",
+        "Batch size, in tokens per step; auto follows the gradient noise scale.",
+        reader=AutoOr(NUMBERS["batch_tokens"])),
+    "lr": Option(
+        RECIPE, "paper's, more in a smaller model",
+        "Peak learning rate, reached at the end of the warm-up.", "X"),
+    "scale_lr": Option(
+        RECIPE,
+        help="Set --lr from the model size by interpolating GPT-3's table.", reader=boolean),
+    "mup": Option(
+        RECIPE, "off",
+        "Maximal-update parameterisation, with the --d-model that --lr was tuned at.", "WIDTH"),
+    "min_lr_ratio": Option(
+        RECIPE, "paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"),
+    "warmup_tokens": Option(
+        RECIPE, "paper's, more in a shorter run",
+        "Length of the learning rate's linear warm-up, in tokens."),
+    "decay_tokens": Option(
+        RECIPE, "paper's", "Tokens from the start to the end of the cosine decay."),
+    "lr_schedule": Option(
+        RECIPE, "cosine",
+        "Course of the learning rate after the warm-up: cosine, wsd (constant, then a cooldown), "
+        "linear or constant; or your own function, MODULE:NAME.", "NAME"),
+    "cooldown_tokens": Option(
+        RECIPE, "a fifth of --tokens",
+        "With --lr-schedule wsd: tokens at the end over which the learning rate falls to 0."),
+    "optimizer": Option(
+        RECIPE, "adamw",
+        "Optimizer: adamw, or muon for the matrices of the layers with AdamW for the rest; or your "
+        "own function, MODULE:NAME.", "NAME"),
+    "ema": Option(
+        RECIPE, "0: none",
+        "Decay per step of a moving average of the weights, which is evaluated and exported.", "X"),
+    "ramp_tokens": Option(
+        RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."),
+    "weight_decay": Option(RECIPE, "paper's", "Weight decay of matrices and embeddings.", "X"),
+    "spike": Option(
+        RECIPE, "6",
+        "Skip an update if its loss is this many standard deviations too high; 0 skips none.",
+        "SIGMAS"),
+    "max_skipped": Option(RECIPE, "10", "Stop the run after this many skipped updates in a row."),
+    "document_mask": Option(RECIPE, help="Keep attention within each document.", reader=boolean),
+    "seed": Option(RECIPE, "0", "Random seed for initialization, data order and dropout."),
+    "data": Option(
+        OUTPUT, "shards",
+        "Shards from gpt build-shards, or token files of llm.c, Megatron or nanoGPT.", "FOLDER"),
+    "out": Option(
+        OUTPUT, "runs/SIZE", "Run folder to write; model.safetensors is written last.", "FOLDER"),
+    "checkpoint_every": Option(
+        WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."),
+    "checkpoint_minutes": Option(
+        WATCH, "0: none", "Minutes after which a further checkpoint is written.", "X"),
+    "keep": Option(WATCH, "2", "Number of checkpoints to keep, the newest."),
+    "keep_every": Option(
+        WATCH, "0: none", "Also keep the checkpoints of every so many steps, to the end."),
+    "keep_best": Option(
+        WATCH, "none",
+        "Also keep the checkpoint with the best value of this metric, val_loss or that of a task.",
+        "METRIC"),
+    "stop_early": Option(
+        WATCH, "0: never",
+        "End the run after this many measurements without a new lowest validation loss."),
+    "val": Option(
+        WATCH, "none",
+        "Further shards whose validation loss is measured, as NAME=FOLDER; sources for each source of "
+        "a mixture; several with commas.",
+        "NAME=FOLDER", name_list, repeats=True),
+    "eval_every": Option(
+        WATCH, "20 a run, at least every 500",
+        "Steps between measurements of the validation loss."),
+    "eval_tokens": Option(
+        WATCH, "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement."),
+    "eval_task": Option(
+        WATCH, "none", "Task of gpt eval to score at every checkpoint; several with commas.",
+        "NAME", name_list, repeats=True),
+    "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
+    "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),
+    "samples": Option(WATCH, "3, in a short run none", "Texts to generate at every checkpoint."),
+    "track": Option(
+        WATCH, "none",
+        "Also log metrics to these trackers: tensorboard, csv, wandb, mlflow, trackio, or your own "
+        "callback, MODULE:CLASS; several with commas.", "NAME", name_list, repeats=True),
+    "layout": Option(MACHINE, "the fastest that fits"),
+    "timeout": Option(
+        MACHINE, "120", "Seconds that a process waits for another one before it gives up the run."),
+    "pipeline_schedule": Option(
+        MACHINE, "1f1b",
+        "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.", "NAME",
+        OneOf(tuple(SCHEDULES))),
+    "recompute": Option(MACHINE, "what fits", reader=OneOf(("auto", *RECOMPUTE))),
+    "micro_batch": Option(MACHINE, "what fits"),
+    "precision": Option(
+        MACHINE, "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.", "KIND",
+        OneOf(("auto", *PRECISIONS))),
+    "compile": Option(
+        MACHINE, "auto", "Use torch.compile: on, off, or auto if it pays off.", "WHEN",
+        OneOf(("auto", "on", "off"))),
+    "deterministic": Option(
+        MACHINE, help="Use only kernels that give the same bits every time; slower on a GPU.",
+        reader=boolean),
+}
+# fmt: on
+CONSTANTS = {  # keys without an option, with their descriptions
+    "beta1": "Decay rate of Adam's mean of gradients.",
+    "beta2": "Decay rate of Adam's mean of squared gradients.",
+    "eps": "Adam's epsilon, added to the denominator of an update.",
+    "clip": "Largest global norm of the gradient; a larger one is scaled down to it.",
+    "ramp_from": "Tokens in the first step's batch.",
+    "follow_noise": "Let the batch follow the gradient noise scale.",
+}
+READERS = readers(OPTIONS) | {name: NUMBERS.get(name, boolean) for name in CONSTANTS}
+"""Reader of every key of a configuration file."""
+
+
+def given_values(options: Mapping[str, Any], config: Path | None, *, resume: bool) -> Resolved:
+    """Return the values given by option and file, over the run.toml of the run to resume.
+
+    `options` are as typed, None if not given. The result always contains `out`. Raises UsageError
+    or InputError for values that cannot be read or contradict each other.
+    """
+    given = Resolved()
+    if config is not None:
+        given.put(read_config(config, READERS, "gpt train"), str(config))
+    for name, text in options.items():
+        value = None if text is None else read_option(name, text, READERS[name])
+        given.put({name: value}, "option")
+    return complete_given(
+        given, lambda path: read_config(path, READERS, "gpt train"), resume=resume
+    )

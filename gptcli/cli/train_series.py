@@ -1,0 +1,141 @@
+"""Several runs of one `gpt train`: the seeds of `--seeds`, the Makefile of `--sweep`, and `--report`,
+which draws one run or compares several.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gptcli.cli.console import print_file, print_json
+from gptcli.cli.dashboard import Dashboard
+from gptcli.cli.options import option, read_option
+from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
+from gptcli.cli.train import prepare, train_and_tell
+from gptcli.cli.train_options import READERS, given_values
+from gptcli.errors import RunError, UsageError, nearest
+from gptcli.events import SILENT
+from gptcli.files import atomic_write, claim_file, write_json
+from gptcli.model.source import REPORT
+from gptcli.runs.groups import expanded, grouped
+from gptcli.runs.record import read_record
+from gptcli.runs.report import draw
+from gptcli.runtime import is_main
+from gptcli.shards.manifest import read_manifest
+from gptcli.trainer.resolve import resolve_run
+
+
+def train_seeds(
+    count: int,
+    options: dict[str, Any],
+    config: Path | None,
+    *,
+    resume: bool,
+    force: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Train the runs of several seeds one after another, and print their folder or their mean."""
+    whole = given_values(options, config, resume=False)
+    out, first = Path(whole.values["out"]), whole.values.get("seed", 0)
+    events = Dashboard(str(out)) if is_main() else SILENT
+    folders = [out / f"seed-{seed}" for seed in range(first, first + count)]
+    for seed, folder in enumerate(folders, first):
+        own = {**options, "seed": str(seed), "out": str(folder)}
+        given = given_values(own, config, resume=resume)
+        manifest = read_manifest(Path(given.values.get("data", "shards")))
+        plan = resolve_run(given, manifest.vocab_size)
+        run = prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
+        if run is None:
+            events.info(f"{folder} is finished")
+        else:
+            train_and_tell(run, events)
+    if not is_main():
+        return
+    groups = grouped([read_record(folder) for folder in folders])
+    if len(groups) != 1:
+        raise RunError(
+            "the runs of the seeds differ in more than their seed, or have no finite loss",
+            where=out,
+            hint="--force starts all of them over",
+        )
+    mean = groups[0].interval
+    low_high: list[float | None] = [None, None]
+    if mean.half_width is not None:
+        low_high = [mean.mean - mean.half_width, mean.mean + mean.half_width]
+    summary = {
+        "out": str(out),
+        "runs": [str(folder) for folder in folders],
+        "losses": groups[0].values,
+        "mean": mean.mean,
+        "low": low_high[0],
+        "high": low_high[1],
+    }
+    write_json(out / SEEDS_REPORT, {"schema": "gpt.train.seeds/1", **summary})
+    events.info(f"loss {mean} (95 %, {count} seed{'s' * (count > 1)})")
+    print_json("train", summary) if as_json else print(out)
+
+
+def write_sweep_files(
+    items: list[str],
+    options: dict[str, Any],
+    config: Path | None,
+    seeds: int | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the Makefile of a sweep, and print its path."""
+    sweep = parse_sweep(items)
+    for key, values in sweep.items():
+        if key not in READERS:
+            raise UsageError(
+                f"there is no option {option(key)}", field="sweep", hint=nearest(key, READERS)
+            )
+        if key in options:
+            raise UsageError(f"{option(key)} is given and swept", field="sweep", hint="choose one")
+        for text in values:
+            read_option(key, text, READERS[key])
+    arguments = [] if config is None else ["--config", str(config)]
+    for name, given in options.items():
+        if name != "out":
+            text = ",".join(given) if isinstance(given, list) else str(given)
+            arguments += [option(name)] if given is True else [option(name), text]
+    out = Path(given_values(options, config, resume=False).values["out"])
+    claim_file(out / MAKEFILE, force=force)
+    runs = write_sweep(out, sweep, arguments, seeds=seeds)
+    path = out / MAKEFILE
+    print_json(
+        "train", {"makefile": str(path), "runs": list(map(str, runs))}
+    ) if as_json else print(path)
+
+
+def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> None:
+    """Write the page of one run, or of several compared, and print its path; FILE.svg is a plot.
+
+    The report.html of a single run is replaced, any other file only with `force`. Raises
+    UsageError, or InputError if one of `runs` is no run folder.
+    """
+    if not runs:
+        raise UsageError(
+            "RUN is missing", hint="name one or several run folders: gpt train --report runs/350M"
+        )
+    runs = expanded(runs)
+    if out is None and len(runs) > 1:
+        raise UsageError(
+            "the page that compares several runs needs a name",
+            where="--out",
+            hint="for example -o compare.html",
+        )
+    path = runs[0] / REPORT if out is None else Path(out)
+    text = draw(runs, path)
+    if out == "-":
+        print_file(text)
+        return
+    if out is not None:
+        claim_file(path, force=force)
+    with atomic_write(path, "w") as file:
+        file.write(text)
+    print_json(
+        "train", {"report": str(path), "runs": [str(run) for run in runs]}
+    ) if as_json else print(path)

@@ -1,0 +1,197 @@
+"""Find the files of a task: the published ones, exports of the hub, and files of few-shot examples.
+
+A file is looked for under its published names (the patterns of the task), then under the names that
+splits have when they are exported: validation.jsonl, test-00000-of-00001.parquet,
+validation/data-00000-of-00001.arrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from gptcli.errors import InputError, UsageError
+from gptcli.evals.formats.files import content_suffix
+from gptcli.evals.formats.tables import PART
+from gptcli.evals.task import Task, find_task, task_names
+
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "tests"),
+}
+"""Names of a split in file names, by its name on the hub."""
+FOLDER_READERS = ("race", "summaries")  # which take a folder of files
+TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+
+
+def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path | None:
+    """Return the file with the task's items, or None if no `data` is given and they are generated.
+
+    With `generate`, they are also generated if a folder does not contain them. It is `data` itself, or the file in that folder, or in its subfolder named after the task, that
+    has a name of the task's. Raises UsageError if `data` is needed and not given, InputError if
+    there is no such file, or several, or if it is that of another task.
+    """
+    pattern = task.files["items"]
+    shown = pattern.replace("|", " or ")
+    if data is None and task.generated:
+        return None
+    if data is None:
+        raise UsageError(
+            f"the task {task.name} needs its data",
+            hint=f"give {{option:data}} DIR, a folder with {shown}: {task.source}",
+        )
+    if not data.exists():
+        raise InputError("no such file or folder", where=data)
+    if data.is_dir():
+        found = _matching_files(task, data, "items")
+        if not found and generate and task.generated:
+            return None
+        if len(found) != 1:
+            names = f"{len(found)} files match" if found else "no file matches"
+            raise InputError(
+                f"{names} {shown}, the data of {task.name}",
+                where=data,
+                hint=f"name one of them with {{option:data}}: "
+                f"{', '.join(str(file.relative_to(data)) for file in found)}"
+                if found
+                else f"get it from {task.source}",
+            )
+        data = found[0]
+    if (other := _other_task(task, data)) is not None:
+        raise InputError(
+            f"this is the data of {other}, not of {task.name}",
+            where=data,
+            hint=f"{{option:task}} {other}, or the data of {task.name}: {shown}",
+        )
+    return data
+
+
+def has_data(task: Task, data: Path | None) -> bool:
+    """Return True if the task's items are in `data`, or are generated because there is none."""
+    if data is None or not data.is_dir():
+        return task.generated != "" if data is None else data.is_file()
+    return bool(_matching_files(task, data, "items")) or task.generated != ""
+
+
+def find_examples(task: Task, items: Path | None, data: Path | None) -> Path | None:
+    """Return the file that few-shot examples are drawn from.
+
+    It is the one that has a name of the task's examples, in `data` or next to the file `data`, or
+    `items` if there is none. Raises UsageError if there are several.
+    """
+    if data is None:
+        return items
+    folder = data if data.is_dir() else data.parent
+    found = [path for path in _matching_files(task, folder, "shots") if path != items]
+    if len(found) > 1:
+        raise UsageError(
+            f"{len(found)} files could be the few-shot examples of {task.name}: "
+            f"{', '.join(str(file.relative_to(folder)) for file in found)}",
+            where=folder,
+            hint="leave one of them in the folder",
+        )
+    return found[0] if found else items
+
+
+def _matching_files(task: Task, folder: Path, role: str) -> list[Path]:
+    """Return the files of a role, "items" or "shots", by the first name that any has.
+
+    The folder itself comes before its subfolder named after the task, published names before those
+    of exported splits.
+    """
+    folders = [place for place in (folder, folder / task.name) if place.is_dir()]
+    for place in folders:
+        for pattern in task.files[role].split("|") if role in task.files else []:
+            matches = sorted(
+                path
+                for path in place.glob(pattern)
+                if not _is_later_part(path) and (path.is_file() or task.reader in FOLDER_READERS)
+            )
+            if matches:
+                return matches
+    for place in folders:
+        for name in _split_names(task, role):
+            if matches := sorted({*_exported(place, name, task.hub.get("config", ""))}):
+                return matches
+    return []
+
+
+def _split_names(task: Task, role: str) -> tuple[str, ...]:
+    split = task.hub.get(role, "")
+    return SPLIT_NAMES.get(split, (split,) if split else ())
+
+
+def _exported(folder: Path, split: str, config: str) -> list[Path]:
+    """Return the tables in a folder that are named after a split."""
+    places = [folder, folder / "data", folder / split, *([folder / config] if config else [])]
+    patterns = (f"{split}.*", f"{split}-*", f"*[-_]{split}.*", f"*[-_]{split}-[0-9]*")
+    found = [
+        path
+        for place in places
+        for pattern in (("data-*.arrow", "*.parquet") if place.name == split else ()) + patterns
+        for path in place.glob(pattern)
+    ]
+    return [
+        path
+        for path in found
+        if path.is_file() and content_suffix(path) in TABLE_SUFFIXES and not _is_later_part(path)
+    ]
+
+
+def _is_later_part(path: Path) -> bool:
+    """Return True if a file continues a table that another file begins."""
+    part = PART.search(path.name)
+    return content_suffix(path) in TABLE_SUFFIXES and part is not None and int(part[1]) > 0
+
+
+def _other_task(task: Task, path: Path) -> str | None:
+    """Return the built-in task whose published name a file has, if it has none of this task's.
+
+    Names are compared with the folders that they contain: R2/test.jsonl is ANLI's second round.
+    Only tasks of the same format are looked at, and only names that tell them apart.
+    """
+    if _has_name(task, path) or task.name not in task_names():
+        return None
+    for name in sorted(task_names(), key=len):
+        other = find_task(name)
+        if other.reader == task.reader and other.files != task.files and _has_name(other, path):
+            return name
+    return None
+
+
+def _has_name(task: Task, path: Path) -> bool:
+    """Return True if a file has one of the names of the task that no other task's file has."""
+    stems = {stem for names in SPLIT_NAMES.values() for stem in names}
+    for pattern in task.files["items"].split("|"):
+        parts = Path(pattern).parts
+        if len(parts) == 1 and (Path(pattern).stem.strip("*") in stems or set(pattern) <= {"*"}):
+            continue
+        here = path.absolute().parts[-len(parts) :]
+        if all(fnmatch(one, part) for one, part in zip(here, parts, strict=True)):
+            return True
+    return False
+
+
+def split_data(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
+    """Return the folders that TASK=FOLDER names by task, and the one of all other tasks.
+
+    Raises UsageError if there are several of all.
+    """
+    folders: dict[str, Path] = {}
+    others: list[Path] = []
+    for text in given:
+        name, sign, path = text.partition("=")
+        known = name in task_names() or name.endswith(".toml")
+        if sign and known and not Path(text).exists():
+            folders[Path(name).stem if name.endswith(".toml") else name] = Path(path)
+        else:
+            others.append(Path(text))
+    if len(others) > 1:
+        raise UsageError(
+            f"{len(others)} folders for all tasks",
+            where="{option:data}",
+            hint="name one, and those of single tasks as TASK=FOLDER",
+        )
+    return folders, others[0] if others else None

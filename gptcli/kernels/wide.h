@@ -1,0 +1,397 @@
+/* Vectors of 16 numbers in fp32 and of 32 in bf16, on any processor.
+
+   With AVX-512 and its bf16 instructions they are intrinsics. Elsewhere a vector is made of pieces as
+   wide as the processor's registers, in the vector extensions of gcc and clang: one of 16 lanes with
+   AVX-512, two of 8 with AVX, four of 4 with NEON or SSE. `n` is always the number of elements, from
+   the first one, that are inside an array: the others are read as 0 and not written. */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+#define INLINE static inline __attribute__((always_inline))
+INLINE long least(long a, long b) { return a < b ? a : b; }
+INLINE long most(long a, long b) { return a > b ? a : b; }
+INLINE long over(long a, long b) { return (a + b - 1) / b; }
+INLINE void fetch_near(const void *at) { __builtin_prefetch(at, 0, 3); }
+INLINE void fetch(const void *at) { __builtin_prefetch(at, 0, 2); } /* into L2 */
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+
+typedef __m512 Wide;     /* 16 numbers in fp32 */
+typedef __m512i Whole;   /* 16 words, or 32 numbers in bf16 */
+typedef __m512i Rounded; /* 32 numbers that have been rounded to bf16 */
+typedef __mmask16 Mask;
+
+INLINE __mmask16 first16(long n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1; }
+INLINE __mmask32 first32(long n) { return n >= 32 ? 0xffffffff : n <= 0 ? 0 : (1u << n) - 1; }
+
+INLINE Wide all(float x) { return _mm512_set1_ps(x); }
+INLINE Wide zeros(void) { return _mm512_setzero_ps(); }
+INLINE Wide add(Wide a, Wide b) { return _mm512_add_ps(a, b); }
+INLINE Wide sub(Wide a, Wide b) { return _mm512_sub_ps(a, b); }
+INLINE Wide mul(Wide a, Wide b) { return _mm512_mul_ps(a, b); }
+INLINE Wide mul_add(Wide a, Wide b, Wide c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Wide mul_sub(Wide a, Wide b, Wide c) { return _mm512_fmsub_ps(a, b, c); }
+INLINE Wide sub_mul(Wide c, Wide a, Wide b) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
+INLINE Wide larger(Wide a, Wide b) { return _mm512_max_ps(a, b); }                /* b if one is not a number */
+INLINE Wide smaller(Wide a, Wide b) { return _mm512_min_ps(a, b); }
+INLINE Wide inverse(Wide d) { /* 1 / d, with a relative error of 1e-8 */
+    Wide r = _mm512_rcp14_ps(d);
+    return mul(r, sub_mul(all(2), d, r));
+}
+INLINE float total(Wide x) { return _mm512_reduce_add_ps(x); }
+INLINE float peak(Wide x) { return _mm512_reduce_max_ps(x); }
+INLINE Wide nearest(Wide x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE Wide fraction(Wide x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+INLINE Wide times_power(Wide x, Wide n) { return _mm512_scalef_ps(x, n); } /* x 2^floor(n), 0 below fp32's range */
+
+INLINE Mask above(Wide a, Wide b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+INLINE int any(Mask m) { return m; }
+INLINE Wide choose(Mask m, Wide yes, Wide no) { return _mm512_mask_blend_ps(m, no, yes); }
+INLINE Wide hide(Wide x, int first, int band) { /* minus infinity where first + lane is below 0, or band or more */
+    const Whole lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return choose(_mm512_cmpge_epu32_mask(_mm512_add_epi32(lanes, _mm512_set1_epi32(first)), _mm512_set1_epi32(band)), all(-INFINITY), x);
+}
+
+INLINE Wide read16(const float *x) { return _mm512_loadu_ps(x); }
+INLINE Wide read_some(const float *x, long n) { return _mm512_maskz_loadu_ps(first16(n), x); }
+INLINE Wide read_some_or(Wide other, const float *x, long n) { return _mm512_mask_loadu_ps(other, first16(n), x); }
+INLINE void write16(float *to, Wide x) { _mm512_storeu_ps(to, x); }
+INLINE void write_some(float *to, Wide x, long n) { _mm512_mask_storeu_ps(to, first16(n), x); }
+INLINE Whole read_words(const void *x) { return _mm512_loadu_si512(x); }
+INLINE void write_words(void *to, Whole x) { _mm512_storeu_si512(to, x); }
+
+INLINE Whole read_bf16(const bf16 *x, long n) { return _mm512_maskz_loadu_epi16(first32(n), x); } /* up to 32 */
+INLINE Wide widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+INLINE Wide widen(const bf16 *x, long n) { return widened(_mm256_maskz_loadu_epi16(first16(n), x)); } /* up to 16 */
+INLINE Wide lower(Whole x) { return widened(_mm512_castsi512_si256(x)); }
+INLINE Wide upper(Whole x) { return widened(_mm512_extracti64x4_epi64(x, 1)); }
+INLINE Rounded rounded(Wide low, Wide high) { return (Rounded)_mm512_cvtne2ps_pbh(high, low); }
+INLINE Whole packed(Rounded x) { return x; }
+INLINE bf16 rounded_one(float x) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0); }
+INLINE Wide dot(Wide sum, Whole a, Whole b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); } /* of the pair in each word */
+
+/* Store past the caches if these are whole lines: for data that is not read again soon. `settle`
+   orders such stores before what follows. */
+INLINE void put(float *to, Wide x, long n) {
+    if (n >= 16 && !((uintptr_t)to & 63)) _mm512_stream_ps(to, x);
+    else write_some(to, x, n);
+}
+INLINE void put_bf16(bf16 *to, Wide low, Wide high, long n) {
+    Rounded x = rounded(low, high);
+    if (n >= 32 && !((uintptr_t)to & 63)) _mm512_stream_si512((__m512i *)to, x);
+    else _mm512_mask_storeu_epi16(to, first32(n), x);
+}
+INLINE void settle(void) { _mm_sfence(); }
+
+/* Transpose 16 x 16 words. */
+static inline void transpose(Whole r[16]) {
+    Whole t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
+            t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
+        r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
+    }
+}
+
+/* Interleave two rows of 32 as pairs per column: the first 16 columns, and the other 16. */
+INLINE void interleave(Whole a, Whole b, Whole *low, Whole *high) {
+    static const uint16_t order[2][32] = {
+        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+    *low = _mm512_permutex2var_epi16(a, _mm512_loadu_si512(order[0]), b);
+    *high = _mm512_permutex2var_epi16(a, _mm512_loadu_si512(order[1]), b);
+}
+
+/* The same in the cheapest order: column `paired(c)` is at place c. `in_pairs` puts the numbers of 32
+   columns in that order. */
+INLINE void pair(Rounded a, Rounded b, Whole *low, Whole *high) {
+    *low = _mm512_unpacklo_epi16(a, b);
+    *high = _mm512_unpackhi_epi16(a, b);
+}
+INLINE long paired(long place) { return place % 16 / 4 * 8 + place / 16 * 4 + place % 4; }
+INLINE Wide in_pairs(Wide low, Wide high, int half) {
+    const Whole order = _mm512_set_epi32(27, 26, 25, 24, 19, 18, 17, 16, 11, 10, 9, 8, 3, 2, 1, 0);
+    return _mm512_permutex2var_ps(low, _mm512_add_epi32(order, _mm512_set1_epi32(4 * half)), high);
+}
+
+#else
+
+#if defined(__AVX512F__)
+enum { LANES = 16 };
+#elif defined(__AVX__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+enum { PIECES = 16 / LANES };
+typedef float Piece __attribute__((vector_size(4 * LANES)));
+typedef uint32_t WordPiece __attribute__((vector_size(4 * LANES)));
+typedef int32_t SignedPiece __attribute__((vector_size(4 * LANES)));
+typedef uint16_t HalfPiece __attribute__((vector_size(2 * LANES)));
+
+typedef struct { Piece p[PIECES]; } Wide;                        /* 16 numbers in fp32 */
+typedef struct { WordPiece p[PIECES]; } Whole;                   /* 16 words, or 32 numbers in bf16 */
+typedef struct { WordPiece low[PIECES], high[PIECES]; } Rounded; /* 32 numbers rounded to bf16, one per word */
+typedef Whole Mask;
+
+#define EACH for (int i = 0; i < PIECES; i++)
+INLINE Wide all(float x) {
+    Wide y;
+    EACH y.p[i] = (Piece){0} + x;
+    return y;
+}
+INLINE Wide zeros(void) { return all(0); }
+INLINE Wide add(Wide a, Wide b) {
+    EACH a.p[i] += b.p[i];
+    return a;
+}
+INLINE Wide sub(Wide a, Wide b) {
+    EACH a.p[i] -= b.p[i];
+    return a;
+}
+INLINE Wide mul(Wide a, Wide b) {
+    EACH a.p[i] *= b.p[i];
+    return a;
+}
+INLINE Wide mul_add(Wide a, Wide b, Wide c) {
+    EACH c.p[i] = a.p[i] * b.p[i] + c.p[i];
+    return c;
+}
+INLINE Wide mul_sub(Wide a, Wide b, Wide c) {
+    EACH c.p[i] = a.p[i] * b.p[i] - c.p[i];
+    return c;
+}
+INLINE Wide sub_mul(Wide c, Wide a, Wide b) { /* c - a b */
+    EACH c.p[i] = c.p[i] - a.p[i] * b.p[i];
+    return c;
+}
+INLINE Piece picked(WordPiece which, Piece yes, Piece no) { return (Piece)((which & (WordPiece)yes) | (~which & (WordPiece)no)); }
+INLINE Wide larger(Wide a, Wide b) { /* b if one is not a number */
+    EACH b.p[i] = picked((WordPiece)(a.p[i] > b.p[i]), a.p[i], b.p[i]);
+    return b;
+}
+INLINE Wide smaller(Wide a, Wide b) {
+    EACH b.p[i] = picked((WordPiece)(a.p[i] < b.p[i]), a.p[i], b.p[i]);
+    return b;
+}
+INLINE Wide inverse(Wide d) {
+    EACH d.p[i] = 1 / d.p[i];
+    return d;
+}
+INLINE float total(Wide x) {
+    float sum = 0;
+    for (int i = 1; i < PIECES; i++) x.p[0] += x.p[i];
+    for (int l = 0; l < LANES; l++) sum += x.p[0][l];
+    return sum;
+}
+INLINE float peak(Wide x) {
+    float top = -INFINITY;
+    EACH for (int l = 0; l < LANES; l++) top = x.p[i][l] > top ? x.p[i][l] : top;
+    return top;
+}
+INLINE Wide nearest(Wide x) { /* of numbers up to 2^22 */
+    EACH x.p[i] = (x.p[i] + 12582912.0f) - 12582912.0f; /* 1.5 x 2^23: a sum with it has no fraction */
+    return x;
+}
+INLINE Wide fraction(Wide x) { /* of numbers up to 2^22 */
+    Wide n = nearest(x);
+    EACH n.p[i] = x.p[i] - (n.p[i] + __builtin_convertvector((SignedPiece)(n.p[i] > x.p[i]), Piece));
+    return n;
+}
+INLINE Wide times_power(Wide x, Wide n) { /* x 2^floor(n), 0 below fp32's range */
+    Wide part = fraction(n);
+    EACH {
+        SignedPiece power = __builtin_convertvector(n.p[i] - part.p[i], SignedPiece);
+        Piece scaled = x.p[i] * (Piece)((power + 127) << 23);
+        x.p[i] = picked((WordPiece)(n.p[i] < -126), (Piece){0}, scaled);
+    }
+    return x;
+}
+
+INLINE Mask above(Wide a, Wide b) {
+    Mask m;
+    EACH m.p[i] = (WordPiece)(a.p[i] > b.p[i]);
+    return m;
+}
+INLINE int any(Mask m) {
+    uint32_t found = 0;
+    for (int i = 1; i < PIECES; i++) m.p[0] |= m.p[i];
+    for (int l = 0; l < LANES; l++) found |= m.p[0][l];
+    return found != 0;
+}
+INLINE Wide choose(Mask m, Wide yes, Wide no) {
+    EACH no.p[i] = picked(m.p[i], yes.p[i], no.p[i]);
+    return no;
+}
+INLINE Wide hide(Wide x, int first, int band) { /* minus infinity where first + lane is below 0, or band or more */
+    static const uint32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    EACH {
+        WordPiece lane;
+        memcpy(&lane, lanes + i * LANES, sizeof lane);
+        x.p[i] = picked((WordPiece)(lane + (uint32_t)first >= (uint32_t)band), (Piece){0} - INFINITY, x.p[i]);
+    }
+    return x;
+}
+
+INLINE Wide read16(const float *x) {
+    Wide y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+INLINE Wide read_some_or(Wide other, const float *x, long n) {
+    if (n >= 16) return read16(x);
+    if (n > 0) memcpy(&other, x, n * sizeof *x);
+    return other;
+}
+INLINE Wide read_some(const float *x, long n) { return read_some_or(zeros(), x, n); }
+INLINE void write16(float *to, Wide x) { memcpy(to, &x, sizeof x); }
+INLINE void write_some(float *to, Wide x, long n) {
+    if (n >= 16) write16(to, x);
+    else if (n > 0) memcpy(to, &x, n * sizeof *to);
+}
+INLINE Whole read_words(const void *x) {
+    Whole y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+INLINE void write_words(void *to, Whole x) { memcpy(to, &x, sizeof x); }
+
+INLINE Whole read_bf16(const bf16 *x, long n) { /* up to 32 */
+    Whole y = {0};
+    if (n >= 32) return read_words(x);
+    if (n > 0) memcpy(&y, x, n * sizeof *x);
+    return y;
+}
+INLINE Wide widen(const bf16 *x, long n) { /* up to 16 */
+    bf16 copy[16] = {0};
+    Wide y;
+    if (n < 16) {
+        if (n > 0) memcpy(copy, x, n * sizeof *x);
+        x = copy;
+    }
+    EACH {
+        HalfPiece half;
+        memcpy(&half, x + i * LANES, sizeof half);
+        y.p[i] = (Piece)(__builtin_convertvector(half, WordPiece) << 16);
+    }
+    return y;
+}
+INLINE Wide lower(Whole x) {
+    bf16 numbers[32];
+    memcpy(numbers, &x, sizeof numbers);
+    return widen(numbers, 16);
+}
+INLINE Wide upper(Whole x) {
+    bf16 numbers[32];
+    memcpy(numbers, &x, sizeof numbers);
+    return widen(numbers + 16, 16);
+}
+INLINE WordPiece rounded_words(Piece x) { /* to nearest, ties to even; NaN stays NaN */
+    const WordPiece bits = (WordPiece)x, none = (WordPiece)(x != x);
+    return (((bits + 0x7fff + (bits >> 16 & 1)) & ~none) | (0x7fc00000 & none)) >> 16;
+}
+INLINE Rounded rounded(Wide low, Wide high) {
+    Rounded y;
+    EACH y.low[i] = rounded_words(low.p[i]), y.high[i] = rounded_words(high.p[i]);
+    return y;
+}
+INLINE void write_rounded(bf16 *to, Rounded x) {
+    EACH {
+        const HalfPiece low = __builtin_convertvector(x.low[i], HalfPiece), high = __builtin_convertvector(x.high[i], HalfPiece);
+        memcpy(to + i * LANES, &low, sizeof low);
+        memcpy(to + 16 + i * LANES, &high, sizeof high);
+    }
+}
+INLINE Whole packed(Rounded x) {
+    bf16 numbers[32];
+    write_rounded(numbers, x);
+    return read_words(numbers);
+}
+INLINE bf16 rounded_one(float x) { return (bf16)rounded_words((Piece){0} + x)[0]; }
+INLINE Piece first_of(WordPiece x) { return (Piece)(x << 16); } /* numbers of the pair in each word */
+INLINE Piece second_of(WordPiece x) { return (Piece)(x & 0xffff0000); }
+INLINE Wide dot(Wide sum, Whole a, Whole b) { /* of the pair in each word */
+    EACH {
+        sum.p[i] = first_of(a.p[i]) * first_of(b.p[i]) + sum.p[i];
+        sum.p[i] = second_of(a.p[i]) * second_of(b.p[i]) + sum.p[i];
+    }
+    return sum;
+}
+
+INLINE void put(float *to, Wide x, long n) { write_some(to, x, n); }
+INLINE void put_bf16(bf16 *to, Wide low, Wide high, long n) {
+    bf16 numbers[32];
+    Rounded x = rounded(low, high);
+    if (n >= 32) write_rounded(to, x);
+    else if (n > 0) {
+        write_rounded(numbers, x);
+        memcpy(to, numbers, n * sizeof *to);
+    }
+}
+INLINE void settle(void) {}
+
+/* Transpose 16 x 16 words. */
+static inline void transpose(Whole r[16]) {
+    uint32_t from[16][16], to[16][16];
+    memcpy(from, r, sizeof from);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) to[j][i] = from[i][j];
+    memcpy(r, to, sizeof to);
+}
+
+/* Interleave two rows of 32 as pairs per column: the first 16 columns, and the other 16. */
+INLINE void interleave(Whole a, Whole b, Whole *low, Whole *high) {
+    bf16 x[32], y[32], pairs[64];
+    memcpy(x, &a, sizeof x);
+    memcpy(y, &b, sizeof y);
+    for (int i = 0; i < 32; i++) pairs[2 * i] = x[i], pairs[2 * i + 1] = y[i];
+    *low = read_words(pairs);
+    *high = read_words(pairs + 32);
+}
+
+/* The same of rounded numbers. Column `paired(c)` is at place c, and `in_pairs` puts the numbers of
+   32 columns in that order: here it is the natural one. */
+INLINE void pair(Rounded a, Rounded b, Whole *low, Whole *high) {
+    EACH low->p[i] = a.low[i] | b.low[i] << 16, high->p[i] = a.high[i] | b.high[i] << 16;
+}
+INLINE long paired(long place) { return place; }
+INLINE Wide in_pairs(Wide low, Wide high, int half) { return half ? high : low; }
+
+#endif
+
+/* exp(x), with a relative error of 3e-7; 0 below fp32's normal range. */
+INLINE Wide exponential(Wide x) {
+    Wide y = mul(x, all(1.44269504f)), whole = nearest(y), part = sub(y, whole), p = all(1.3333558e-3f);
+    p = mul_add(p, part, all(9.6181291e-3f));
+    p = mul_add(p, part, all(5.5504109e-2f));
+    p = mul_add(p, part, all(2.4022651e-1f));
+    p = mul_add(p, part, all(6.9314718e-1f));
+    p = mul_add(p, part, all(1.0f));
+    return times_power(p, whole);
+}
+
+/* This thread's contiguous share of n items, which depends only on the number of threads. */
+static inline void share(long n, long *first, long *last) {
+    long threads = omp_get_num_threads(), me = omp_get_thread_num();
+    *first = n * me / threads;
+    *last = n * (me + 1) / threads;
+}

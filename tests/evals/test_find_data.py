@@ -1,0 +1,95 @@
+"""The files of a task are found by their names, and those of another task are not taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gptcli.errors import InputError, UsageError
+from gptcli.evals.find_data import find_data, find_examples, has_data, split_data
+from gptcli.evals.task import find_task
+from gptcli.evals.task_data import read_items
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("piqa", "valid.jsonl"),
+        ("piqa", "dev.jsonl"),
+        ("winogrande", "validation.csv"),
+        ("hellaswag", "hellaswag-validation.arrow"),
+        ("arc_easy", "ARC-Easy/test-00000-of-00001.parquet"),
+        ("openbookqa", "tests.jsonl"),
+        ("boolq", "boolq/validation.parquet"),
+        ("anli_r2", "test_r2.jsonl"),
+        ("race_h", "high/test-00000-of-00001.parquet"),
+    ],
+)
+def test_published_and_exported_names_are_found(tmp_path: Path, name: str, file: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}\n")
+    assert find_data(find_task(name), tmp_path) == path
+    assert has_data(find_task(name), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "other"),
+    [
+        ("anli_r1", "R2/test.jsonl", "anli_r2"),
+        ("arc_easy", "ARC-Challenge-Test.jsonl", "arc_challenge"),
+        ("cbt_cn", "cbtest_NE_valid_2000ex.txt", "cbt_ne"),
+        ("two_digit_addition", "three_digit_addition.jsonl", "three_digit_addition"),
+        ("wmt14_en_fr", "newstest2014-fren-src.fr.sgm", "wmt14_fr_en"),
+    ],
+)
+def test_the_data_of_another_task_is_refused(
+    tmp_path: Path, task: str, file: str, other: str
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(InputError, match=f"the data of {other}"):
+        find_data(find_task(task), path)
+    own = path.with_name("mine.jsonl")
+    own.touch()
+    assert find_data(find_task(task), own) == own
+
+
+def test_rows_of_another_task_are_refused(tmp_path: Path) -> None:
+    row = {"uid": "u", "context": "C", "hypothesis": "H", "label": "e", "tag": "r2_test"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="round is 'r2': this is not the data of anli_r1"):
+        read_items(find_task("anli_r1"), tmp_path / "mine.jsonl")
+    assert len(read_items(find_task("anli_r2"), tmp_path / "mine.jsonl")) == 1
+    row = {"context": "\n\nQ: What is 9 minus 4?\n\nA:", "completion": " 5"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="not the data of two_digit_addition"):
+        read_items(find_task("two_digit_addition"), tmp_path / "mine.jsonl")
+
+
+def test_examples_are_from_one_file_that_is_not_the_items(tmp_path: Path) -> None:
+    task = find_task("hellaswag")
+    items = tmp_path / "hellaswag_val.jsonl"
+    items.touch()
+    assert find_examples(task, items, tmp_path) == items
+    assert find_examples(task, items, items) == items
+    train = tmp_path / "hellaswag_train.jsonl"
+    train.touch()
+    assert find_examples(task, items, tmp_path) == train
+    assert find_examples(task, items, items) == train
+    (tmp_path / "hellaswag_train_2.jsonl").touch()
+    with pytest.raises(UsageError, match="2 files could be the few-shot examples of hellaswag"):
+        find_examples(task, items, tmp_path)
+
+
+def test_folders_of_single_tasks() -> None:
+    assert split_data(["piqa=a/b", "mine.toml=c", "d"]) == (
+        {"piqa": Path("a/b"), "mine": Path("c")},
+        Path("d"),
+    )
+    assert split_data(["a=b"]) == ({}, Path("a=b"))
+    with pytest.raises(UsageError, match="2 folders for all tasks"):
+        split_data(["a", "b"])

@@ -1,0 +1,243 @@
+"""Work that a GPU would be given, as JSON: `python -m tests.gpu.rehearsal step '{"size": "gpt2"}'`.
+
+Each call is a process of its own, because the fake GPU must be there before torch is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.gpu import fake_gpu
+
+VOCABULARY = 50257
+ATTENTION = re.compile(r"attention")
+
+
+def step(
+    *,
+    size: str = "gpt2",
+    n_layer: int = 2,
+    micro_batch: int = 2,
+    layout: str = "dp=1",
+    attention: str = "dense",
+    options: dict[str, Any] | None = None,
+    architecture: int = 90,
+    resources: str | None = None,
+) -> dict[str, Any]:
+    """Warm up as the trainer does, then take a step and an evaluation.
+
+    `options` are fields of the training configuration. `resources` is a pattern: the generated
+    kernels whose names match are compiled to machine code.
+    """
+    fake_gpu.prepare(architecture, gpus=1)
+    import torch
+    from torch._dynamo.utils import counters
+
+    from gptcli.cost.layout import parse_layout
+    from gptcli.distributed.context import RankContext
+    from gptcli.events import SILENT
+    from gptcli.model.config import ModelConfig, find_size
+    from gptcli.trainer import parallelize
+    from gptcli.trainer.config import Run, TrainConfig, from_values
+    from gptcli.trainer.recipe import paper_recipe
+
+    place = parse_layout(layout)
+    if place.processes > 1:
+        join_fake_group(place.processes)
+    _put_parameters_on_the_gpu(parallelize)
+    model = ModelConfig.from_paper(
+        find_size(size), vocab_size=VOCABULARY, attention=attention, n_layer=n_layer
+    )
+    values = {**paper_recipe(find_size(size)), "micro_batch": micro_batch, "layout": layout,
+              "precision": "bf16", "compile": True, **(options or {})}  # fmt: skip
+    run = Run(
+        name="rehearsal", out=Path(), data=Path(), model=model, data_sha256="", eot_id=50256,
+        train=from_values(TrainConfig, values), tokenizer_sha256="", must_compile=True,
+    )  # fmt: skip
+    context = RankContext(torch.device("cuda", 0), 0, place.processes, place)
+    mesh = context.build_mesh()  # its coordinates are numbers, which fake tensors do not have
+    setattr(RankContext, "build_mesh", lambda _: mesh)  # noqa: B010  it is a class of slots
+    with fake_gpu.fake_tensors():
+        train_step = parallelize.build_train_step(run, context, SILENT)
+        compiled = len(fake_gpu.RECORD.kernels)
+        graphs = counters["aot_autograd"]["total"]
+        tokens = torch.zeros(micro_batch, model.n_ctx, dtype=torch.long, device="cuda")
+        batches = [(tokens, tokens)]
+        with fake_gpu.counting() as record:
+            train_step.forward_backward(
+                batches * 2, batch_tokens=2 * micro_batch * model.n_ctx, step=1
+            )
+            first = summary(record)
+        with fake_gpu.counting() as record:
+            train_step.forward_backward(batches, batch_tokens=micro_batch * model.n_ctx, step=2)
+            train_step.clip_gradients()
+            train_step.update_unless(torch.zeros((), dtype=torch.bool, device="cuda"), 1e-3)
+            whole = summary(record)
+            products = list(record.products)
+        with fake_gpu.counting() as record:
+            train_step.eval_loss(batches)
+            evaluation = summary(record)
+    return {
+        "kernels": compiled,
+        "graphs": graphs,
+        "graph_breaks": sum(counters["graph_break"].values()),
+        "compiled_later": len(fake_gpu.RECORD.kernels) - compiled,
+        "two_micro_batches": first,
+        "step": whole,
+        "evaluation": evaluation,
+        "misaligned": sorted(
+            {str(p) for p in products if not all(o.is_aligned for o in p.operands)}
+        ),
+        "resources": list(machine_code(resources)) if resources else [],
+    }
+
+
+def summary(record: fake_gpu.Record) -> dict[str, Any]:
+    """Sum launches and bytes by kind: products, attention, and all the rest."""
+    total: dict[str, Counter[str]] = {"launches": Counter(), "bytes": Counter(), "flops": Counter()}
+    for name, count in record.launches.items():
+        kind = "other"
+        if name in fake_gpu.PRODUCTS:
+            kind = "products"
+        elif ATTENTION.search(name):
+            kind = "attention"
+        elif name.startswith(("all_", "reduce_", "_all", "_reduce", "broadcast", "allreduce_")):
+            kind = "collectives"
+        total["launches"][kind] += count
+        total["bytes"][kind] += record.moved[name]
+        total["flops"][kind] += record.flops[name]
+    return {
+        **{name: dict(counter) for name, counter in total.items()},
+        "names": {
+            name: [count, record.moved[name]] for name, count in record.launches.most_common()
+        },
+    }
+
+
+def machine_code(pattern: str) -> Iterator[dict[str, Any]]:
+    """Compile the generated kernels whose names match to machine code, and yield what they take."""
+    import torch._inductor.config as config
+    from torch._inductor.codecache import PyCodeCache
+
+    config.use_static_triton_launcher = False
+    for kernel in {kernel.source: kernel for kernel in fake_gpu.RECORD.kernels}.values():
+        if not re.search(pattern, kernel.name):
+            continue
+        tuner = getattr(PyCodeCache.load(kernel.source), kernel.name)
+        tuner.precompile(warm_cache_only=True)
+        for result in tuner.compile_results:
+            yield {"name": kernel.name, **fake_gpu.used_resources(result.kernel)}
+
+
+def join_fake_group(processes: int) -> None:
+    """Join a process group in which the others do not exist."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+
+
+def _put_parameters_on_the_gpu(parallelize: Any) -> None:
+    """Make the trainer create parameters on the fake GPU instead of on "meta".
+
+    Fake tensors cannot move from one to the other in place.
+    """
+    import torch
+
+    class Torch:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        def device(self, *words: Any) -> torch.device:
+            return torch.device("cuda", 0) if words == ("meta",) else torch.device(*words)
+
+    parallelize.torch = Torch()
+    parallelize.materialize_ = lambda *_: None
+    parallelize.compiler_problem = lambda *_: None  # the answer of a reduction is a number
+
+
+def ddp() -> dict[str, Any]:
+    """Count the graphs of a block under DDP, whose buckets are smaller than its parameters.
+
+    On the CPU: DDP reads the parameters that fake tensors do not have.
+    """
+    import torch
+    from torch._dynamo.utils import counters
+
+    from gptcli.cost.layout import parse_layout
+    from gptcli.distributed.fsdp import apply_ddp
+    from gptcli.model.config import ModelConfig, find_size
+    from gptcli.model.transformer import GPT
+
+    join_fake_group(2)
+    model = GPT(ModelConfig.from_paper(find_size("gpt2"), vocab_size=64, n_layer=1, n_ctx=16))
+    for block in model.h.children():
+        block.forward = torch.compile(block.forward, dynamic=False, backend="aot_eager")
+    tokens = torch.zeros(1, 16, dtype=torch.long)
+    apply_ddp(model, parse_layout("dp=2"))(tokens, tokens).backward()
+    return {"graphs": counters["aot_autograd"]["total"]}
+
+
+def decode(
+    *, quantize: str = "none", rows: int = 1, compiled: bool = False, n_layer: int = 12
+) -> dict[str, Any]:
+    """Run the pass of one token a row that a GPU records, of GPT-2 124M in bf16."""
+    fake_gpu.prepare()
+    import torch
+    from torch._dynamo.utils import counters
+
+    from gptcli.kernels import decode_triton
+    from gptcli.model.config import ModelConfig, find_size
+    from gptcli.model.transformer import GPT
+    from gptcli.sampling.engine import Engine
+    from gptcli.sampling.load import prepare_for_inference
+
+    resources: list[dict[str, Any]] = []
+    start = decode_triton.start
+
+    def counted(name: str, grid: tuple[int, int], *arguments: Any, **constants: Any) -> None:
+        built = start(name, grid, *arguments, **constants)
+        resources.append({"name": name, **fake_gpu.used_resources(built)})
+        operands = [value for value in arguments if isinstance(value, torch.Tensor)]
+        fake_gpu.RECORD.launch(f"triton_{name}", fake_gpu.unique_bytes(operands))
+
+    decode_triton.start = counted
+    config = ModelConfig.from_paper(find_size("gpt2"), vocab_size=VOCABULARY, n_layer=n_layer)
+    with fake_gpu.fake_tensors(), torch.inference_mode():
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("cuda"):
+            model = GPT(config).eval()
+        torch.set_default_dtype(torch.float32)
+        model = prepare_for_inference(model, quantize)  # type: ignore[arg-type]
+        engine = Engine(model, rows, compiled=compiled or None)
+        assert engine._fixed is not None
+        lengths = [300] * rows
+        engine.cache.set_positions(lengths, 1, 512)
+        engine._fixed.forward(engine._fixed.idx_B1)  # compiles
+        with fake_gpu.counting() as record:
+            engine._fixed.forward(engine._fixed.idx_B1)
+            report = summary(record)
+    weights = sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values()
+    )
+    return {
+        "pass": report,
+        "weights": weights,
+        "cache_of_a_layer": 2 * rows * 512 * config.d_model * 2,
+        "graph_breaks": sum(counters["graph_break"].values()),
+        "resources": [dict(row) for row in {tuple(r.items()) for r in resources}],
+    }
+
+
+COMMANDS = {"step": step, "ddp": ddp, "decode": decode}
+
+
+if __name__ == "__main__":
+    print(json.dumps(COMMANDS[sys.argv[1]](**json.loads(sys.argv[2]))))

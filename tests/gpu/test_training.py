@@ -1,0 +1,115 @@
+"""Training on a GPU that is not there: what is compiled, how often, and what a step moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.gpu.conftest import Rehearse, missing, submit
+
+MICRO_BATCH = 64
+"""The automatic micro-batch of GPT-2 124M on an 80 GB GPU."""
+STEPS: dict[str, dict[str, Any]] = {
+    "dense": {"micro_batch": MICRO_BATCH, "resources": "^triton_(red|per)"},
+    "banded": {"attention": "banded", "resources": "tem_fused_flex"},
+    "banded in fp32": {"attention": "banded", "options": {"precision": "fp32"}},
+    "documents": {"options": {"document_mask": True}},
+    "selective": {"options": {"recompute": "selective"}},
+    "fp16 on a V100's successor": {"options": {"precision": "fp16"}, "architecture": 80},
+    "A100": {"attention": "banded", "architecture": 80, "resources": "tem_fused_flex"},
+    "L40S": {"attention": "banded", "architecture": 89, "resources": "tem_fused_flex"},
+    "B200": {"attention": "banded", "architecture": 100, "resources": "tem_fused_flex"},
+    "shard=8": {"layout": "shard=8"},
+    "dp=2,shard=4": {"layout": "dp=2,shard=4"},
+    "shard=2,tp=2": {"layout": "shard=2,tp=2"},
+}
+SHARED_MEMORY = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448}
+
+
+def names_of(report: dict[str, Any]) -> dict[str, list[int]]:
+    names: dict[str, list[int]] = report["step"]["names"]
+    return names
+
+
+@pytest.fixture(scope="module")
+def step(rehearse: Rehearse) -> Rehearse:
+    import json
+
+    for options in STEPS.values():  # all of them start now, two at a time
+        submit("step", json.dumps(options))
+    return lambda name: rehearse("step", **STEPS[name])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_compiled_once_and_without_breaks(step: Rehearse, name: str) -> None:
+    """The warm-up has compiled all that a step, the next micro-batch and an evaluation run."""
+    report = step(name)
+    assert report["kernels"] > 10
+    assert report["compiled_later"] == 0
+    assert report["graph_breaks"] == 0
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_tensor_cores_can_read_every_operand(step: Rehearse, name: str) -> None:
+    assert step(name)["misaligned"] == []
+
+
+@pytest.mark.parametrize("name", [name for name, words in STEPS.items() if "resources" in words])
+def test_kernels_fit_the_gpu(step: Rehearse, name: str) -> None:
+    """Machine code by Triton's own ptxas: no spilled registers to speak of."""
+    report, architecture = step(name), STEPS[name].get("architecture", 90)
+    assert report["resources"]
+    for kernel in report["resources"]:
+        assert kernel["registers"] <= 255
+        assert kernel["shared"] <= SHARED_MEMORY[architecture]
+        # the backward pass of FlexAttention spills a little on some architectures
+        assert kernel["spilled"] <= 512, kernel
+
+
+def test_fp32_attention_in_a_band_is_not_flex(step: Rehearse) -> None:
+    """FlexAttention in fp32 spills 7 KB of registers a thread."""
+    assert not [name for name in names_of(step("banded in fp32")) if "flex" in name]
+
+
+def test_masks_are_computed_once_for_all_layers(step: Rehearse) -> None:
+    """Nothing is sorted in a step of banded layers: the mask is kept from the warm-up."""
+    assert not [name for name in names_of(step("banded")) if "sort" in name]
+    assert len([name for name in names_of(step("documents")) if name == "sort"]) <= 1
+    assert names_of(step("documents"))["sort"][0] <= 2  # partial and full blocks, for both layers
+
+
+def test_no_dense_mask_for_documents(step: Rehearse) -> None:
+    names = names_of(step("documents"))
+    assert [name for name in names if "flex_attention" in name]
+    assert not [name for name in names if "efficient_attention" in name]
+
+
+def test_the_budget_of_a_step(step: Rehearse) -> None:
+    """GPT-2 124M, by layer and for the rest, from two layers and none: bytes moved by all that is
+    neither a product nor attention. A limit, like that of a file's size.
+    """
+    report = step("dense")
+    moved = {name: size for name, (_, size) in names_of(report).items()}
+    head = sum(
+        size for name, size in moved.items() if "logsumexp" in name or "bitwise_and_copy" in name
+    )
+    logits = 2 * MICRO_BATCH * 1024 * 50_304
+    # read for the sums; read and written for the gradient
+    assert head <= 3.01 * logits
+    assert report["step"]["bytes"]["other"] <= 42e9
+    assert report["step"]["launches"]["other"] <= 520
+
+
+def test_layouts_reduce_gradients_in_few_collectives(step: Rehearse) -> None:
+    for name in ("shard=8", "dp=2,shard=4"):
+        assert step(name)["step"]["launches"]["collectives"] <= 24
+
+
+def test_ddp_does_not_split_compiled_blocks(rehearse: Rehearse) -> None:
+    """One graph for the forward and backward pass of a block, whatever the size of a bucket."""
+    assert rehearse("ddp")["graphs"] == 1
+
+
+def test_a_machine_without_triton_says_so() -> None:
+    assert missing() is None or isinstance(missing(), str)
