@@ -282,7 +282,7 @@ def price_training(
     notes: tuple[str, ...] = (),
 ) -> Estimate:
     """Return the estimate of training `model` on `tokens` tokens by 6·N·D."""
-    basis = (
+    basis: tuple[Assumption, ...] = (
         Assumption(
             "FLOPs",
             6,
@@ -315,7 +315,7 @@ def price_paper(
     half = (
         ": encoder and decoder see half of the tokens each" if row.flops_per_parameter == 3 else ""
     )
-    basis = (
+    basis: tuple[Assumption, ...] = (
         Assumption(
             "FLOPs",
             row.flops_per_parameter,

@@ -4,6 +4,8 @@ dollars.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import TABLE_D1, PaperCompute
 
 
-def cluster(gpu: str, count: int = 1, **said: float) -> Cluster:
+def cluster(gpu: str, count: int = 1, **said: Any) -> Cluster:
     row = find_gpu(gpu)
     speed = throughput(row, **said)
     assert speed is not None
