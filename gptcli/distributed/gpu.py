@@ -1,4 +1,4 @@
-"""What a process needs of its CUDA GPU: which one it is, how it computes, and whether it works.
+"""The CUDA GPU of a process: its number, its arithmetic, and checks that it works.
 
 Not run on a GPU by us: `tests/gpu` rehearses the rest of the CUDA code without one, and
 `python -m tests.benchmarks.gpu_acceptance` tells on a real one.
