@@ -107,7 +107,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             is_array, is_first, at = is_first, False, at + 1
             continue
         is_first = False
-        flaw = ""
+        error_kind = ""
         try:
             value, stop = decoder.raw_decode(buffer, at)
             is_whole = stop < len(buffer) or is_end
@@ -115,16 +115,16 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             # The scanner stops at the end of what is there, or at the start of an open string.
             is_open = error.pos >= len(buffer) - 16 or error.msg.startswith("Unterminated string")
             is_whole = is_end or not is_open
-            flaw = f"not valid JSON: {error.msg}"
+            error_kind = f"not valid JSON: {error.msg}"
         except (ValueError, RecursionError) as error:
-            is_whole, flaw = True, f"not readable JSON: {type(error).__name__}"
+            is_whole, error_kind = True, f"not readable JSON: {type(error).__name__}"
         if not is_whole and len(buffer) - at <= MAX_DOCUMENT_BYTES:
             more = text.read(size)
             buffer, at, size, is_end = buffer[at:] + more, 0, 2 * size, not more
             continue
         size = JSON_CHARACTERS
-        if flaw or not is_whole:
-            yield _JsonFlawError(flaw or "longer than a document may be")
+        if error_kind or not is_whole:
+            yield _JsonFlawError(error_kind or "longer than a document may be")
             buffer, at, is_end = _behind_object(buffer, at + 1, text)
             continue
         yield value
@@ -134,7 +134,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
 
 
 def json_file_values(stream: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield (place, value) for each value of a JSON file. Raises InputError at the first flaw."""
+    """Yield (place, value) for each value of a JSON file. Raises InputError at the first error_kind."""
     for number, value in enumerate(_json_values(io.TextIOWrapper(stream, "utf-8-sig"))):
         where = f"{name}, record {number}"
         if isinstance(value, _JsonFlawError):
