@@ -162,7 +162,14 @@ def test_the_sources_compile_for_processors_that_this_one_is_not() -> None:
             continue
         for source in ("attention", "decode", "head", "linear", "norm"):
             path = build.HERE / f"{source}.c"
-            words = [compiler, *build.FLAGS[:-1], *needs.values(), "-fsyntax-only", "-Werror", path]
+            words = [
+                compiler,
+                *build.FLAGS[:-1],
+                *needs.values(),
+                "-fsyntax-only",
+                "-Werror",
+                str(path),
+            ]
             done = subprocess.run(words, capture_output=True, text=True)
             assert done.returncode == 0, (name, source, done.stderr)
 
@@ -194,7 +201,7 @@ def test_an_emulated_arm_computes_the_same(source: str, tmp_path: Path) -> None:
             *(f'-DSOURCE="{build.HERE / source}.c"', f"-D{source.upper()}", "-o", program),
             *(Path(__file__).parent / "kernels" / "emulated.c", "-lm"),
         ]
-        subprocess.run(words, check=True, capture_output=True)
+        subprocess.run([*map(str, words)], check=True, capture_output=True)
         done = subprocess.run(
             [*emulator, program],
             check=True,
