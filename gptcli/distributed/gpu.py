@@ -93,11 +93,11 @@ def out_of_memory(device: torch.device) -> RunError:
     """Return the error of a run for which the memory of `device` was not enough."""
     if device.type != "cuda":
         return RunError("out of memory", hint=SHORTAGE_HINT)
-    free, whole_memory = torch.cuda.mem_get_info(device)
+    free, installed = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device)
-    others = max(0, whole_memory - free - own)
+    others = max(0, installed - free - own)
     return RunError(
-        f"the GPU is out of memory: of {in_bytes(whole_memory)}, this process has {in_bytes(own)}, "
+        f"the GPU is out of memory: of {in_bytes(installed)}, this process has {in_bytes(own)}, "
         f"others have {in_bytes(others)}, and {in_bytes(free)} are free",
         where=str(device),
         code="out_of_memory",
@@ -131,11 +131,11 @@ def check_gpus(context: RankContext, needed_bytes: int, events: Events) -> None:
     if context.device.type != "cuda":
         return
     properties = torch.cuda.get_device_properties(context.device)
-    free, whole_memory = torch.cuda.mem_get_info(context.device)
+    free, installed = torch.cuda.mem_get_info(context.device)
     facts = [
         float(product_is_right(context.device)),
         float(free + torch.cuda.memory_reserved(context.device)),
-        float(whole_memory),
+        float(installed),
         float(properties.major * 10 + properties.minor),
         float("MIG" in properties.name),
     ]
