@@ -1,4 +1,4 @@
-"""What `gpt eval` prints is readable at 80 columns."""
+"""Tests of the output of `gpt eval`: readable at 80 columns."""
 
 from __future__ import annotations
 

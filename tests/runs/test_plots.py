@@ -12,9 +12,10 @@ import pytest
 
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import find_gpu
-from gptcli.cost.options import HardwareOptions, estimate_target, find_target
+from gptcli.cost.options import HardwareOptions
 from gptcli.cost.planner import plans
 from gptcli.cost.scaling_fit import RunResult, fit_law
+from gptcli.cost.target import estimate_target, find_target
 from gptcli.errors import InputError, UsageError
 from gptcli.papers.models import TABLE_D1
 from gptcli.runs import plots
