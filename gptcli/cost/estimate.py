@@ -282,7 +282,7 @@ def price_training(
     notes: tuple[str, ...] = (),
 ) -> Estimate:
     """Return the estimate of training `model` on `tokens` tokens by 6·N·D."""
-    basis = (
+    basis: tuple[Assumption, ...] = (
         Assumption(
             "FLOPs",
             6,

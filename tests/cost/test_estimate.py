@@ -17,9 +17,11 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import TABLE_D1, PaperCompute
 
 
-def cluster(gpu: str, count: int = 1, **said: float) -> Cluster:
+def cluster(
+    gpu: str, count: int = 1, *, tflops: float | None = None, mfu: float | None = None
+) -> Cluster:
     row = find_gpu(gpu)
-    speed = throughput(row, **said)
+    speed = throughput(row, tflops, mfu)
     assert speed is not None
     return Cluster(row, count, speed, hourly_price(row))
 

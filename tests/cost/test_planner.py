@@ -7,7 +7,6 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
-from gptcli.trainer.precision import check_precision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS
 from gptcli.trainer.auto import check_division
+from gptcli.trainer.optimizer import check_precision
 
 A100, H100 = find_gpu("a100"), find_gpu("h100")
 
