@@ -23,6 +23,7 @@ SUITES = {
     "system",
 }
 OTHER_SUBJECTS = {  # test files of something other than a module, and their subject
+    "corpus/test_damage.py": "builds of damaged inputs of every format",
     "test_bootstrap.py": "bootstrap.py of the repository",
     "test_collection.py": "the suite itself",
     "test_cuda_benchmark.py": "tests/benchmarks/cuda.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.locks import own_folder, own_part
 from gptcli.numbers import amount, counted, duration, in_bytes
 from gptcli.runtime import available_cores
-from gptcli.settings import NUMBERS, Resolved, nonempty_text
+from gptcli.settings import NUMBERS, Resolved, boolean, nonempty_text
 
 if TYPE_CHECKING:
     from gptcli.corpus.build import JobSlice
@@ -45,6 +46,12 @@ SHARDS = "Shards"
 OPTIONS = {  # also keys of --config, beside those of a recipe
     "tokenizer": Option(INPUT),
     "documents": Option(INPUT, "file"),
+    "field": Option(INPUT, "text"),
+    "input_format": Option(INPUT, "auto"),
+    "eot_in_text": Option(
+        INPUT,
+        help="Divide documents where a text or JSON line spells <|endoftext|>; otherwise it is "
+        "text.", reader=boolean),
     "on_error": Option(
         INPUT, "stop", "Action for a document that cannot be read: stop, or skip and count it.",
         "RULE"),
@@ -71,7 +78,7 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
         "Location of the workers: local, or ray for all cores of a running Ray cluster.", "R"),
 }
 # fmt: on
-DEFAULTED = tuple(name for name in OPTIONS if name not in ("tokenizer", "workers"))
+DEFAULTED = tuple(name for name in OPTIONS if name not in ("tokenizer", "eot_in_text", "workers"))
 """Options with a default that does not depend on the machine."""
 
 
@@ -173,6 +180,7 @@ def build_shards(
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     values = resolved.values
+    refuse_url(values["output"])
     out = Path(values["output"])
     if values["format"] not in EXPORT_FORMATS:
         raise UsageError(
@@ -193,6 +201,8 @@ def build_shards(
     if dry_run:
         from gptcli.corpus.report import estimate_build
 
+        for notice in build.notices():
+            ConsoleEvents().warn(notice)
         print_estimate(resolved, estimate_build(build, values["workers"]), as_json=json)
         return
     check_runner(values["runner"])
@@ -218,6 +228,16 @@ def build_shards(
     if values["format"] in EXPORTERS:
         EXPORTERS[values["format"]](out)
     print_build(out / MANIFEST, manifest, as_json=json)
+
+
+def refuse_url(out: str) -> None:
+    """Raise UsageError if an output is a URL: outputs are written to local files."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", out):
+        raise UsageError(
+            f"{out} is a URL, and shards are written to a local folder",
+            where="--out",
+            hint="write them to a folder and copy it there, or mount the bucket",
+        )
 
 
 def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: bool) -> None:
@@ -265,7 +285,8 @@ def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
     known = readers(OPTIONS)
     resolved = Resolved()
     defaults = {name: known[name](row.shown) for name, row in OPTIONS.items() if name in DEFAULTED}
-    resolved.put({**defaults, "workers": available_cores()}, "default")
+    defaults |= {"eot_in_text": False, "workers": available_cores()}
+    resolved.put(defaults, "default")
     if config is not None:
         known |= {
             "inputs": _read_texts,
@@ -280,6 +301,12 @@ def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
         raise UsageError(
             "INPUT cannot be combined with the sources of a recipe",
             hint="name all files in the recipe, or all as INPUT",
+        )
+    names = [name for name in ("field", "input_format", "eot_in_text") if name in given]
+    if "sources" in resolved.values and names:
+        raise UsageError(
+            f"{{option:{names[0]}}} cannot be combined with the sources of a recipe",
+            hint=f"set {names[0]} in the table of each source that needs it",
         )
     if "inputs" not in resolved.values and "sources" not in resolved.values:
         raise UsageError(

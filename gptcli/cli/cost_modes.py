@@ -262,8 +262,8 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
         report = {"name": target.name, "gpu": gpu.name, "gpus": gpus, "batch_tokens": batch}
         print_json("cost", report | {"trainer": hardware.trainer_name, "plans": listed})
         return
-    if assumed := _assumed(hardware):
-        print_lines(f"{gpu.name} {assumed}", dim=True)
+    if note := _assumed(hardware):
+        print_lines(f"{gpu.name} {note}", dim=True)
     factor = uncertainty(gpu, hardware.trainer_name)
     print_lines(
         f"{target.name} on {gpus:,} {gpu.name}, fastest first; "
@@ -370,8 +370,8 @@ def serve_model(options: dict[str, Any], output: OutputOptions) -> None:
         report = {"name": target.name, "gpu": gpu.name, **asdict(found), **constants}
         print_json("cost", report | {"price": None if price is None else asdict(price)})
         return
-    if assumed := _assumed(hardware):
-        print_lines(f"{gpu.name} {assumed}", dim=True)
+    if note := _assumed(hardware):
+        print_lines(f"{gpu.name} {note}", dim=True)
     print_rows(f"{target.name} on {gpu.name}", serving_rows(found, gpu), markdown=output.markdown)
 
 

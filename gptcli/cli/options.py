@@ -81,6 +81,16 @@ SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag,
         "files of GPT-2 or GPT-1, or the name gpt2.",
     ),
     "documents": ("KIND", "Unit of a text file to treat as one document: file, line or paragraph."),
+    "field": ("NAME", "Field or column of the text; a.b is the field b inside a."),
+    "input_format": (
+        "F",
+        "Format of every input: text, jsonl, json, csv, tsv, parquet, warc or html; auto goes by "
+        "names and first bytes.",
+    ),
+    "eot_in_text": (
+        "",
+        "Divide documents where a text or JSON line spells <|endoftext|>; otherwise it is text.",
+    ),
     "config": ("FILE", "TOML file that sets any of these options."),
     "device": ("NAME", "Device to run on: auto, cpu, cuda or cuda:1."),
     "json": ("", "Print a report as one JSON object on stdout."),

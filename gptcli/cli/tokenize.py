@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -20,9 +20,12 @@ from gptcli.files import atomic_write, claim_file
 from gptcli.numbers import counted
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from gptcli.corpus.documents import Document
     from gptcli.corpus.formats import DocumentKind
     from gptcli.events import Events
+    from gptcli.tokenizer.encoders import EncoderName
     from gptcli.tokenizer.tokenizer import Tokenizer
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1 << 12  # encoded at once
@@ -41,9 +44,14 @@ Examples:
 
     echo "Hello world" | gpt tokenize encode --tokenizer tokenizer.json
 """
-TEXT_INPUT = "Text files (.txt, .jsonl, .gz, .zst), folders, globs, or - for stdin."
+TEXT_INPUT = (
+    "Text files (.txt, .jsonl, .json, .csv, ...; .gz, .zst), folders, globs, or - for stdin."
+)
 TokenizerOption = Annotated[str, shared("tokenizer", INPUT)]
 DocumentsOption = Annotated[str, shared("documents", INPUT)]
+FieldOption = Annotated[str, shared("field", INPUT)]
+FormatOption = Annotated[str, shared("input_format", INPUT)]
+EotOption = Annotated[bool, shared("eot_in_text", INPUT, False)]
 ForceOption = Annotated[bool, options.force("Replace the output file.")]
 
 
@@ -58,6 +66,9 @@ def register(app: typer.Typer) -> None:
 def train(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help=TEXT_INPUT)],
     documents: DocumentsOption = "file",
+    field: FieldOption = "text",
+    input_format: FormatOption = "auto",
+    eot_in_text: EotOption = False,
     kind: Annotated[
         str,
         value(
@@ -87,7 +98,6 @@ def train(
 
         zcat crawl.gz | gpt tokenize train - --vocab-size 32k
     """
-    from gptcli.corpus.inputs import find_inputs
     from gptcli.tokenizer.gpt1 import VOCAB_SIZE, train_gpt1_tokenizer
     from gptcli.tokenizer.training import train_tokenizer
 
@@ -103,7 +113,8 @@ def train(
         claim_file(Path(output), force=force)
     events = ConsoleEvents()
     sample: list[str] = []
-    texts = _sampled(_documents(find_inputs(inputs), documents), sample)
+    reading = {"field": field, "input_format": input_format, "eot_in_text": eot_in_text}
+    texts = _sampled(_documents(inputs, documents, events, **reading), sample)
     if kind == "gpt1":
         tokenizer: Tokenizer = train_gpt1_tokenizer(texts, vocab_size or VOCAB_SIZE, events=events)
     else:
@@ -144,6 +155,17 @@ def encode(
         ),
     ] = "-",
     documents: DocumentsOption = "file",
+    field: FieldOption = "text",
+    input_format: FormatOption = "auto",
+    eot_in_text: EotOption = False,
+    encoder: Annotated[
+        str,
+        value(
+            "Library that encodes text: auto, tokenizers, tiktoken or gigatoken; all give the "
+            "same ids.",
+            *("E", OUTPUT, "auto"),
+        ),
+    ] = "auto",
     force: ForceOption = False,
 ) -> None:
     """Convert text to token ids: one document per line on stdout, or a token file.
@@ -154,17 +176,21 @@ def encode(
 
         gpt tokenize encode books/ --tokenizer tokenizer.json -o tokens.bin
     """
-    from gptcli.corpus.inputs import find_inputs
+    from gptcli.tokenizer.encoders import check_encoder
     from gptcli.tokenizer.tokenizer import load_tokenizer
 
     events = ConsoleEvents()
+    check_encoder(encoder)
     if output != "-":
         _claim_token_file(Path(output), force=force)
     vocabulary = load_tokenizer(tokenizer)
-    encoded = _encoded(vocabulary, _documents(find_inputs(inputs or ["-"]), documents), events)
+    reading = {"field": field, "input_format": input_format, "eot_in_text": eot_in_text}
+    texts = _documents(inputs or ["-"], documents, events, **reading)
+    encoded = _encoded(vocabulary, cast("EncoderName", encoder), texts, events)
     if output == "-":
+        spelled = [str(number) for number in range(vocabulary.vocab_size)]
         for ids in encoded:
-            sys.stdout.write(" ".join(map(str, ids)) + "\n")
+            sys.stdout.write(" ".join([spelled[number] for number in ids.tolist()]) + "\n")
         sys.stdout.flush()
     else:
         number, tokens = _write_token_file(Path(output), encoded, vocabulary)
@@ -234,11 +260,27 @@ def decode(
         out.flush()
 
 
-def _documents(paths: Iterable[str], documents: str) -> Iterator[Document]:
+def _documents(
+    inputs: list[str], documents: str, events: Events, **reading: Any
+) -> Iterator[Document]:
+    """Yield the documents of the inputs; say what was left out of folders."""
     from gptcli.corpus.formats import read_documents
+    from gptcli.corpus.inputs import find_inputs, left_out_line
+    from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
+    paths = find_inputs(inputs, every_suffix=reading["input_format"] != "auto")
+    if line := left_out_line(paths.left_out):
+        events.warn(line)
+    spelled = 0
     for path in paths:
-        yield from read_documents(path, documents=cast("DocumentKind", documents))
+        for document in read_documents(path, documents=cast("DocumentKind", documents), **reading):
+            spelled += END_OF_TEXT in document.text
+            yield document
+    if spelled:
+        events.warn(
+            f"{counted(spelled, 'document')} spell{'s' * (spelled == 1)} {END_OF_TEXT}, which is "
+            "ordinary text: --eot-in-text divides documents there"
+        )
 
 
 def _sampled(documents: Iterable[Document], sample: list[str]) -> Iterator[str]:
@@ -252,21 +294,38 @@ def _sampled(documents: Iterable[Document], sample: list[str]) -> Iterator[str]:
 
 
 def _encoded(
-    tokenizer: Tokenizer, documents: Iterable[Document], events: Events
-) -> Iterator[list[int]]:
-    """Yield the token ids of each document, encoded in batches."""
+    tokenizer: Tokenizer, encoder: EncoderName, documents: Iterable[Document], events: Events
+) -> Iterator[np.ndarray]:
+    """Yield the token ids of each document (uint32), encoded in batches."""
+    import numpy as np
+
+    from gptcli.tokenizer.encoders import open_encoder
+
+    done, is_fastest = 0, False
+    backend = open_encoder(tokenizer, "tokenizers" if encoder == "auto" else encoder)
+    for batch in _batches(documents):
+        if encoder == "auto" and done and not is_fastest:
+            # Importing a faster encoder takes longer than encoding a small text.
+            backend, is_fastest = open_encoder(tokenizer), True
+        ids, counts = backend.encode(batch)
+        yield from np.split(ids, np.cumsum(counts)[:-1])
+        done += sum(map(len, batch))
+        events.progress("encoding", done, unit="characters")
+    events.finish("encoding")
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
+    """Yield the texts in batches of about BATCH_CHARACTERS."""
     batch: list[str] = []
-    characters = done = 0
+    characters = 0
     for document in documents:
         batch.append(document.text)
         characters += len(document.text)
         if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield from tokenizer.encode_batch(batch)
-            done += characters
+            yield batch
             batch, characters = [], 0
-            events.progress("encoding", done, unit="characters")
-    yield from tokenizer.encode_batch(batch)
-    events.finish("encoding")
+    if batch:
+        yield batch
 
 
 def _claim_token_file(path: Path, *, force: bool) -> None:
@@ -280,7 +339,7 @@ def _claim_token_file(path: Path, *, force: bool) -> None:
 
 
 def _write_token_file(
-    path: Path, documents: Iterable[list[int]], tokenizer: Tokenizer
+    path: Path, documents: Iterable[np.ndarray], tokenizer: Tokenizer
 ) -> tuple[int, int]:
     """Write one shard, `path` (.bin) and its .idx, and return its numbers of documents and tokens.
 
@@ -304,7 +363,7 @@ def _write_token_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent) as spool:
         for ids in documents:
-            spool.write(np.array([tokenizer.eot_id, *ids], dtype).data)
+            spool.write(np.concatenate([[tokenizer.eot_id], ids]).astype(dtype).data)
             lengths.append(len(ids) + 1)
         spool.flush()
         tokens = sum(lengths)

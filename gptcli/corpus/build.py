@@ -43,6 +43,7 @@ from gptcli.corpus.shuffle import write_shards
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import claim_output, contents, empty, read_json, write_json
+from gptcli.numbers import counted
 from gptcli.shards.format import open_shard
 from gptcli.shards.manifest import (
     MANIFEST,
@@ -54,6 +55,7 @@ from gptcli.shards.manifest import (
     read_manifest,
     write_manifest,
 )
+from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
 SLICES = "parts"  # key of the resume record: number of slices
 
@@ -149,6 +151,8 @@ def finish_build(
     Work that an earlier attempt finished is kept. Raises InputError on a broken input (a folder
     that no earlier attempt wrote to is removed again), RunError if a worker dies.
     """
+    for notice in build.notices():
+        events.warn(notice)
     is_first_attempt = not (out / WORK_FOLDER).exists()
     context = make_context(build, out)
     try:
@@ -168,6 +172,11 @@ def finish_build(
                 out.rmdir()
         raise
     tallies = [_sum(chunk.tally for chunk in mine) for mine in chunks]
+    if spelled := _sum(tallies).spelled:
+        events.warn(
+            f"{counted(spelled, 'document')} spell{'s' * (spelled == 1)} {END_OF_TEXT}, which is "
+            "encoded as ordinary text: {option:eot_in_text} divides documents there"
+        )
     sources = [
         _source_entry(source, mine, tally)
         for source, mine, tally in zip(build.sources, chunks, tallies, strict=True)

@@ -57,6 +57,8 @@ class Tally:
     """Number of kept documents that lost text to decontamination."""
     pieces: int = 0
     """Number of documents added because decontamination divided some into several."""
+    spelled: int = 0
+    """Number of documents, before duplicates are removed, that spell `<|endoftext|>`."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Number of documents dropped, by reason."""
     samples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class Tally:
         self.text_bytes += other.text_bytes
         self.cut += other.cut
         self.pieces += other.pieces
+        self.spelled += other.spelled
         self.dropped += other.dropped
         for reason, samples in other.samples.items():
             mine = self.samples.setdefault(reason, [])
@@ -255,14 +258,12 @@ def write_text_chunk(
     document_numbers = np.array(numbers, "<u8")
     order = np.argsort(signatures.keys, axis=1, kind="stable")
     match_hashes, match_texts = matches
-    ngrams, ngram_documents = np.unique(match_hashes, return_counts=True)
     encoded = [text.encode() for text in texts]
     with atomic_write(path) as file:
         header = {
             "texts": len(texts),
             "bands": len(signatures.keys),
             "features": len(signatures.features),
-            "grams": len(ngrams),
             "hits": len(match_hashes),
         }
         write_header(file, {**header, "tally": tally.as_json()})
@@ -273,8 +274,6 @@ def write_text_chunk(
             document_numbers[order],
             np.cumsum([0, *signatures.feature_counts.tolist()]),
             signatures.features,
-            ngrams,
-            ngram_documents,
             match_hashes,
             match_texts,
         ):
@@ -288,9 +287,9 @@ class TextChunk:
     def __init__(self, path: Path) -> None:
         self.path = path
         header, offset = read_header(path)
-        count, bands, features, ngrams, matches = (
+        count, bands, features, matches = (
             int(header[name])  # type: ignore[call-overload]
-            for name in ("texts", "bands", "features", "grams", "hits")
+            for name in ("texts", "bands", "features", "hits")
         )
         self.tally = read_tally(header)
         """Tally of the documents that were read for this chunk."""
@@ -302,8 +301,6 @@ class TextChunk:
             "key_numbers": bands * count,
             "feature_borders": count + 1,
             "features": features,
-            "ngrams": ngrams,
-            "ngram_documents": ngrams,
             "match_hashes": matches,
             "match_texts": matches,
         }
@@ -360,11 +357,9 @@ class TextChunk:
         offset = self._arrays["features"][0] + 8 * start
         return np.fromfile(self.path, "<u8", stop - start, offset=offset)
 
-    def ngram_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the evaluation n-grams found here, and the number of documents with each."""
-        return self._array("ngrams"), self._array("ngram_documents")
+    def matches(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the evaluation n-grams found here, and the index of the document of each.
 
-    def matches(self) -> dict[int, np.ndarray]:
-        """Return the evaluation n-grams of each document that has any, by index in the chunk."""
-        hashes, texts = self._array("match_hashes"), self._array("match_texts")
-        return {int(index): hashes[texts == index] for index in np.unique(texts)}
+        They are (hashes uint64, indices int64); each pair occurs once.
+        """
+        return self._array("match_hashes"), self._array("match_texts").astype(np.int64)

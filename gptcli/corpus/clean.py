@@ -2,7 +2,10 @@
 
 They run in this order: extraction of text from HTML, Wikipedia, links, heuristics (length, symbols,
 repeated lines, language), quality. The first one that objects gives the reason that the document is
-counted under.
+counted under. All but the first need the text or the URL alone, and those that cost least come
+first: the classifier sees only what the heuristics keep, which is also what it is trained on. What
+compares documents comes after all of these: duplicates first, among the documents that would be
+kept, and then decontamination, which counts the documents that an n-gram is left in.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gptcli.corpus.documents import Document, extract_text
-from gptcli.corpus.formats import read_json_values
-from gptcli.corpus.inputs import file_suffixes, open_input
+from gptcli.corpus.formats import find_format, read_json_values
+from gptcli.corpus.inputs import open_input
 from gptcli.corpus.quality import QualityClassifier, is_kept
 from gptcli.corpus.recipe import CleanConfig, LinksConfig, SourceConfig
 from gptcli.errors import InputError, install_hint
@@ -54,14 +57,17 @@ def document_filters(
 def _extract(document: Document, source: SourceConfig) -> str:
     if document.html is not None or source.html:
         html = document.html if document.html is not None else document.text
-        document.text = extract_text(html, source.extractor)
+        document.text = extract_text(html, source.extractor, document.charset)
         document.html = None
         return "" if document.text.strip() else "no content"
     return "" if document.text.strip() else "blank"
 
 
 def _is_wikipedia(url: str) -> bool:
-    host = (urlsplit(url).hostname or "") if "//" in url else ""
+    try:
+        host = (urlsplit(url).hostname or "") if "//" in url else ""
+    except ValueError:  # no URL: an open bracket, for example
+        return False
     return host == "wikipedia.org" or host.endswith(".wikipedia.org")
 
 
@@ -90,7 +96,7 @@ def read_links(links: LinksConfig) -> set[str]:
 
 
 def _link_rows(path: str) -> Iterator[Any]:
-    if file_suffixes(path)[0] == ".jsonl":
+    if find_format(path) in ("jsonl", "json"):
         yield from (value for _, value in read_json_values(path))
     else:
         with open_input(path) as stream:

@@ -6,16 +6,26 @@ its own, so that a build is never finished with other inputs or other options.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptcli.corpus.inputs import COMPRESSED_SUFFIXES, STDIN, fingerprint, is_url
+from gptcli.corpus.documents import MAX_DOCUMENT_BYTES
+from gptcli.corpus.formats import find_format
+from gptcli.corpus.formats.text import CUT_BYTES
+from gptcli.corpus.inputs import (
+    COMPRESSED_SUFFIXES,
+    STDIN,
+    fingerprint,
+    is_url,
+    left_out_line,
+)
 from gptcli.corpus.recipe import DedupMethod, SourceConfig
-from gptcli.errors import InputError, UsageError, nearest
+from gptcli.errors import InputError, UsageError
 from gptcli.shards.format import MAX_TOKENS
 from gptcli.shards.manifest import DEFAULT_SOURCE
-from gptcli.tokenizer.encoders import ENCODERS, EncoderName
+from gptcli.tokenizer.encoders import EncoderName, check_encoder
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 # Smallest and largest size of a chunk. In between, a build has about a thousand chunks.
@@ -63,13 +73,7 @@ class BuildConfig:
                 field="shard_tokens",
                 code="shard_tokens_out_of_range",
             )
-        if self.encoder not in ENCODERS:
-            raise UsageError(
-                f"unknown encoder {self.encoder!r}",
-                field="encoder",
-                code="unknown_encoder",
-                hint=nearest(self.encoder, ENCODERS),
-            )
+        check_encoder(self.encoder)
         names = [source.name for source in self.sources if source.decontaminate]
         if names and not self.evaluation:
             raise UsageError(
@@ -145,6 +149,24 @@ class BuildConfig:
             methods.append(wanted.pop() if wanted else None)
         return methods
 
+    def notices(self) -> list[str]:
+        """Return what a user should know of the inputs before they are read, in a line each."""
+        left_out: Counter[str] = Counter()
+        long: list[str] = []
+        for source in self.sources:
+            left_out += Counter(getattr(source.inputs, "left_out", {}))
+            if source.documents == "file" and not source.eot_in_text:
+                long += [path for path in source.inputs if _is_long_text(path, source.input_format)]
+        notices = [line] if (line := left_out_line(left_out)) else []
+        if long:
+            others = f" and {len(long) - 1:,} more" if len(long) > 1 else ""
+            notices.append(
+                f"{long[0]}{others}: a text of more than {MAX_DOCUMENT_BYTES >> 20} MiB is cut into "
+                f"documents of up to {CUT_BYTES >> 20} MiB, at blank lines if there are any; "
+                "{option:documents} line or paragraph divides it otherwise"
+            )
+        return notices
+
     def resume_record(self) -> dict[str, Any]:
         """Return the content of `resume.json`: everything that must not change before a resume."""
         record = {
@@ -165,6 +187,13 @@ class BuildConfig:
             }
             record |= {f"{prefix}{name}": value for name, value in values.items()}
         return {**record, "inputs": inputs}
+
+
+def _is_long_text(path: str, input_format: str) -> bool:
+    """Return True if a file, as far as its size on disk tells, is a text that has to be cut."""
+    if path == STDIN or fingerprint(path)[0] <= MAX_DOCUMENT_BYTES:
+        return False
+    return find_format(path, input_format) == "text"
 
 
 def check_unchanged(old: dict[str, Any], new: dict[str, Any], out: Path) -> None:

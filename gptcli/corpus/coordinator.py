@@ -16,7 +16,7 @@ import numpy as np
 from gptcli.corpus.chunks import Chunk, Tally, TextChunk
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.decontaminate import MAX_NGRAM_DOCUMENTS, evaluation_ngrams
-from gptcli.corpus.dedup import DedupTask, dedup_tasks, find_duplicates
+from gptcli.corpus.dedup import DedupTask, dedup_tasks, find_duplicates, is_duplicate
 from gptcli.corpus.input_splits import InputSplit, split_inputs
 from gptcli.corpus.inputs import STDIN, fingerprint
 from gptcli.corpus.pool import Pool
@@ -68,7 +68,9 @@ def all_input_splits(context: WorkerContext, readers: int) -> Iterator[InputSpli
 def _input_splits(context: WorkerContext, source: int, readers: int) -> Iterator[InputSplit]:
     config = context.sources[source]
     inputs = [(path, 0 if path == STDIN else fingerprint(path)[0]) for path in config.inputs]
-    return split_inputs(source, inputs, context.chunk_characters, readers, config.documents)
+    return split_inputs(
+        source, inputs, context.chunk_characters, readers, config.documents, config.input_format
+    )
 
 
 def prepare_filters(build: BuildConfig, context: WorkerContext, events: Events) -> None:
@@ -178,9 +180,14 @@ def _compare_documents(
     if build.evaluation and not (context.work / "contaminated.npy").exists():
         items = context.items.hashes
         documents = np.zeros(len(items), np.int64)
-        for chunk in chain(*text_chunks):
-            ngrams, counts = chunk.ngram_counts()
-            documents[np.searchsorted(items, ngrams)] += counts.astype(np.int64)
+        for mine, paths in zip(text_chunks, duplicates, strict=True):
+            for chunk in mine:
+                # Duplicates are gone before n-grams are counted: eleven copies of one page are one
+                # document, and not proof that its n-grams are ordinary text.
+                hashes, owners = chunk.matches()
+                kept = ~is_duplicate(sorted(paths), chunk.numbers)
+                found, counts = np.unique(hashes[kept[owners]], return_counts=True)
+                documents[np.searchsorted(items, found)] += counts
         is_contaminated = (documents > 0) & (documents <= MAX_NGRAM_DOCUMENTS)
         _save_array(context.work / "contaminated.npy", items[is_contaminated])
     return [

@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.corpus.formats import read_documents, read_json_values
-from gptcli.corpus.inputs import file_suffixes
+from gptcli.corpus.formats import find_format, read_documents, read_json_values
 from gptcli.corpus.pool import LocalPool
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
@@ -63,8 +62,8 @@ def evaluation_ngrams(files: Sequence[str]) -> np.ndarray:
 
 
 def read_items(path: str) -> Iterator[str]:
-    """Yield the text of each item: all strings of a JSON line, or a paragraph of any other file."""
-    if file_suffixes(path)[0] == ".jsonl":
+    """Yield the text of each item: all strings of a JSON value, or a paragraph of any other file."""
+    if find_format(path) in ("jsonl", "json"):
         for _, value in read_json_values(path):
             yield " ".join(_strings(value))
     else:

@@ -6,6 +6,7 @@ well, with an `error_kind` to count it by and an `error` to show, so that no inp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,9 +19,14 @@ MAX_DOCUMENT_BYTES = 1 << 28
 # Positions per block in archives and tables, where a position counts records and not bytes.
 BLOCK_RECORDS = 1 << 10
 
-EMPTY_FILE, NOT_A_PAGE = "empty file", "not a page"
-NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE)
+EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY = "empty file", "not a page", "undecodable body"
+NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY)
 """Error kinds that are counted and never stop a build."""
+
+DECLARATION_BYTES = 1024  # of a page, in which it declares its encoding
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_ATTRIBUTE = re.compile(rb"([A-Za-z-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
+_CONTENT_CHARSET = re.compile(rb"charset\s*=\s*[\"']?([^\s\"';,]+)", re.IGNORECASE)
 
 Extractor = Literal["resiliparse", "trafilatura"]
 EXTRACTORS: tuple[Extractor, ...] = get_args(Extractor)
@@ -43,6 +49,10 @@ class Document:
     """URL the document was crawled from, or "" if unknown."""
     html: bytes | None = None
     """HTML page that `extract_text` has yet to convert."""
+    charset: str = ""
+    """Encoding of the page by its HTTP header, or "" if that names none."""
+    origin: int = -1
+    """Position of the record that this is a part of, or -1 if it is a whole one."""
     error_kind: str = ""
     """Two or three words to count the error by; "" if the document is readable."""
     error: InputError | None = None
@@ -130,26 +140,76 @@ def reject_escaped_bytes(document: Document) -> Document:
     return document
 
 
-def extract_text(html: bytes | str, extractor: Extractor = "resiliparse") -> str:
-    """Return the main content of an HTML page as plain text, without navigation and blank lines.
+def decode_page(data: bytes, charset: str, *, is_html: bool) -> str:
+    """Return the text of a page or of plain text, decoded in the order of WHATWG.
 
-    Bytes are decoded by the encoding that the page declares, or else by the one that is detected.
-    Raises InputError if the extractor's package is not installed.
+    The order (https://html.spec.whatwg.org/#determining-the-character-encoding) is: byte order
+    mark, `charset` of the HTTP header, for HTML the encoding that the page declares, detection.
+    Bytes that do not belong to the encoding become U+FFFD. Raises InputError if resiliparse is not
+    installed.
     """
     try:
-        from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+        from resiliparse.parse.encoding import (
+            bytes_to_str,
+            detect_encoding,
+            map_encoding_to_html5,
+        )
     except ImportError:
         raise _missing_package("resiliparse") from None
+    mark = next((codec for mark, codec in _MARKS.items() if data.startswith(mark)), None)
+    if mark is not None:
+        return data.decode(mark, "replace")
+    declared = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
+    if declared is None and is_html and (label := declared_encoding(data)):
+        declared = map_encoding_to_html5(label, fallback_utf8=False)
+        if declared is not None and declared.startswith("utf-16"):
+            declared = "utf-8"  # the declaration was read as ASCII
+    if declared is not None:
+        return bytes_to_str(data, declared, errors="replace", fallback_encodings=())
+    detected = detect_encoding(data) or "utf-8"
+    return bytes_to_str(data, detected, errors="replace")
+
+
+def declared_encoding(page: bytes) -> str:
+    """Return the label of the encoding that an HTML page declares in its first 1,024 bytes, or "".
+
+    It stands in an XML declaration, in `<meta charset>` or in `<meta http-equiv content>`.
+    """
+    head = re.sub(rb"<!--.*?(?:-->|$)", b"", page[:DECLARATION_BYTES], flags=re.DOTALL)
+    found = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']+)", head)
+    if found is not None:
+        return found[1].decode("ascii", "replace").strip()
+    for meta in re.findall(rb"<meta[\s/][^>]*", head, re.IGNORECASE):
+        values = {
+            name.lower(): (double or single or bare)
+            for name, double, single, bare in _ATTRIBUTE.findall(meta)
+        }
+        label = values.get(b"charset", b"")
+        if not label and values.get(b"http-equiv", b"").lower() == b"content-type":
+            content = _CONTENT_CHARSET.search(values.get(b"content", b""))
+            label = content[1] if content is not None else b""
+        if label:
+            return label.decode("ascii", "replace").strip()
+    return ""
+
+
+def extract_text(html: bytes | str, extractor: Extractor = "resiliparse", charset: str = "") -> str:
+    """Return the main content of an HTML page as plain text, without navigation and blank lines.
+
+    Bytes are decoded by `decode_page`; `charset` is the encoding by the HTTP header. Raises
+    InputError if the extractor's package is not installed.
+    """
     if isinstance(html, bytes):
-        encoding = detect_encoding(html, from_html_meta=True) or "utf-8"
-        html = bytes_to_str(html, encoding, errors="replace")
+        html = decode_page(html, charset, is_html=True)
     text = _by_trafilatura(html) if extractor == "trafilatura" else _by_resiliparse(html)
     return "\n".join(line for line in text.splitlines() if line.strip()).replace("\x00", "")
 
 
 def _by_resiliparse(html: str) -> str:
-    from resiliparse.extract.html2text import extract_plain_text
-
+    try:
+        from resiliparse.extract.html2text import extract_plain_text
+    except ImportError:
+        raise _missing_package("resiliparse") from None
     return str(extract_plain_text(html, main_content=True, alt_texts=False, comments=False))
 
 

@@ -10,13 +10,12 @@ divided, so any number of workers writes the same chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from gptcli.corpus.documents import BLOCK_RECORDS, WHOLE_FILE, Document, FileRange
-from gptcli.corpus.formats import DocumentKind, find_reader, is_splittable, scan
+from gptcli.corpus.documents import BLOCK_RECORDS, WHOLE_FILE, Document, FileRange, Reader
+from gptcli.corpus.formats import DocumentKind, find_format, is_splittable, scan
 from gptcli.corpus.formats.tables import row_group_bytes
-from gptcli.corpus.formats.text import read_whole
 from gptcli.corpus.inputs import file_suffixes
 from gptcli.errors import InputError
 from gptcli.text.compression import MissingPackageError
@@ -25,7 +24,7 @@ POSITION_BITS = 40
 # Every stripe decompresses and scans the whole file, so more of them would not help.
 MAX_STRIPES = 8
 MAX_FILES = 4096  # in one split
-RECORD_SUFFIXES = (".csv", ".warc", ".wet")  # formats whose positions count records, not bytes
+RECORD_FORMATS = ("csv", "tsv", "json", "warc")  # formats whose positions count records, not bytes
 MIN_DOCUMENT_CHARACTERS = 64  # an empty document, too, takes room in a chunk
 
 NumberedDocument = tuple[int, Document]
@@ -56,7 +55,12 @@ class InputSplit:
 
 
 def split_inputs(
-    source: int, inputs: list[tuple[str, int]], size: int, readers: int, documents: DocumentKind
+    source: int,
+    inputs: list[tuple[str, int]],
+    size: int,
+    readers: int,
+    documents: DocumentKind,
+    input_format: str = "auto",
 ) -> Iterator[InputSplit]:
     """Yield the splits of files given as (path, bytes), of about `size` bytes where possible.
 
@@ -67,7 +71,8 @@ def split_inputs(
     first = group_bytes = 0
     stripes = readers if len(inputs) < 2 * readers else 1
     for number, (path, length) in enumerate(inputs):
-        splits = list(_split_file(source, number, path, length, size, stripes, documents))
+        parts = _file_ranges(path, length, size, stripes, documents, input_format)
+        splits = [InputSplit(source, number, (path,), part) for part in parts]
         if splits or group_bytes + length > size or len(group) == MAX_FILES:
             if group:
                 yield InputSplit(source, first, tuple(group))
@@ -81,33 +86,27 @@ def split_inputs(
         yield InputSplit(source, first, tuple(group))
 
 
-def _split_file(
-    source: int,
-    number: int,
+def _file_ranges(
     path: str,
     length: int,
     size: int,
     stripes: int,
     documents: DocumentKind,
-) -> Iterator[InputSplit]:
-    """Yield the splits of a file of more than `size` bytes."""
+    input_format: str,
+) -> list[FileRange]:
+    """Return the ranges of a file of more than `size` bytes; [] if it is not divided."""
     if length <= size:
-        return
-    reader = find_reader(path, documents)
-    kind, compression = file_suffixes(path)
-    if is_splittable(path, reader, documents):
-        ranges = [FileRange(start, start + size, block=size) for start in range(0, length, size)]
-    elif kind == ".parquet":
-        ranges = [
-            FileRange(groups=groups, block=BLOCK_RECORDS)
-            for groups in _row_groups(path, size, compression)
-        ]
-    else:
-        block = BLOCK_RECORDS if kind in RECORD_SUFFIXES else size
-        count = min(stripes, MAX_STRIPES) if length > 4 * size and reader is not read_whole else 1
-        ranges = [FileRange(stripe=stripe, stripes=count, block=block) for stripe in range(count)]
-    for part in ranges:
-        yield InputSplit(source, number, (path,), part)
+        return []
+    found = find_format(path, input_format)
+    if is_splittable(path, documents, input_format):
+        return [FileRange(start, start + size, block=size) for start in range(0, length, size)]
+    if found == "parquet":
+        groups = _row_groups(path, size, file_suffixes(path)[1])
+        return [FileRange(groups=group, block=BLOCK_RECORDS) for group in groups]
+    block = BLOCK_RECORDS if found in RECORD_FORMATS else size
+    is_whole = found in ("html", None) or (found == "text" and documents == "file")
+    count = 1 if is_whole or length <= 4 * size else min(stripes, MAX_STRIPES)
+    return [FileRange(stripe=stripe, stripes=count, block=block) for stripe in range(count)]
 
 
 def _row_groups(path: str, size: int, compression: str) -> Iterator[tuple[int, int] | None]:
@@ -127,17 +126,18 @@ def _row_groups(path: str, size: int, compression: str) -> Iterator[tuple[int, i
 
 
 def numbered_documents(
-    split: InputSplit, documents: DocumentKind, field: str
+    split: InputSplit, reader_of: Callable[[str], Reader]
 ) -> Iterator[NumberedDocument]:
-    """Yield the documents of a split with their numbers.
+    """Yield the documents of a split with their numbers; `reader_of` returns the reader of a file.
 
     A file whose stream breaks off ends with a bad document, which its first stripe yields.
     """
     for number, path in enumerate(split.paths, split.first):
         first = number << POSITION_BITS
         try:
-            for document in scan(path, find_reader(path, documents, field), split.part):
-                if split.part.selects(document.position):
+            for document in scan(path, reader_of(path), split.part):
+                origin = document.position if document.origin < 0 else document.origin
+                if split.part.selects(origin):
                     yield first + document.position, document
         except MissingPackageError:
             raise

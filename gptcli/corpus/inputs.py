@@ -1,8 +1,4 @@
-"""Input files: find them by file, folder, glob, URL or "-", fingerprint them, and open them.
-
-Files may be plain, gzip or zstd. A compressed stream that is damaged or cut short raises InputError
-wherever in the stream that shows.
-"""
+"""Input files: find them by file, folder, glob, URL or "-", fingerprint them, and open them."""
 
 from __future__ import annotations
 
@@ -11,18 +7,37 @@ import glob
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gptcli.errors import GptError, InputError, RunError, install_hint
 from gptcli.files import similar
-from gptcli.text.compression import BUFFER_BYTES, DAMAGE, MissingPackageError, decompressed
+from gptcli.text.compression import (
+    BUFFER_BYTES,
+    START_BYTES,
+    MissingPackageError,
+    compression_of,
+    decompressed,
+)
 
 STDIN = "-"
-COMPRESSED_SUFFIXES = (".gz", ".zst")
-KNOWN_SUFFIXES = (".txt", ".jsonl", ".csv", ".parquet", ".warc", ".wet")
-"""Kinds of files that a folder is searched for; any other file is text if it is named itself."""
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+KNOWN_SUFFIXES: dict[str, Any] = {
+    ".txt": "text",
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), "jsonl"),
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    **dict.fromkeys((".warc", ".wet"), "warc"),
+}
+"""Suffixes that a folder is searched for, with their formats; other files can be named."""
+REMOTE_REQUESTS = 16  # at the same time
+REMOTE_ATTEMPTS = 3
 
 
 def file_suffixes(path: str) -> tuple[str, str]:
@@ -37,34 +52,58 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def find_inputs(inputs: Sequence[str]) -> list[str]:
+class Inputs(list[str]):
+    """Paths of input files, with the number of files that were left out, by reason."""
+
+    def __init__(
+        self, paths: Iterable[str] = (), left_out: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(paths)
+        self.left_out = Counter(left_out or {})
+        """Number of files and folders that a search did not read, by reason."""
+
+
+def left_out_line(left_out: Mapping[str, int]) -> str:
+    """Return a line that says how many files a search left out and why, or "" if none."""
+    if not left_out:
+        return ""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+    return (
+        f"left out of the inputs: {reasons} (name files by a pattern such as 'folder/**/*.md' to "
+        "read them, or say with {option:input_format} what all of them are)"
+    )
+
+
+def find_inputs(inputs: Sequence[str], *, every_suffix: bool = False) -> Inputs:
     """Return the files that files, folders, globs, URLs and "-" name, sorted and each once.
 
-    A folder is searched at any depth for KNOWN_SUFFIXES, plain or compressed; hidden files and
-    folders are skipped. The matches of a glob are searched likewise, unless the glob spells out the
+    A folder is searched at any depth, through links to folders as well, for KNOWN_SUFFIXES, plain
+    or compressed, or for `every_suffix`. Hidden files and folders are left out, and what is left
+    out is counted. The matches of a glob are searched likewise, unless the glob spells out the
     suffix ("src/**/*.py"). Raises InputError if an input names no file.
     """
     found: dict[str, str] = {}  # real path: path as given
+    left_out: Counter[str] = Counter()
     for name in inputs:
-        for path in _find(name):
+        for path in _find(name, every_suffix, left_out):
             key = path if path == STDIN or is_url(path) else os.path.realpath(path)
             found.setdefault(key, path)
-    return sorted(found.values())
+    return Inputs(sorted(found.values()), left_out)
 
 
-def _find(name: str) -> list[str]:
+def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
+    if not name.strip():
+        raise InputError(
+            "INPUT is empty",
+            hint="name files or folders; . is the current folder. A shell variable may be unset",
+        )
     path = Path(name)
     if name == STDIN:
         return [name]
     if is_url(name):
-        return _find_url(name)
+        return _find_url(name, every_suffix, left_out)
     if path.is_dir():
-        files = [
-            file
-            for file in path.rglob("*")
-            if file.is_file() and not _is_hidden(file.relative_to(path))
-        ]
-        return _known_files(files, name)
+        return _known_files(_walk(path, left_out), name, every_suffix, left_out)
     if path.exists():
         return [name]
     if not glob.has_magic(name):
@@ -72,42 +111,85 @@ def _find(name: str) -> list[str]:
         hint = None if close is None else f"did you mean {close}?"
         raise InputError("no such file or folder", where=name, hint=hint)
     # Path.glob refuses absolute patterns.
-    matches = [Path(match) for match in glob.glob(name, recursive=True)]  # noqa: PTH207
-    files = [match for match in matches if match.is_file()]
+    matches = glob.glob(name, recursive=True)  # noqa: PTH207
+    files = [match for match in matches if Path(match).is_file()]
     if path.suffix and not glob.has_magic(path.suffix):
         if not files:
             raise InputError("no file matches", where=name)
-        return [str(file) for file in files]
-    return _known_files(files, name)
+        return files
+    return _known_files(files, name, every_suffix, left_out)
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _walk(folder: Path, left_out: Counter[str]) -> Iterator[str]:
+    """Yield the files below a folder, at any depth; count what is hidden or cannot be read.
+
+    Links to folders are followed, each folder once.
+    """
+
+    def unreadable(_: OSError) -> None:
+        left_out["folders that cannot be read"] += 1
+
+    seen = {_identity(folder)}
+    for parent, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
+        left_out["hidden"] += sum(name.startswith(".") for name in [*folders, *files])
+        visible = []
+        for name in sorted(folders):
+            identity = _identity(Path(parent, name))
+            if not name.startswith(".") and identity not in seen:
+                seen.add(identity)
+                visible.append(name)
+        folders[:] = visible
+        for name in files:
+            path = str(Path(parent, name))
+            if name.startswith("."):
+                continue
+            if Path(path).is_file():
+                yield path
+            else:
+                left_out["links that lead nowhere, or pipes"] += 1
+    left_out += Counter()  # drops zeros
 
 
-def _known_files(files: list[Path], where: str) -> list[str]:
-    known = [str(file) for file in files if file_suffixes(str(file))[0] in KNOWN_SUFFIXES]
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        stat = folder.stat()
+    except OSError:  # os.walk reports it
+        return (0, hash(folder))
+    return stat.st_dev, stat.st_ino
+
+
+def _known_files(
+    files: Iterable[str], where: str, every_suffix: bool, left_out: Counter[str]
+) -> list[str]:
+    """Return the files of KNOWN_SUFFIXES, and count the others by their suffix.
+
+    Raises InputError if there is none.
+    """
+    known, others = [], Counter[str]()
+    for file in files:
+        if every_suffix or file_suffixes(file)[0] in KNOWN_SUFFIXES:
+            known.append(file)
+        else:
+            others["".join(file_suffixes(file)) or "no suffix"] += 1
     if not known:
-        found = sorted({"".join(file_suffixes(str(file))) or "no suffix" for file in files})
+        names = ", ".join(sorted(others)[:8])
         raise InputError(
-            "contains no file of a known kind"
-            + (f" (only {', '.join(found[:8])})" if files else ""),
+            "contains no file of a known kind" + (f" (only {names})" if others else ""),
             where=where,
             hint=f"known suffixes are {' '.join(KNOWN_SUFFIXES)}, plain or compressed; "
-            "any other file is read as text if you name it",
+            "any other file is read if you name it, by what it looks like",
         )
+    left_out += others
     return known
 
 
-def _find_url(url: str) -> list[str]:
+def _find_url(url: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
     fs, inside = open_filesystem(url)
     with filesystem_errors(url):
         if glob.has_magic(inside):
             found = sorted(fs.glob(inside))
         elif fs.isdir(inside):
-            found = sorted(
-                path for path in fs.find(inside) if file_suffixes(path)[0] in KNOWN_SUFFIXES
-            )
+            found = _known_files(sorted(fs.find(inside)), url, every_suffix, left_out)
         else:
             found = [inside] if fs.exists(inside) else []
     if not found:
@@ -151,43 +233,43 @@ def filesystem_errors(url: str) -> Iterator[None]:
 def fingerprint(path: str) -> tuple[int, str]:
     """Return the size of a file in bytes and a string that changes with its content.
 
-    `--resume` compares it. Raises InputError if there is no such file, RunError if a URL cannot be
-    reached.
+    `--resume` compares it. A URL is asked once in a process. Raises InputError if there is no such
+    file, RunError if a URL cannot be reached.
     """
     try:
         if is_url(path):
-            fs, inside = open_filesystem(path)
-            with filesystem_errors(path):
-                return int(fs.size(inside)), str(fs.ukey(inside))
+            return _remote_fingerprint(path)
         stat = Path(path).stat()
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
     return stat.st_size, str(stat.st_mtime_ns)
 
 
-@contextlib.contextmanager
-def open_input(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
-    """Open a file for reading, decompressed, at byte `start`.
-
-    Raises InputError, also inside the `with` block, if the file is missing, damaged or cut short.
-    """
-    name = "stdin" if path == STDIN else path
-    compression = file_suffixes(path)[1]
-    with contextlib.ExitStack() as stack:
-        stream: Any = sys.stdin.buffer if path == STDIN else stack.enter_context(_open_raw(path))
-        stream = decompressed(stream, compression, name)
-        if not hasattr(stream, "peek"):
-            stream = io.BufferedReader(stream, BUFFER_BYTES)
-        if start:
-            stream.seek(start)
+@lru_cache(maxsize=1 << 16)
+def _remote_fingerprint(url: str) -> tuple[int, str]:
+    fs, inside = open_filesystem(url)
+    for attempt in range(1, REMOTE_ATTEMPTS + 1):
         try:
-            yield stream
-        except DAMAGE as error:
-            what = "the file is cut short" if isinstance(error, EOFError) else "the file is damaged"
-            raise InputError(f"{what}: {error}", where=name) from None
+            with filesystem_errors(url):
+                return int(fs.size(inside)), str(fs.ukey(inside))
+        except RunError:
+            if attempt == REMOTE_ATTEMPTS:
+                raise
+            time.sleep(2.0 ** (attempt - 1))
+    raise AssertionError("unreachable")
 
 
-def _open_raw(path: str) -> Any:
+def fingerprints(paths: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Return the fingerprint of each file, those of URLs asked for in parallel."""
+    _remote_fingerprint.cache_clear()
+    remote = [path for path in paths if is_url(path)]
+    with ThreadPoolExecutor(REMOTE_REQUESTS) as pool:
+        list(pool.map(_remote_fingerprint, remote))
+    return {path: fingerprint(path) for path in paths}
+
+
+def open_raw(path: str) -> Any:
+    """Open a file or URL as it is stored. Raises InputError if there is no such file."""
     try:
         if is_url(path):
             fs, inside = open_filesystem(path)
@@ -196,3 +278,25 @@ def _open_raw(path: str) -> Any:
         return open(path, "rb", BUFFER_BYTES)
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
+
+
+@contextlib.contextmanager
+def open_input(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
+    """Open a file for reading, decompressed, at byte `start`.
+
+    Standard input is decompressed if it begins like a compressed file. Raises InputError, also
+    inside the `with` block, if the file is missing, damaged or cut short.
+    """
+    name = "stdin" if path == STDIN else path
+    compression = file_suffixes(path)[1]
+    with contextlib.ExitStack() as stack:
+        stream: Any = sys.stdin.buffer if path == STDIN else stack.enter_context(open_raw(path))
+        if not hasattr(stream, "peek"):
+            stream = io.BufferedReader(stream, BUFFER_BYTES)
+        if path == STDIN:
+            compression = compression_of(stream.peek(START_BYTES))
+        if compression:
+            stream = decompressed(stream, compression, name)
+        if start:
+            stream.seek(start)
+        yield stream

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,6 +29,10 @@ Result = TypeVar("Result")
 Runner = Literal["local", "ray"]
 RUNNERS: tuple[Runner, ...] = get_args(Runner)
 TASKS_PER_WORKER = 2  # tasks waiting or running, for each worker
+RAY_START_S = 60  # seconds an actor may take to start
+RAY_ATTEMPTS = 3  # of a task whose actor is lost
+RAY_CONNECT_S = 10  # seconds the head of a cluster may take to answer
+_NO_TASK: Any = object()
 _state: Any = None  # of this worker process
 
 
@@ -93,11 +98,14 @@ class LocalPool:
         self._earlier_children = multiprocessing.active_children()
         self._pool: ProcessPoolExecutor | None = None
         if count > 1:
+            # A process that dies at its start does not read its arguments, and writing more than
+            # the pipe holds would wait for it for ever. A queue is written by a thread.
+            context = multiprocessing.get_context("spawn")
+            self._states = context.Queue()
+            for _ in range(count):
+                self._states.put(state)
             self._pool = ProcessPoolExecutor(
-                count,
-                multiprocessing.get_context("spawn"),
-                initializer=_start_worker,
-                initargs=(state,),
+                count, context, initializer=_start_worker, initargs=(self._states,)
             )
 
     def map(
@@ -140,14 +148,16 @@ class LocalPool:
             for child in set(multiprocessing.active_children()) - set(self._earlier_children):
                 child.kill()
         self._pool.shutdown(cancel_futures=True)
+        self._states.cancel_join_thread()
+        self._states.close()
 
 
-def _start_worker(state: Any) -> None:
+def _start_worker(states: Any) -> None:
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
-    _state = state
+    _state = states.get()
 
 
 def _exit_with_parent() -> None:
@@ -162,48 +172,75 @@ def _run_task(function: Callable[[Any, Task], Result], task: Task) -> Result:
 
 
 class RayPool:
-    """Pool with one actor on each core of a running Ray cluster.
+    """Pool with one actor on each core of a running Ray cluster that is free when it starts.
 
-    If another job uses a core, the tasks of its actor wait. All machines have to see the output
-    folder and the inputs, on a shared file system or as URLs: workers exchange files, and so the
-    bytes are those of local workers.
+    A task whose actor is lost, with its machine or for want of memory, is given to another one. All
+    machines have to see the output folder and the inputs, on a shared file system or as URLs:
+    workers exchange files, and so the bytes are those of local workers.
     """
 
     def __init__(self, state: Any) -> None:
-        """Start the actors. Raises UsageError like `connect_to_ray`."""
+        """Start the actors.
+
+        Raises UsageError like `connect_to_ray`, RunError if no core becomes free in RAY_START_S.
+        """
         ray = self._ray = connect_to_ray()
-        self.count = int(ray.cluster_resources()["CPU"])
-        shared_state, actor = ray.put(state), ray.remote(num_cpus=1)(_Actor)
-        self._actors: list[Any] = [
-            actor.remote(shared_state, str(Path.cwd())) for _ in range(self.count)
-        ]
+        free = max(1, int(ray.available_resources().get("CPU", 0)))
+        shared_state, kind = ray.put(state), ray.remote(num_cpus=1)(_Actor)
+        actors = [kind.remote(shared_state, str(Path.cwd())) for _ in range(free)]
+        started = {actor.start.remote(): actor for actor in actors}
+        ready, late = ray.wait(list(started), num_returns=free, timeout=RAY_START_S)
+        for reference in late:  # another job has taken its core
+            ray.kill(started[reference])
+        self._actors: list[Any] = [started[reference] for reference in ready]
+        self.count = len(self._actors)
+        if not self._actors:
+            raise RunError(
+                f"no core of the Ray cluster became free in {RAY_START_S} s",
+                hint="wait until its other jobs have ended, or use {option:runner} local",
+            )
 
     def map(
         self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]
     ) -> Iterator[Result]:
         """Yield `function(state, task)` for each task; see `Pool.map`."""
-        pending: dict[Any, Any] = {}  # result to come: actor that computes it
+        pending: dict[Any, tuple[Any, Task, int]] = {}  # result to come: actor, task, attempt
         idle = self._actors * TASKS_PER_WORKER
-        try:
-            for task in tasks:
-                if not idle:
-                    yield from self._next_result(pending, idle)
+        again: list[tuple[Task, int]] = []  # tasks of lost actors, with their next attempt
+        waiting = iter(tasks)
+        is_end = False
+        while pending or again or not is_end:
+            while idle and (again or not is_end):
+                task, attempt = again.pop() if again else (next(waiting, _NO_TASK), 1)
+                if task is _NO_TASK:
+                    is_end = True
+                    break
                 actor = idle.pop()
-                pending[actor.run.remote(function, task)] = actor
-            while pending:
-                yield from self._next_result(pending, idle)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except self._ray.exceptions.RayActorError:
-            raise RunError(
-                "a worker on the cluster died; most often because memory ran out",
-                hint="run again with {option:resume}: all finished work is kept",
-            ) from None
-
-    def _next_result(self, pending: dict[Any, Any], idle: list[Any]) -> Iterator[Any]:
-        (done,), _ = self._ray.wait(list(pending), num_returns=1)
-        idle.append(pending.pop(done))
-        yield self._ray.get(done)
+                pending[actor.run.remote(function, task)] = actor, task, attempt
+            if not pending:
+                continue
+            (done,), _ = self._ray.wait(list(pending), num_returns=1)
+            actor, task, attempt = pending.pop(done)
+            try:
+                result = self._ray.get(done)
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except (
+                self._ray.exceptions.RayActorError,
+                self._ray.exceptions.ObjectLostError,
+            ):
+                # Tasks write whole files or none, so that they can be run again.
+                again.append((task, attempt + 1))
+                idle = [other for other in idle if other is not actor]
+                self._actors = [other for other in self._actors if other is not actor]
+                if attempt == RAY_ATTEMPTS or not self._actors:
+                    raise RunError(
+                        "a worker on the cluster died; most often because memory ran out",
+                        hint="run again with {option:resume}: all finished work is kept",
+                    ) from None
+                continue
+            idle.append(actor)
+            yield result
 
     def __enter__(self) -> RayPool:
         return self
@@ -226,9 +263,22 @@ class _Actor:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one actor, one core
         self._state = state
 
+    def start(self) -> None:
+        """Return when the actor runs."""
+
     def run(self, function: Callable[[Any, Task], Result], task: Task) -> Result:
         """Return `function(state, task)`."""
         return function(self._state, task)
+
+
+def _check_address(address: str) -> None:
+    """Connect to the head of a cluster once: Ray itself tries for a quarter of an hour.
+
+    Raises OSError if it does not answer in RAY_CONNECT_S.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=RAY_CONNECT_S).close()
 
 
 def connect_to_ray() -> Any:
@@ -243,10 +293,12 @@ def connect_to_ray() -> Any:
             "ray is not installed", field="runner", code="not_installed", hint=install_hint("ray")
         ) from None
     if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS", "")
         try:
+            _check_address(address)
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError:
-            if address := os.environ.get("RAY_ADDRESS"):
+        except (ConnectionError, TimeoutError, socket.gaierror):
+            if address:
                 what = f"no Ray cluster answers at {address}"
                 hint = "set RAY_AUTH_MODE=token if the cluster asks for a token"
             else:

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gptcli.corpus.documents import EXTRACTORS, Extractor
+from gptcli.corpus.documents import EXTRACTORS, Extractor, Reader
 from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader
-from gptcli.corpus.inputs import find_inputs, fingerprint
+from gptcli.corpus.inputs import STDIN, find_inputs, fingerprints
 from gptcli.errors import UsageError, nearest
 from gptcli.papers.training import GPT3_MIXTURE
 from gptcli.schema import read_table
@@ -38,6 +39,8 @@ ErrorRule = Literal["stop", "skip"]
 ERROR_RULES: tuple[ErrorRule, ...] = get_args(ErrorRule)
 DedupMethod = Literal["lsh", "paper"]
 DEDUP_METHODS: tuple[DedupMethod, ...] = get_args(DedupMethod)
+LATER_KEYS = ("input_format", "eot_in_text")
+"""Keys of a source that records of earlier builds do not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,11 @@ class SourceConfig:
     documents: DocumentKind = "file"
     """Part of a text file that is one document."""
     field: str = "text"
-    """Column or field of the text in tables and JSON lines."""
+    """Column or field of the text in tables and JSON; "a.b" is the field b of the object a."""
+    input_format: str = "auto"
+    """Format of every input, or "auto" for the one that its name or its first bytes say."""
+    eot_in_text: bool = False
+    """Divide texts and JSON lines into documents where they spell `<|endoftext|>`."""
     on_error: ErrorRule = "stop"
     """"stop" at a document that cannot be read, or "skip" and count it."""
     html: bool = False
@@ -170,14 +177,23 @@ class SourceConfig:
                     hint="within = true removes its duplicates",
                 )
         for path in self.inputs:
-            find_reader(path, self.documents)
+            self.reader(path)
+
+    def reader(self, path: str) -> Reader:
+        """Return the reader of an input. Raises InputError or UsageError like `find_reader`."""
+        return find_reader(
+            path, self.documents, self.field, self.input_format, eot_in_text=self.eot_in_text
+        )
 
     def record(self) -> dict[str, Any]:
         """Return everything that the source's documents depend on, with fingerprints of inputs."""
-        return {
-            **asdict(self),
-            "inputs": {path: list(fingerprint(path)) for path in self.inputs if path != "-"},
-        }
+        known = fingerprints([path for path in self.inputs if path != STDIN])
+        record = {**asdict(self), "inputs": {path: list(stat) for path, stat in known.items()}}
+        # Keys that older records lack are there only if they are not the default.
+        for part in fields(self):
+            if part.name in LATER_KEYS and record[part.name] == part.default:
+                del record[part.name]
+        return record
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...], where: str) -> None:
@@ -198,12 +214,17 @@ def read_sources(tables: object, where: str | Path = "recipe") -> list[SourceCon
             {"name": name, **table} if isinstance(table, dict) else table,
             where,
             key=f"sources.{name}",
-            readers=READERS,
+            readers={**READERS, "inputs": partial(find_inputs, every_suffix=_is_asked(table))},
         )
         for name, table in tables.items()
     ]
     _check_references(sources)
     return sources
+
+
+def _is_asked(table: object) -> bool:
+    """Return True if the table of a source says the format of its inputs."""
+    return isinstance(table, dict) and table.get("input_format", "auto") != "auto"
 
 
 def sources_of(values: Mapping[str, Any], where: str | Path = "recipe") -> list[SourceConfig]:
@@ -214,8 +235,11 @@ def sources_of(values: Mapping[str, Any], where: str | Path = "recipe") -> list[
     if "sources" not in values:
         return [
             SourceConfig(
-                inputs=find_inputs(values["inputs"]),
+                inputs=find_inputs(values["inputs"], every_suffix=values["input_format"] != "auto"),
                 documents=values["documents"],
+                field=values["field"],
+                input_format=values["input_format"],
+                eot_in_text=values["eot_in_text"],
                 on_error=values["on_error"],
             )
         ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from gptcli.corpus.chunks import Tally
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.documents import NON_FATAL_ERRORS, extract_text
-from gptcli.corpus.formats import find_reader, scan
+from gptcli.corpus.formats import scan
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import atomic_write
@@ -97,13 +97,14 @@ def _beginning(path: str, source: SourceConfig) -> str:
     """
     lines: list[str] = []
     size = 0
-    for document in scan(path, find_reader(path, "line", source.field)):
+    by_lines = replace(source, documents="line", inputs=[])
+    for document in scan(path, by_lines.reader(path)):
         if document.error is not None:
             if source.on_error == "stop" and document.error_kind not in NON_FATAL_ERRORS:
                 raise document.error
             continue
         if document.html is not None:
-            document.text = extract_text(document.html)
+            document.text = extract_text(document.html, charset=document.charset)
         lines.append(document.text)
         size += len(document.text) + 1
         if size >= SAMPLED_CHARACTERS:
@@ -141,6 +142,8 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
     lines += [f"- `{name}`" for name in inputs[:MAX_LISTED_INPUTS]]
     hidden = len(inputs) - MAX_LISTED_INPUTS
     lines += [f"- and {hidden:,} more"] * (hidden > 0)
+    left_out = getattr(inputs, "left_out", {})
+    lines += [f"- left out: {count:,} {reason}" for reason, count in sorted(left_out.items())]
     lines += ["", "| documents | |", "|---|---:|", f"| read | {source.documents_in:,} |"]
     lines += [f"| dropped: {reason} | {count:,} |" for reason, count in source.dropped.items()]
     lines += [f"| kept | {source.documents_kept:,} |", ""]

@@ -40,7 +40,7 @@ from gptcli.shards.format import TokenDtype, token_dtype
 from gptcli.shards.order import mix64
 from gptcli.text.ngrams import NgramSet
 from gptcli.tokenizer.encoders import Encoder, EncoderName, open_encoder
-from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 
 @dataclass
@@ -133,7 +133,7 @@ def read_split(context: WorkerContext, split: InputSplit) -> list[Path]:
         return [context.work / name for name in read_json(done)]
     source = context.sources[split.source]
     kind = "text" if context.needs_text_chunks(split.source) else "unit"
-    documents = numbered_documents(split, source.documents, source.field)
+    documents = numbered_documents(split, source.reader)
     paths = []
     for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
         name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
@@ -186,6 +186,7 @@ def _kept_documents(
         if reason:
             tally.drop(reason, _document_name(source, number), document.text)
         else:
+            tally.spelled += END_OF_TEXT in document.text
             yield number, document.text
 
 
@@ -205,7 +206,7 @@ def sample_texts(
     config = context.sources[source]
     filters = document_filters(config, context.seed, None)
     for split in splits:
-        documents = numbered_documents(split, config.documents, config.field)
+        documents = numbered_documents(split, config.reader)
         for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
             for _, text in _kept_documents(group, config, filters, Tally()):
                 yield text
@@ -235,14 +236,16 @@ def finish_text_chunk(context: WorkerContext, task: TextChunkTask) -> Path:
     text_chunk = TextChunk(task.path)
     tally, numbers = text_chunk.tally, text_chunk.numbers
     duplicate = is_duplicate(task.duplicates, numbers)
-    matches = text_chunk.matches() if source.decontaminate else {}
+    hashes, owners = text_chunk.matches()
+    matched = np.unique(owners[np.isin(hashes, context.contaminated)]) if len(hashes) else owners
+    contaminated = set(matched.tolist())
     document_keys = shuffle_keys(numbers, context.seed)
     keys = []
     texts: list[str] = []
     for row, text in enumerate(text_chunk.texts()):
         reason = "duplicate" if duplicate[row] else ""
         pieces = [text]
-        if not reason and row in matches and np.isin(matches[row], context.contaminated).any():
+        if not reason and row in contaminated:
             pieces = remove_ngrams(text, context.contaminated)
             if not pieces:
                 reason = "contaminated: nothing left"

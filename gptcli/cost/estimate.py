@@ -315,7 +315,7 @@ def price_paper(
     half = (
         ": encoder and decoder see half of the tokens each" if row.flops_per_parameter == 3 else ""
     )
-    basis = (
+    basis: tuple[Assumption, ...] = (
         Assumption(
             "FLOPs",
             row.flops_per_parameter,

@@ -80,8 +80,13 @@ def _run(row: dict[str, str]) -> MeasuredRun:
     plain = not gated and tied and n["d_ff"] == 4 * n["d_model"] and n["n_kv_head"] == n["n_head"]
     config: ModelConfig | Shape
     if plain:
-        names = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size")
-        config = ModelConfig(**{name: n[name] for name in names})
+        config = ModelConfig(
+            n_layer=n["n_layer"],
+            n_head=n["n_head"],
+            d_model=n["d_model"],
+            n_ctx=n["n_ctx"],
+            vocab_size=n["vocab_size"],
+        )
     else:
         config = Shape(**n, gated=gated, tied=tied)
     return MeasuredRun(

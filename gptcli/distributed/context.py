@@ -151,7 +151,8 @@ def check_numeric_environment(
     if compiled:
         parts.append("compiled")
     if device_type() == "cpu" and precision == "bf16" and optional_kernels.available("linear"):
-        parts.append("kernels in C")
+        instructions = optional_kernels.instruction_set()
+        parts.append("kernels in C" + ("" if instructions == "amx" else f" for {instructions}"))
     current = ", ".join(parts)
     if previous not in (None, current):
         events.warn(

@@ -1,4 +1,4 @@
-"""What a process needs of its CUDA GPU: which one it is, how it computes, and whether it works.
+"""The CUDA GPU of a process: its number, its arithmetic, and checks that it works.
 
 Not run on a GPU by us: `tests/gpu` rehearses the rest of the CUDA code without one, and
 `python -m tests.benchmarks.gpu_acceptance` tells on a real one.
@@ -93,11 +93,11 @@ def out_of_memory(device: torch.device) -> RunError:
     """Return the error of a run for which the memory of `device` was not enough."""
     if device.type != "cuda":
         return RunError("out of memory", hint=SHORTAGE_HINT)
-    free, total = torch.cuda.mem_get_info(device)
+    free, installed = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device)
-    others = max(0, total - free - own)
+    others = max(0, installed - free - own)
     return RunError(
-        f"the GPU is out of memory: of {in_bytes(total)}, this process has {in_bytes(own)}, "
+        f"the GPU is out of memory: of {in_bytes(installed)}, this process has {in_bytes(own)}, "
         f"others have {in_bytes(others)}, and {in_bytes(free)} are free",
         where=str(device),
         code="out_of_memory",
@@ -131,11 +131,11 @@ def check_gpus(context: RankContext, needed_bytes: int, events: Events) -> None:
     if context.device.type != "cuda":
         return
     properties = torch.cuda.get_device_properties(context.device)
-    free, total = torch.cuda.mem_get_info(context.device)
+    free, installed = torch.cuda.mem_get_info(context.device)
     facts = [
         float(product_is_right(context.device)),
         float(free + torch.cuda.memory_reserved(context.device)),
-        float(total),
+        float(installed),
         float(properties.major * 10 + properties.minor),
         float("MIG" in properties.name),
     ]

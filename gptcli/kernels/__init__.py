@@ -30,12 +30,21 @@ from typing import Any, Literal
 from torch import nn
 
 from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
+from gptcli.kernels.build import instruction_set, lack_compiler
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
 from gptcli.kernels.decode_triton import decode_block, few_rows_linear
 from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.transformer import Attention, Block
 
-__all__ = ["Kernel", "available", "decode_step", "install", "uninstall"]
+__all__ = [
+    "Kernel",
+    "available",
+    "decode_step",
+    "install",
+    "instruction_set",
+    "lack_compiler",
+    "uninstall",
+]
 
 Kernel = Literal["attention", "head", "linear", "norm"]
 _AVAILABLE: dict[Kernel, Callable[[], bool]] = {

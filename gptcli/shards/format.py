@@ -14,8 +14,8 @@ u64 sequences + 1, then int32 lengths in tokens, int64 byte pointers into the `.
 The files of llm.c, modded-nanogpt, Megatron and nanoGPT can be read as well. A folder of them has
 no manifest, so every byte of the files is read to make one (`gptcli.shards.manifest.manifest_for`).
 The folder needs the `tokenizer.json` that the tokens were made with. A file is validation if one of
-the words of its name is "val", "valid" or "validation", is ignored if one is "test", and is
-training otherwise.
+the words of its name is "val", "valid" or "validation", is left out if one is "test" and none is
+"train", and is training otherwise.
 """
 
 from __future__ import annotations
@@ -201,13 +201,17 @@ def read_external_folder(folder: Path) -> ExternalFolder | None:
     Raises InputError if a file is damaged or of another kind, if the tokenizer is missing, or if a
     token is outside its vocabulary.
     """
-    paths = {
-        path: split
-        for path in sorted(folder.glob("*.bin"))
-        if (split := _split_of(path)) is not None
-    }
-    if not paths:
+    found = sorted(folder.glob("*.bin"))
+    paths = {path: split for path in found if (split := _split_of(path)) is not None}
+    if not found:
         return None
+    if not paths:
+        names = ", ".join(path.name for path in found[:4])
+        raise InputError(
+            f'all its token files are left out, because "test" is in their names: {names}',
+            where=folder,
+            hint="name those to train on train_*.bin, and those to validate on val_*.bin",
+        )
     if not (folder / "tokenizer.json").exists():
         raise InputError(
             "the tokenizer that the token files were made with is missing",
@@ -240,9 +244,9 @@ def read_external_folder(folder: Path) -> ExternalFolder | None:
 def _split_of(path: Path) -> Literal["train", "val"] | None:
     """Return the split that a file's name tells; None for test data."""
     words = set(re.split("[^a-z]+", path.stem.lower()))
-    if "test" in words:
-        return None
-    return "val" if words & {"val", "valid", "validation"} else "train"
+    if words & {"val", "valid", "validation"}:
+        return "val"
+    return None if "test" in words and "train" not in words else "train"
 
 
 @lru_cache(maxsize=1 << 16)

@@ -65,13 +65,8 @@ class Encoder(Protocol):
         """
 
 
-def open_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> Encoder:
-    """Return the encoder `name` for `tokenizer`; "auto" is the fastest that is installed and passes
-    the check.
-
-    Raises UsageError if the named encoder is unknown, not installed or unsuitable for this kind of
-    tokenizer, RunError if its ids differ from the reference's.
-    """
+def check_encoder(name: str) -> None:
+    """Raise UsageError if there is no encoder `name`."""
     if name not in ENCODERS:
         raise UsageError(
             f"unknown encoder {name!r}",
@@ -79,6 +74,16 @@ def open_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> Encoder:
             code="unknown_encoder",
             hint=nearest(name, ENCODERS),
         )
+
+
+def open_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> Encoder:
+    """Return the encoder `name` for `tokenizer`; "auto" is the fastest that is installed and passes
+    the check.
+
+    Raises UsageError if the named encoder is unknown, not installed or unsuitable for this kind of
+    tokenizer, RunError if its ids differ from the reference's.
+    """
+    check_encoder(name)
     reference = _Reference(tokenizer)
     if name == "tokenizers":
         return reference
@@ -227,6 +232,8 @@ def _byte_level(tokenizer: Tokenizer) -> Any:
 
     Raises UnsuitableError if it is not GPT-2's kind.
     """
+    if tokenizer.has_words:
+        raise UnsuitableError("it recognises added words in text")
     value = json.loads(tokenizer.to_json())
     if (value.get("pre_tokenizer") or {}).get("type") != "ByteLevel" or value.get("normalizer"):
         raise UnsuitableError("it is not a byte-level BPE")

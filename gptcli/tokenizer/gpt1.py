@@ -43,6 +43,7 @@ UNKNOWN, END_OF_WORD = "<unk>", "</w>"
 VOCAB_SIZE = 40478
 CHARACTERS = 238  # of GPT-1's alphabet: a rarer one is unknown
 REPEATED = 1000  # words in a piece of training text
+WORD = 1 << 10  # characters of a word that are learned from at once
 # by the released code, before it splits
 REPLACED = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 
@@ -70,6 +71,7 @@ class Gpt1Tokenizer(Tokenizer):
     """
 
     unknown = UNKNOWN
+    has_words = False
 
     def __init__(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
         ids = {token: number for number, token in enumerate(tokens)}
@@ -184,5 +186,9 @@ def _repeated(words: Counter[str], rare: dict[int, None]) -> Iterator[str]:
     """Yield each word as often as it occurred, without its rare characters, in batches."""
     for word, count in sorted(words.items()):
         word = word.translate(rare)
-        for start in range(0, count, REPEATED):
-            yield f"{word} " * min(REPEATED, count - start)
+        # The time the library takes is quadratic in the length of a word. Of one that is cut, a
+        # pair is miscounted at each cut.
+        parts = [word[at : at + WORD] for at in range(0, len(word), WORD)]
+        for part in parts:
+            for start in range(0, count, REPEATED):
+                yield f"{part} " * min(REPEATED, count - start)

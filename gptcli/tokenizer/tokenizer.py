@@ -2,8 +2,8 @@
 
 Differences from plain use of the `tokenizers` library:
 
-- `<|endoftext|>` and other added tokens are never recognised in text: a document that contains them
-  gets ordinary ids.
+- `<|endoftext|>` and other special tokens are never recognised in text: a document that contains
+  them gets ordinary ids. Words that were added to a vocabulary and are not special are recognised.
 - A long text is encoded in pieces, cut where GPT-2's pattern always cuts. The ids are the same, but
   the library needs some 160 bytes of memory for each byte of text that it is given at once.
 - Decoding is a table of bytes, so it is exact for any ids, even if they end within a character.
@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class Tokenizer:
 
     `tokens` spells each id in the alphabet of `byte_alphabet`. `merges` are pairs of spellings,
     first learned first. `added` are those of `tokens` that no merge makes, spelt as plain text,
-    which other programs treat as special. Raises InputError if these do not make a byte-level BPE.
+    which other programs treat as special, except those of `words`, which are recognised in text as
+    `tokenizers` does: the settings of each in a tokenizer.json. Raises InputError if these do not make a byte-level BPE.
     Picklable, so that worker processes can receive one.
     """
 
@@ -110,9 +112,11 @@ class Tokenizer:
         tokens: Sequence[str],
         merges: Sequence[tuple[str, str]],
         added: Sequence[str] = (END_OF_TEXT,),
+        words: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         ids = {token: number for number, token in enumerate(tokens)}
         alphabet = byte_alphabet()
+        plain = {word["content"] for word in words}
         special = {token for token in added if token in ids}
         if len(ids) != len(tokens):
             raise InputError("two ids of the vocabulary have the same spelling")
@@ -128,9 +132,19 @@ class Tokenizer:
         self.vocab_size = len(tokens)
         self.eot_id = ids.get(END_OF_TEXT)
         self.merges = len(merges)
-        fingerprint = json.dumps([PATTERN, list(tokens), [" ".join(pair) for pair in merges]])
+        facts: list[Any] = [PATTERN, list(tokens), [" ".join(pair) for pair in merges]]
+        if words:
+            facts.append([repr(_added_token(word)) for word in words])
+        fingerprint = json.dumps(facts)
         self.sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
-        self._special = sorted(special, key=ids.__getitem__)
+        self._special = sorted(special - plain, key=ids.__getitem__)
+        self.has_words = bool(words)
+        """True if words of the vocabulary are recognised in text before it is split."""
+        # A piece must not end inside a word, nor inside the white space that it takes along.
+        self._cuts = not any(
+            word.get("lstrip") or word.get("rstrip") or re.search(r"\s", word["content"])
+            for word in words
+        )
         to_byte = str.maketrans({character: chr(byte) for character, byte in alphabet.items()})
         self._bytes = [
             token.encode() if token in special else token.translate(to_byte).encode("latin-1")
@@ -138,6 +152,7 @@ class Tokenizer:
         ]
         self._backend = Backend(models.BPE(vocab=ids, merges=list(merges)))
         self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._backend.add_tokens([_added_token(word) for word in words])
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of one text; `<|endoftext|>` in it is ordinary text.
@@ -151,7 +166,7 @@ class Tokenizer:
         uses one).
         """
         ids: list[list[int]] = [[] for _ in texts]
-        for group in _groups(texts):
+        for group in _groups(texts, PIECE if self._cuts else sys.maxsize):
             encodings = self._backend.encode_batch_fast(
                 [piece for _, piece in group], add_special_tokens=False
             )
@@ -238,7 +253,14 @@ def check_merges(merges: Sequence[tuple[str, str]], ids: dict[str, int]) -> None
             raise InputError(f"the merge {' '.join(pair)!r} does not belong to the vocabulary")
 
 
-def _groups(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
+def _added_token(word: Mapping[str, Any]) -> AddedToken:
+    """Return a word of a tokenizer.json that is recognised in text."""
+    names = ("single_word", "lstrip", "rstrip", "normalized")
+    settings = {name: bool(word.get(name, name == "normalized")) for name in names}
+    return AddedToken(word["content"], special=False, **settings)
+
+
+def _groups(texts: list[str], piece_characters: int) -> Iterator[list[tuple[int, str]]]:
     """Yield pieces of the texts, each with the index of its text, in groups of about GROUP
     characters.
     """
@@ -246,7 +268,7 @@ def _groups(texts: list[str]) -> Iterator[list[tuple[int, str]]]:
     size = 0
     for index, text in enumerate(texts):
         refuse_surrogates(text)
-        for piece in pieces(text, PIECE):
+        for piece in pieces(text, piece_characters):
             group.append((index, piece))
             size += len(piece)
             if size >= GROUP or len(group) >= GROUP_PIECES:
@@ -339,7 +361,9 @@ def _load_json(path: Path) -> Tokenizer:
             tuple(merge.split(" ") if isinstance(merge, str) else map(str, merge))
             for merge in model["merges"]
         ]
-        added = {token["content"]: token["id"] for token in value.get("added_tokens") or []}
+        entries = value.get("added_tokens") or []
+        added = {token["content"]: token["id"] for token in entries}
+        words = [token for token in entries if not token.get("special")]
         splitter = value["pre_tokenizer"] or {}
         as_gpt2 = (
             splitter.get("type") == "ByteLevel"
@@ -369,10 +393,17 @@ def _load_json(path: Path) -> Tokenizer:
             where=path,
             hint="gpt tokenize train makes one",
         )
-    return _build(vocab, merges, list(added), where=path)
+    return _build(vocab, merges, list(added), words, where=path)
 
 
-def _build(vocab: Any, merges: list[Any], added: list[str], *, where: Path) -> Tokenizer:
+def _build(
+    vocab: Any,
+    merges: list[Any],
+    added: list[str],
+    words: Sequence[Mapping[str, Any]] = (),
+    *,
+    where: Path,
+) -> Tokenizer:
     if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(
         range(len(vocab)), key=str
     ):
@@ -385,7 +416,7 @@ def _build(vocab: Any, merges: list[Any], added: list[str], *, where: Path) -> T
             from gptcli.tokenizer.gpt1 import Gpt1Tokenizer  # which is built on this module
 
             return Gpt1Tokenizer(tokens, merges)
-        return Tokenizer(tokens, merges, added)
+        return Tokenizer(tokens, merges, added, words)
     except InputError as error:
         raise InputError(error.what, where=where) from None
 

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +33,7 @@ MIN_FREQUENCY = 2  # a pair that occurs once teaches nothing
 PIECE = 1 << 10  # characters; the time the library takes is quadratic in the length of a word
 Merges = list[tuple[str, str]]
 SEPARATOR = b"\xff"  # no byte of UTF-8
+SMALL_CHARACTERS = 1 << 24  # for which gigatoken, if its merges have to be learned again, is slower
 CHUNK = 1 << 24  # bytes read at once to count the last merge
 
 
@@ -105,8 +106,20 @@ def learn_merges(
     """Return up to `count` merges of pairs that occur at least twice, most frequent first, spelt in
     the byte alphabet, as `reference` learns them.
 
-    The text goes through a temporary file, so that memory holds its distinct words only.
+    A small text is learned from by the reference, which takes a second or two for it; a large one
+    goes through a temporary file, so that memory holds its distinct words only.
     """
+    waiting = iter(texts)
+    first: list[str] = []
+    characters = 0
+    for text in waiting:
+        first.append(text)
+        characters += len(text)
+        if characters > SMALL_CHARACTERS:
+            break
+    else:
+        return reference(first)
+    texts = chain(first, waiting)
     try:
         import gigatoken
     except ImportError:

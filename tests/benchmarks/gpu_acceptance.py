@@ -49,7 +49,7 @@ PREDICTED: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a stage runs, and where it writes."""
+    """Device and folder of a stage."""
 
     device: str
     tiny: bool
@@ -302,7 +302,7 @@ def nanogpt(setting: Setting) -> None:
 
 
 def same_bits(setting: Setting) -> None:
-    """Whether two equal runs end in the same bits, as they are and with deterministic kernels."""
+    """Bits of two equal runs, as they are and with deterministic kernels."""
     size = cuda.SIZES["tiny"]
     model = size.model if setting.tiny else ModelConfig.from_paper(
         find_size("gpt2"), vocab_size=cuda.VOCABULARY, n_layer=2

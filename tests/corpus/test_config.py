@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.corpus import config
 from gptcli.corpus.config import CHUNK_CHARACTERS, BuildConfig, check_unchanged
+from gptcli.corpus.inputs import find_inputs
 from gptcli.corpus.recipe import DedupConfig, SourceConfig
 from gptcli.errors import InputError, UsageError
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet
@@ -83,3 +85,18 @@ def test_the_record_of_another_build_is_refused(build: BuildConfig, tmp_path: Pa
     assert named.resume_record()["web.weight"] == 2.0
     with pytest.raises(UsageError, match="is inside the output folder"):
         build.check_inputs_outside(tmp_path)
+
+
+def test_what_is_left_out_and_texts_to_be_cut_are_told(
+    tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "b.md", "c.jsonl"):
+        (tmp_path / name).write_text("words " * 20)
+    monkeypatch.setattr(config, "MAX_DOCUMENT_BYTES", 100)
+    found = find_inputs([str(tmp_path)])
+    whole = BuildConfig(sources=[SourceConfig(inputs=found)], tokenizer=byte_tokenizer)
+    left_out, cut = whole.notices()
+    assert left_out.startswith("left out of the inputs: 1 .md (")
+    assert cut.startswith(f"{tmp_path / 'a.txt'}: a text of more than ")
+    lines = SourceConfig(inputs=[str(tmp_path / "a.txt")], documents="line")
+    assert BuildConfig(sources=[lines], tokenizer=byte_tokenizer).notices() == []

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import json
+import random
 from pathlib import Path
 
 import pytest
 
 from gptcli.corpus import config, coordinator
+from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.coordinator import WORK_FOLDER, all_input_splits, make_context
 from gptcli.corpus.recipe import DedupConfig, SourceConfig
+from gptcli.shards.order import open_split
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
@@ -66,3 +70,32 @@ def test_lines_are_split_by_bytes_and_compressed_files_in_stripes(
         ranges = [split.part for split in splits if split.source == 0]
         assert [part.start for part in ranges] == list(range(0, 50 * 22, 100))
         assert [split.part.stripe for split in splits if split.source == 1] == list(range(stripes))
+
+
+@pytest.mark.parametrize("copies", [1, 11])
+def test_copies_of_a_page_do_not_make_its_test_item_ordinary(
+    tmp_path: Path, byte_tokenizer: Tokenizer, copies: int
+) -> None:
+    """N-grams of more than 10 documents are kept, but duplicates are one document."""
+    item = "seven wizards watched the brown fox jump over a lazy dog in the evening light today"
+    chance = random.Random(3)
+    filler = [" ".join(str(chance.random()) for _ in range(60)) for _ in range(2)]
+    page = f"{filler[0]} {item} {filler[1]}"
+    lines = [page] * copies + [f"{number} other words" for number in range(5)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": x}) + "\n" for x in lines))
+    (tmp_path / "items.json").write_text(json.dumps([{"question": item}]))
+    source = SourceConfig(
+        inputs=[str(tmp_path / "a.jsonl")], dedup=DedupConfig(), decontaminate=True
+    )
+    build = BuildConfig(
+        sources=[source],
+        tokenizer=byte_tokenizer,
+        evaluation=(str(tmp_path / "items.json"),),
+        val_fraction=0,
+    )
+    begin_build(build, tmp_path / "out", resume=False, force=False)
+    (made,) = finish_build(build, tmp_path / "out").sources
+    assert made.dropped == ({"duplicate": copies - 1} if copies > 1 else {})
+    assert made.cut == 1
+    stream = open_split(tmp_path / "out", "train")
+    assert "lazy dog" not in byte_tokenizer.decode(stream[0 : len(stream)].tolist())

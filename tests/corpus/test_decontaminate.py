@@ -19,6 +19,7 @@ from gptcli.corpus.decontaminate import (
     OverlapReport,
     evaluation_ngrams,
     find_overlap,
+    read_items,
     remove_ngrams,
     shared_ngrams,
 )
@@ -197,3 +198,13 @@ def test_short_items_and_too_many_ngrams_are_errors(
     monkeypatch.setattr(OverlapReport, "false_positives", 1e-7)
     with pytest.raises(InputError, match="too many to be distinguished"):
         find_overlap(folder, [str(tmp_path / "test.txt")])
+
+
+def test_items_of_json_files_are_read_like_those_of_json_lines(tmp_path: Path) -> None:
+    rows = [{"question": ITEM, "choices": ["one", "two"]}, {"question": "other words"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "c.ndjson").write_text((tmp_path / "a.jsonl").read_text())
+    expected = [f"{ITEM} one two", "other words"]
+    for name in ("a.jsonl", "b.json", "c.ndjson"):
+        assert list(read_items(str(tmp_path / name))) == expected

@@ -166,7 +166,8 @@ def test_memory_does_not_grow_with_the_file(
     random, most = Random(0), []
     # 1 and 4 MB: more than a reader of any compression takes at a time
     for count in (5_000, 20_000):
-        lines = "".join(f'{{"text": "{random.randbytes(100).hex()}"}}\n\n' for _ in range(count))
+        before, after = ('{"text": "', '"}') if ending == ".jsonl" else ("text ", " end")
+        lines = "".join(f"{before}{random.randbytes(100).hex()}{after}\n\n" for _ in range(count))
         path = write(tmp_path / f"a{count}{ending}{compression}", lines)
         del lines
         tracemalloc.start()
@@ -239,7 +240,8 @@ def test_a_broken_json_line_is_reported_with_its_number(
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])
 def test_a_stream_cut_anywhere_is_an_error(tmp_path: Path, ending: str, compression: str) -> None:
-    whole = COMPRESS[compression]("".join(f'{{"text": "{n * n}"}}\n' for n in range(2000)).encode())
+    line = '{{"text": "{}"}}\n' if ending == ".jsonl" else "text {}\n"
+    whole = COMPRESS[compression]("".join(line.format(n * n) for n in range(2000)).encode())
     path = tmp_path / f"a{ending}{compression}"
     for size in [3, 5, 12, *range(100, len(whole), 997), len(whole) - 1]:
         path.write_bytes(whole[:size])
@@ -282,7 +284,7 @@ def test_zstd_without_its_package_names_the_extra(
     )
 
 
-@pytest.mark.parametrize("name", ["a.arrow", "a.tar.gz", "a.PDF", "a.txt.bz2"])
+@pytest.mark.parametrize("name", ["a.arrow", "a.tar.gz", "a.PDF", "a.txt.lz4"])
 def test_unsupported_formats_are_refused_at_once(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="files cannot be read"):
         read_documents(write(tmp_path / name, "x"))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from gptcli.corpus.documents import Reader
+from gptcli.corpus.formats import find_reader
 from gptcli.corpus.input_splits import (
     POSITION_BITS,
     group_into_chunks,
@@ -15,6 +18,10 @@ from gptcli.corpus.input_splits import (
     split_inputs,
 )
 from gptcli.errors import InputError
+
+
+def reader(field: str) -> Callable[[str], Reader]:
+    return lambda path: find_reader(path, "file", field)
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def test_documents_and_chunks_do_not_depend_on_the_split(
         documents, chunks = {}, {}
         for split in split_inputs(0, inputs, size, workers, "file"):
             for group in group_into_chunks(
-                numbered_documents(split, "file", "text"), split.part.block, size
+                numbered_documents(split, reader("text")), split.part.block, size
             ):
                 chunks[group[0][0]] = [number for number, _ in group]
                 for number, document in group:
@@ -66,7 +73,7 @@ def test_a_damaged_file_ends_with_one_bad_document(tmp_path: Path) -> None:
         found = [
             document
             for split in split_inputs(0, inputs, size, workers, "file")
-            for _, document in numbered_documents(split, "file", "text")
+            for _, document in numbered_documents(split, reader("text"))
         ]
         assert [document.error_kind for document in found if document.error_kind] == [
             "damaged file"
@@ -91,20 +98,20 @@ def test_a_parquet_file_is_split_at_its_row_groups(tmp_path: Path) -> None:
     assert [split.part.groups for split in splits] == [(0, 3), (3, 6), (6, 8)]
     assert len({split.name for split in splits}) == 3
     found = [
-        document for split in splits for _, document in numbered_documents(split, "file", "text")
+        document for split in splits for _, document in numbered_documents(split, reader("text"))
     ]
     assert [(document.position, document.text) for document in found] == list(enumerate(texts))
     assert [
         document.error_kind
         for split in splits
-        for _, document in numbered_documents(split, "file", "words")
+        for _, document in numbered_documents(split, reader("words"))
     ] == ["no text field"] * 5000
 
     at = parquet.read_metadata(path).row_group(4).column(0).data_page_offset
     data = path.read_bytes()
     path.write_bytes(data[:at] + bytes(100) + data[at + 100 :])
     numbered = [
-        document for split in splits for _, document in numbered_documents(split, "file", "text")
+        document for split in splits for _, document in numbered_documents(split, reader("text"))
     ]
     assert [document.position for document in numbered] == list(range(5000))
     assert [
@@ -116,7 +123,7 @@ def test_a_parquet_file_with_damaged_metadata_is_one_split(tmp_path: Path) -> No
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(5000))
     (split,) = split_inputs(0, [(str(tmp_path / "a.parquet"), 5004)], 1000, 4, "file")
-    assert [document.error_kind for _, document in numbered_documents(split, "file", "text")] == [
+    assert [document.error_kind for _, document in numbered_documents(split, reader("text"))] == [
         "damaged file"
     ]
 
@@ -130,7 +137,6 @@ def test_a_missing_package_is_not_counted_as_a_damaged_file(
         list(
             numbered_documents(
                 next(split_inputs(0, [(str(tmp_path / "a.parquet"), 4)], 100, 1, "file")),
-                "file",
-                "text",
+                reader("text"),
             )
         )

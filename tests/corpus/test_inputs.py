@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 
 from gptcli.corpus.formats import read_documents
 from gptcli.corpus.inputs import (
+    Inputs,
     file_suffixes,
     find_inputs,
     fingerprint,
     is_url,
+    left_out_line,
     open_filesystem,
     open_input,
 )
@@ -244,3 +247,36 @@ def test_a_mistyped_input_gets_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "books.jsonl").touch()
     with pytest.raises(InputError, match=r"did you mean .*books\.jsonl\?"):
         find_inputs([str(tmp_path / "book.jsonl")])
+
+
+def test_a_walk_follows_links_once_and_counts_what_it_leaves_out(tree: Path) -> None:
+    (tree / "elsewhere").mkdir()
+    (tree / "elsewhere/linked.txt").write_text("x")
+    corpus = tree / "corpus"
+    (corpus / "deep").mkdir(parents=True)
+    for name in ("a.txt", "b.md", "c.json.gz", ".d.txt", "README", "deep/e.md"):
+        (corpus / name).write_text("x")
+    (corpus / "books").symlink_to("../elsewhere")
+    (corpus / "deep/loop").symlink_to("..")
+    (corpus / "gone.txt").symlink_to("nowhere")
+    found = find_inputs(["corpus"])
+    assert found == ["corpus/a.txt", "corpus/books/linked.txt"]
+    assert found.left_out == {
+        ".md": 2, ".json.gz": 1, "no suffix": 1, "hidden": 1, "links that lead nowhere, or pipes": 1
+    }  # fmt: skip
+    line = left_out_line(found.left_out)
+    assert line.startswith("left out of the inputs: 1 .json.gz, 2 .md, 1 hidden, ")
+    everything = find_inputs(["corpus"], every_suffix=True)
+    assert len(everything) == 6
+    assert everything.left_out.keys() == {"hidden", "links that lead nowhere, or pipes"}
+
+
+def test_what_is_left_out_survives_copies() -> None:
+    inputs = Inputs(["a"], {".md": 2})
+    assert pickle.loads(pickle.dumps(inputs)).left_out == {".md": 2}
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_input_is_not_the_current_folder(tree: Path, name: str) -> None:
+    with pytest.raises(InputError, match="INPUT is empty"):
+        find_inputs([name])

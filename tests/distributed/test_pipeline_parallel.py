@@ -116,7 +116,7 @@ def test_an_evaluation_never_hangs_and_has_every_input(pp: int, stages_here: int
 
 
 def test_the_same_transfers_one_by_one_can_hang() -> None:
-    """What two stages a process did when each transfer was a kernel of its own in one stream."""
+    """Two stages a process, each transfer a kernel of its own in one stream."""
 
     def one_by_one(rank: int) -> list[list[Transfer]]:
         # stage by stage, each with all its micro-batches: receive, then send

@@ -1,4 +1,4 @@
-"""What is shown of an item is what the model reads, token by token."""
+"""Tests that an item is shown as the model reads it, token by token."""
 
 from __future__ import annotations
 

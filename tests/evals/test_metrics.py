@@ -11,9 +11,9 @@ import pytest
 
 from gptcli.errors import InputError
 from gptcli.evals import metrics
+from gptcli.evals.bleu import bleu
 from gptcli.evals.metrics import (
     METRICS,
-    bleu,
     coqa_f1,
     drop_exact_match,
     drop_f1,

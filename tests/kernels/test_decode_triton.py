@@ -43,7 +43,7 @@ def close(got: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
 
 
 def compare_products() -> None:
-    """What a product may include, in every combination, at odd shapes, against fp64."""
+    """Compare products with fp64, in every combination of their parts, at odd shapes."""
     for (R, K, N), dtype in itertools.product(SHAPES, ROUNDING):
         parts = list(itertools.product((False, True), repeat=4))
         # in bf16 the kernels differ in what they load and store: nothing or everything is enough

@@ -193,3 +193,14 @@ def test_ids_are_transformers_over_wikitext_and_sst2(
             assert "<unk>" in line
             reasons["<unk>"] += 1
     assert reasons == {"same": 1218 + 9613, "<unk>": 3401, "replaced": 682, "ftfy": 51}
+
+
+def test_a_long_word_reaches_the_library_in_parts() -> None:
+    """Its time is quadratic in the length of a word; shorter words are learned from whole."""
+    long = "ab" * 50_000 + "c"
+    batches = list(gpt1._repeated(Counter({long: 2, "cat": 3}), {}))
+    parts = [part for batch in batches for part in batch.split()]
+    assert max(map(len, parts)) == gpt1.WORD
+    assert parts.count("cat") == 3
+    assert sum(map(len, parts)) == 2 * len(long) + 9
+    assert train_gpt1_tokenizer([long + " the cat sat on the mat " * 9], 60).merges > 5

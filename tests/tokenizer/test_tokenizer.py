@@ -24,7 +24,9 @@ from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError
 from gptcli.tokenizer import tokenizer as module
+from gptcli.tokenizer.encoders import open_encoder
 from gptcli.tokenizer.tokenizer import GPT2_SHA256, Tokenizer, byte_alphabet, load_tokenizer, pieces
+from gptcli.tokenizer.training import train_tokenizer
 
 AWKWARD = [
     "\x00",
@@ -408,3 +410,36 @@ def test_ids_equal_tiktoken_on_every_text_file(
         assert gpt2.decode_bytes(ids) == data, path
         read += 1
     assert read > 100
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        {"content": "riverbank"},
+        {"content": "riverbank", "single_word": True},
+        {"content": "two words", "normalized": False},
+        {"content": "riverbank", "lstrip": True, "rstrip": True},
+    ],
+)
+def test_added_words_are_recognised_as_tokenizers_does(
+    tmp_path: Path, word: dict[str, Any]
+) -> None:
+    text = "The riverbank, riverbanks and  riverbank  two words <|endoftext|>" * 3
+    plain = train_tokenizer([text], 300)
+    value = json.loads(plain.to_json())
+    settings = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+    value["added_tokens"].append({"id": plain.vocab_size, "special": False, **settings, **word})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    found = load_tokenizer(tmp_path)
+    reference = Backend.from_str(json.dumps(value))
+    reference.encode_special_tokens = True
+    expected = reference.encode(text, add_special_tokens=False).ids
+    assert plain.vocab_size in expected
+    assert found.encode(text) == expected
+    assert found.decode(expected) == text or "lstrip" in word
+    assert found.sha256 != plain.sha256
+    found.save(tmp_path / "again.json")
+    again = load_tokenizer(tmp_path / "again.json")
+    assert (again.sha256, again.encode(text)) == (found.sha256, expected)
+    ids, _ = open_encoder(found).encode([text])
+    assert ids.tolist() == expected

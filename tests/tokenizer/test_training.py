@@ -151,6 +151,14 @@ def test_an_error_of_the_reader_comes_through() -> None:
 pytest.importorskip("gigatoken")
 
 
+def test_a_small_text_needs_no_fast_trainer_and_no_temporary_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "SMALL_CHARACTERS", 40)
+    monkeypatch.setattr(training, "scratch_folder", lambda: pytest.fail("a temporary file"))
+    assert train_tokenizer(["the cat sat", " on the mat"] * 2, 300).merges > 3
+
+
 def merges(
     texts: list[str], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[list[str]], list[list[str]], int]:
@@ -164,6 +172,7 @@ def merges(
         return reference(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "_reference", counted)
+    monkeypatch.setattr(training, "SMALL_CHARACTERS", 0)
     learnt = train_tokenizer(texts, size)
     with monkeypatch.context() as patch:
         patch.setattr(training, "learn_merges", lambda pieces, _, reference: reference(pieces))
@@ -214,7 +223,10 @@ def test_a_character_of_unicode_17_sends_the_text_to_the_reference(
     assert asked == 1
 
 
-def test_standard_output_stays_clean(capfd: pytest.CaptureFixture[str]) -> None:
+def test_standard_output_stays_clean(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SMALL_CHARACTERS", 0)
     train_tokenizer(["the cat sat on the mat " * 9], 262)
     assert capfd.readouterr() == ("", "")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptcli import optional_kernels
 from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError
 from gptcli.events import SILENT, Events
@@ -50,6 +51,14 @@ def test_a_failing_compiler_is_a_warning_or_if_required_an_error(make_run, monke
     assert train_step.forward_backward([BATCH], 32, 1).isfinite()
     with pytest.raises(RunError, match="compile off"):
         build_train_step(make_run(compile=True, must_compile=True), CONTEXT, SILENT)
+
+
+def test_a_missing_compiler_is_a_warning_where_kernels_would_run(make_run, monkeypatch):
+    monkeypatch.setattr(optional_kernels, "lack_compiler", lambda: True)
+    for precision, expected in (("fp32", []), ("bf16", ["there is no C compiler"])):
+        events = Warnings()
+        build_train_step(make_run(precision=precision), CONTEXT, events)
+        assert [text.partition(":")[0] for text in events.texts] == expected
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")

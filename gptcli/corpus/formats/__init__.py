@@ -1,18 +1,20 @@
-"""Documents inside files: text, JSON lines, CSV, Parquet, WARC and WET.
+"""Documents inside files: text, JSON lines, JSON, CSV, TSV, Parquet, WARC, WET and HTML.
 
-`find_reader` chooses a reader by the suffix of a file, and `scan` runs it over the file or a range
-of it, one document at a time, so that memory does not grow with the file. Text is passed on
-unchanged: no newline or byte order mark inside a document is removed.
+`find_format` chooses a format: the one asked for, or the one that the suffix of the file names, or
+else the one that its first bytes look like. `scan` runs its reader over the file or a range of it,
+one document at a time, so that memory does not grow with the file. Text is passed on unchanged: no
+newline or byte order mark inside a document is removed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from functools import lru_cache
+from typing import Any, get_args
 
 from gptcli.corpus.documents import (
     EMPTY_FILE,
-    NOT_A_PAGE,
+    NON_FATAL_ERRORS,
     WHOLE_FILE,
     Document,
     FileRange,
@@ -20,24 +22,46 @@ from gptcli.corpus.documents import (
     bad_document,
     extract_text,
 )
+from gptcli.corpus.formats.json_files import (
+    json_file_values,
+    json_lines_reader,
+    json_reader,
+)
+from gptcli.corpus.formats.recognize import FORMATS, FormatName, recognize
 from gptcli.corpus.formats.tables import csv_reader, parquet_reader
-from gptcli.corpus.formats.text import json_lines_reader, read_lines, read_paragraphs, read_whole
+from gptcli.corpus.formats.text import DocumentKind as DocumentKind
+from gptcli.corpus.formats.text import read_html, text_reader
 from gptcli.corpus.formats.warc import read_warc
-from gptcli.corpus.inputs import STDIN, file_suffixes, open_input
+from gptcli.corpus.inputs import KNOWN_SUFFIXES, STDIN, file_suffixes, fingerprint, open_input
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.text.compression import SNIFFED_BYTES, StreamDamageError
 from gptcli.toml_json import parse_json
 
-DocumentKind = Literal["file", "line", "paragraph"]
 DOCUMENT_KINDS: tuple[DocumentKind, ...] = get_args(DocumentKind)
 """Parts of a text file that can be one document."""
+INPUT_FORMATS = ("auto", *FORMATS)
+"""Values of the option input_format."""
+SUFFIX_FORMATS: dict[str, FormatName] = {
+    **KNOWN_SUFFIXES,
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **dict.fromkeys((".md", ".markdown", ".rst", ".tex", ".text"), "text"),
+}
+"""Format that the suffix of a file names."""
 UNSUPPORTED_SUFFIXES = (
-    ".arrow", ".zip", ".tar", ".bz2", ".xz", ".7z", ".rar", ".npy",
-    ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx",
+    ".arrow", ".zip", ".tar", ".tgz", ".lz4", ".br", ".7z", ".rar", ".npy", ".npz", ".safetensors",
+    ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx", ".xml",
 )  # fmt: skip
+TEXT_ALONE = ("text", "jsonl")
+"""Formats in which `<|endoftext|>` can divide documents."""
 
 
 def read_documents(
-    path: str, *, documents: DocumentKind = "file", field: str = "text"
+    path: str,
+    *,
+    documents: DocumentKind = "file",
+    field: str = "text",
+    input_format: str = "auto",
+    eot_in_text: bool = False,
 ) -> Iterator[Document]:
     """Yield the documents of one file, or of stdin ("-"), that have any text.
 
@@ -46,25 +70,76 @@ def read_documents(
     from the column or field `field`. Raises InputError, with file and line or byte, if the file is
     missing, empty, cut short, not UTF-8 or otherwise broken.
     """
-    reader = find_reader(path, documents, field)
+    reader = find_reader(path, documents, field, input_format, eot_in_text=eot_in_text)
     return _readable(scan(path, reader))
 
 
 def _readable(documents: Iterator[Document]) -> Iterator[Document]:
     for document in documents:
-        if document.error is not None and document.error_kind != NOT_A_PAGE:
+        kind = document.error_kind
+        if document.error is not None and (kind == EMPTY_FILE or kind not in NON_FATAL_ERRORS):
             raise document.error
         if document.html is not None:
-            document.text = extract_text(document.html)
+            document.text = extract_text(document.html, charset=document.charset)
         if document.text:
             yield document
 
 
-def find_reader(path: str, documents: DocumentKind, field: str = "text") -> Reader:
-    """Return the reader for the suffix of `path`.
+def find_format(path: str, input_format: str = "auto") -> FormatName | None:
+    """Return the format of a file; None for standard input, which is recognized as it is read.
 
-    Raises InputError if the format cannot be read, UsageError if `documents` is not one of
-    DOCUMENT_KINDS.
+    Raises InputError if the format cannot be read or the file is missing, UsageError if
+    `input_format` is not one of INPUT_FORMATS.
+    """
+    if input_format not in INPUT_FORMATS:
+        raise UsageError(
+            f"unknown format {input_format!r}",
+            field="input_format",
+            code="unknown_input_format",
+            hint=nearest(input_format, INPUT_FORMATS),
+        )
+    suffix, _ = file_suffixes(path)
+    if input_format in FORMATS:
+        return input_format
+    if suffix in UNSUPPORTED_SUFFIXES:
+        raise InputError(
+            f"{suffix} files cannot be read",
+            where=path,
+            hint="convert it to .txt, .jsonl or .parquet, plain or compressed by gzip, zstd, bzip2 "
+            "or xz; if the name is wrong, say what it is with {option:input_format}",
+        )
+    if path == STDIN:
+        return None
+    return SUFFIX_FORMATS.get(suffix) or _recognized(path, suffix, fingerprint(path))
+
+
+@lru_cache(maxsize=1 << 16)
+def _recognized(path: str, suffix: str, stamp: object) -> FormatName:
+    """Return the format of the first bytes of a file; `stamp` is a key of the cache."""
+    with open_input(path) as stream:
+        try:
+            head = stream.peek(SNIFFED_BYTES)
+        except StreamDamageError:  # its reader says where
+            head = b""
+    found = recognize(head)
+    if suffix == ".json":
+        return found if found == "jsonl" else "json"
+    return found
+
+
+def find_reader(
+    path: str,
+    documents: DocumentKind,
+    field: str = "text",
+    input_format: str = "auto",
+    *,
+    eot_in_text: bool = False,
+) -> Reader:
+    """Return the reader for the format of `path`.
+
+    With `eot_in_text`, documents end where a text or a JSON line spells `<|endoftext|>`. Raises
+    InputError if the format cannot be read, UsageError if `documents` is not one of
+    DOCUMENT_KINDS, or if the format has no place for `eot_in_text`.
     """
     if documents not in DOCUMENT_KINDS:
         raise UsageError(
@@ -73,26 +148,35 @@ def find_reader(path: str, documents: DocumentKind, field: str = "text") -> Read
             code="unknown_documents",
             hint=nearest(documents, DOCUMENT_KINDS),
         )
-    kind, _ = file_suffixes(path)
-    if kind in UNSUPPORTED_SUFFIXES:
-        raise InputError(
-            f"{kind} files cannot be read",
-            where=path,
-            hint="convert it to .txt, .jsonl or .parquet; .gz and .zst are fine",
+    found = find_format(path, input_format)
+    # A name is not proof: text that is JSON, HTML or binary is reported.
+    is_asked = input_format != "auto"
+
+    def of(name: FormatName) -> Reader:
+        if eot_in_text and name not in TEXT_ALONE:
+            raise UsageError(
+                f"{{option:eot_in_text}} divides text and JSON lines, not {name}", where=path
+            )
+        readers: dict[FormatName, Reader] = {
+            "jsonl": json_lines_reader(field, eot_in_text=eot_in_text),
+            "json": json_reader(field),
+            "csv": csv_reader(field),
+            "tsv": csv_reader(field, "\t"),
+            "parquet": parquet_reader(field),
+            "warc": read_warc,
+            "html": read_html,
+        }
+        return readers.get(name) or text_reader(
+            documents, eot_in_text=eot_in_text, is_asked=is_asked
         )
-    by_suffix: dict[str, Reader] = {
-        ".jsonl": json_lines_reader(field),
-        ".csv": csv_reader(field),
-        ".parquet": parquet_reader(field),
-        ".warc": read_warc,
-        ".wet": read_warc,
-    }
-    by_kind: dict[str, Reader] = {
-        "file": read_whole,
-        "line": read_lines,
-        "paragraph": read_paragraphs,
-    }
-    return by_suffix.get(kind, by_kind[documents])
+
+    if found is not None:
+        return of(found)
+
+    def read_recognized(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
+        return of(recognize(stream.peek(SNIFFED_BYTES)))(stream, name, part)
+
+    return read_recognized
 
 
 def scan(path: str, reader: Reader, part: FileRange = WHOLE_FILE) -> Iterator[Document]:
@@ -102,30 +186,33 @@ def scan(path: str, reader: Reader, part: FileRange = WHOLE_FILE) -> Iterator[Do
     """
     name = "stdin" if path == STDIN else path
     with open_input(path, start=max(part.start - 1, 0)) as stream:
-        if not stream.peek(1):
-            if not part.start:
+        # The reader of WARC looks behind damage at the start.
+        if reader is not read_warc and not stream.peek(1):
+            if not part.start and part.selects(0):
                 what = "standard input is empty" if path == STDIN else "the file is empty"
                 yield bad_document(EMPTY_FILE, what, name)
             return
         yield from reader(stream, name, part)
 
 
-def is_splittable(path: str, reader: Reader, documents: DocumentKind) -> bool:
+def is_splittable(path: str, documents: DocumentKind, input_format: str = "auto") -> bool:
     """Return True if a byte range of the file can be read without the bytes before it."""
-    kind, compression = file_suffixes(path)
-    return (
-        path != STDIN
-        and not compression
-        and (kind == ".jsonl" or (documents == "line" and reader is read_lines))
-    )
+    if path == STDIN or file_suffixes(path)[1]:
+        return False
+    found = find_format(path, input_format)
+    return found == "jsonl" or (found == "text" and documents == "line")
 
 
 def read_json_values(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield ("file:line", value) for each line of a JSON lines file that is not blank.
+    """Yield (place, value) for each line of a JSON lines file that is not blank, or each value of a
+    JSON file or of its array.
 
-    Raises InputError on the first line that is not JSON.
+    Raises InputError on the first one that is not JSON.
     """
     with open_input(path) as stream:
+        if find_format(path) == "json":
+            yield from json_file_values(stream, path)
+            return
         for number, line in enumerate(stream, 1):
             if line.strip():
                 where = f"{path}:{number}"

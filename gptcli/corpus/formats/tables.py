@@ -19,6 +19,7 @@ from gptcli.corpus.documents import (
     bad_document,
     reject_escaped_bytes,
 )
+from gptcli.corpus.formats.json_files import field_of
 from gptcli.corpus.inputs import file_suffixes, open_input
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
@@ -27,41 +28,106 @@ from gptcli.text.compression import MissingPackageError
 SKIP_HINT = "leave it out, or count and skip what is broken with {option:on_error} skip"
 
 
-def csv_reader(field: str) -> Reader:
-    """Return a reader of CSV with a header row and RFC 4180 quotes: text in the column `field`."""
+def csv_reader(field: str, delimiter: str = ",") -> Reader:
+    """Return a reader of CSV, or of TSV, with a header row: text in the column `field`.
+
+    Quotes are those of RFC 4180, strictly: a row whose quote is never closed is a bad document, and
+    the lines behind its first one are read as rows again. In TSV, where quotes are often ordinary
+    characters, such a line is taken as it stands if it has the columns of the header.
+    """
 
     def read(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
         csv.field_size_limit(MAX_DOCUMENT_BYTES)
-        rows = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""))
-        header = next(rows, [])
-        text_column = header.index(field) if field in header else None
+        lines = _Lines(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""))
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            header = next(rows, [])
+        except csv.Error as error:
+            raise InputError(f"its header is not valid CSV: {error}", where=name) from None
+        column_flaw = _column_flaw(header, field)
+        text_column = header.index(field) if field in header else -1
         url_column = header.index("url") if "url" in header else None
         number = -1
         while True:
             number += 1
+            lines.begin_row()
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                what, where = f"not valid CSV: {error}", f"{name}:{rows.line_num}"
-                yield bad_document("not valid CSV", what, where, number)
-                continue
+                first = lines.go_back()
+                row = first.rstrip("\r\n").split(delimiter) if delimiter == "\t" else []
+                if len(row) != len(header):
+                    if part.selects(number):
+                        what, where = f"not valid CSV: {_csv_flaw(error)}", f"{name}:{lines.number}"
+                        yield bad_document("not valid CSV", what, where, number, SKIP_HINT)
+                    continue
             if row is None:
                 return
             if not part.selects(number) or not row:
                 continue
-            where = f"{name}:{rows.line_num}"
-            if text_column is None or len(row) != len(header):
-                what = (
-                    f'no column "{field}"'
-                    if text_column is None
-                    else f"{len(row)} columns, but the header has {len(header)}"
-                )
+            where = f"{name}:{lines.number}"
+            if column_flaw or len(row) != len(header):
+                what = column_flaw or f"{len(row)} columns, but the header has {len(header)}"
                 yield bad_document("no text field", what, where, number)
                 continue
             url = row[url_column] if url_column is not None else ""
             yield reject_escaped_bytes(Document(row[text_column], where, number, url))
 
     return read
+
+
+class _Lines:
+    """Lines of a CSV file, which can go back to the second line of the row being read."""
+
+    def __init__(self, text: IO[str]) -> None:
+        self._text = text
+        self._row: list[str] = []  # lines of the row being read
+        self._again: list[str] = []  # lines to read again, last one first
+        self._characters = 0  # in the row being read
+        self.number = 0
+        """Number of the line read last, from 1."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._characters > MAX_DOCUMENT_BYTES:
+            raise csv.Error("a row is longer than a document may be")
+        line = self._again.pop() if self._again else self._text.readline(MAX_DOCUMENT_BYTES)
+        if not line:
+            raise StopIteration
+        self._row.append(line)
+        self._characters += len(line)
+        self.number += 1
+        return line
+
+    def begin_row(self) -> None:
+        """Forget the lines of the row before."""
+        self._row.clear()
+        self._characters = 0
+
+    def go_back(self) -> str:
+        """Return the first line of the row; the lines after it are read again."""
+        first, *others = self._row
+        self._again += reversed(others)
+        self.number -= len(others)
+        return first
+
+
+def _csv_flaw(error: csv.Error) -> str:
+    """Return what is wrong with a row, in words for a person."""
+    if "unexpected end of data" in str(error):
+        return "the quote is never closed"
+    return str(error).replace("'\"'", "a quote")
+
+
+def _column_flaw(names: list[str], field: str) -> str:
+    """Return what is wrong with the columns of a table, or "" if one of them has the text."""
+    if names.count(field) > 1:
+        return f"{names.count(field)} columns are called {field}"
+    if field not in names:
+        return f'no column "{field}" among {", ".join(names[:8])}'
+    return ""
 
 
 def parquet_reader(field: str) -> Reader:
@@ -79,12 +145,13 @@ def parquet_reader(field: str) -> Reader:
             first, last = part.groups or (0, file.num_row_groups)
             group_rows = (file.metadata.row_group(group).num_rows for group in range(last))
             starts = list(accumulate(group_rows, initial=0))  # row number of each row group
-            if field not in names:
-                what = f'no column "{field}" among {", ".join(names[:8])}'
+            column = field if field in names else field.split(".")[0]
+            if what := _column_flaw(names, column):
                 for row in range(starts[first], starts[last]):
                     yield bad_document("no text field", what, f"{name}, row {row}", row, SKIP_HINT)
                 return
-            columns = [column for column in (field, "url") if column in names]
+            # Two columns called url are read as none.
+            columns = [column, *(["url"] if names.count("url") == 1 and column != "url" else [])]
             for group in range(first, last):
                 row = starts[group]
                 try:
@@ -107,12 +174,15 @@ def parquet_reader(field: str) -> Reader:
 
 def _batch_documents(batch: Any, field: str, name: str, first: int) -> Iterator[Document]:
     """Yield the documents of a batch of rows, the first of which has the number `first`."""
-    texts = batch.column(field)
+    is_nested = field not in batch.schema.names
+    texts = batch.column(field.split(".")[0] if is_nested else field)
     urls = batch.column("url") if "url" in batch.schema.names else None
     for row, number in enumerate(range(first, first + len(texts))):
         where = f"{name}, row {number}"
         try:
             text, url = texts[row].as_py(), urls[row].as_py() if urls is not None else None
+            if is_nested:
+                text = field_of({field.split(".")[0]: text}, field)
         except UnicodeDecodeError:
             yield bad_document("not valid UTF-8", "not valid UTF-8", where, number)
             continue

@@ -1,11 +1,9 @@
-"""Readers of text files and JSON lines, by whole files, lines or paragraphs."""
+"""Readers of text files, by whole files, lines or paragraphs, and of HTML."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from collections.abc import Iterator
+from typing import IO, Any, Literal
 
 from gptcli.corpus.documents import (
     MAX_DOCUMENT_BYTES,
@@ -16,24 +14,148 @@ from gptcli.corpus.documents import (
     decode_document,
     too_long,
 )
-from gptcli.encodings import BOM
+from gptcli.corpus.formats.recognize import disguise
+from gptcli.text.compression import SNIFFED_BYTES
+from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+DocumentKind = Literal["file", "line", "paragraph"]
+CUT_BYTES = 1 << 26
+"""Largest document that a text file of more than MAX_DOCUMENT_BYTES is cut into."""
+_MARK = END_OF_TEXT.encode()
+
+
+def text_reader(
+    documents: DocumentKind, *, eot_in_text: bool = False, is_asked: bool = False
+) -> Reader:
+    """Return a reader of text by files, lines or paragraphs.
+
+    With `eot_in_text`, `<|endoftext|>` ends a document, too. What looks like another format is a
+    bad document, unless text `is_asked` for.
+    """
+    readers: dict[DocumentKind, Reader] = {
+        "file": read_marked if eot_in_text else read_whole,
+        "line": read_lines,
+        "paragraph": read_paragraphs,
+    }
+    reader = readers[documents]
+    if eot_in_text and documents != "file":
+        reader = divided(reader)
+
+    def read(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
+        if not (is_asked or part.start) and (what := disguise(stream.peek(SNIFFED_BYTES))):
+            hint = (
+                "say what it is with {option:input_format}, for example jsonl; "
+                "{option:input_format} text reads it as it stands"
+            )
+            if part.selects(0):
+                yield bad_document("not text", f"looks like {what}, not text", name, 0, hint)
+            return
+        yield from reader(stream, name, part)
+
+    return read
 
 
 def read_whole(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
-    """Yield the whole file as one document."""
+    """Yield the whole file as one document, or several of CUT_BYTES if it is too long for one."""
     data = stream.read(MAX_DOCUMENT_BYTES + 1)
-    yield decode_document(data, 0, name) if len(data) <= MAX_DOCUMENT_BYTES else too_long(name, 0)
+    if len(data) <= MAX_DOCUMENT_BYTES:
+        yield decode_document(data, 0, name)
+        return
+    position = 0
+    for piece in _cut(data, stream):
+        yield decode_document(piece, position, f"{name}, byte {position}")
+        position += len(piece)
+
+
+def _cut(data: bytes, stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield `data` and the rest of the stream in pieces of at most CUT_BYTES.
+
+    Each ends at a blank line if there is one in its second half, else at a line, a blank, or a
+    character.
+    """
+    start = 0
+    while True:
+        if len(data) - start <= CUT_BYTES:
+            more = stream.read(CUT_BYTES)
+            data, start = data[start:] + more, 0
+            if not more:
+                yield data
+                return
+        while len(data) - start > CUT_BYTES:
+            stop = start + CUT_BYTES
+            half = start + CUT_BYTES // 2
+            for border in (b"\n\n", b"\n", b" "):
+                if (found := data.rfind(border, half, stop)) >= 0:
+                    stop = found + len(border)
+                    break
+            else:
+                while stop > half and data[stop] & 0xC0 == 0x80:  # inside a character
+                    stop -= 1
+            yield data[start:stop]
+            start = stop
+
+
+def read_marked(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
+    """Yield the text between marks of `<|endoftext|>`, without the line ends next to a mark."""
+    data, is_end = bytearray(), False
+    base = start = searched = 0  # base: position of data[0] in the file
+    while not is_end or start < len(data):
+        at = data.find(_MARK, max(start, searched))
+        if at < 0 and not is_end and len(data) - start <= MAX_DOCUMENT_BYTES:
+            del data[:start]
+            base, start, searched = base + start, 0, max(0, len(data) - start - len(_MARK))
+            block = stream.read(1 << 20)
+            data += block
+            is_end = not block
+            continue
+        stop = at if at >= 0 else min(len(data), start + MAX_DOCUMENT_BYTES)
+        where = f"{name}, byte {base + start}"
+        document = _between_marks(bytes(data[start:stop]), base + start, where)
+        if document is not None:
+            yield document
+        start = searched = stop + (len(_MARK) if at >= 0 else 0)
+
+
+def _between_marks(data: bytes, position: int, where: str) -> Document | None:
+    """Return the document between two marks, or None if it is blank."""
+    text = data.removeprefix(b"\r\n") if data.startswith(b"\r") else data.removeprefix(b"\n")
+    text = without_newline(text)
+    return decode_document(text, position, where) if text.strip() else None
+
+
+def divided(reader: Reader) -> Reader:
+    """Return a reader that divides each document of `reader` at `<|endoftext|>`."""
+
+    def read(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
+        for document in reader(stream, name, part):
+            if END_OF_TEXT not in document.text:
+                yield document
+                continue
+            offset = 0
+            for piece in document.text.encode().split(_MARK):
+                position = document.position + offset
+                found = _between_marks(piece, position, document.where)
+                if found is not None:
+                    found.url, found.origin = document.url, document.position
+                    yield found
+                offset += len(piece) + len(_MARK)
+
+    return read
+
+
+def read_html(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
+    """Yield the whole file as one HTML page."""
+    data = stream.read(MAX_DOCUMENT_BYTES + 1)
+    yield Document("", name, html=data) if len(data) <= MAX_DOCUMENT_BYTES else too_long(name, 0)
 
 
 def read_lines(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
     """Yield each line that is not empty as a document."""
-    for number, position, line in _lines(stream, part):
-        if part.selects(position) and (line is None or _without_newline(line)):
-            where = _line_name(name, number, position)
+    for number, position, line in lines(stream, part):
+        if part.selects(position) and (line is None or without_newline(line)):
+            where = line_name(name, number, position)
             yield (
-                decode_document(_without_newline(line), position, where)
+                decode_document(without_newline(line), position, where)
                 if line is not None
                 else too_long(where, position)
             )
@@ -48,7 +170,7 @@ def read_paragraphs(stream: IO[bytes], name: str, part: FileRange) -> Iterator[D
         if paragraph and part.selects(position):
             where = f"{name}:{first_line}"
             document = (
-                decode_document(_without_newline(b"".join(paragraph)), position, where)
+                decode_document(without_newline(b"".join(paragraph)), position, where)
                 if size <= MAX_DOCUMENT_BYTES
                 else too_long(where, position)
             )
@@ -64,7 +186,7 @@ def read_paragraphs(stream: IO[bytes], name: str, part: FileRange) -> Iterator[D
             yield document
         paragraph.clear()
 
-    for number, line_position, line in _lines(stream, part):
+    for number, line_position, line in lines(stream, part):
         if line is not None and _is_blank(line):
             yield from end_paragraph()
             continue
@@ -75,80 +197,7 @@ def read_paragraphs(stream: IO[bytes], name: str, part: FileRange) -> Iterator[D
     yield from end_paragraph()
 
 
-def json_lines_reader(field: str) -> Reader:
-    """Return a reader of JSON lines that takes the text from `field` and the URL from "url"."""
-
-    def read(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
-        loads = _fastest_json()
-        for number, position, line in _lines(stream, part):
-            if not part.selects(position):
-                continue
-            where = _line_name(name, number, position)
-            if line is None:
-                yield too_long(where, position)
-                continue
-            if position == 0:
-                line = line.removeprefix(BOM)
-            try:
-                record = loads(line)
-            except ValueError:
-                if line.isspace() or not line:
-                    continue
-                record = _standard_json(line, position, where)
-                if isinstance(record, Document):
-                    yield record
-                    continue
-            yield _document_of(record, field, where, position)
-
-    return read
-
-
-def _document_of(record: Any, field: str, where: str, position: int) -> Document:
-    text = record.get(field) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        what = f'no "{field}" field that is a string'
-        hint = f'a line looks like {{"{field}": "..."}}'
-        return bad_document("no text field", what, where, position, hint)
-    if found := _SURROGATE.search(text):
-        what = (
-            f'"{field}" has a lone surrogate (\\u{ord(found[0]):04x}) at character '
-            f"{found.start()}: it is not valid Unicode"
-        )
-        return bad_document("lone surrogate", what, where, position)
-    url = record.get("url")
-    url = url if isinstance(url, str) and not _SURROGATE.search(url) else ""
-    return Document(text, where, position, url)
-
-
-def _fastest_json() -> Callable[[bytes], Any]:
-    try:
-        import orjson
-
-        return orjson.loads
-    except ImportError:
-        return json.loads
-
-
-def _standard_json(line: bytes, position: int, where: str) -> Any:
-    """Parse a line that orjson refused with `json`; return a bad document if it refuses, too.
-
-    `json` accepts NaN and Infinity, and its errors give the column.
-    """
-    text = decode_document(_without_newline(line), position, where)
-    if text.error_kind:
-        return text
-    try:
-        return json.loads(text.text)
-    except json.JSONDecodeError as error:
-        what = f"not valid JSON at column {error.colno}: {error.msg}"
-    except ValueError as error:  # a number of more than 4,300 digits
-        what = f"not readable JSON: {error}"
-    except RecursionError:
-        what = "not readable JSON: nested too deeply"
-    return bad_document("not valid JSON", what, where, position)
-
-
-def _lines(stream: IO[bytes], part: FileRange) -> Iterator[tuple[int, int, bytes | None]]:
+def lines(stream: IO[bytes], part: FileRange) -> Iterator[tuple[int, int, bytes | None]]:
     """Yield (line number, byte position, line) for each line that begins in the range.
 
     The number is 0 if the range does not begin at the start of the file, and the line is None if it
@@ -181,11 +230,13 @@ def _skip_line(stream: IO[bytes]) -> int:
     return skipped
 
 
-def _line_name(name: str, number: int, position: int) -> str:
+def line_name(name: str, number: int, position: int) -> str:
+    """Return the place of a line for messages, by its number or, if that is 0, its byte."""
     return f"{name}:{number}" if number else f"{name}, byte {position}"
 
 
-def _without_newline(line: bytes) -> bytes:
+def without_newline(line: bytes) -> bytes:
+    """Return a line without the \\n or \\r\\n at its end."""
     return line.removesuffix(b"\n").removesuffix(b"\r")
 
 

@@ -6,7 +6,6 @@ The format of enwik8 and text8 is here too.
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import IO, Any
 
 from gptcli.encodings import not_utf8, without_bom
 from gptcli.errors import InputError
-from gptcli.text.compression import decompressed
+from gptcli.text.compression import StreamDamageError, decompressed
 from gptcli.toml_json import parse_json
 
 Row = dict[str, Any]
@@ -43,7 +42,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
             yield decompressed(file, compression, str(path))
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such file", where=path) from None
-    except (EOFError, OSError, zlib.error) as error:
+    except (StreamDamageError, OSError) as error:
         raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
 
 
@@ -58,7 +57,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
             number += 1
             try:
                 line = file.readline(MAX_LINE_BYTES + 1)
-            except (EOFError, OSError, zlib.error) as error:
+            except (StreamDamageError, OSError) as error:
                 raise InputError(
                     f"the file is damaged or cut short: {error}", where=f"{path}:{number}"
                 ) from None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
 from gptcli.corpus.formats import DocumentKind, find_reader, scan
@@ -59,6 +63,73 @@ def test_csv_rows_are_documents(tmp_path: Path) -> None:
     assert rows[0].url == "http://a"
     (tmp_path / "b.csv").write_text("a,b\n1,2\n")
     assert error_kinds(tmp_path / "b.csv") == ["no text field"]
+
+
+def test_a_quote_that_is_never_closed_is_counted_and_swallows_nothing(tmp_path: Path) -> None:
+    rows = [f'{n},"words {n}"' for n in range(29)]
+    rows[1] = '1,"words 1'
+    (tmp_path / "a.csv").write_text("id,text\n" + "\n".join(rows) + "\n")
+    found = scanned(tmp_path / "a.csv")
+    assert len(found) == 29
+    assert [row.position for row in found if row.error_kind] == [1]
+    assert found[1].where.endswith(":3")
+    (tmp_path / "b.csv").write_text('id,text\n1,a\n2,"b\n3,c\n')
+    (flaw,) = [row for row in scanned(tmp_path / "b.csv") if row.error_kind]
+    assert "b.csv:3: not valid CSV: the quote is never closed" in str(flaw.error)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.text(alphabet='ab",\n é', max_size=12), min_size=1, max_size=8),
+    st.integers(0, 200),
+    st.sampled_from(['"', "x", "", "\n"]),
+)
+def test_rows_of_csv_are_whole_or_counted(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], at: int, junk: str
+) -> None:
+    out = io.StringIO(newline="")
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["id", "text"])
+    for number, text in enumerate(texts):
+        rows.writerow([number, text])
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    path.write_text(out.getvalue(), newline="")
+    assert [row.text for row in scanned(path)] == texts
+    at = 8 + at % (len(out.getvalue()) - 7)
+    path.write_text(out.getvalue()[:at] + junk + out.getvalue()[at + 1 :], newline="")
+    assert len(scanned(path)) >= len(texts) - 2  # a line end may be lost, or a row become blank
+
+
+def test_tsv_takes_a_quote_as_it_stands_where_it_opens_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('id\ttext\n1\t"Hello, he said\n2\t"two\nlines"\n3\t5" x 7"\n')
+    assert scanned(tmp_path / "a.tsv")[0].text == '"Hello, he said'
+    assert scanned(tmp_path / "a.tsv")[-1].text == '5" x 7"'
+
+
+def test_two_columns_of_one_name_are_counted(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = [pyarrow.array(["one", "two"])] * 2
+    table = pyarrow.Table.from_arrays(columns, names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("text,text\none,one\ntwo,two\n")
+    for name in ("a.parquet", "a.csv"):
+        found = scanned(tmp_path / name)
+        assert ["2 columns are called text" in str(row.error) for row in found] == [True, True]
+
+
+def test_a_parquet_field_may_be_inside_a_struct(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"body": "one"}, {"body": None}, None]
+    parquet.write_table(pyarrow.table({"meta": rows}), tmp_path / "a.parquet")
+    path = str(tmp_path / "a.parquet")
+    found = list(scan(path, find_reader(path, "file", "meta.body")))
+    assert [(row.text, row.error_kind) for row in found] == [
+        ("one", ""),
+        ("", "no text field"),
+        ("", "no text field"),
+    ]
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])

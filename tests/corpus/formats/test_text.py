@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
+import types
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
 from gptcli.corpus.formats import DocumentKind, find_reader, scan, text
@@ -55,9 +60,98 @@ def test_a_huge_line_is_dropped_and_counted(
     )
     assert error_kinds(tmp_path / "a.jsonl") == ["", "too long", ""]
     (tmp_path / "a.txt").write_text("one\n\n" + "x" * 5000 + "\n\ntwo\n")
-    assert error_kinds(tmp_path / "a.txt", documents) == (
-        ["too long"] if documents == "file" else ["", "too long", ""]
+    if documents != "file":
+        assert error_kinds(tmp_path / "a.txt", documents) == ["", "too long", ""]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=40), st.integers(8, 40))
+def test_a_text_of_any_size_is_cut_into_documents_without_losing_a_character(
+    tmp_path_factory: pytest.TempPathFactory, content: str, size: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "a.txt"
+    path.write_text("- " + content, newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "MAX_DOCUMENT_BYTES", 40)
+        patch.setattr(text, "CUT_BYTES", size)
+        found = scanned(path)
+    assert "".join(document.text for document in found) == "- " + content
+    if len(path.read_bytes()) > 40:
+        assert all(len(document.text.encode()) <= size for document in found)
+        starts = [
+            len(b"".join(each.text.encode() for each in found[:n])) for n in range(len(found))
+        ]
+        assert [document.position for document in found] == starts
+
+
+def test_a_long_text_is_cut_at_blank_lines_then_lines_then_blanks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", 20)
+    monkeypatch.setattr(text, "CUT_BYTES", 16)
+    path = tmp_path / "a.txt"
+    path.write_text("one two\nthree\n\nfour five six\nseven eight nine ten")
+    assert [document.text for document in scanned(path)] == [
+        "one two\nthree\n\n",
+        "four five six\n",
+        "seven eight ",
+        "nine ten",
+    ]
+
+
+@pytest.mark.parametrize("documents", ["file", "line", "paragraph"])
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_marks_of_end_of_text_divide_documents_if_they_are_honoured(
+    tmp_path: Path, documents: DocumentKind, ending: str
+) -> None:
+    stories = "Once a cat.\n<|endoftext|>\nThe dog\nran.<|endoftext|>A bird. <|endoftext|>\n"
+    path = tmp_path / f"a{ending}"
+    path.write_text(stories if ending == ".txt" else json.dumps({"text": stories, "url": "u"}))
+    reader = find_reader(str(path), documents, eot_in_text=True)
+    found = list(scan(str(path), reader))
+    whole = ["Once a cat.", "The dog\nran.", "A bird. "]
+    is_line = documents == "line" and ending == ".txt"
+    assert [document.text for document in found] == (
+        ["Once a cat.", "The dog", "ran.", "A bird. "] if is_line else whole
     )
+    assert len({document.position for document in found}) == len(found)
+    assert ending == ".txt" or {document.url for document in found} == {"u"}
+    assert len(scanned(path, "file")) == 1  # as ordinary text otherwise
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet="ab\n <|", max_size=30), max_size=8), st.integers(3, 40))
+def test_marks_are_found_wherever_blocks_of_the_file_end(
+    tmp_path_factory: pytest.TempPathFactory, stories: list[str], block: int
+) -> None:
+    path = tmp_path_factory.mktemp("marks") / "a.txt"
+    path.write_text(".<|endoftext|>".join(stories) + "!", newline="")
+    stream = io.BytesIO(path.read_bytes())
+    small = types.SimpleNamespace(read=lambda _: stream.read(block))
+    found = list(text.read_marked(small, "a", WHOLE_FILE))  # type: ignore[arg-type]
+    texts = [f"{story}." for story in stories[:-1]] + [f"{''.join(stories[-1:])}!"]
+    assert [document.text for document in found] == [
+        story.removeprefix("\n") for story in texts if story.strip()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ('{"text": "a"}\n{"text": "b"}\n', "JSON lines"),
+        ('[{"text": "a"},\n{"text": "b"}]\n', "JSON"),
+        ("<!DOCTYPE html><p>a</p>", "an HTML page"),
+    ],
+)
+def test_a_text_that_is_none_is_refused_unless_it_is_asked_for(
+    tmp_path: Path, content: str, what: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    (document,) = scanned(path)
+    assert f"looks like {what}" in str(document.error)
+    (asked,) = scan(str(path), find_reader(str(path), "file", input_format="text"))
+    assert asked.text == content
 
 
 @pytest.mark.parametrize("step", [7, 40, 1000])

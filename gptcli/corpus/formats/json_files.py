@@ -1,0 +1,214 @@
+"""Readers of JSON lines, and of JSON: an array, or objects one after another."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from gptcli.corpus.documents import (
+    MAX_DOCUMENT_BYTES,
+    Document,
+    FileRange,
+    Reader,
+    bad_document,
+    decode_document,
+    reject_escaped_bytes,
+    too_long,
+)
+from gptcli.corpus.formats.text import divided, line_name, lines, without_newline
+from gptcli.encodings import BOM
+from gptcli.errors import InputError
+
+JSON_CHARACTERS = 1 << 16  # of JSON read at a time
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_NEXT_OBJECT = re.compile(r"\}\s*,?\s*(?=\{)")
+
+
+def json_lines_reader(field: str, *, eot_in_text: bool = False) -> Reader:
+    """Return a reader of JSON lines that takes the text from `field` and the URL from "url".
+
+    A `field` "a.b" is the field b of the object a. With `eot_in_text`, `<|endoftext|>` divides
+    documents.
+    """
+
+    def read(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
+        loads = _fastest_json()
+        for number, position, line in lines(stream, part):
+            if not part.selects(position):
+                continue
+            where = line_name(name, number, position)
+            if line is None:
+                yield too_long(where, position)
+                continue
+            if position == 0:
+                line = line.removeprefix(BOM)
+            try:
+                record = loads(line)
+            except ValueError:
+                if line.isspace() or not line:
+                    continue
+                record = _standard_json(line, position, where)
+                if isinstance(record, Document):
+                    yield record
+                    continue
+            yield _document_of(record, field, where, position)
+
+    return divided(read) if eot_in_text else read
+
+
+def json_reader(field: str) -> Reader:
+    """Return a reader of JSON: an array of objects or texts, or objects one after another.
+
+    Objects are read as in JSON lines. An object that is not valid JSON costs no other one.
+    """
+
+    def read(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
+        text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+        for number, value in enumerate(_json_values(text)):
+            if not part.selects(number):
+                continue
+            where = f"{name}, record {number}"
+            if isinstance(value, _JsonFlawError):
+                yield bad_document("not valid JSON", str(value), where, number)
+            elif isinstance(value, str):
+                yield reject_escaped_bytes(Document(value, where, number))
+            else:
+                yield _document_of(value, field, where, number, is_escaped=True)
+
+    return read
+
+
+class _JsonFlawError(Exception):
+    """A place in a JSON file that is not valid; the argument says what is wrong."""
+
+
+def _json_values(text: IO[str]) -> Iterator[Any]:
+    """Yield the values of an array, or those that follow each other, and _JsonFlawError for flaws.
+
+    No more than one value is in memory.
+    """
+    decoder = json.JSONDecoder()
+    buffer, at, size = "", 0, JSON_CHARACTERS
+    is_end = is_array = False
+    is_first = True
+    while True:
+        while at < len(buffer) and (buffer[at].isspace() or (buffer[at] == "," and not is_first)):
+            at += 1
+        if at == len(buffer):
+            if is_end:
+                break
+            buffer, at = text.read(JSON_CHARACTERS), 0
+            is_end = not buffer
+            continue
+        if buffer[at] == ("[" if is_first else "]") and (is_first or is_array):
+            is_array, is_first, at = is_first, False, at + 1
+            continue
+        is_first = False
+        error_kind = ""
+        try:
+            value, stop = decoder.raw_decode(buffer, at)
+            is_whole = stop < len(buffer) or is_end
+        except json.JSONDecodeError as error:
+            # The scanner stops at the end of what is there, or at the start of an open string.
+            is_open = error.pos >= len(buffer) - 16 or error.msg.startswith("Unterminated string")
+            is_whole = is_end or not is_open
+            error_kind = f"not valid JSON: {error.msg}"
+        except (ValueError, RecursionError) as error:
+            is_whole, error_kind = True, f"not readable JSON: {type(error).__name__}"
+        if not is_whole and len(buffer) - at <= MAX_DOCUMENT_BYTES:
+            more = text.read(size)
+            buffer, at, size, is_end = buffer[at:] + more, 0, 2 * size, not more
+            continue
+        size = JSON_CHARACTERS
+        if error_kind or not is_whole:
+            yield _JsonFlawError(error_kind or "longer than a document may be")
+            buffer, at, is_end = _behind_object(buffer, at + 1, text)
+            continue
+        yield value
+        at = stop
+    if is_array:
+        yield _JsonFlawError("the array is cut short: it has no ]")
+
+
+def json_file_values(stream: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield (place, value) for each value of a JSON file. Raises InputError at the first error_kind."""
+    for number, value in enumerate(_json_values(io.TextIOWrapper(stream, "utf-8-sig"))):
+        where = f"{name}, record {number}"
+        if isinstance(value, _JsonFlawError):
+            raise InputError(str(value), where=where)
+        yield where, value
+
+
+def _behind_object(buffer: str, at: int, text: IO[str]) -> tuple[str, int, bool]:
+    """Return the buffer, the place of the next object in it, and True if the text has ended."""
+    while (found := _NEXT_OBJECT.search(buffer, at)) is None:
+        more = text.read(JSON_CHARACTERS)
+        if not more:
+            closing = buffer.rstrip().endswith("]")
+            return "]" if closing else "", 0, True
+        buffer, at = buffer[max(at, len(buffer) - 256) :] + more, 0
+    return buffer, found.end(), False
+
+
+def field_of(record: Any, field: str) -> Any:
+    """Return the value of `field`, or of "a.b" in nested objects; None if there is none."""
+    if isinstance(record, dict) and field in record:
+        return record[field]
+    for name in field.split("."):
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
+
+
+def _document_of(
+    record: Any, field: str, where: str, position: int, *, is_escaped: bool = False
+) -> Document:
+    """Return the document of a JSON object; `is_escaped` if bytes not UTF-8 are surrogates."""
+    text = field_of(record, field)
+    if is_escaped and isinstance(text, str):
+        document = reject_escaped_bytes(Document(text, where, position))
+        if document.error is not None:
+            return document
+    if not isinstance(text, str):
+        what = f'no "{field}" field that is a string'
+        hint = f'a line looks like {{"{field}": "..."}}'
+        return bad_document("no text field", what, where, position, hint)
+    if found := _SURROGATE.search(text):
+        what = (
+            f'"{field}" has a lone surrogate (\\u{ord(found[0]):04x}) at character '
+            f"{found.start()}: it is not valid Unicode"
+        )
+        return bad_document("lone surrogate", what, where, position)
+    url = record.get("url")
+    url = url if isinstance(url, str) and not _SURROGATE.search(url) else ""
+    return Document(text, where, position, url)
+
+
+def _fastest_json() -> Callable[[bytes], Any]:
+    try:
+        import orjson
+
+        return orjson.loads
+    except ImportError:
+        return json.loads
+
+
+def _standard_json(line: bytes, position: int, where: str) -> Any:
+    """Parse a line that orjson refused with `json`; return a bad document if it refuses, too.
+
+    `json` accepts NaN and Infinity, and its errors give the column.
+    """
+    text = decode_document(without_newline(line), position, where)
+    if text.error_kind:
+        return text
+    try:
+        return json.loads(text.text)
+    except json.JSONDecodeError as error:
+        what = f"not valid JSON at column {error.colno}: {error.msg}"
+    except ValueError as error:  # a number of more than 4,300 digits
+        what = f"not readable JSON: {error}"
+    except RecursionError:
+        what = "not readable JSON: nested too deeply"
+    return bad_document("not valid JSON", what, where, position)

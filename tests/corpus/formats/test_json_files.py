@@ -1,0 +1,92 @@
+"""Objects of JSON files are documents, one at a time, and broken ones cost no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.corpus.documents import Document, FileRange
+from gptcli.corpus.formats import find_reader, json_files, scan
+
+values = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def scanned(path: Path, field: str = "text") -> list[Document]:
+    return list(scan(str(path), find_reader(str(path), "file", field, "json")))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(values, max_size=6), st.sampled_from([None, 1]), st.integers(2, 60), st.booleans())
+def test_arrays_give_back_any_texts(
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str],
+    indent: int | None,
+    block: int,
+    is_array: bool,
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "a.json"
+    rows = [{"id": [1, {"text": "inner"}], "text": text} for text in texts]
+    whole = json.dumps(rows, indent=indent, ensure_ascii=bool(block % 2))
+    if not is_array:
+        whole = "\n".join(json.dumps(row, indent=indent) for row in rows) or "\n"
+    path.write_text(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_files, "JSON_CHARACTERS", block)
+        found = scanned(path)
+        parts = [
+            list(
+                scan(
+                    str(path),
+                    find_reader(str(path), "file", input_format="json"),
+                    FileRange(stripe=n, stripes=2, block=1),
+                )
+            )
+            for n in range(2)
+        ]
+    assert [document.text for document in found] == texts
+    assert sorted(document.position for part in parts for document in part) == [*range(len(texts))]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 9), st.integers(0, 30), st.sampled_from(['"', "}", "\\", "x", ","]))
+def test_a_broken_object_is_counted_and_costs_no_other(
+    tmp_path_factory: pytest.TempPathFactory, which: int, at: int, junk: str
+) -> None:
+    rows = [json.dumps({"text": f"these words are number {n}", "id": n}) for n in range(10)]
+    rows[which] = rows[which][: at + 1] + junk + rows[which][at + 2 :]
+    path = tmp_path_factory.mktemp("broken") / "a.json"
+    path.write_text("[" + ",\n".join(rows) + "]")
+    found = scanned(path)
+    texts = [document.text for document in found if not document.error_kind]
+    lost = [n for n in range(10) if f"these words are number {n}" not in texts]
+    assert set(lost) <= {which, which + 1}
+    assert not lost or len(found) >= 9
+
+
+def test_an_array_that_is_cut_short_is_counted(tmp_path: Path) -> None:
+    whole = json.dumps([{"text": "one"}, {"text": "two"}])
+    for size in range(1, len(whole)):
+        (tmp_path / "a.json").write_text(whole[:size])
+        assert any(document.error_kind for document in scanned(tmp_path / "a.json")), size
+
+
+def test_a_field_may_be_inside_an_object(tmp_path: Path) -> None:
+    row = {"meta": {"body": "deep"}, "a.b": "dotted", "a": {"b": "inner"}}
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    assert [document.text for document in scanned(tmp_path / "a.json", "meta.body")] == ["deep"]
+    assert [document.text for document in scanned(tmp_path / "a.json", "a.b")] == ["dotted"]
+    (missing,) = scanned(tmp_path / "a.json", "meta.text")
+    assert missing.error_kind == "no text field"
+
+
+def test_an_array_of_texts_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'["one", "t\xffo", 3]')
+    assert [(each.text, each.error_kind) for each in scanned(tmp_path / "a.json")] == [
+        ("one", ""),
+        ("", "not valid UTF-8"),
+        ("", "no text field"),
+    ]
