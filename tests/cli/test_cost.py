@@ -400,7 +400,7 @@ def test_trainers_have_their_own_speeds_and_ranges(gpt: Any) -> None:
     low, high = hours["fused"]["gpu_hours_range"]
     assert high / low < 1.5
     low, high = hours["gpt"]["gpu_hours_range"]
-    assert high / low == pytest.approx(1.5**2)
+    assert high / low > 1.5**2, "not measured"
 
 
 def test_the_run_of_llm_c_is_in_a_narrow_range(gpt: Any) -> None:
