@@ -72,6 +72,22 @@ def test_a_killed_worker_is_an_error() -> None:
         list(pool.map(operator.call, [signal.SIGKILL, signal.SIGCONT]))
 
 
+class Dies:
+    """Object that ends the process in which it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (3,)
+
+
+def test_workers_that_die_at_their_start_are_an_error() -> None:
+    """Neither they nor a state that a pipe does not hold make the parent wait."""
+    with (
+        pytest.raises(RunError, match="a worker process died"),
+        LocalPool(2, [Dies(), bytes(1 << 20)]) as pool,
+    ):
+        list(pool.map(operator.call, [1, 2, 3]))
+
+
 def test_an_error_does_not_wait_for_running_tasks() -> None:
     start = time.monotonic()
     with pytest.raises(ZeroDivisionError), LocalPool(2, time.sleep) as pool:
@@ -142,6 +158,31 @@ def test_a_ray_pool_returns_results_and_errors_like_local_workers(tmp_path: Path
         pytest.raises(RunError, match="worker on the cluster died"),
     ):
         list(pool.map(operator.call, [signal.SIGKILL]))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_task_of_a_lost_ray_worker_is_given_to_another(tmp_path: Path) -> None:
+    mark = tmp_path / "killed"
+    script = f"[ -e {mark} ] || {{ touch {mark}; kill -9 $PPID; }}"
+    tasks = [["bash", "-c", script], *[["true"]] * 6]
+    with RayPool(subprocess.run) as pool:
+        results = list(pool.map(operator.call, tasks))
+    assert mark.exists()
+    assert [result.returncode for result in results] == [0] * 7
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_ray_pool_takes_the_cores_that_are_free() -> None:
+    import ray
+
+    busy = ray.remote(num_cpus=1)(SimpleNamespace).remote()
+    ray.get(busy.__repr__.remote())
+    try:
+        with RayPool(abs) as pool:
+            assert pool.count == 1
+            assert sorted(pool.map(operator.call, range(-5, 0))) == [1, 2, 3, 4, 5]
+    finally:
+        ray.kill(busy)
 
 
 @pytest.mark.usefixtures("cluster")
