@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from gptcli.errors import UsageError
 from gptcli.evals.evaluate import evaluate
 from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig, find_size
@@ -143,48 +142,38 @@ def estimate_cost(
     model: ModelConfig | str,
     *,
     tokens: int | None = None,
-    gpus: int = 1,
+    gpus: int | None = None,
     gpu: str = DEFAULT_GPU,
     tflops: float | None = None,
     mfu: float | None = None,
     goodput: float | None = None,
     price: float | None = None,
+    batch_tokens: int | None = None,
 ) -> Estimate:
     """Estimate FLOPs, time, energy and dollars of training a model; `as_dict()` is the JSON report.
 
     `model` is an architecture or the name of a paper's size. `tokens` defaults to the paper's, or
-    to GPT-3's 300B. `gpu` is a row of hardware.toml; its throughput is published or predicted
-    unless `tflops` (in TFLOP/s) or `mfu` (a share of the peak) is given. `price` is in dollars per
-    GPU-hour. Raises UsageError if the values are impossible.
+    to GPT-3's 300B, `batch_tokens` to the recipe's. `gpu` is a row of hardware.toml; its throughput is
+    predicted unless `tflops` (in TFLOP/s) or `mfu` (a share of the peak) is given, for `gpus` GPUs or
+    the fewest that hold the model. `price` is in dollars per GPU-hour. Raises UsageError if the
+    values are impossible or the model does not fit.
     """
-    from gptcli.cost.cluster import make_cluster
-    from gptcli.cost.estimate import price_training
-    from gptcli.cost.hardware import USER, find_gpu
-    from gptcli.cost.options import TOKENS_SOURCE
+    from gptcli.cost.options import HardwareOptions
+    from gptcli.cost.target import Target, estimate_target, find_target
 
-    if gpus < 1:
-        raise UsageError(f"{gpus} is less than 1", field="gpus", code="out_of_range")
-    if isinstance(model, str):
-        paper = find_size(model)
-        name, config = paper.name, ModelConfig.from_paper(paper)
-        usual, source = TRAINING[paper.paper].tokens, TOKENS_SOURCE[paper.paper]
-    else:
-        name, config = "custom", model
-        usual, source = TRAINING["GPT-3"].tokens, "assumed: as many as GPT-3"
-    cluster, plan = make_cluster(
-        find_gpu(gpu),
-        gpus,
-        model=config,
+    hardware = HardwareOptions(
+        gpu=gpu,
+        gpus=gpus,
         tflops=tflops,
         mfu=mfu,
         goodput=goodput,
         price=price,
+        batch_tokens=batch_tokens,
     )
-    return price_training(
-        name,
-        config,
-        usual if tokens is None else tokens,
-        cluster,
-        tokens_source=source if tokens is None else USER,
-        plan=plan,
-    )
+    if isinstance(model, str):
+        find_size(model)  # a paper's size: other families have no architecture
+        target = find_target(model)
+    else:
+        usual = TRAINING["GPT-3"].tokens
+        target = Target("custom", model, usual, "assumed: as many as GPT-3")
+    return estimate_target(target, tokens, hardware)

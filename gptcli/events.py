@@ -45,12 +45,12 @@ class Events:
         """Report that `task` is over and its bar can go."""
 
 
-def _spelled(report: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
+def _spelled(report: Callable[..., None]) -> Callable[..., None]:
     """Return the method `report` of a receiver, with the parameters of its text spelled."""
 
     @functools.wraps(report)
-    def spelled(self: Events, text: str) -> None:
-        report(self, name_parameters(text, self.spell))
+    def spelled(self: Events, text: str, *args: Any, **options: Any) -> None:
+        report(self, name_parameters(text, self.spell), *args, **options)
 
     return spelled
 

@@ -48,6 +48,19 @@ def available(kernel: Kernel) -> bool:
     return package is not None and bool(package.available(kernel))
 
 
+def instruction_set() -> str | None:
+    """Return what the kernels are built for, such as "avx2"; None if none can run here."""
+    package = kernels()
+    found: str | None = None if package is None else package.instruction_set()
+    return found
+
+
+def lack_compiler() -> bool:
+    """Return whether this processor could run kernels that only a missing compiler prevents."""
+    package = kernels()
+    return package is not None and bool(package.lack_compiler())
+
+
 def decode_step(model: GPT) -> DecodeStep | None:
     """Return the kernel that decodes one token per row, or None if PyTorch has to."""
     package = kernels()

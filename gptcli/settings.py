@@ -169,6 +169,9 @@ NUMBERS: dict[str, Number] = {
         for name in ("tflops", "memory", "price", "budget", "hours")
     },
     **{name: Number(0, 1, above=True) for name in ("mfu", "goodput")},
+    **{name: Number(1, 10) for name in ("server", "pue")},
+    "carbon": Number(0, 10),
+    **{name: Number(1, 10**9, whole=True) for name in ("serve", "prompt_tokens", "output_tokens")},
     **{name: Number(0, 1e60, above=True) for name in ("flops", "optimal")},
 }
 """Range of every numeric option and configuration key, by name."""

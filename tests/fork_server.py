@@ -76,13 +76,13 @@ class _Server:
             os.close(file)
         out, err = io.BytesIO(), io.BytesIO()
         readers = [
-            threading.Thread(target=_drain, args=(file, into))
-            for (file, _), into in zip(pipes[1:], (out, err), strict=True)
+            threading.Thread(target=_drain, args=(end, into))
+            for (end, _), into in zip(pipes[1:], (out, err), strict=True)
         ]
         for reader in readers:
             reader.start()
-        with contextlib.suppress(BrokenPipeError), open(pipes[0][1], "wb") as file:
-            file.write(stdin)
+        with contextlib.suppress(BrokenPipeError), open(pipes[0][1], "wb") as writer:
+            writer.write(stdin)
         for reader in readers:
             reader.join()
         (status,) = SIZE.unpack(_read(self.socket, SIZE.size))
@@ -104,7 +104,7 @@ def python(
     `env` is added to the environment of this process. With `started`, it is no fork, but a process
     of its own from the first instruction on.
     """
-    line, environ = [*map(os.fspath, words)], {**os.environ, **(env or {})}
+    line, environ = [os.fspath(word) for word in words], {**os.environ, **(env or {})}
     if not started and not _servers and FORKS:
         _servers.append(_Server())
     if started or not _servers or _early(environ) != _early(_servers[0].env):

@@ -13,23 +13,29 @@ from gptcli.cli.cost_report import OutputOptions
 from gptcli.cli.options import MODEL, OUTPUT, flag, number, option, quantity, shared, value
 from gptcli.cli.options import precision as precision_option
 from gptcli.cost.hardware import gpu_names
-from gptcli.cost.options import DEFAULT_GPU, HARDWARE_FIELDS, LAYOUT_FIELDS, target_names
+from gptcli.cost.options import DEFAULT_GPU, HARDWARE_FIELDS, LAYOUT_FIELDS
+from gptcli.cost.step_time import DEFAULT_TRAINER, TRAINERS
+from gptcli.cost.target import target_names
 from gptcli.errors import UsageError
 from gptcli.numbers import short
 
 TRAINING, GPUS, LAYOUT, SCALING = "Training run", "GPUs", "Layout", "Scaling laws"
+POWER, SERVING = "Energy", "Serving"
 FLOPS_OF_RUN = "auto"  # value of --flops without a number
 MODEL_OPTIONS = ("size", "runs", *SHAPE)
 OUTPUT_OPTIONS = ("json", "markdown", "explain")
+STEP_OPTIONS = tuple(name for name in LAYOUT_FIELDS if name != "layout")
 # option that selects a mode: the options that can be combined with it
 MODES: dict[str, tuple[str, ...]] = {
     "fit": ("runs", "predict", "size", *SHAPE, "tokens", "plot"),
     "optimal": ("plot",),
-    "plan": (*MODEL_OPTIONS, "gpu", "gpus", "precision", "plot"),
-    "table": ("tokens", *HARDWARE_FIELDS, "plot"),
-    "budget": ("hours", *HARDWARE_FIELDS),
+    "check": (),
+    "serve": (*MODEL_OPTIONS, "gpu", "precision", "price", "prompt_tokens", "output_tokens"),
+    "plan": (*MODEL_OPTIONS, "gpu", "gpus", *STEP_OPTIONS, "plot"),
+    "table": ("tokens", *HARDWARE_FIELDS, "precision", "trainer", "plot"),
+    "budget": ("hours", *HARDWARE_FIELDS, "precision", "trainer"),
     "flops": ("hours", *HARDWARE_FIELDS, "plot"),
-    "hours": HARDWARE_FIELDS,
+    "hours": (*HARDWARE_FIELDS, "precision", "trainer"),
 }
 # options of the mode without an option of its own: the estimate of one model
 ESTIMATE_OPTIONS = (
@@ -63,6 +69,10 @@ def _complete_gpu(incomplete: str) -> list[str]:
     return [name for name in gpu_names() if name.startswith(incomplete)]
 
 
+def _complete_trainer(incomplete: str) -> list[str]:
+    return [name for name in TRAINERS if name.startswith(incomplete)]
+
+
 def _parse_flops(text: str) -> float | str:
     return text if text == FLOPS_OF_RUN else number("flops")(text)
 
@@ -73,7 +83,8 @@ def cost(
         typer.Argument(
             metavar="RUN",
             show_default=False,
-            help="Run folder with the model to price; with --fit, several run folders.",
+            help="Run folder with the model to price; with --fit, several, or tables of runs "
+            "(.csv, .jsonl).",
         ),
     ] = None,
     size: Annotated[str | None, shared("size", MODEL, "175B", complete=_complete_size)] = None,
@@ -138,20 +149,46 @@ def cost(
         float | None,
         quantity("price", "Price of one GPU-hour, in dollars.", GPUS, "by GPU", metavar="X"),
     ] = None,
+    server: Annotated[
+        float | None,
+        quantity("server", "Power of a server's share over its GPU's.", POWER, "1.1", metavar="X"),
+    ] = None,
+    pue: Annotated[
+        float | None,
+        quantity("pue", "Power of the building over its servers'.", POWER, "1.1", metavar="X"),
+    ] = None,
+    carbon: Annotated[
+        float | None,
+        quantity("carbon", "Emissions in kg of CO2e per kWh.", POWER, "0.429", metavar="KG"),
+    ] = None,
     goodput: Annotated[
         float | None,
         quantity(
             "goodput",
             "Fraction of the time in which the run makes progress.",
-            *(GPUS, "73 % where MFU is predicted"),
+            *(GPUS, "73 to 95 %, by length, where MFU is predicted"),
             metavar="X",
         ),
     ] = None,
     layout: Annotated[str | None, shared("layout", LAYOUT, "the fastest")] = None,
-    micro_batch: Annotated[int | None, shared("micro_batch", LAYOUT, "1", numeric=True)] = None,
-    recompute: Annotated[str | None, shared("recompute", LAYOUT, "none")] = None,
+    micro_batch: Annotated[
+        int | None, shared("micro_batch", LAYOUT, "the fastest, or 1", numeric=True)
+    ] = None,
+    recompute: Annotated[str | None, shared("recompute", LAYOUT, "the fastest, or none")] = None,
     precision: Annotated[
         str | None, precision_option("bf16, fp16, fp32 or fp8", LAYOUT, "by GPU")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        quantity("batch_tokens", "Tokens of an optimizer step.", LAYOUT, "the paper's"),
+    ] = None,
+    trainer: Annotated[
+        str | None,
+        value(
+            "Trainer whose speed to predict: gpt, fused (llm.c), fsdp or megatron.",
+            *("NAME", LAYOUT, DEFAULT_TRAINER),
+            complete=_complete_trainer,
+        ),
     ] = None,
     plan: Annotated[
         bool, flag("--plan", "List the layouts that fit into memory, fastest first.", LAYOUT)
@@ -200,6 +237,26 @@ def cost(
         ),
     ] = None,
     table: Annotated[bool, flag("--table", "List every size of the papers.", OUTPUT)] = False,
+    serve: Annotated[
+        int | None,
+        quantity(
+            "serve",
+            "Predict speed and price of generating text for N sequences at a time.",
+            *(SERVING, False),
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        quantity("prompt_tokens", "Tokens of each prompt.", SERVING, "half of the context"),
+    ] = None,
+    output_tokens: Annotated[
+        int | None,
+        quantity("output_tokens", "Tokens to generate for each.", SERVING, "the rest of it"),
+    ] = None,
+    check: Annotated[
+        bool,
+        flag("--check", "Compare the predicted with the published speed of measured runs.", OUTPUT),
+    ] = False,
     explain: Annotated[
         bool,
         flag(

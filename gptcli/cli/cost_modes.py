@@ -4,55 +4,60 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from gptcli.cli.console import (
     print_command,
     print_json,
     print_lines,
+    print_rows,
     print_table,
 )
 from gptcli.cli.cost_report import (
     OutputOptions,
     print_affordable,
+    print_check,
     print_estimate,
     print_fit,
     print_optimal,
     print_sizes,
 )
 from gptcli.cli.options import option
-from gptcli.cost.cluster import affordable, batch_sequences
+from gptcli.cost.cluster import affordable
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.options import (
-    DEFAULT_SIZE,
-    HARDWARE_FIELDS,
-    LAYOUT_FIELDS,
-    HardwareOptions,
-    Target,
-    all_targets,
-    bare_name,
-    estimate_target,
-    find_target,
-    target_names,
-)
-from gptcli.cost.planner import Plan, plans
+from gptcli.cost.hardware import hourly_price
+from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
+from gptcli.cost.options import HARDWARE_FIELDS, LAYOUT_FIELDS, HardwareOptions, check_limit
+from gptcli.cost.planner import Plan, fewest_gpus
 from gptcli.cost.report import (
     gpu_label,
     plans_table,
     rank_rows,
+    serving_rows,
 )
 from gptcli.cost.scaling import optimal_report
 from gptcli.cost.step_time import uncertainty
+from gptcli.cost.target import (
+    DEFAULT_SIZE,
+    Target,
+    all_targets,
+    bare_name,
+    batch_of,
+    estimate_target,
+    find_target,
+    target_names,
+)
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import read_model_config
-from gptcli.numbers import short
+from gptcli.numbers import amount, short
 from gptcli.papers.training import GPT3_TRAINING
 
 ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
 DEFAULT_N_CTX = 1024  # GPT-2's
 MAX_PLANS = 12
+MAX_LAYERS = 100_000
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
 TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")  # the shards set the vocabulary
 
@@ -71,7 +76,7 @@ def requested_target(options: dict[str, Any]) -> Target:
     shape = {name: options[name] for name in SHAPE if name in options}
     size, runs = options.get("size"), options.get("runs", [])
     if runs:
-        if len(runs) > 1 or size or shape:
+        if len(runs) > 1 or size is not None or shape:
             raise UsageError(
                 "a run folder cannot be combined with another model",
                 hint="name one run without --size or a shape; only --fit takes several runs",
@@ -88,13 +93,26 @@ def requested_target(options: dict[str, Any]) -> Target:
                 f"a custom model also needs {' and '.join(missing)}",
                 hint="or name a --size to start from, and change parts of it",
             )
-        config = ModelConfig(**{"n_ctx": DEFAULT_N_CTX, **shape})
+        config = _config({"n_ctx": DEFAULT_N_CTX, **shape})
         return Target("custom", config, GPT3_TRAINING.tokens, "assumed: as many as GPT-3")
-    target = find_target(size or DEFAULT_SIZE)
+    target = find_target(DEFAULT_SIZE if size is None else size)
     if not shape:
         return target
-    config = ModelConfig(**{**target.model.as_dict(), **shape})
-    return Target(f"{target.name}, changed", config, target.tokens, target.source)
+    config = _config({**target.model.as_dict(), **shape})
+    name = f"{target.name}, changed"
+    return Target(name, config, target.tokens, target.source, target.paper)
+
+
+def _config(shape: dict[str, Any]) -> ModelConfig:
+    """Return the architecture. Raises UsageError for one of more layers than can be priced."""
+    config = ModelConfig(**shape)
+    if config.n_layer > MAX_LAYERS:
+        raise UsageError(
+            f"{config.n_layer:,} layers are more than {MAX_LAYERS:,}",
+            where=option("n_layer"),
+            hint="no such model can be priced",
+        )
+    return config
 
 
 def check_not_a_size(argument: str) -> None:
@@ -119,7 +137,9 @@ def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
     )
     hardware = hardware_options({**options, "gpu": ARTICLE_GPU} if is_article else options)
     assumed = "the cost article's, of 2020" if is_article else _assumed(hardware)
-    estimate = estimate_target(target, options.get("tokens"), hardware)
+    # the article's question keeps the speed that it published; so does its GPU
+    published = "flops" in options and "layout" not in options
+    estimate = estimate_target(target, options.get("tokens"), hardware, published=published)
     plan, model = estimate.plan, estimate.model
     if output.plot is not None:
         from gptcli.runs import plots as plot
@@ -143,6 +163,7 @@ def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
 def estimate_flops(options: dict[str, Any], output: OutputOptions) -> None:
     """Print the time and money for a number of FLOPs."""
     flops, hardware = options["flops"], hardware_options(options)
+    check_limit("flops", flops)
     estimate = Estimate(f"{short(flops)} FLOP", flops, hardware.cluster(None, flops)[0])
     if output.plot is not None:
         from gptcli.runs.plots import compute_by_year, write_plot
@@ -157,15 +178,35 @@ def estimate_flops(options: dict[str, Any], output: OutputOptions) -> None:
 def list_sizes(options: dict[str, Any], output: OutputOptions) -> None:
     """Print the estimates of all sizes of the papers."""
     hardware, tokens = hardware_options(options), options.get("tokens")
-    estimates = [estimate_target(target, tokens, hardware) for target in all_targets()]
+    estimates, unfit = [], {}
+    for target in all_targets():
+        estimate, fits = _estimate_or_least(target, tokens, hardware)
+        estimates.append(estimate)
+        if not fits and estimate.plan is not None:
+            unfit[target.name] = estimate.plan.layout.processes
     if output.plot is not None:
         from gptcli.runs.plots import compute_by_model, write_plot
 
         write_plot(output.plot, compute_by_model())
     if output.json:
-        print_json("cost", {"sizes": [estimate.as_dict() for estimate in estimates]})
+        sizes = [estimate.as_dict() for estimate in estimates]
+        print_json("cost", {"sizes": sizes, "least_gpus_of_unfit": unfit})
     else:
-        print_sizes(estimates, output, assumed=_assumed(hardware))
+        print_sizes(estimates, output, assumed=_assumed(hardware), unfit=unfit)
+
+
+def _estimate_or_least(
+    target: Target, tokens: int | None, hardware: HardwareOptions
+) -> tuple[Estimate, bool]:
+    """Return the estimate on the GPUs named, or if they do not hold the model, on the fewest that
+    do; and whether they hold it.
+    """
+    try:
+        return estimate_target(target, tokens, hardware), True
+    except UsageError as error:
+        if error.code != "does_not_fit_in_memory":
+            raise
+        return estimate_target(target, tokens, replace(hardware, gpus=None)), False
 
 
 def list_affordable(options: dict[str, Any], output: OutputOptions) -> None:
@@ -173,7 +214,9 @@ def list_affordable(options: dict[str, Any], output: OutputOptions) -> None:
     dollars, hours = options.get("budget"), options.get("hours")
     hardware = hardware_options({**options, "hours": None})
     targets = [target for target in all_targets() if isinstance(target.shape, ModelConfig)]
-    estimates = [estimate_target(target, None, hardware) for target in targets]
+    tried = [(target.name, *_estimate_or_least(target, None, hardware)) for target in targets]
+    estimates = [estimate for _, estimate, fits in tried if fits]
+    unfit = [name for name, _, fits in tried if not fits]
     cluster = estimates[0].cluster
     if dollars is not None and cluster.price is None:
         raise UsageError(
@@ -181,12 +224,13 @@ def list_affordable(options: dict[str, Any], output: OutputOptions) -> None:
         )
     sizes, gpu_hours = affordable(estimates, dollars=dollars, hours=hours)
     if output.json:
-        print_json("cost", {"gpu_hours": gpu_hours, "sizes": [asdict(row) for row in sizes]})
+        listed = [asdict(row) for row in sizes]
+        print_json("cost", {"gpu_hours": gpu_hours, "sizes": listed, "unfit": unfit})
         return
     gpus = f"{cluster.count:,} {gpu_label(cluster)}"
     if assumed := _assumed(hardware):
         gpus += f" ({assumed})"
-    print_affordable(sizes, gpu_hours, gpus, markdown=output.markdown)
+    print_affordable(sizes, gpu_hours, gpus, markdown=output.markdown, unfit=unfit)
 
 
 def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
@@ -194,32 +238,38 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
     hardware, target = hardware_options(options), requested_target(options)
     gpu, gpus, model = hardware.gpu_row, hardware.gpus or 1, target.model
     assert gpu is not None, "only --tflops describes a custom GPU, and --plan does not take it"
-    sequences = batch_sequences(model)
-    ranked = plans(model, gpu, gpus, sequences, hardware.matmul_precision, most=MAX_PLANS)
+    batch, batch_source = batch_of(model, target.paper, hardware.batch_tokens)
+    sequences = batch // model.n_ctx
+    ranked = hardware.plans(model, gpu, gpus, sequences, most=MAX_PLANS)
     if not ranked:
+        least = fewest_gpus(model, gpu, sequences, hardware.matmul_precision)
+        enough = (
+            "" if least is None else f"--gpus {least[0].processes} is the least that holds it; "
+        )
         raise UsageError(
             f"no layout of {gpus:,} {gpu.name} has enough memory for {target.name}",
             where="--plan",
-            hint="use more or larger GPUs, or a shorter --n-ctx",
+            hint=f"{enough}use more or larger GPUs, or a shorter --n-ctx",
         )
     if output.plot is not None:
         from gptcli.runs.plots import time_of_plans, write_plot
 
         write_plot(output.plot, time_of_plans(target.name, ranked))
-    typed = _model_options(options, model)
+    typed = f"{_model_options(options, model)} --batch-tokens {batch}"
     if output.json:
         listed = [plan.as_dict() | {"command": train_command(plan, typed)} for plan in ranked]
-        report = {"name": target.name, "gpu": gpu.name, "gpus": gpus, "plans": listed}
-        print_json("cost", report)
+        report = {"name": target.name, "gpu": gpu.name, "gpus": gpus, "batch_tokens": batch}
+        print_json("cost", report | {"trainer": hardware.trainer_name, "plans": listed})
         return
-    if assumed := _assumed(hardware):
-        print_lines(f"{gpu.name} {assumed}", dim=True)
-    factor = uncertainty(ranked[0].layout, gpu)
+    if note := _assumed(hardware):
+        print_lines(f"{gpu.name} {note}", dim=True)
+    factor = uncertainty(gpu, hardware.trainer_name)
     print_lines(
         f"{target.name} on {gpus:,} {gpu.name}, fastest first; "
         f"times are accurate to a factor of {factor:g}"
     )
-    print_table(plans_table(ranked), markdown=output.markdown)
+    print_lines(f"batch of {amount(batch)} tokens: {batch_source}", dim=True)
+    print_table(plans_table(ranked, gpus), markdown=output.markdown)
     print_lines("waits: share of the step spent in collectives and pipeline bubbles")
     print_command(train_command(ranked[0], typed))
 
@@ -263,10 +313,14 @@ def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
 
 def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     """Fit a scaling law to runs, and print it with its predictions."""
-    from gptcli.cost.scaling_fit import fit_law, fit_report
+    from gptcli.cost.run_table import SUFFIXES, read_run_table
+    from gptcli.cost.scaling_fit import RunResult, fit_law, fit_report
     from gptcli.runs.metrics import read_run_result
 
-    runs = [read_run_result(path) for path in options.get("runs", [])]
+    runs: list[RunResult] = []
+    for path in options.get("runs", []):
+        is_table = path.suffix in SUFFIXES and path.is_file()
+        runs += read_run_table(path) if is_table else [read_run_result(path)]
     law, predictions = fit_law(runs), []
     if "predict" in options:
         run = read_run_result(options["predict"])
@@ -295,8 +349,47 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
         print_fit(law, runs, predictions, markdown=output.markdown)
 
 
+def serve_model(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print speed, memory and price of generating text with one model."""
+    hardware, target = hardware_options(options), requested_target(options)
+    gpu = hardware.gpu_row
+    assert gpu is not None, "only --tflops describes a custom GPU, and --serve does not take it"
+    price = hourly_price(gpu, hardware.price)
+    found = serving(
+        target.model,
+        gpu,
+        precision=hardware.matmul_precision,
+        batch=options["serve"],
+        prompt=options.get("prompt_tokens"),
+        output=options.get("output_tokens"),
+        price=None if price is None else price.value,
+    )
+    if output.json:
+        constants = {"bandwidth_share": BANDWIDTH, "products_share": PRODUCTS}
+        assumed = None if price is None else asdict(price)
+        report = {"name": target.name, "gpu": gpu.name, **asdict(found)}
+        print_json("cost", report | {"price": assumed, **constants})
+        return
+    if note := _assumed(hardware):
+        print_lines(f"{gpu.name} {note}", dim=True)
+    print_rows(f"{target.name} on {gpu.name}", serving_rows(found, gpu), markdown=output.markdown)
+
+
+def check_predictions(options: dict[str, Any], output: OutputOptions) -> None:
+    """Print predicted beside published speeds of every measured run, and the errors by source."""
+    from gptcli.cost.scoreboard import check_report
+
+    report = check_report()
+    if output.json:
+        print_json("cost", report)
+    else:
+        print_check(report, output)
+
+
 HANDLERS: dict[str, Callable[[dict[str, Any], OutputOptions], None]] = {
     "model": estimate_model,
+    "check": check_predictions,
+    "serve": serve_model,
     "flops": estimate_flops,
     "table": list_sizes,
     "budget": list_affordable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,9 @@ from gptcli.cli.console import (
 from gptcli.cli.options import option
 from gptcli.cost.cluster import Affordable
 from gptcli.cost.estimate import Estimate
+from gptcli.cost.formulas import formulas
 from gptcli.cost.hardware import USER
-from gptcli.cost.report import (
-    estimate_rows,
-    estimate_title,
-    formulas,
-    gpu_label,
-    sizes_table,
-)
+from gptcli.cost.report import estimate_rows, estimate_title, gpu_label, sizes_table
 from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, LAWS, RANGES
 from gptcli.numbers import amount, figure, gpu_time, short
 
@@ -56,14 +52,26 @@ def print_estimate(
     """
     rows = [*estimate_rows(estimate, brief=brief, assumed=assumed, spell=option), *(rank or [])]
     print_rows(estimate_title(estimate), rows, markdown=output.markdown)
+    if estimate.notes:
+        typer.echo()
+    for note in estimate.notes:
+        print_lines(f"note: {note}")
     print_sources(estimate, explain=output.explain)
 
 
-def print_sizes(estimates: list[Estimate], output: OutputOptions, *, assumed: str = "") -> None:
-    """Print a table of estimates, all on the same cluster."""
+def print_sizes(
+    estimates: list[Estimate],
+    output: OutputOptions,
+    *,
+    assumed: str = "",
+    unfit: dict[str, int] | None = None,
+) -> None:
+    """Print a table of estimates, all on the same cluster; `unfit` has the fewest GPUs of those
+    that do not fit.
+    """
     gpu = gpu_label(estimates[0].cluster) + (f", {assumed}" if assumed else "")
     print_lines(f"{gpu}; FLOP by 6ND, of T5 by 3ND")
-    print_table(sizes_table(estimates), markdown=output.markdown)
+    print_table(sizes_table(estimates, unfit or {}), markdown=output.markdown)
     print_sources(estimates[0], explain=output.explain)
 
 
@@ -87,7 +95,7 @@ def print_sources(estimate: Estimate, *, explain: bool) -> None:
     important = [
         constant
         for constant in estimate.assumptions
-        if constant.name in ("tokens", "throughput", "goodput", "price")
+        if constant.name in ("tokens", "batch", "throughput", "goodput", "price")
         and not constant.source.endswith(USER)
     ]
     if important:
@@ -129,7 +137,12 @@ def print_optimal(report: dict[str, Any], *, markdown: bool) -> None:
 
 
 def print_affordable(
-    sizes: list[Affordable], gpu_hours: float, cluster: str, *, markdown: bool
+    sizes: list[Affordable],
+    gpu_hours: float,
+    cluster: str,
+    *,
+    markdown: bool,
+    unfit: Sequence[str] = (),
 ) -> None:
     """Print the sizes that `gpu_hours` can train, with tokens and predicted loss."""
     print_lines(f"{gpu_time(gpu_hours)} on {cluster}, lowest loss first")
@@ -139,8 +152,43 @@ def print_affordable(
         rows.append([size.name, amount(size.tokens), loss])
     print_table(rows, markdown=markdown)
     print_lines("loss: by Chinchilla as printed, in nats per token of its own text", dim=True)
+    if unfit:
+        print_lines(f"too large for these GPUs: {', '.join(unfit)}", dim=True)
     if any(size.loss is None for size in sizes):
         print_lines(f"outside: not in the law's range ({CHINCHILLA.range})", dim=True)
+
+
+def print_check(report: dict[str, Any], output: OutputOptions) -> None:
+    """Print the report of `check_report`: a row per source and, with `explain`, per run."""
+    names = ("source", "trainer", "runs", "median", "worst", "in range")
+    rows = [[*names, "unseen", "worst", "in range"]]
+    for score in report["sources"]:
+        errors = [
+            f"{score[name]:.0%}"
+            for part in ("", "unseen_")
+            for name in (f"{part}median", f"{part}worst", f"{part}in_range")
+        ]
+        trainer = score["trainer"] if score["source"] != "all" else ""
+        rows.append([score["source"], trainer, str(score["runs"]), *errors])
+    print_lines("Error of the predicted speed against the published one, by source")
+    print_table(rows, markdown=output.markdown)
+    print_lines("unseen: by constants that were fitted without the source", dim=True)
+    print_lines("in range: share of the runs inside the printed range", dim=True)
+    print_lines("--explain lists every run, --json has the sources' addresses", dim=True)
+    if not output.explain:
+        return
+    rows = [["run", "published", "predicted", "error", "unseen"]]
+    for run in report["runs"]:
+        rows.append(
+            [
+                f"{run['source']}: {run['run']}",
+                figure(run["tokens_per_second"]),
+                figure(run["predicted"]),
+                f"{run['error']:+.1%}",
+                f"{run['unseen_error']:+.1%}",
+            ]
+        )
+    print_table(rows, markdown=output.markdown)
 
 
 def print_fit(
@@ -155,6 +203,8 @@ def print_fit(
         low, high = law.intervals[name]
         rows.append([name, f"{value:.4g}", f"{low:.4g}", f"{high:.4g}"])
     print_table(rows, markdown=markdown)
+    if law.outliers:
+        print_lines(f"far from the law: {', '.join(law.outliers)}")
     rows = [["run", "parameters", "tokens", "loss", "law", "error"]]
     for run in runs:
         predicted = law.loss(run.parameters, run.tokens)

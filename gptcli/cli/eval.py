@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from gptcli import toml_json
 from gptcli.cli import options
 from gptcli.cli.command import Command, hold, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import flag, quantity, value
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
-from gptcli.files import atomic_write, claim_file, write_json, written_through
+from gptcli.files import claim_file, written_through
 from gptcli.locks import own_file, own_folder
 from gptcli.runtime import is_main, unused_launch
+from gptcli.settings import OneOf
 
 if TYPE_CHECKING:
     from gptcli.evals.core import Convention
@@ -86,13 +86,19 @@ def evaluate(
         ),
     ] = None,
     convention: Annotated[
-        str, value("Prompts of --suite core: as nanochat or as dclm.", "NAME", WHAT)
+        str,
+        value(
+            "Prompts of --suite core: as nanochat or as dclm.",
+            "NAME",
+            WHAT,
+            parser=OneOf(("nanochat", "dclm")),
+        ),
     ] = "nanochat",
     data: Annotated[
         list[str] | None,
         value(
-            "With --task, the folder or file of its data, or TASK=FOLDER for one of several; "
-            "otherwise shards to use instead of the run's own.",
+            "With --task, the folder or file of its data, TASK=FOLDER for one of several, or hf to "
+            "download it; otherwise shards to use instead of the run's own.",
             "FOLDER",
             WHAT,
         ),
@@ -243,15 +249,9 @@ def evaluate(
         gpt eval runs/350M --task hellaswag --shots 20 --data data -o eval.json
     """
     from gptcli.cli import eval_output
-    from gptcli.evals.check import EvalOptions, check_task
-    from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
-    from gptcli.evals.fewshot import FewShotConfig
     from gptcli.evals.find_data import split_data
-    from gptcli.evals.forecast import forecast_evaluation, show_items
-    from gptcli.evals.suites import check_suite, plan_suite
     from gptcli.evals.task import NORMALISERS, find_task, find_tasks, task_names
     from gptcli.model.source import find_model, is_finetuned
-    from gptcli.runs.record import EVAL_SCHEMA
 
     folders, place = split_data(data or [])
     if list_tasks:
@@ -280,6 +280,13 @@ def evaluate(
     if not (task or text or suite) and checkpoint is None and is_finetuned(folder):
         eval_output.evaluate_finetuned(folder, place, as_json=as_json)
         return
+    from gptcli.evals.check import EvalOptions, check_task
+    from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
+    from gptcli.evals.fewshot import FewShotConfig
+    from gptcli.evals.forecast import forecast_evaluation, show_items
+    from gptcli.evals.hub import download_tasks
+    from gptcli.evals.suites import check_suite, plan_suite
+
     tasks = find_tasks(task or [])
     chosen = None if suite is None else check_suite(suite)
     for name, given in {
@@ -293,10 +300,6 @@ def evaluate(
     }.items():
         if given is not None and not (tasks or chosen):
             raise UsageError(f"{name} goes with --task: it applies to the items of a task")
-    if convention not in ("nanochat", "dclm"):
-        raise UsageError(
-            f"unknown convention {convention!r}", where="--convention", hint="nanochat or dclm"
-        )
     only_items = tasks and not text and all(one.kind != "text" for one in tasks)
     if stride is not None and only_items and chosen != "gpt2":
         raise UsageError("--stride goes with text: a task's items are not read in windows")
@@ -321,6 +324,8 @@ def evaluate(
         against=against,
         prompts=samples is not None,
     )
+    if place == Path("hf") and not place.exists():
+        place = download_tasks(tasks, chosen, shots=bool(shots), events=ConsoleEvents())
     plan = None if chosen is None else plan_suite(chosen, place, options_of_all)
     if plan is not None:
         known = {one.name for one in tasks}
@@ -343,10 +348,13 @@ def evaluate(
     events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    if records is None and output is not None and tasks and not written_through(output):
+    if not compare and records is None and output and tasks and not written_through(output):
         records = output.with_suffix(".records")
-    if compare:
-        records = None
+    if compare and (records is not None or samples is not None):
+        raise UsageError(
+            "--compare of two runs keeps no records of items",
+            hint="evaluate each with -o, and compare the two reports",
+        )
     if is_main():
         for path in (output, samples):
             if path is not None:
@@ -384,14 +392,4 @@ def evaluate(
     if compare:
         eval_output.compare_evaluations(evaluations, output, as_json=as_json, markdown=markdown)
         return
-
-    report = evaluation.report()
-    if samples is not None:
-        with atomic_write(samples, "w") as out:
-            out.writelines(toml_json.dumps(item) + "\n" for item in evaluation.items)
-    if output is not None:  # last, because a Makefile waits for it
-        write_json(output, {"schema": EVAL_SCHEMA, **report})
-    if as_json:
-        print_json("eval", report)
-    else:
-        eval_output.print_evaluation(evaluation, markdown=markdown)
+    eval_output.write_evaluation(evaluation, output, samples, as_json=as_json, markdown=markdown)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.console import print_json, screen
 from gptcli.errors import UsageError
-from gptcli.files import write_json
+from gptcli.files import atomic_write, write_json
 from gptcli.numbers import amount, in_bytes
 from gptcli.settings import split_list
+from gptcli.toml_json import dumps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +45,29 @@ def _title(evaluation: Evaluation) -> str:
     step = "" if loaded.source.step is None else f", step {loaded.source.step:,}"
     parameters = f"{loaded.model.config.parameters:,} parameters"
     return f"{evaluation.model}{step}: {parameters}, {loaded.device.type}, {loaded.precision}"
+
+
+def write_evaluation(
+    evaluation: Evaluation,
+    output: Path | None,
+    samples: Path | None,
+    *,
+    as_json: bool,
+    markdown: bool,
+) -> None:
+    """Write the items and the report to their files, and print the report."""
+    from gptcli.runs.record import EVAL_SCHEMA
+
+    report = evaluation.report()
+    if samples is not None:
+        with atomic_write(samples, "w") as out:
+            out.writelines(dumps(item) + "\n" for item in evaluation.items)
+    if output is not None:  # last, because a Makefile waits for it
+        write_json(output, {"schema": EVAL_SCHEMA, **report})
+    if as_json:
+        print_json("eval", report)
+    else:
+        print_evaluation(evaluation, markdown=markdown)
 
 
 def print_report(
@@ -107,7 +131,8 @@ def print_task_details(tasks: list[Task], data: Path | None) -> None:
     for task in tasks:
         print(f"{task.name}: {task.title}")
         for name, text in task_details(task, data).items():
-            print(f"  {name:<9} {text}")
+            option = f", named with --data {data or 'DATA'}" if name == "folder" else ""
+            print(f"  {name:<9} {text}{option}")
 
 
 def _console(*, soft_wrap: bool = False) -> Console:

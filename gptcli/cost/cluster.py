@@ -5,7 +5,6 @@ If no throughput is given, it is that of the fastest plan, by the step times of 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from gptcli.cost.estimate import Cluster, Estimate
@@ -14,45 +13,72 @@ from gptcli.cost.hardware import (
     USER,
     Assumption,
     Gpu,
+    Precision,
     hourly_price,
+    peak_flops,
     read_table,
     throughput,
     typical_throughput,
     usual_precision,
 )
-from gptcli.cost.planner import Plan, typical_plan
+from gptcli.cost.planner import Plan, fewest_gpus, make_plan, plans
 from gptcli.cost.scaling import CHINCHILLA
-from gptcli.cost.step_time import NODE, uncertainty
+from gptcli.cost.step_time import DEFAULT_TRAINER, NODE, Trainer, uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.papers.models import MODELS
 
 MAX_GPUS = 1_000_000
+MAX_HOURS = 8760 * 1e6  # GPU-hours of a run: a million GPU-years
+# Interruptions of a GPU-day, and the shares of time that steps take without and with many: Llama 3
+# (Grattafiori et al. 2024, Table 5), 419 in 54 days on 16,384 H100; throughput.toml has the latter.
+INTERRUPTIONS = 419 / (54 * 16384)
+SMALL_RUN_GOODPUT = 0.95  # evaluations and checkpoints: an assumption
+TYPICAL_MFU = 0.4  # of the work by which the length of a run is judged
 
 
-def batch_sequences(model: ModelConfig) -> int:
-    """Return the batch size, in sequences, of the GPT-3 model with the nearest parameter count."""
-    papers = [paper for paper in MODELS if paper.paper == "GPT-3"]
-    nearest = min(papers, key=lambda paper: abs(math.log(paper.parameters / model.parameters)))
-    return max(1, nearest.batch_tokens // model.n_ctx)
+def goodput_of(gpu: Gpu, flops: float) -> Assumption:
+    """Return the share of the time that steps take in a run of `flops`.
+
+    It falls from SMALL_RUN_GOODPUT to that of published runs as interruptions become certain: their
+    number grows with GPUs times days, which is the same work however it is divided.
+    """
+    table = read_table("throughput.toml")["goodput"]
+    gpu_days = flops / (TYPICAL_MFU * gpu.peak_flops) / 86400
+    expected = INTERRUPTIONS * gpu_days
+    share = SMALL_RUN_GOODPUT - (SMALL_RUN_GOODPUT - table["value"]) * expected / (1 + expected)
+    return Assumption(
+        "goodput",
+        share,
+        "of the time",
+        f"for {expected:.2g} interruptions at Llama 3's rate, 419 in 54 days of 16,384 GPUs; "
+        f"at most {table['source']}",
+        table["date"],
+        table["url"],
+    )
 
 
 def make_cluster(
     gpu: Gpu | None,
-    count: int,
+    count: int | None,
     *,
     model: ModelConfig | None,
+    sequences: int = 0,
+    flops: float = 0.0,
     plan: Plan | None = None,
     tflops: float | None = None,
     mfu: float | None = None,
     goodput: float | None = None,
     price: float | None = None,
+    precision: Precision | None = None,
+    trainer: Trainer = DEFAULT_TRAINER,
+    published: bool = False,
 ) -> tuple[Cluster, Plan | None]:
-    """Return a cluster whose throughput is given, or published for its GPU, or predicted for
-    `model` by `plan` or by the best plan; and that plan.
+    """Return a cluster whose throughput is given, or predicted for `model` by `plan` or by the best
+    plan; and that plan.
 
-    A predicted throughput comes with a goodput; otherwise goodput is 1 unless given. Raises
-    UsageError.
+    Without a model, or if `published`, it is what was published for the GPU. A `count` of None is
+    one GPU at the speed of the fewest that hold the model. A predicted throughput comes with a
+    goodput; otherwise goodput is 1 unless given. Raises UsageError.
     """
     if goodput is not None and not 0 < goodput <= 1:
         raise UsageError(
@@ -60,43 +86,95 @@ def make_cluster(
             hint="above 0 and at most 1",
         )
     share = None if goodput is None else Assumption("goodput", goodput, "of the time", USER, "")
-    speed = throughput(gpu, tflops, mfu)
-    if speed is not None and (plan is None or speed.source.endswith(USER)):
-        return Cluster(gpu, count, speed, hourly_price(gpu, price), share), plan
+    if gpu is not None:
+        precision = precision or usual_precision(gpu)
+    peak = None if gpu is None else peak_flops(gpu, precision or usual_precision(gpu))
+    speed = throughput(gpu, tflops, mfu, peak=peak, published=published or model is None)
+    if speed is not None:
+        cluster = Cluster(
+            gpu, count or 1, speed, hourly_price(gpu, price), share, precision=precision
+        )
+        return cluster, plan
     assert gpu is not None  # throughput() has raised otherwise
-    if plan is None and model is not None:
-        plan = typical_plan(model, gpu, count, batch_sequences(model), usual_precision(gpu))
-    if plan is None or model is None:
+    assert precision is not None
+    if model is None:
         return Cluster(
             gpu,
-            count,
+            count or 1,
             typical_throughput(gpu),
             hourly_price(gpu, price),
             share,
             read_table("hardware.toml")["default_mfu"]["within"],
+            precision=precision,
         ), None
+    if plan is None:
+        plan = best_plan(model, gpu, count, sequences, precision, trainer)
     table = read_table("throughput.toml")
-    each = plan.tokens_per_second / plan.layout.processes * flops_per_token(model, "6N")
+    busy = plan.layout.processes
+    gpus = busy if count is None else count
+    each = plan.tokens_per_second / gpus * flops_per_token(model, "6N")
+    idle = f"; {gpus - busy:,} of {gpus:,} GPUs are idle" if gpus > busy else ""
     speed = Assumption(
         "throughput",
         each,
         "FLOP/s per GPU",
-        f"predicted for {plan.layout}, {plan.work.precision}, from {table['source']}",
+        f"predicted for {trainer} on {plan.layout}, {plan.work.precision}, from "
+        f"{table['source']}{idle}",
         table["date"],
         table["url"],
     )
-    if share is None:
-        share = Assumption(
-            "goodput",
-            table["goodput"]["value"],
-            "of the time",
-            table["goodput"]["source"],
-            table["goodput"]["date"],
-            table["goodput"]["url"],
+    return Cluster(
+        gpu,
+        count or 1,
+        speed,
+        hourly_price(gpu, price),
+        share or goodput_of(gpu, flops),
+        uncertainty(gpu, trainer),
+        precision=precision,
+        trainer=trainer,
+    ), plan
+
+
+def best_plan(
+    model: ModelConfig,
+    gpu: Gpu,
+    count: int | None,
+    sequences: int,
+    precision: Precision,
+    trainer: Trainer = DEFAULT_TRAINER,
+) -> Plan:
+    """Return the fastest plan on at most `count` GPUs, or on the fewest that hold the model.
+
+    Raises UsageError, with what would fit, if the model does not fit.
+    """
+    if count is not None and (
+        found := plans(model, gpu, count, sequences, precision, most=1, trainer=trainer)
+    ):
+        return found[0]
+    least = fewest_gpus(model, gpu, sequences, precision)
+    if least is None:
+        raise UsageError(
+            f"no number of {gpu.name} holds this model with a batch of {sequences} sequences",
+            field="gpu",
+            code="does_not_fit_in_memory",
+            hint="use a GPU with more memory, a shorter {option:n_ctx}, or a larger "
+            "{option:batch_tokens}",
         )
-    # goodput of the whole run is the larger uncertainty
-    factor = uncertainty(plan.layout, gpu) if goodput is not None else table["range"]["other"]
-    return Cluster(gpu, count, speed, hourly_price(gpu, price), share, factor), plan
+    layout, work = least
+    if count is not None:
+        raise UsageError(
+            f"no layout of {count:,} {gpu.name} has enough memory for this model",
+            field="gpus",
+            code="does_not_fit_in_memory",
+            hint=f"{{option:gpus}} {layout.processes} is the least that holds it; "
+            "or use larger GPUs, or a shorter {option:n_ctx}",
+        )
+    found = plans(model, gpu, layout.processes, sequences, precision, most=1, trainer=trainer)
+    return (
+        found[0]
+        if found
+        else make_plan(model, layout, work, gpu, sequences=sequences, trainer=trainer)
+    )
 
 
 def implied_cluster(
@@ -136,7 +214,13 @@ def gpus_needed(flops: float, hours: float, cluster: Cluster) -> int:
             code="too_many_gpus",
             hint="give it more hours",
         )
-    return max(1, math.ceil(count) if count <= NODE else NODE * math.ceil(count / NODE))
+    return whole_nodes(count)
+
+
+def whole_nodes(count: float) -> int:
+    """Return `count` GPUs rounded up, to whole nodes above one node."""
+    whole = -int(-count // 1)
+    return max(1, whole if whole <= NODE else NODE * -(-whole // NODE))
 
 
 @dataclass(frozen=True, slots=True)

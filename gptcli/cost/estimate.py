@@ -6,11 +6,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptcli.cost.flops import CONVENTIONS, flops_per_token, parameters_by_part
-from gptcli.cost.hardware import Assumption, Energy, Gpu, energy
+from gptcli.cost.hardware import (
+    Assumption,
+    Energy,
+    Gpu,
+    Precision,
+    energy,
+    peak_flops,
+    usual_precision,
+)
 from gptcli.cost.inference import inference
 from gptcli.cost.memory import TRAINING_BYTES, memory_by_part, min_gpus
 from gptcli.cost.planner import Plan
-from gptcli.cost.scaling import RANGES, predicted_losses
+from gptcli.cost.scaling import RANGES, critical_batch_of, predicted_losses
+from gptcli.cost.step_time import Trainer
 from gptcli.model.config import ModelConfig
 from gptcli.papers.models import PaperCompute
 
@@ -40,6 +49,16 @@ class Cluster:
     """
     described_memory: int | None = None
     """Memory in bytes of a GPU that has no row."""
+    precision: Precision | None = None
+    """Precision of matrix products, whose peak MFU refers to; None means that of the GPU's row."""
+    trainer: Trainer | None = None
+    """Trainer whose speed was predicted; None for a speed that was given or published."""
+    server: float | None = None
+    """Power of a server's share over that of the board; None, here and below, means the table's."""
+    pue: float | None = None
+    """Power of the building over that of its servers."""
+    carbon: float | None = None
+    """Emissions in kg of CO2e per kWh."""
 
     @property
     def flops(self) -> float:
@@ -54,7 +73,14 @@ class Cluster:
     @property
     def mfu(self) -> float | None:
         """Model FLOPs utilization during training, throughput over peak; None without a named GPU."""
-        return None if self.gpu is None else self.throughput.value / self.gpu.peak_flops
+        return None if self.peak is None else self.throughput.value / self.peak
+
+    @property
+    def peak(self) -> float | None:
+        """Peak of dense products per second at the cluster's precision; None without a named GPU."""
+        if self.gpu is None:
+            return None
+        return peak_flops(self.gpu, self.precision or usual_precision(self.gpu))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +98,10 @@ class Estimate:
     """Assumptions that `flops` depends on."""
     plan: Plan | None = None
     """Layout that the cluster runs, if named or predicted."""
+    batch_tokens: int | None = None
+    """Tokens of a step; None if only the FLOPs are known."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know, such as idle GPUs."""
 
     @property
     def gpu_hours(self) -> float:
@@ -101,7 +131,14 @@ class Estimate:
     @property
     def energy(self) -> Energy | None:
         """Energy and emissions; None if the power of the GPU is unknown."""
-        return energy(self.cluster.gpu, self.gpu_hours)
+        cluster = self.cluster
+        return energy(
+            cluster.gpu,
+            self.gpu_hours,
+            server=cluster.server,
+            pue=cluster.pue,
+            carbon=cluster.carbon,
+        )
 
     def between(self, value: float | None) -> list[float] | None:
         """Return the lower and upper bound of a figure that is proportional to time."""
@@ -129,7 +166,7 @@ class Estimate:
             found.append(
                 Assumption(
                     "peak",
-                    gpu.peak_flops,
+                    self.cluster.peak or gpu.peak_flops,
                     "FLOP/s",
                     f"{gpu.name}, dense: {gpu.source}",
                     gpu.date,
@@ -180,6 +217,10 @@ class Estimate:
             "name": self.name,
             "model": None if model is None else model.as_dict(),
             "tokens": tokens,
+            "batch_tokens": self.batch_tokens,
+            "critical_batch_tokens": None
+            if model is None or tokens is None
+            else critical_batch_of(model, tokens),
             "parameters": self.parameters,
             "parameters_by_part": None if model is None else parameters_by_part(model),
             "flops": self.flops,
@@ -187,8 +228,14 @@ class Estimate:
             "pf_days": self.pf_days,
             "gpu": cluster.gpu and cluster.gpu.name,
             "gpus": cluster.count,
+            "idle_gpus": 0
+            if self.plan is None or self.cluster.count <= self.plan.layout.processes
+            else self.cluster.count - self.plan.layout.processes,
+            "trainer": cluster.trainer,
             "throughput_flops": cluster.flops,
             "mfu": cluster.mfu,
+            "mfu_peak_flops": cluster.peak,
+            "mfu_convention": None if cluster.mfu is None else "6N",
             "goodput": None if cluster.goodput is None else cluster.goodput.value,
             "gpu_years": self.gpu_years,
             "gpu_hours": self.gpu_hours,
@@ -208,6 +255,7 @@ class Estimate:
             and memory
             and {part: min_gpus(memory[part], each) for part in ("training", "inference_16bit")},
             "inference": None if model is None else asdict(inference(model, cluster.gpu)),
+            "notes": list(self.notes),
             "assumptions": [asdict(assumption) for assumption in self.assumptions],
         }
 
@@ -229,9 +277,12 @@ def price_training(
     *,
     tokens_source: str,
     plan: Plan | None = None,
+    batch_tokens: int | None = None,
+    batch_source: str = "",
+    notes: tuple[str, ...] = (),
 ) -> Estimate:
     """Return the estimate of training `model` on `tokens` tokens by 6·N·D."""
-    basis = (
+    basis: tuple[Assumption, ...] = (
         Assumption(
             "FLOPs",
             6,
@@ -241,6 +292,8 @@ def price_training(
         ),
         Assumption("tokens", tokens, "tokens", tokens_source, ""),
     )
+    if batch_tokens is not None:
+        basis += (Assumption("batch", batch_tokens, "tokens", batch_source, ""),)
     return Estimate(
         name,
         flops_per_token(model, "6N") * tokens,
@@ -250,6 +303,8 @@ def price_training(
         tokens,
         basis,
         plan,
+        batch_tokens,
+        notes,
     )
 
 
@@ -260,7 +315,7 @@ def price_paper(
     half = (
         ": encoder and decoder see half of the tokens each" if row.flops_per_parameter == 3 else ""
     )
-    basis = (
+    basis: tuple[Assumption, ...] = (
         Assumption(
             "FLOPs",
             row.flops_per_parameter,

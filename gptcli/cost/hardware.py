@@ -27,7 +27,7 @@ class Gpu:
     name: str
     aliases: tuple[str, ...]
     family: str
-    """"ampere" or "hopper", whose speed has been measured; empty for any other."""
+    """Generation of its matrix units, such as "hopper": throughput.toml has the measured ones."""
     device_names: tuple[str, ...]
     """Names that CUDA reports, without a leading "NVIDIA "."""
     peak_flops: float
@@ -140,12 +140,17 @@ def peak_flops(gpu: Gpu, precision: Precision) -> float:
 
 
 def throughput(
-    gpu: Gpu | None, tflops: float | None = None, mfu: float | None = None
+    gpu: Gpu | None,
+    tflops: float | None = None,
+    mfu: float | None = None,
+    *,
+    peak: float | None = None,
+    published: bool = True,
 ) -> Assumption | None:
-    """Return the FLOP/s that one GPU sustains: `tflops`, or `mfu` of its peak, or a published
+    """Return the FLOP/s that one GPU sustains: `tflops`, or `mfu` of its `peak`, or if `published` a
     figure of hardware.toml; None if there is none.
 
-    All count 6N FLOPs per token. Raises UsageError for an impossible value, and without a GPU and
+    `peak` is that of the precision; without it, of the GPU's row. All count 6N FLOPs per token. Raises UsageError for an impossible value, and without a GPU and
     without `tflops`.
     """
     if tflops is not None and mfu is not None:
@@ -165,22 +170,23 @@ def throughput(
                 hint="name a GPU with {option:gpu}, or say what one sustains with {option:tflops}",
             )
         return Assumption("throughput", tflops * 1e12, "FLOP/s per GPU", USER, "")
+    peak = gpu.peak_flops if peak is None else peak
     if tflops is not None:
-        if tflops * 1e12 > gpu.peak_flops:
+        if tflops * 1e12 > peak:
             doubled = (
                 "; twice the dense peak is the figure with sparsity"
-                if tflops * 1e12 <= 2.01 * gpu.peak_flops
+                if tflops * 1e12 <= 2.01 * peak
                 else ""
             )
             raise UsageError(
-                f"{tflops:g} TFLOP/s is impossible on {gpu.name}: its dense peak is {gpu.peak_flops / 1e12:g}",
+                f"{tflops:g} TFLOP/s is impossible on {gpu.name}: its dense peak is {peak / 1e12:g}",
                 hint=f"trained models sustain a quarter to a half of the peak{doubled}",
             )
         return Assumption("throughput", tflops * 1e12, "FLOP/s per GPU", USER, "")
     if mfu is not None:
-        return Assumption(
-            "throughput", mfu * gpu.peak_flops, "FLOP/s per GPU", f"MFU {mfu:g} {USER}", ""
-        )
+        return Assumption("throughput", mfu * peak, "FLOP/s per GPU", f"MFU {mfu:g} {USER}", "")
+    if not published:
+        return None
     table = read_table("hardware.toml")
     for row in table["sustained"]:
         if gpu.name in row["gpus"]:
@@ -265,25 +271,44 @@ class Energy:
     assumptions: tuple[Assumption, ...]
 
 
-def energy(gpu: Gpu | None, gpu_hours: float) -> Energy | None:
+def energy(
+    gpu: Gpu | None,
+    gpu_hours: float,
+    *,
+    server: float | None = None,
+    pue: float | None = None,
+    carbon: float | None = None,
+) -> Energy | None:
     """Return the energy of `gpu_hours` at full load, with servers and building, and its CO2.
 
-    Returns None if the power of the board is unknown.
+    `server` is the power of a server's share over that of the board, `pue` the building's over the
+    servers', `carbon` the kg of CO2e per kWh; None takes the row of prices.toml. Returns None if the
+    power of the board is unknown.
     """
     if gpu is None or gpu.watts is None:
         return None
     table = read_table("prices.toml")["energy"]
-    kwh = gpu_hours * gpu.watts / 1000 * table["server"] * table["building"]
-    source, date, url = table["source"], table["date"], table["url"]
+    known = (table["source"], table["date"], table["url"])
+    factors = [
+        (table[key], *known) if given is None else (given, USER, "", "")
+        for key, given in (("server", server), ("building", pue), ("kg_co2_per_kwh", carbon))
+    ]
+    kwh = gpu_hours * gpu.watts / 1000 * factors[0][0] * factors[1][0]
+    names = (
+        ("server power", "x board"),
+        ("building power", "x server"),
+        ("emissions", "kg CO2e per kWh"),
+    )
     return Energy(
         kwh,
-        kwh * table["kg_co2_per_kwh"],
+        kwh * factors[2][0],
         (
             Assumption(
                 "board power", gpu.watts, "watts", f"{gpu.name}: {gpu.source}", gpu.date, gpu.url
             ),
-            Assumption("server power", table["server"], "x board", source, date, url),
-            Assumption("building power", table["building"], "x server", source, date, url),
-            Assumption("emissions", table["kg_co2_per_kwh"], "kg CO2e per kWh", source, date, url),
+            *(
+                Assumption(name, value, unit, *source)
+                for (name, unit), (value, *source) in zip(names, factors, strict=True)
+            ),
         ),
     )

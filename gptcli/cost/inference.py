@@ -5,6 +5,10 @@
                 2·N + 2·2·L·C·T       bytes in 16 bits; divided by the memory bandwidth, a bound on the speed of one sequence
 
 These are hardware limits: no program is faster, and a good one reaches 60 to 80 % of the bandwidth.
+
+`serving` predicts what such a program reaches for a batch of sequences, each of a prompt and an
+output: every step reads the weights once and the cache of every sequence, and computes one token
+for each. BANDWIDTH and PRODUCTS are the shares of the peak that it reaches.
 """
 
 from __future__ import annotations
@@ -12,9 +16,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gptcli.cost.flops import mean_keys
-from gptcli.cost.hardware import Gpu
+from gptcli.cost.hardware import Gpu, Precision, peak_flops
 from gptcli.cost.memory import WEIGHT_BYTES, kv_cache_per_token, min_gpus
+from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+
+# gpt-fast (PyTorch, 2023): Llama 7B on an A100 of 2,039 GB/s, 104.9 tokens/s in bf16, which reads
+# 1,414 GB/s; https://github.com/meta-pytorch/gpt-fast
+BANDWIDTH = 0.69
+PRODUCTS = 0.6  # of a prompt's products: an assumption
+SERVED_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}  # per weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,3 +59,90 @@ def inference(config: ModelConfig, gpu: Gpu | None) -> Inference:
         prefill_seconds=None if gpu is None or gpus is None else prefill / (gpus * gpu.peak_flops),
         tokens_per_second=None if gpu is None or gpus is None else gpus * gpu.bandwidth / n_bytes,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """A batch of sequences of one length on the fewest GPUs that hold it."""
+
+    batch: int
+    """Sequences at a time."""
+    prompt: int
+    """Tokens of each prompt."""
+    output: int
+    """Tokens generated for each."""
+    precision: Precision
+    """Precision of weights and products; the cache has 16 bits, or 32 in fp32."""
+    gpus: int
+    weight_bytes: int
+    cache_bytes: int
+    """Keys and values of all sequences at their end."""
+    first_token_seconds: float
+    """Time from the prompts to the first token."""
+    token_seconds: float
+    """Mean time of each further token of a sequence."""
+    seconds: float
+    """Time of the whole batch."""
+    tokens_per_second: float
+    """Generated tokens per second of all sequences together."""
+    dollars_per_million: float | None
+    """Dollars for a million generated tokens, GPUs always busy; None without a price."""
+
+
+def serving(
+    config: ModelConfig,
+    gpu: Gpu,
+    *,
+    precision: Precision,
+    batch: int = 1,
+    prompt: int | None = None,
+    output: int | None = None,
+    price: float | None = None,
+) -> Serving:
+    """Return speed, memory and price of generating text for a batch.
+
+    Prompt and output default to half of the context each. `price` is in dollars per GPU-hour. Raises
+    UsageError if they are longer than the context together, or the GPU lacks the precision.
+    """
+    T = config.n_ctx
+    prompt = max(1, T // 2) if prompt is None else prompt
+    output = max(1, T - prompt) if output is None else output
+    if prompt + output > T:
+        raise UsageError(
+            f"{prompt:,} tokens of prompt and {output:,} of output are more than a context of {T:,}",
+            field="prompt",
+            code="longer_than_context",
+            hint="fewer of either, or a larger {option:n_ctx}",
+        )
+    N, C = config.parameters, config.d_model
+    weights = SERVED_BYTES[precision] * N
+    each = kv_cache_per_token(config, 4 if precision == "fp32" else 2)
+    cache = each * (prompt + output) * batch
+    gpus = min_gpus(weights + cache, gpu.memory_bytes)
+    speed = gpus * peak_flops(gpu, precision) * PRODUCTS
+    bandwidth = gpus * gpu.bandwidth * BANDWIDTH
+    layers = range(config.n_layer)
+    of_prompt = 2.0 * N * prompt + 4.0 * C * prompt * sum(
+        mean_keys(prompt, config.band_of(layer)) for layer in layers
+    )
+    first = batch * of_prompt / speed + weights / bandwidth
+    read = each * (prompt + output / 2) * batch  # on average
+    keys = prompt + output / 2
+    of_token = 2.0 * N + 4.0 * C * sum(min(keys, config.band_of(layer) or keys) for layer in layers)
+    token = max((weights + read) / bandwidth, batch * of_token / speed)
+    seconds = first + (output - 1) * token
+    rate = batch * output / seconds
+    return Serving(
+        batch=batch,
+        prompt=prompt,
+        output=output,
+        precision=precision,
+        gpus=gpus,
+        weight_bytes=weights,
+        cache_bytes=cache,
+        first_token_seconds=first,
+        token_seconds=token,
+        seconds=seconds,
+        tokens_per_second=rate,
+        dollars_per_million=None if price is None else price * gpus / rate / 3600 * 1e6,
+    )

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from gptcli.cost.memory import SCHEDULES, PipelineSchedule
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import counted
 
 EXAMPLE = {"dp": 2, "shard": 4, "tp": 2, "pp": 2}  # example layout for messages
 AXES = tuple(EXAMPLE)
@@ -89,22 +91,97 @@ def parse_layout(text: str, axes: Sequence[str] = AXES) -> Layout:
 
 
 def check_layout(layout: Layout, config: ModelConfig) -> None:
-    """Raise UsageError if the layout cannot divide the model."""
+    """Raise UsageError if the layout cannot divide the model's heads or layers."""
+    if (problem := _undivided(layout, config)) is not None:
+        raise problem
+
+
+def check_division(
+    layout: Layout,
+    config: ModelConfig,
+    sequences: int,
+    *,
+    schedule: PipelineSchedule = "1f1b",
+    precision: str = "bf16",
+) -> None:
+    """Raise UsageError if `gpt train` cannot run a batch of `sequences` on the layout anywhere."""
+    if (problem := division_problem(layout, config, sequences, schedule, precision)) is not None:
+        raise problem
+
+
+def division_problem(
+    layout: Layout,
+    config: ModelConfig,
+    sequences: int,
+    schedule: PipelineSchedule = "1f1b",
+    precision: str = "bf16",
+) -> UsageError | None:
+    """Return why `gpt train` cannot run the layout, or None; its check and that of the planner."""
+    if (problem := _undivided(layout, config)) is not None:
+        return problem
+    if config.n_ctx % layout.tp:
+        return _refusal(
+            f"tp={layout.tp} does not divide a context of {config.n_ctx}",
+            "layout_does_not_divide",
+            "tp also divides the sequence: make tp a divisor",
+        )
+    if layout.tp > 1 and config.d_model % (layout.tp * layout.shard):
+        return _refusal(
+            f"{layout} does not divide a width of {config.d_model}",
+            "layout_does_not_divide",
+            "with tp, make tp times shard divide d_model",
+        )
+    if (stages := SCHEDULES[schedule] * layout.pp) > config.n_layer and layout.pp > 1:
+        return UsageError(
+            f"{schedule} makes {stages} stages of pp={layout.pp}, "
+            f"more than the model's {config.n_layer} layers",
+            field="pipeline_schedule",
+            code="too_many_stages",
+            hint="1f1b makes half as many",
+        )
+    if layout.replicas > sequences:
+        return _refusal(
+            f"{layout} reads {counted(layout.replicas, 'sequence')} at a time, "
+            f"but a batch is {counted(sequences, 'sequence')}",
+            "batch_too_small_for_layout",
+            "raise {option:batch_tokens}, or use fewer processes",
+        )
+    if layout.replicas * layout.pp > sequences:
+        return _refusal(
+            f"{layout} keeps {layout.pp} micro-batches of {layout.replicas} replicas at work, "
+            f"but a batch is {counted(sequences, 'sequence')}",
+            "batch_too_small_for_layout",
+            "raise {option:batch_tokens}, or use fewer stages",
+        )
+    if precision == "fp8" and layout.tp > 1:
+        return UsageError(
+            "fp8 does not work with tp",
+            where="{option:precision} fp8",
+            code="precision_without_layout",
+            hint="{option:precision} bf16 runs anywhere",
+        )
+    return None
+
+
+def _undivided(layout: Layout, config: ModelConfig) -> UsageError | None:
     if config.n_head % layout.tp:
         divisors = [str(n) for n in range(1, config.n_head + 1) if config.n_head % n == 0]
-        raise UsageError(
+        return _refusal(
             f"tp={layout.tp} does not divide {config.n_head} heads",
-            field="layout",
-            code="layout_does_not_divide",
-            hint=f"tp can be {', '.join(divisors)}",
+            "layout_does_not_divide",
+            f"tp can be {', '.join(divisors)}",
         )
     if layout.pp > config.n_layer:
-        raise UsageError(
+        return _refusal(
             f"pp={layout.pp} is more stages than the model's {config.n_layer} layers",
-            field="layout",
-            code="too_many_stages",
-            hint=f"pp is at most {config.n_layer}",
+            "too_many_stages",
+            f"pp is at most {config.n_layer}",
         )
+    return None
+
+
+def _refusal(what: str, code: str, hint: str) -> UsageError:
+    return UsageError(what, field="layout", code=code, hint=hint)
 
 
 def layers_of_stage(n_layer: int, pp: int, stage: int) -> int:
@@ -159,7 +236,9 @@ def outer_tensors(config: ModelConfig, stages: int, stage: int) -> list[ShardedT
     positions = ShardedTensor(config.n_ctx, config.d_model, None, partial_grad=True)
     norm = ShardedTensor(config.d_model, 1, None, partial_grad=True)
     head = [] if first and config.tied else [table]
-    return ([table, positions] if first else []) + ([norm, norm, *head] if last else [])
+    # a post-norm model has no final norm
+    final = [norm, norm] if config.norm == "pre" else []
+    return ([table, positions] if first else []) + ([*final, *head] if last else [])
 
 
 @lru_cache(maxsize=4096)  # a search for layouts repeats its calls

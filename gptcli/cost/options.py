@@ -1,42 +1,59 @@
-"""What a user asks to price: a model, and the GPUs and layout of its run, resolved to a cluster and
-a plan.
-
-A model is a size of a paper, a custom shape, or another family's count (BERT, RoBERTa, T5), which
-has no GPT shape: its parameters and FLOPs are those of GPT-3's Table D.1.
-"""
+"""What a user asks of the GPUs and the layout of a run, resolved to a cluster and a plan."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from gptcli.cost.cluster import batch_sequences, gpus_needed, implied_cluster, make_cluster
-from gptcli.cost.estimate import Cluster, Estimate, price_paper, price_training
-from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import USER, Gpu, Precision, find_gpu, peak_flops, usual_precision
-from gptcli.cost.layout import check_layout, parse_layout
-from gptcli.cost.memory import Recompute
-from gptcli.cost.planner import Plan, make_plan
+from gptcli.cost.cluster import (
+    MAX_GPUS,
+    best_plan,
+    gpus_needed,
+    implied_cluster,
+    make_cluster,
+    whole_nodes,
+)
+from gptcli.cost.estimate import Cluster
+from gptcli.cost.hardware import Gpu, Precision, find_gpu, peak_flops, usual_precision
+from gptcli.cost.layout import check_division, parse_layout
+from gptcli.cost.memory import Recompute, padded_micro_batches
+from gptcli.cost.planner import Plan, make_plan, plans
 from gptcli.cost.rank_memory import StepConfig
-from gptcli.errors import UsageError, nearest
-from gptcli.model.config import ModelConfig, find_size, size_names
-from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, PaperCompute, PaperModel
-from gptcli.papers.training import TRAINING
+from gptcli.cost.step_time import DEFAULT_TRAINER, Trainer, check_trainer
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig
 
 DEFAULT_GPU = "h100"  # its price is the most recent one
-HARDWARE_FIELDS = ("gpu", "gpus", "tflops", "memory", "mfu", "goodput", "price")
-LAYOUT_FIELDS = ("layout", "micro_batch", "recompute", "precision")
-DEFAULT_SIZE = "gpt3"
-TOKENS_SOURCE = {
-    "GPT-3": "GPT-3, Table 2.1",
-    "GPT-2": "assumed: GPT-2 prints none; one pass over its 40 GB of text at 4 characters a token",
-    "GPT-1": "assumed: GPT-1 prints none; 100 epochs of 985M words at 1.2 tokens a word",
+POWER_FIELDS = ("server", "pue", "carbon")
+HARDWARE_FIELDS = ("gpu", "gpus", "tflops", "memory", "mfu", "goodput", "price", *POWER_FIELDS)
+LAYOUT_FIELDS = ("layout", "micro_batch", "recompute", "precision", "batch_tokens", "trainer")
+# what the options may be, both ends included: beyond, no figure means anything
+LIMITS: dict[str, tuple[float, float]] = {
+    "gpus": (1, MAX_GPUS),
+    "tflops": (1e-6, 1e6),
+    "memory": (1e-3, 1e6),
+    "price": (1e-6, 1e6),
+    "hours": (1e-3, 1e7),
+    "server": (1, 10),
+    "pue": (1, 10),
+    "carbon": (0, 10),
+    "micro_batch": (1, 1e6),
+    "batch_tokens": (1, 1e12),
+    "tokens": (1, 1e18),
+    "flops": (1, 1e36),
 }
-# models known by their counts alone, GPT-1 among them unless its shape is one of the sizes
-OTHER_FAMILIES = tuple(
-    row
-    for row in (GPT_1, *TABLE_D1)
-    if not row.size and row.name not in {model.paper for model in MODELS}
-)
+
+
+def check_limit(name: str, value: float | None) -> None:
+    """Raise UsageError if a number is outside LIMITS, or not finite."""
+    low, high = LIMITS[name]
+    if value is not None and not low <= value <= high:
+        raise UsageError(
+            f"{value:g} is out of range",
+            field=name,
+            code="out_of_range",
+            hint=f"from {low:g} to {high:g}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +87,21 @@ class HardwareOptions:
     """Activations to recompute in the backward pass."""
     precision: Precision | None = None
     """Precision of matrix products."""
+    batch_tokens: int | None = None
+    """Tokens of a step."""
+    trainer: Trainer | None = None
+    """Trainer whose speed is predicted."""
+    server: float | None = None
+    """Power of a server's share over that of the board."""
+    pue: float | None = None
+    """Power of the building over that of its servers."""
+    carbon: float | None = None
+    """Emissions in kg of CO2e per kWh."""
 
     def __post_init__(self) -> None:
+        for name in LIMITS.keys() & {field.name for field in fields(self)}:
+            check_limit(name, getattr(self, name))
+        check_trainer(self.trainer_name)
         gpu = self.gpu_row
         if self.memory is not None and gpu is not None:
             raise UsageError(
@@ -88,7 +118,7 @@ class HardwareOptions:
         """GPU of the hardware table; None for a custom GPU described by `tflops`."""
         if self.gpu is None and self.tflops is not None:
             return None
-        return find_gpu(self.gpu or DEFAULT_GPU)
+        return find_gpu(DEFAULT_GPU if self.gpu is None else self.gpu)
 
     @property
     def is_default_gpu(self) -> bool:
@@ -96,9 +126,9 @@ class HardwareOptions:
         return self.gpu is None and self.tflops is None
 
     @property
-    def has_layout_options(self) -> bool:
-        """True if any option of a layout is set."""
-        return any(getattr(self, name) is not None for name in LAYOUT_FIELDS)
+    def trainer_name(self) -> Trainer:
+        """Trainer whose speed is predicted: the one named, or ours."""
+        return DEFAULT_TRAINER if self.trainer is None else self.trainer
 
     @property
     def matmul_precision(self) -> Precision:
@@ -107,27 +137,47 @@ class HardwareOptions:
         chosen: Precision = self.precision or ("bf16" if gpu is None else usual_precision(gpu))
         return StepConfig(precision=chosen).precision
 
-    def cluster(self, model: ModelConfig | None, flops: float) -> tuple[Cluster, Plan | None]:
+    def cluster(
+        self,
+        model: ModelConfig | None,
+        flops: float,
+        sequences: int = 0,
+        *,
+        published: bool = False,
+    ) -> tuple[Cluster, Plan | None]:
         """Return the GPUs with their speed, and the layout that the speed is predicted for.
 
-        `flops` is the total of the run. With `hours`, the number of GPUs determines their speed,
-        or the speed determines the number of GPUs. Raises UsageError for a contradiction.
+        `flops` is the total of the run, `sequences` the batch. With `hours`, the number of GPUs
+        determines their speed, or the speed determines the number of GPUs. With `published`, the
+        speed is what was published for the GPU, if it was. Raises UsageError for a contradiction.
         """
-        plan = None if model is None else self._plan(model)
-        count = self.gpus or 1
+        plan = None if model is None else self._plan(model, sequences)
+        count = self.gpus
         if plan is not None:
             count = plan.layout.processes
-            if self.gpus is not None and self.gpus != count:
+            if self.gpus is not None and self.gpus != count and self.layout is not None:
                 raise UsageError(
                     f"{{option:layout}} {plan.layout} needs {count} GPUs, "
                     f"but {{option:gpus}} is {self.gpus}",
                     hint="leave out one of the two",
                 )
+            if self.layout is None:
+                count = self.gpus
         gpu, price = self.gpu_row, self.price
         speed = {"tflops": self.tflops, "mfu": self.mfu, "goodput": self.goodput}
+        arguments: dict[str, Any] = {
+            "model": model,
+            "sequences": sequences,
+            "flops": flops,
+            "price": price,
+            "precision": self.matmul_precision,
+            "trainer": self.trainer_name,
+            "published": published,
+            **speed,
+        }
         if self.hours is None:
-            cluster, plan = make_cluster(gpu, count, model=model, plan=plan, price=price, **speed)
-        elif self.gpus is not None or plan is not None:
+            cluster, plan = make_cluster(gpu, count, plan=plan, **arguments)
+        elif count is not None:
             if extra := next((name for name, value in speed.items() if value is not None), None):
                 raise UsageError(
                     "{option:hours} and {option:gpus} determine the speed, "
@@ -136,121 +186,94 @@ class HardwareOptions:
                 )
             cluster = implied_cluster(gpu, count, flops, self.hours, price=price)
         else:
-            cluster, plan = make_cluster(gpu, 1, model=model, plan=None, price=price, **speed)
-            # more GPUs are slower each, so that even more may be needed
-            while (count := gpus_needed(flops, self.hours, cluster)) > cluster.count:
-                cluster, plan = make_cluster(
-                    gpu, count, model=model, plan=None, price=price, **speed
-                )
+            cluster, plan = self._cluster_for_hours(gpu, flops, self.hours, arguments)
         if self.memory is not None:
             cluster = replace(cluster, described_memory=round(self.memory * 1e9))
+        power = {name: getattr(self, name) for name in POWER_FIELDS}
+        return replace(cluster, **power), plan
+
+    def _cluster_for_hours(
+        self, gpu: Gpu | None, flops: float, hours: float, arguments: dict[str, Any]
+    ) -> tuple[Cluster, Plan | None]:
+        """Return the smallest cluster, in whole nodes above one, that computes `flops` in `hours`."""
+        cluster, plan = make_cluster(gpu, None, **arguments)
+        if plan is None:
+            count = gpus_needed(flops, hours, cluster)
+            return replace(cluster, count=count), None
+        low, high = 0, whole_nodes(plan.layout.processes)
+        while True:
+            cluster, plan = make_cluster(gpu, high, **arguments)
+            if flops / (cluster.flops * high * 3600) <= hours:
+                break
+            low, high = high, whole_nodes(2 * high)
+            if high > MAX_GPUS:
+                raise UsageError(
+                    f"{flops:.3g} FLOP in {hours:g} hours takes more than {MAX_GPUS:,} GPUs, "
+                    "or a larger batch",
+                    field="hours",
+                    code="too_many_gpus",
+                    hint="give it more hours, or a larger {option:batch_tokens}",
+                )
+        while (middle := whole_nodes((low + high) / 2)) < high and low:
+            other, found = make_cluster(gpu, middle, **arguments)
+            if flops / (other.flops * middle * 3600) <= hours:
+                high, cluster, plan = middle, other, found
+            else:
+                low = middle
         return cluster, plan
 
-    def _plan(self, model: ModelConfig) -> Plan | None:
-        """Return the layout that the user named with its memory and speed, or None."""
-        if self.layout is None:
-            fields = ("micro_batch", "recompute", "precision")
-            if extra := next((name for name in fields if getattr(self, name) is not None), None):
-                raise UsageError(
-                    f"{{option:{extra}}} needs a layout",
-                    hint="name one with {option:layout}, or list those that fit with {option:plan}",
-                )
-            return None
+    def _plan(self, model: ModelConfig, sequences: int) -> Plan | None:
+        """Return the layout that the user named, or the fastest with the step that the user named,
+        with its memory and speed; None if the user named neither.
+        """
         gpu = self.gpu_row
+        if self.layout is None:
+            if self.micro_batch is None and self.recompute is None:
+                return None
+            if gpu is None:
+                return None
+            return self._best_plan(model, gpu, sequences)
         if gpu is None:
             raise UsageError("{option:layout} needs a GPU", hint="name it with {option:gpu}")
         layout = parse_layout(self.layout)
-        check_layout(layout, model)
+        check_division(layout, model, sequences, precision=self.matmul_precision)
         micro_batch = 1 if self.micro_batch is None else self.micro_batch
-        rounds = max(1, -(-batch_sequences(model) // (layout.replicas * max(1, micro_batch))))
+        rounds = max(1, -(-sequences // (layout.replicas * micro_batch)))
         step = StepConfig(
             micro_batch=micro_batch,
-            micro_batches=rounds,
+            micro_batches=padded_micro_batches(rounds, layout.pp, "1f1b"),
             precision=self.matmul_precision,
             recompute=self.recompute or "none",
         )
-        return make_plan(model, layout, step, gpu)
+        return make_plan(model, layout, step, gpu, sequences=sequences, trainer=self.trainer_name)
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Model to price, with the number of tokens it is usually trained on."""
-
-    name: str
-    shape: ModelConfig | PaperCompute
-    """Shape of the model, or the published counts of a model of another family."""
-    tokens: int
-    """Usual number of training tokens."""
-    source: str
-    """Source of that number."""
-
-    @property
-    def model(self) -> ModelConfig:
-        """Shape of the model. Raises UsageError for a model of another family."""
-        if isinstance(self.shape, PaperCompute):
+    def _best_plan(self, model: ModelConfig, gpu: Gpu, sequences: int) -> Plan:
+        count = self.gpus
+        if count is None:
+            least = best_plan(model, gpu, None, sequences, self.matmul_precision)
+            count = least.layout.processes
+        found = self.plans(model, gpu, count, sequences, most=1)
+        if not found:
             raise UsageError(
-                f"{self.name} is not a GPT: only its parameter count is known",
-                hint="layouts, shapes and scaling laws need a GPT size",
+                f"no layout of {count:,} {gpu.name} runs this model with such a step",
+                field="micro_batch",
+                code="does_not_fit_in_memory",
+                hint="leave out {option:micro_batch} and {option:recompute}",
             )
-        return self.shape
+        return found[0]
 
-
-def find_target(size: str = DEFAULT_SIZE) -> Target:
-    """Return a size by its name or alias; case and hyphens do not matter.
-
-    Raises UsageError with the nearest names for an unknown size.
-    """
-    for name in size_names():
-        if bare_name(name) == bare_name(size):
-            return _gpt(find_size(name))
-    for row in OTHER_FAMILIES:
-        if bare_name(row.name) == bare_name(size):
-            return _other(row)
-    raise UsageError(
-        f"unknown size {size!r}",
-        field="size",
-        code="unknown_size",
-        hint=nearest(size, target_names()),
-    )
-
-
-def all_targets() -> list[Target]:
-    """Return every size of the papers: GPT-2's and GPT-3's, GPT-1, and Table D.1's families."""
-    return [_gpt(model) for model in MODELS] + [_other(row) for row in OTHER_FAMILIES]
-
-
-def target_names() -> list[str]:
-    """Return the names and aliases that `find_target` takes."""
-    return [*size_names(), *(row.name for row in OTHER_FAMILIES)]
-
-
-def bare_name(name: str) -> str:
-    """Return a name as it is compared: lower case, without hyphens."""
-    return name.lower().replace("-", "")
-
-
-def estimate_target(target: Target, tokens: int | None, hardware: HardwareOptions) -> Estimate:
-    """Estimate the cost of training `target` on `tokens`, or on its usual number of tokens.
-
-    Raises UsageError if the options contradict each other or the layout does not fit the model.
-    """
-    n, source = (target.tokens, target.source) if tokens is None else (tokens, USER)
-    if isinstance(target.shape, PaperCompute) and not hardware.has_layout_options:
-        row = target.shape
-        cluster, _ = hardware.cluster(None, row.flops_per_parameter * row.parameters * n)
-        return price_paper(row, n, cluster, tokens_source=source)
-    cluster, plan = hardware.cluster(target.model, flops_per_token(target.model, "6N") * n)
-    return price_training(target.name, target.model, n, cluster, tokens_source=source, plan=plan)
-
-
-def _gpt(model: PaperModel) -> Target:
-    return Target(
-        model.name,
-        ModelConfig.from_paper(model),
-        TRAINING[model.paper].tokens,
-        TOKENS_SOURCE[model.paper],
-    )
-
-
-def _other(row: PaperCompute) -> Target:
-    return Target(row.name, row, round(row.tokens), row.source)
+    def plans(
+        self, model: ModelConfig, gpu: Gpu, count: int, sequences: int, *, most: int
+    ) -> list[Plan]:
+        """Return up to `most` layouts that fit on `count` GPUs, fastest first."""
+        return plans(
+            model,
+            gpu,
+            count,
+            sequences,
+            self.matmul_precision,
+            most=most,
+            micro_batch=self.micro_batch,
+            recompute=self.recompute,
+            trainer=self.trainer_name,
+        )

@@ -1,23 +1,38 @@
-"""Find the layouts that fit a model on a number of GPUs, and the fastest of them."""
+"""Find the layouts that fit a model on a number of GPUs, and the fastest of them.
+
+The candidates depend on the model and the batch alone. A number of GPUs admits those of no more
+processes, and the rest of the GPUs are idle; so another GPU never makes the best plan slower, and
+what fits on some GPUs fits on more.
+"""
 
 from __future__ import annotations
 
+import functools
+import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptcli.cost.hardware import Gpu, Precision
-from gptcli.cost.layout import Layout, check_layout
-from gptcli.cost.memory import RECOMPUTE
+from gptcli.cost.layout import AXES, Layout, check_layout, division_problem
+from gptcli.cost.memory import RECOMPUTE, Recompute, padded_micro_batches
 from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory
-from gptcli.cost.step_time import NODE, StepTime, step_time
+from gptcli.cost.step_time import (
+    DEFAULT_TRAINER,
+    NODE,
+    Constants,
+    StepTime,
+    Trainer,
+    constants_for,
+    layer_time,
+    step_time,
+)
 from gptcli.model.config import ModelConfig
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)  # candidate sizes, in sequences
-MAX_RANKS_PER_SEQUENCE = 64  # more ranks per sequence of the batch are not useful
-# bytes per parameter: weight and Adam's two moments in fp32, a lower bound for any layout
-STATE_BYTES = 12
+# bytes per parameter: weight, gradient and Adam's two moments in fp32, a lower bound for any layout
+STATE_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +44,15 @@ class Plan:
     memory: RankMemory
     time: StepTime
     tokens_per_second: float
-    """Tokens per second of all GPUs together."""
+    """Tokens of the batch per second of all GPUs together; padding does not count."""
+    sequences: int
+    """Sequences of the batch."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as it appears in `gpt cost --json`."""
         return {
             "layout": str(self.layout),
+            "gpus": self.layout.processes,
             **asdict(self.work),
             "memory_bytes": {**asdict(self.memory), "total": self.memory.total},
             "step_seconds": {**asdict(self.time), "total": self.time.total},
@@ -42,14 +60,25 @@ class Plan:
         }
 
 
-def make_plan(config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu) -> Plan:
+def make_plan(
+    config: ModelConfig,
+    layout: Layout,
+    work: StepConfig,
+    gpu: Gpu,
+    *,
+    sequences: int | None = None,
+    trainer: Trainer = DEFAULT_TRAINER,
+) -> Plan:
     """Return the memory and time of a layout, whether or not it fits.
 
-    Raises UsageError if the layout does not divide the model, or the GPU lacks the precision.
+    `sequences` is the batch, by default all that the micro-batches hold. Raises UsageError if the
+    layout does not divide the model, or the GPU lacks the precision.
     """
-    time = step_time(config, layout, work, gpu)
-    tokens = work.micro_batch * work.micro_batches * layout.replicas * config.n_ctx
-    return Plan(layout, work, rank_memory(config, layout, work), time, tokens / time.total)
+    time = step_time(config, layout, work, gpu, trainer=trainer)
+    places = work.micro_batch * work.micro_batches * layout.replicas
+    batch = places if sequences is None else min(sequences, places)
+    speed = batch * config.n_ctx / time.total
+    return Plan(layout, work, rank_memory(config, layout, work), time, speed, batch)
 
 
 def plans(
@@ -60,34 +89,166 @@ def plans(
     precision: Precision,
     *,
     most: int | None = None,
+    micro_batch: int | None = None,
+    recompute: Recompute | None = None,
+    trainer: Trainer = DEFAULT_TRAINER,
 ) -> list[Plan]:
-    """Return up to `most` layouts of `gpus` GPUs that fit, fastest first, each with its best
-    micro-batch and recomputation.
+    """Return up to `most` layouts of at most `gpus` GPUs that fit, fastest first, each with its
+    best micro-batch and recomputation.
 
-    `sequences` is the batch of a step over all replicas; if the replicas do not divide it, the last
-    micro-batch of each is partly empty.
+    `sequences` is the batch of a step over all replicas; `micro_batch` and `recompute` restrict the
+    search. `gpt train` accepts every one of them.
     """
-    found: dict[Layout, Plan] = {}
-    for layout in layouts(config, gpus):
-        if layout.replicas > sequences:
+    least = -(-STATE_BYTES * config.parameters // gpu.memory_bytes)  # processes that hold the state
+    if least > gpus:
+        return []
+    sizes = (micro_batch,) if micro_batch else MICRO_BATCHES
+    constants = constants_for(trainer, gpu.family)
+    groups = []
+    for tp, pp, limit in grids(config, gpus, sequences, precision):
+        if tp * pp * limit < least:
             continue
-        for work in step_configs(-(-sequences // layout.replicas), precision):
-            if rank_memory(config, layout, work).total > gpu.memory_bytes:
+        layers, share = -(-config.n_layer // pp), -(-sequences // limit)
+        for kind in RECOMPUTE if recompute is None else (recompute,):
+            for size in sizes:
+                if size <= sequences:
+                    each = _layer_seconds(config, tp, size, precision, kind, gpu, constants)
+                    floor = _least_seconds(config, layers, pp, share, size, each)
+                    groups.append((floor, tp, pp, limit, kind, size, each))
+    best: dict[Layout, Plan] = {}
+    too_large: dict[tuple[Layout, Recompute], int] = {}  # micro-batches that did not fit
+    slowest = math.inf  # seconds that a further plan must beat
+    for floor, tp, pp, limit, kind, size, each in sorted(groups):
+        if floor >= slowest:
+            break
+        layers = -(-config.n_layer // pp)
+        for replicas in _replicas(sequences, limit):
+            share = -(-sequences // replicas)
+            if tp * pp * replicas < least or size > share:
                 continue
-            plan = make_plan(config, layout, work, gpu)
-            # padding does not count
-            speed = (
-                plan.tokens_per_second
-                * sequences
-                / (work.micro_batch * work.micro_batches * layout.replicas)
+            if _least_seconds(config, layers, pp, share, size, each) >= slowest:
+                break
+            rounds = padded_micro_batches(-(-share // size), pp, "1f1b")
+            work = StepConfig(
+                micro_batch=size, micro_batches=rounds, precision=precision, recompute=kind
             )
-            if layout not in found or speed > found[layout].tokens_per_second:
-                found[layout] = replace(plan, tokens_per_second=speed)
-    return sorted(found.values(), key=lambda plan: -plan.tokens_per_second)[:most]
+            for layout in _shardings(config, replicas, tp, pp):
+                if layout.shard * tp * pp < least or size >= too_large.get(
+                    (layout, kind), size + 1
+                ):
+                    continue
+                time = step_time(config, layout, work, gpu, constants, trainer=trainer)
+                known = best.get(layout)
+                if time.total >= (slowest if known is None else known.time.total):
+                    continue
+                memory = rank_memory(config, layout, work)
+                if memory.total > gpu.memory_bytes:
+                    too_large[layout, kind] = size
+                    continue
+                speed = sequences * config.n_ctx / time.total
+                best[layout] = Plan(layout, work, memory, time, speed, sequences)
+                if most is not None and len(best) >= most:
+                    times = (plan.time.total for plan in best.values())
+                    slowest = heapq.nsmallest(most, times)[-1]
+    ranked = sorted(best.values(), key=lambda plan: (plan.time.total, plan.layout.processes))
+    return ranked[:most]
+
+
+@functools.lru_cache(maxsize=4096)
+def _layer_seconds(
+    config: ModelConfig,
+    tp: int,
+    size: int,
+    precision: Precision,
+    recompute: Recompute,
+    gpu: Gpu,
+    constants: Constants,
+) -> float:
+    """Return the seconds of one layer and micro-batch, without the collectives of shards."""
+    work = StepConfig(micro_batch=size, precision=precision, recompute=recompute)
+    return layer_time(config, tp, work, gpu, constants).total
+
+
+def _least_seconds(
+    config: ModelConfig, layers: int, pp: int, share: int, size: int, each: float
+) -> float:
+    """Return a lower bound of a step: the layers of the slowest stage, and of the others once."""
+    rounds = padded_micro_batches(-(-share // size), pp, "1f1b")
+    return (rounds * layers + config.n_layer - layers) * each
+
+
+def grids(
+    config: ModelConfig, gpus: int, sequences: int, precision: Precision
+) -> Iterator[tuple[int, int, int]]:
+    """Yield every tensor-parallel size, number of stages and most replicas on `gpus` GPUs.
+
+    Tensor parallelism stays inside a node. Of the numbers of stages whose largest has as many
+    layers, only the smallest is of use.
+    """
+    stages = sorted(_useful_parts(config.n_layer))
+    for tp in range(1, NODE + 1):
+        if division_problem(Layout(tp=tp), config, sequences, precision=precision) is not None:
+            continue
+        for pp in stages:
+            if limit := min(gpus // (tp * pp), sequences // pp):
+                yield tp, pp, limit
+
+
+def _replicas(sequences: int, limit: int) -> Iterator[int]:
+    """Yield the numbers of replicas up to `limit` that are of use for a batch, largest first.
+
+    More replicas with as many sequences each would only be padded.
+    """
+    return (n for n in _useful_parts(sequences) if n <= limit)
+
+
+@functools.lru_cache(maxsize=64)
+def _useful_parts(n: int) -> tuple[int, ...]:
+    """Return the numbers of parts of `n` of which no smaller one has parts as small, falling."""
+    few = range(1, math.isqrt(n) + 1)
+    return tuple(sorted({*few, *(-(-n // share) for share in few)}, reverse=True))
+
+
+def _shardings(config: ModelConfig, replicas: int, tp: int, pp: int) -> list[Layout]:
+    """Return the ways to divide `replicas` into shards and copies: all sharded, as far as the width
+    allows; shards inside a node; or none.
+    """
+    divisor = config.d_model // tp if tp > 1 else replicas
+    whole = math.gcd(replicas, divisor)
+    near = max(n for n in range(1, NODE // tp + 1) if replicas % n == 0 and divisor % n == 0)
+    return [
+        Layout(dp=replicas // shard, shard=shard, tp=tp, pp=pp)
+        for shard in dict.fromkeys((whole, near, 1))
+    ]
+
+
+def fewest_gpus(
+    config: ModelConfig, gpu: Gpu, sequences: int, precision: Precision
+) -> tuple[Layout, StepConfig] | None:
+    """Return the layout with the fewest processes that fits the model; None if none does.
+
+    More GPUs than that always fit.
+    """
+    least = -(-STATE_BYTES * config.parameters // gpu.memory_bytes)
+    found = sorted(
+        (replicas * tp * pp, tp, pp, replicas)
+        for tp, pp, limit in grids(config, 10**9, sequences, precision)
+        for replicas in _replicas(sequences, limit)
+        if replicas * tp * pp >= least
+    )
+    for _, tp, pp, replicas in found:
+        layout = _shardings(config, replicas, tp, pp)[0]
+        if layout.shard * tp * pp < least:
+            continue
+        rounds = padded_micro_batches(-(-sequences // replicas), pp, "1f1b")
+        work = StepConfig(micro_batches=rounds, precision=precision, recompute="full")
+        if rank_memory(config, layout, work).total <= gpu.memory_bytes:
+            return layout, work
+    return None
 
 
 def layouts(config: ModelConfig, gpus: int) -> Iterator[Layout]:
-    """Yield every sensible layout of `gpus` processes.
+    """Yield every sensible layout of exactly `gpus` processes.
 
     Tensor parallelism stays inside a node, stages are powers of two, and the rest is shards,
     replicas of a node's shards, or replicas.
@@ -117,21 +278,6 @@ def step_configs(sequences: int, precision: Precision) -> Iterator[StepConfig]:
             )
 
 
-def typical_plan(
-    config: ModelConfig, gpu: Gpu, gpus: int, sequences: int, precision: Precision
-) -> Plan | None:
-    """Return the fastest plan on `gpus` GPUs, doubled until the model fits.
-
-    Returns None if the batch is too small for that many.
-    """
-    while gpus <= sequences * MAX_RANKS_PER_SEQUENCE:
-        may_fit = STATE_BYTES * config.parameters <= gpus * gpu.memory_bytes
-        if may_fit and (best := plans(config, gpu, gpus, sequences, precision, most=1)):
-            return best[0]
-        gpus *= 2
-    return None
-
-
 def nearest_that_fits(
     config: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu
 ) -> tuple[Layout, StepConfig] | None:
@@ -142,11 +288,8 @@ def nearest_that_fits(
     best: tuple[float, float, Layout, StepConfig] | None = None
     for other in layouts(config, layout.processes):
         check_layout(other, config)
-        axes = sum(
-            abs(math.log2(getattr(other, axis) / getattr(layout, axis)))
-            for axis in ("dp", "shard", "tp", "pp")
-        )
-        if other.replicas > sequences:
+        axes = sum(abs(math.log2(getattr(other, axis) / getattr(layout, axis))) for axis in AXES)
+        if division_problem(other, config, sequences, precision=work.precision) is not None:
             continue
         for way in step_configs(-(-sequences // other.replicas), work.precision):
             if (

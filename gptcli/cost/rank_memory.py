@@ -134,7 +134,8 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
     table = -(-config.vocab_size // tp) * config.d_model  # the embedding, or the head
     tables = 1 if config.tied and pp == 1 else first + last
     # parameters outside the layers: FSDP's root unit
-    outside = table * tables + config.d_model * (config.n_ctx * first + 2 * last)
+    norms = 2 * last * (config.norm == "pre")
+    outside = table * tables + config.d_model * (config.n_ctx * first + norms)
     parameters = rank_parameters(config, layout, stage, 0, 0)
 
     e = ELEMENT_BYTES[work.precision]

@@ -1,4 +1,4 @@
-"""Report of an estimate as rows of text: name, value and note; tables; and formulas.
+"""Report of an estimate as rows of text: name, value and note; and tables.
 
 `gpt cost` prints these. A name without indentation heads a section.
 """
@@ -10,12 +10,12 @@ from dataclasses import asdict
 
 from gptcli.cost.estimate import Cluster, Estimate
 from gptcli.cost.flops import parameters_by_part
-from gptcli.cost.hardware import Gpu
-from gptcli.cost.inference import inference
-from gptcli.cost.memory import kv_cache_per_token, memory_by_part, min_gpus
+from gptcli.cost.hardware import Gpu, usual_precision
+from gptcli.cost.inference import Serving, inference
+from gptcli.cost.memory import memory_by_part, min_gpus
 from gptcli.cost.planner import Plan, nearest_that_fits
 from gptcli.cost.rank_memory import StepConfig
-from gptcli.cost.scaling import RANGES, predicted_losses
+from gptcli.cost.scaling import RANGES, critical_batch_of, predicted_losses
 from gptcli.errors import name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import (
@@ -121,7 +121,16 @@ def _training(estimate: Estimate, tokens: int) -> list[Row]:
         (f"Training on {amount(tokens)} tokens", "", ""),
         ("  tokens per parameter", figure(tokens / estimate.parameters), ""),
         (f"  FLOP, {each}ND", short(estimate.flops), "the papers' count; priced below"),
+        *_batch(estimate),
     ]
+
+
+def _batch(estimate: Estimate) -> list[Row]:
+    if estimate.batch_tokens is None or estimate.model is None or estimate.tokens is None:
+        return []
+    limit = critical_batch_of(estimate.model, estimate.tokens)
+    note = "tokens" if limit is None else f"tokens; critical batch {amount(limit)}"
+    return [("  batch", amount(estimate.batch_tokens), note)]
 
 
 def _flops_by_convention(estimate: Estimate) -> list[Row]:
@@ -145,8 +154,8 @@ def _time_and_money(estimate: Estimate, assumed: str, spell: Spell) -> list[Row]
     rows = [(f"Time and money on {name}", "", assumed)]
     mfu = "no GPU named, so no MFU"
     if gpu is not None and cluster.mfu is not None:
-        peak = f"{gpu.peak_flops / 1e12:g} {'bf16' if gpu.bf16 else 'fp16'}, dense"
-        mfu = f"MFU {percent(cluster.mfu)} of {peak}"
+        peak = f"{(cluster.peak or 0) / 1e12:g} {cluster.precision or usual_precision(gpu)}, dense"
+        mfu = f"MFU (6N) {percent(cluster.mfu)} of {peak}"
     size, unit = unit_for(cluster.throughput.value, SPEED)
     rows.append((f"  {unit}, sustained", figure(cluster.throughput.value / size), mfu))
     if cluster.goodput is not None:
@@ -230,13 +239,31 @@ def _inference(model: ModelConfig, cluster: Cluster) -> list[Row]:
     ]
 
 
+def serving_rows(run: Serving, gpu: Gpu) -> list[Row]:
+    """Return the rows of a batch that is served."""
+    price = "price unknown"
+    if run.dollars_per_million is not None:
+        price = f"{dollars(run.dollars_per_million)} per million tokens"
+    return [
+        ("Sequences", f"{run.batch:,}", f"of {run.prompt:,} + {run.output:,} tokens"),
+        ("  weights", in_bytes(run.weight_bytes), run.precision),
+        ("  KV cache", in_bytes(run.cache_bytes), f"on {run.gpus:,} {gpu.name}"),
+        ("  first token after", scaled(run.first_token_seconds, TIME, 3), ""),
+        ("  each further token", scaled(run.token_seconds, TIME, 3), ""),
+        ("  tokens/s", figure(run.tokens_per_second, 3), price),
+    ]
+
+
 def gpu_label(cluster: Cluster) -> str:
     """Return the name of the cluster's GPU, or "GPU" for a custom one."""
     return "GPU" if cluster.gpu is None else cluster.gpu.name
 
 
-def sizes_table(estimates: list[Estimate]) -> list[list[str]]:
-    """Return a table with a row per estimate of a training run, all on the same cluster."""
+def sizes_table(estimates: list[Estimate], unfit: dict[str, int] | None = None) -> list[list[str]]:
+    """Return a table with a row per estimate of a training run, all on the same cluster.
+
+    `unfit` has the fewest GPUs that hold those which do not fit the cluster.
+    """
     least = min(estimate.gpu_hours for estimate in estimates)
     size, unit = unit_for(least * 3600, GPU_TIME, MIN_SHOWN)
     columns = ["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train"]
@@ -253,7 +280,9 @@ def sizes_table(estimates: list[Estimate]) -> list[list[str]]:
                 figure(estimate.gpu_hours * 3600 / size, 3),
                 dollars(estimate.dollars),
                 in_bytes(report["memory_bytes"]["training"]),
-                scaled(estimate.days * 86400, TIME, 3),
+                f"needs {unfit[estimate.name]:,}"
+                if unfit and estimate.name in unfit
+                else scaled(estimate.days * 86400, TIME, 3),
             ]
         )
     return rows
@@ -297,13 +326,15 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
     return rows
 
 
-def plans_table(plans: list[Plan]) -> list[list[str]]:
-    """Return a table with a row per layout."""
-    rows = [["layout", "micro", "recompute", "step", "waits", "memory", "tokens/s"]]
+def plans_table(plans: list[Plan], gpus: int | None = None) -> list[list[str]]:
+    """Return a table with a row per layout, with the idle ones of `gpus` GPUs."""
+    rows = [["layout", "idle", "micro", "recompute", "step", "waits", "memory", "tokens/s"]]
     for plan in plans:
+        idle = 0 if gpus is None else gpus - plan.layout.processes
         rows.append(
             [
                 str(plan.layout),
+                str(idle) if idle else "",
                 str(plan.work.micro_batch),
                 plan.work.recompute,
                 _step_time(plan),
@@ -322,72 +353,3 @@ def _step_options(step: StepConfig) -> str:
 def _step_time(plan: Plan) -> str:
     seconds = plan.time.total
     return duration(seconds) if seconds >= 60 else scaled(seconds, TIME, 3)
-
-
-def formulas(estimate: Estimate) -> list[str]:
-    """Return the formulas of the estimate with its numbers filled in, one per line."""
-    return [*_flops_formulas(estimate), *_time_formulas(estimate), *_memory_formulas(estimate)]
-
-
-def _flops_formulas(estimate: Estimate) -> list[str]:
-    model, tokens, N = estimate.model, estimate.tokens, estimate.parameters
-    lines = []
-    if N is not None and tokens is not None:
-        if model is not None:
-            L, C, V, T = model.n_layer, model.d_model, model.vocab_size, model.n_ctx
-            lines.append(
-                f"parameters N = 12·L·C² + 13·L·C + (V + T)·C + 2·C = {N:,} "
-                f"with L {L}, C {C}, V {V:,}, T {T:,}"
-            )
-        each = round(estimate.flops / N / tokens)
-        lines.append(f"FLOP = {each}·N·D = {each} x {N:,} x {tokens:,} = {short(estimate.flops)}")
-    if estimate.pf_days >= MIN_SHOWN:
-        lines.append(f"PF-days = FLOP / 8.64e19 = {figure(estimate.pf_days)}")
-    return lines
-
-
-def _time_formulas(estimate: Estimate) -> list[str]:
-    cluster = estimate.cluster
-    goodput = "" if cluster.goodput is None else f" x goodput {cluster.goodput.value:g}"
-    size, unit = gpu_unit(estimate.gpu_hours)
-    per_hour = " / 3,600" if unit == "GPU-hours" else ""
-    lines = [
-        f"{unit if per_hour else 'GPU time'} = "
-        f"FLOP / (throughput{' x goodput' if goodput else ''}){per_hour} = "
-        f"{short(estimate.flops)} / ({short(cluster.throughput.value)}{goodput}){per_hour} = "
-        f"{figure(estimate.gpu_hours * 3600 / size)}{'' if per_hour else f' {unit}'}"
-    ]
-    if cluster.gpu is not None and cluster.mfu is not None:
-        peak = f"{short(cluster.throughput.value)} / {short(cluster.gpu.peak_flops)}"
-        lines.append(f"MFU = throughput / peak = {peak} = {percent(cluster.mfu)}")
-    if estimate.gpu_years >= MIN_SHOWN:
-        lines.append(f"GPU-years = GPU-hours / 8,760 = {figure(estimate.gpu_years)}")
-    if cluster.price is not None:
-        lines.append(f"dollars = GPU-hours x {cluster.price.value:g} = {dollars(estimate.dollars)}")
-    if estimate.days >= MIN_SHOWN:
-        lines.append(f"days = GPU-hours / {cluster.count:,} / 24 = {figure(estimate.days)}")
-    if (used := estimate.energy) is not None:
-        watts, server, building, co2 = (a.value for a in used.assumptions)
-        drawn, emitted = scaled(used.kwh * 1000, ENERGY), scaled(used.co2_kg * 1000, MASS)
-        lines.append(
-            f"energy = GPU-hours x {watts:g} W x {server:g} x {building:g} = {drawn}; "
-            f"CO2e = kWh x {co2:g} kg = {emitted}"
-        )
-    return lines
-
-
-def _memory_formulas(estimate: Estimate) -> list[str]:
-    model, cluster, N = estimate.model, estimate.cluster, estimate.parameters
-    lines = [] if N is None else [f"training state = (4 + 4 + 8 bytes)·N = {in_bytes(16 * N)}"]
-    if model is None:
-        return lines
-    run = inference(model, cluster.gpu)
-    lines.append(f"KV cache a token = 2·L·C x 2 bytes = {kv_cache_per_token(model):,} bytes")
-    lines.append(f"bytes to decode a token = 2·N + T x KV cache = {in_bytes(run.decode_bytes)}")
-    if run.tokens_per_second is not None and cluster.gpu is not None:
-        speed = f"{run.gpus} x {short(cluster.gpu.bandwidth)} / {short(run.decode_bytes)}"
-        lines.append(
-            f"decoding, at most = GPUs x bandwidth / bytes = {speed} = "
-            f"{figure(run.tokens_per_second, 3)} tokens/s"
-        )
-    return lines

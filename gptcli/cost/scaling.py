@@ -191,6 +191,15 @@ def critical_batch(loss: float) -> float:
     return 2e8 / loss ** (1 / 0.21)
 
 
+def critical_batch_of(config: ModelConfig, tokens: int) -> float | None:
+    """Return the critical batch in tokens at the end of a run, by Kaplan et al.'s loss or else by
+    GPT-3's; None outside the range of both laws.
+    """
+    losses = predicted_losses(config, tokens)
+    loss = losses["kaplan"] or losses["gpt3"]
+    return None if loss is None else critical_batch(loss)
+
+
 def without_embeddings(config: ModelConfig) -> int:
     """Return the parameter count of Kaplan et al., without embeddings."""
     return (

@@ -5,7 +5,10 @@ L = E + A/N^alpha + B/D^beta, fitted by the Huber loss of log L (Hoffmann et al.
 Otherwise its terms cannot be separated, and the law is a power of the compute, L = a·C^-b with
 C = 6ND in PF-days, fitted by least squares of log L.
 
-The optimizer is the simplex of Nelder and Mead (1965) in plain Python.
+From PAIRS_FROM runs on, the bootstrap resamples whole runs, which assumes nothing about their errors
+(they may be unequal and heavy-tailed), and the fit takes Gauss-Newton steps; fewer runs would leave
+resamples that determine nothing, so that residuals are resampled, and the optimizer is the simplex of
+Nelder and Mead (1965). All in plain Python.
 """
 
 from __future__ import annotations
@@ -13,21 +16,24 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from gptcli.cost.minimize import MAX_NEGATIVE_LOG, Point, gauss_newton, huber, nelder_mead
 from gptcli.cost.scaling import PF_DAY
 from gptcli.errors import UsageError
 
-HUBER_DELTA = 1e-3
 MIN_JOINT_RUNS = 6  # fewer cannot determine five unknowns
 MAX_CORRELATION = 0.95  # of log sizes and log tokens; above it they count as one variable
-MAX_NEGATIVE_LOG = 40.0  # exp(-40) is a negligible term
 RESAMPLES = 60
+PAIRS_FROM = 40  # runs; with fewer, resamples of pairs are too narrow
+PAIRS_RESAMPLES = 400
+STEPS = 60  # Gauss-Newton steps of a fit at most; of a resample, which starts at the fit, a fifth
+OUTLIER = 5.0  # robust standard deviations of log(measured / predicted)
 STARTS = ((1.0, 0.3), (2.0, 0.5))  # scale of E, and both exponents
 
-Point = list[float]
 LawName = Literal["joint", "compute"]
 
 
@@ -91,6 +97,8 @@ class FittedLaw:
     """Root mean square of log(predicted / measured) over the runs."""
     resamples: tuple[tuple[Point, float], ...]
     """Constants of each bootstrap resample, and the error factor of one further run."""
+    outliers: tuple[str, ...] = ()
+    """Names of the runs whose loss is far from the law's, by OUTLIER."""
 
     def loss(self, parameters: float, tokens: float) -> float:
         """Return the predicted loss of a model, in nats per token."""
@@ -124,6 +132,7 @@ class FittedLaw:
             "values": self.values,
             "intervals": self.intervals,
             "error": self.error,
+            "outliers": list(self.outliers),
         }
 
 
@@ -153,9 +162,38 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
     values = form.fit(runs, None)
     predicted = [form.loss(values, run.parameters, run.tokens) for run in runs]
     residuals = [math.log(run.loss / loss) for run, loss in zip(runs, predicted, strict=True)]
+    generator = random.Random(seed)
+    resamples = (
+        _resample_runs(form, runs, values, residuals, generator)
+        if len(runs) >= PAIRS_FROM
+        else _resample_residuals(form, runs, values, predicted, residuals, generator)
+    )
+    intervals = {
+        name: _central_interval([point[i] for point, _ in resamples])
+        for i, name in enumerate(form.names)
+    }
+    return FittedLaw(
+        law=law,
+        formula=form.formula,
+        values=dict(zip(form.names, values, strict=True)),
+        intervals=intervals,
+        error=math.sqrt(statistics.fmean(r * r for r in residuals)),
+        resamples=tuple(resamples),
+        outliers=_outliers(runs, residuals),
+    )
+
+
+def _resample_residuals(
+    form: _Form,
+    runs: Sequence[RunResult],
+    values: Point,
+    predicted: Sequence[float],
+    residuals: Sequence[float],
+    generator: random.Random,
+) -> list[tuple[Point, float]]:
+    """Return the constants of runs whose losses are the law's with other runs' errors."""
     # residuals are smaller than the errors by the degrees of freedom that the fit uses up
     width_mult = math.sqrt(len(runs) / max(1, len(runs) - len(values)))
-    generator = random.Random(seed)
     resamples: list[tuple[Point, float]] = []
     for _ in range(RESAMPLES):
         resample = [
@@ -170,17 +208,36 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
         resamples.append(
             (form.fit(resample, values), math.exp(width_mult * generator.choice(residuals)))
         )
-    intervals = {
-        name: _central_interval([point[i] for point, _ in resamples])
-        for i, name in enumerate(form.names)
-    }
-    return FittedLaw(
-        law=law,
-        formula=form.formula,
-        values=dict(zip(form.names, values, strict=True)),
-        intervals=intervals,
-        error=math.sqrt(statistics.fmean(r * r for r in residuals)),
-        resamples=tuple(resamples),
+    return resamples
+
+
+def _resample_runs(
+    form: _Form,
+    runs: Sequence[RunResult],
+    values: Point,
+    residuals: Sequence[float],
+    generator: random.Random,
+) -> list[tuple[Point, float]]:
+    """Return the constants of runs drawn with replacement."""
+    return [
+        (
+            form.fit(generator.choices(runs, k=len(runs)), values),
+            math.exp(generator.choice(residuals)),
+        )
+        for _ in range(PAIRS_RESAMPLES)
+    ]
+
+
+def _outliers(runs: Sequence[RunResult], residuals: Sequence[float]) -> tuple[str, ...]:
+    """Return the names of the runs with a residual above OUTLIER robust standard deviations."""
+    if len(runs) < PAIRS_FROM:
+        return ()
+    middle = statistics.median(residuals)
+    deviation = 1.4826 * statistics.median(abs(value - middle) for value in residuals)
+    return tuple(
+        run.name
+        for run, value in zip(runs, residuals, strict=True)
+        if abs(value - middle) > OUTLIER * deviation
     )
 
 
@@ -228,16 +285,32 @@ def _fit_joint(runs: Sequence[RunResult], start: Point | None) -> Point:
     def objective(x: Point) -> float:
         values = constants(x)
         return sum(
-            _huber(math.log(_joint_loss(values, run.parameters, run.tokens) / run.loss))
+            huber(math.log(_joint_loss(values, run.parameters, run.tokens) / run.loss))
             for run in runs
         )
 
+    if len(runs) >= PAIRS_FROM:
+        rows = Counter(
+            (math.log(run.parameters / N), math.log(run.tokens / D), math.log(run.loss))
+            for run in runs
+        )
+        if start is not None:
+            E, A, B, alpha, beta = start
+            first = [math.log(v) for v in (E, A / N**alpha, B / D**beta, alpha, beta)]
+            return constants(gauss_newton(rows, first, STEPS // 5))
+        return constants(min((gauss_newton(rows, x, STEPS) for x in _starts(runs)), key=objective))
     if start is not None:
         E, A, B, alpha, beta = start
         first = [math.log(v) for v in (E, A / N**alpha, B / D**beta, alpha, beta)]
         return constants(nelder_mead(objective, first, step=0.05, restarts=2, iterations=800))
+    fits = (nelder_mead(objective, x, step=0.3, restarts=6) for x in _starts(runs))
+    return constants(min(fits, key=objective))
+
+
+def _starts(runs: Sequence[RunResult]) -> list[Point]:
+    """Return where the fit of a joint law starts."""
     lowest = min(run.loss for run in runs)
-    starts = [
+    return [
         [
             math.log(scale * lowest / 2),
             math.log(lowest / 5),
@@ -247,8 +320,6 @@ def _fit_joint(runs: Sequence[RunResult], start: Point | None) -> Point:
         ]
         for scale, exponent in STARTS
     ]
-    fits = (nelder_mead(objective, x, step=0.3, restarts=6) for x in starts)
-    return constants(min(fits, key=objective))
 
 
 def _compute_loss(values: Sequence[float], parameters: float, tokens: float) -> float:
@@ -262,70 +333,10 @@ def _fit_compute(runs: Sequence[RunResult], start: Point | None) -> Point:
     return [math.exp(intercept), -slope]
 
 
-def _huber(error: float) -> float:
-    size = abs(error)
-    return error * error / 2 if size < HUBER_DELTA else HUBER_DELTA * (size - HUBER_DELTA / 2)
-
-
 def _central_interval(values: list[float]) -> tuple[float, float]:
     """Return the interval that leaves out 2.5 % of `values` on each side."""
     values, cut = sorted(values), int(0.025 * len(values))
     return values[cut], values[-1 - cut]
-
-
-def nelder_mead(
-    f: Callable[[Point], float],
-    start: Sequence[float],
-    *,
-    step: float = 0.1,
-    restarts: int = 3,
-    iterations: int = 4000,
-) -> Point:
-    """Return a local minimum of `f` near `start`, by `restarts` runs of the Nelder-Mead simplex.
-
-    Each run starts where the one before ended, with corners `step` apart.
-    """
-    best = list(start)
-    for _ in range(restarts):
-        best = _run_simplex(f, best, step, iterations)
-    return best
-
-
-def _run_simplex(f: Callable[[Point], float], start: Point, step: float, iterations: int) -> Point:
-    n = len(start)
-    corners = [start] + [[x + step * (i == j) for j, x in enumerate(start)] for i in range(n)]
-    simplex = sorted((f(corner), corner) for corner in corners)
-    for _ in range(iterations):
-        (lowest, best), (second, _), (highest, worst) = simplex[0], simplex[-2], simplex[-1]
-        width = max(
-            abs(x - y) for _, corner in simplex[1:] for x, y in zip(best, corner, strict=True)
-        )
-        # equal values alone prove nothing: two corners can lie on either side of a minimum
-        if width <= 1e-9 and highest - lowest <= 1e-12 * (abs(highest) + 1e-12):
-            break
-        center = [sum(corner[j] for _, corner in simplex[:-1]) / n for j in range(n)]
-
-        def along(t: float, center: Point = center, worst: Point = worst) -> tuple[float, Point]:
-            point = [c + t * (w - c) for c, w in zip(center, worst, strict=True)]
-            return f(point), point
-
-        candidate = along(-1.0)  # reflect
-        if candidate[0] < lowest:
-            candidate = min(candidate, along(-2.0))  # expand
-        elif candidate[0] >= second:
-            candidate = min(along(-0.5), along(0.5))  # contract
-        if candidate[0] < highest:
-            simplex[-1] = candidate
-        else:  # shrink
-            simplex[1:] = [
-                (f(point), point)
-                for point in (
-                    [(x + y) / 2 for x, y in zip(best, corner, strict=True)]
-                    for _, corner in simplex[1:]
-                )
-            ]
-        simplex.sort()
-    return simplex[0][1]
 
 
 _FORMS = {

@@ -1,9 +1,10 @@
 """Time of a step on a layout: the sum of products, attention, memory, launches, collectives and the
 pipeline bubble. And the bytes that one process communicates in a step of `gpt train`.
 
-Each term of the time is a count given by model and layout, divided by a speed of the hardware, times one
-constant of throughput.toml, fitted to published measurements by tests/benchmarks/throughput_fit.py.
-The constants include what a trainer overlaps with its products.
+Each term of the time is a count given by model and layout, divided by a speed of the hardware, times
+a constant of throughput.toml: what a family of GPUs reaches of its peak, and what a trainer adds.
+They are fitted to published measurements (measured.csv) by tests/benchmarks/throughput_fit.py, and
+include what a trainer overlaps with its products.
 
 `gpt train --dry-run` builds the processes and compares their traffic. A collective counts the bytes
 of the whole tensor that is gathered or summed, a message its own.
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
-from gptcli.cost.flops import mean_keys
+from gptcli.cost.flops import Shape, attention_width, layer_matrices, mean_keys
 from gptcli.cost.hardware import Gpu, peak_flops, read_table
 from gptcli.cost.layout import (
     Layout,
@@ -25,7 +27,9 @@ from gptcli.cost.layout import (
     layers_of_stage,
     outer_tensors,
 )
+from gptcli.cost.memory import SCHEDULES
 from gptcli.cost.rank_memory import ELEMENT_BYTES, StepConfig, layer_parameters
+from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 
 NODE = 8  # GPUs per node
@@ -37,10 +41,21 @@ RECOMPUTE_FACTORS = {
 }  # FLOPs and memory traffic with recomputation, relative to none
 FP32 = 4  # bytes per element
 
+Trainer = Literal["gpt", "fused", "fsdp", "megatron"]
+TRAINERS: tuple[Trainer, ...] = get_args(Trainer)
+"""Trainers whose speed is modelled.
+
+- gpt: `gpt train`, by counted kernels and bytes; not yet measured.
+- fused: llm.c, LLM.Q, nanochat and other compiled trainers for one node.
+- fsdp: llm-foundry and other trainers of unfused layers on FSDP.
+- megatron: Megatron-LM and NeMo, with a distributed optimizer and sequence parallelism.
+"""
+DEFAULT_TRAINER: Trainer = "gpt"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """Fitted constants, all positive."""
+    """Constants of one trainer on one family of GPUs, all positive."""
 
     products: float
     """Share of the peak that matrix products reach."""
@@ -55,27 +70,15 @@ class Constants:
     launch: float
     """Seconds per layer and micro-batch that do not depend on the size of the layer."""
     exposed: float
-    """Share of the collectives' time, at the speed of the link, that is not overlapped."""
-    spread: float
-    """Growth of that time for every doubling of the number of nodes."""
-    hopper_products: float
-    """Share of the peak on a Hopper GPU over that on Ampere, for products: its power limit is below
-    its peak.
+    """Share of the time of FSDP's and the replicas' collectives, at the speed of the link, that is
+    not overlapped.
     """
-    hopper_attention: float
-    """The same ratio for attention."""
+    tensor: float
+    """The same share for tensor parallelism."""
+    spread: float
+    """Growth of the collectives' time for every doubling of the number of nodes."""
     fp8: float
     """Speed of fp8 products over bf16 products."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uncertainty:
-    """Factor by which a prediction may be wrong, either way."""
-
-    known: float
-    """For runs like those that the constants were fitted to: FSDP on A100 and H100."""
-    other: float
-    """For other GPUs, other layouts and other trainers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,16 @@ class StepTime:
     @property
     def total(self) -> float:
         """Seconds of the whole step."""
-        return sum(asdict(self).values())
+        return (
+            self.products
+            + self.attention
+            + self.memory
+            + self.launch
+            + self.tensor
+            + self.shard
+            + self.replicas
+            + self.bubble
+        )
 
     @property
     def waits(self) -> float:
@@ -107,111 +119,193 @@ class StepTime:
         return (self.tensor + self.shard + self.replicas + self.bubble) / self.total
 
 
+def check_trainer(name: str) -> None:
+    """Raise UsageError, with the nearest names, for an unknown trainer."""
+    if name not in TRAINERS:
+        raise UsageError(
+            f"unknown trainer {name!r}",
+            field="trainer",
+            code="unknown_trainer",
+            hint=nearest(name, TRAINERS),
+        )
+
+
 @functools.cache
-def fitted_constants() -> tuple[Constants, Uncertainty]:
-    """Return the constants of throughput.toml and the uncertainty of predictions."""
-    table = read_table("throughput.toml")
-    return Constants(**table["constants"]), Uncertainty(**table["range"])
+def constants_for(trainer: Trainer, family: str) -> Constants:
+    """Return the constants of throughput.toml for a trainer on a family of GPUs."""
+    return constants_from(read_table("throughput.toml"), trainer, family)
+
+
+def constants_from(table: dict[str, Any], trainer: Trainer, family: str) -> Constants:
+    """Return the constants of a table like throughput.toml.
+
+    A family that was never measured has those of the row "other".
+    """
+    own = table["trainers"][trainer]
+    row = table["families"].get(family, table["families"]["other"])
+    return Constants(
+        products=row["products"] * own["products"],
+        attention=row["attention"],
+        spread=table["spread"],
+        **{name: own[name] for name in ("path", "head", "launch", "exposed", "tensor", "fp8")},
+    )
+
+
+class LayerTime(NamedTuple):
+    """Seconds of one layer and micro-batch, without the collectives of FSDP."""
+
+    products: float
+    attention: float
+    memory: float
+    launch: float
+    tensor: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all parts."""
+        return self.products + self.attention + self.memory + self.launch + self.tensor
+
+
+def layer_time(
+    config: ModelConfig | Shape, tp: int, work: StepConfig, gpu: Gpu, k: Constants
+) -> LayerTime:
+    """Return the seconds of one layer and micro-batch on each of `tp` tensor-parallel ranks."""
+    C, tokens = config.d_model, work.micro_batch * config.n_ctx
+    recompute, traffic = RECOMPUTE_FACTORS[work.recompute]
+    peak = gpu.peak_flops if work.precision == "fp8" else peak_flops(gpu, work.precision)
+    attention = 12 * tokens * attention_width(config) * _keys(config) * recompute
+    tensor = 0.0
+    # a reduce-scatter and an all-gather replace each of Megatron's all-reduces, two forward and
+    # two backward
+    if tp > 1:
+        each = 2 * (tp - 1) / tp * tokens * C * ELEMENT_BYTES[work.precision]
+        tensor = (4 if work.recompute != "full" else 6) * each * k.tensor / _bandwidth(gpu, tp, 1)
+    return LayerTime(
+        6 * tokens * layer_matrices(config) * recompute / tp / _product_speed(gpu, work, k),
+        attention / tp / (peak * k.attention),
+        tokens * C * _path_width(config) * k.path * traffic / tp / gpu.bandwidth,
+        k.launch,
+        tensor,
+    )
+
+
+def _product_speed(gpu: Gpu, work: StepConfig, k: Constants) -> float:
+    """Return the FLOP/s of matrix products. Raises UsageError if the GPU lacks the precision."""
+    peak = peak_flops(gpu, work.precision)
+    if work.precision == "fp8":  # products gain less than the peak does
+        peak = gpu.peak_flops * k.fp8
+    return peak * k.products
+
+
+@functools.lru_cache(maxsize=256)
+def _keys(config: ModelConfig | Shape) -> float:
+    """Return the keys per query, averaged over layers."""
+    layers = range(config.n_layer)
+    return sum(mean_keys(config.n_ctx, config.band_of(layer)) for layer in layers) / config.n_layer
 
 
 def step_time(
-    config: ModelConfig,
+    config: ModelConfig | Shape,
     layout: Layout,
     work: StepConfig,
     gpu: Gpu,
     constants: Constants | None = None,
+    *,
+    trainer: Trainer = DEFAULT_TRAINER,
+    interleave: int | None = None,
 ) -> StepTime:
     """Return the seconds of one optimizer step, all ranks busy.
 
-    `constants` replaces the fitted ones.
+    `constants` replaces the fitted ones of the trainer; `interleave` is the number of stages per
+    process, by default that of the schedule.
     """
-    k = constants or fitted_constants()[0]
-    C, T, tp, pp = config.d_model, config.n_ctx, layout.tp, layout.pp
+    k = constants or constants_for(trainer, gpu.family)
+    C, T, L, tp, pp = config.d_model, config.n_ctx, config.n_layer, layout.tp, layout.pp
     tokens, e = work.micro_batch * T, ELEMENT_BYTES[work.precision]
-    layers, vocab = (
-        layers_of_stage(config.n_layer, pp, 0),
-        config.vocab_size / pp if pp > 1 else config.vocab_size,
-    )
-    hopper = gpu.family == "hopper"
-    peak = peak_flops(gpu, work.precision)
-    if work.precision == "fp8":  # only products are in fp8, and gain less than the peak does
-        peak = gpu.peak_flops
-    speed = peak * k.products * (k.hopper_products if hopper else 1)
-    products_factor, memory_factor = RECOMPUTE_FACTORS[work.recompute]
-
-    products = tokens * (72 * layers * C**2 * products_factor + 6 * vocab * C) / tp / speed
-    if work.precision == "fp8":
-        products /= k.fp8
-    keys = (
-        sum(mean_keys(T, config.band_of(layer)) for layer in range(config.n_layer)) / config.n_layer
-    )
-    attention = (
-        tokens
-        * 12
-        * layers
-        * C
-        * keys
-        * products_factor
-        / tp
-        / (peak * k.attention * (k.hopper_attention if hopper else 1))
-    )
-    memory = tokens * (layers * C * k.path * memory_factor + vocab * k.head) / tp / gpu.bandwidth
-    launch = k.launch * layers
-
-    tensor = shard = replicas = 0.0
+    one = layer_time(config, tp, work, gpu, k)
+    products_of_head = 6 * tokens * config.vocab_size * C / tp / _product_speed(gpu, work, k)
+    memory_of_head = tokens * config.vocab_size * k.head / tp / gpu.bandwidth
     # parameters of the rank under tp and pp, before sharding
-    mine = layers * layer_parameters(config, tp) + vocab * C / tp
-    # a reduce-scatter and an all-gather replace each of Megatron's all-reduces, two forward and
-    # two backward
-    if tp > 1:
-        each = 2 * (tp - 1) / tp * tokens * C * e
-        tensor = (4 if work.recompute != "full" else 6) * layers * each / _bandwidth(gpu, tp, 1)
+    per_layer, table = _layer_parameters(config, tp), config.vocab_size * C / tp
+    shard = 0.0  # seconds per parameter
     if layout.shard > 1:
-        shard = (
-            k.exposed
-            * 3
-            * e
-            * mine
-            * (layout.shard - 1)
-            / layout.shard
-            / _bandwidth(gpu, layout.shard * tp, tp)
-        )
-        shard *= _node_factor(layout.shard * tp, k)
+        shard = k.exposed * 3 * e * (layout.shard - 1) / layout.shard
+        shard *= _node_factor(layout.shard * tp, k) / _bandwidth(gpu, layout.shard * tp, tp)
+    of_layer = one.total + shard * per_layer
+    of_head = products_of_head + memory_of_head + shard * table
+
+    # the slowest stage: the first has most layers, the last has the head
+    first, last = layers_of_stage(L, pp, 0), layers_of_stage(L, pp, pp - 1)
+    has_head = pp == 1 or last * of_layer + of_head > first * of_layer
+    layers = last if has_head else first
+    tables = (1 if pp > 1 or config.tied else 2) if has_head or pp > 1 else 1
+    mine = layers * per_layer + tables * table
+    replicas = 0.0
     if layout.dp > 1:  # fp32 gradients once per step; an all-reduce moves all bytes twice
         replicas = k.exposed * 2 * 4 * mine / layout.shard * (layout.dp - 1) / layout.dp
         replicas *= _node_factor(layout.replicas * tp, k) / _bandwidth(
             gpu, layout.replicas * tp, layout.shard * tp
         )
-    update = OPTIMIZER_BYTES * mine / layout.shard / gpu.bandwidth
+    # Megatron's distributed optimizer updates a part on each replica
+    parts = layout.replicas if trainer == "megatron" else layout.shard
+    update = OPTIMIZER_BYTES * mine / parts / gpu.bandwidth
 
     m = work.micro_batches
-    busy = products + attention + memory + launch + tensor + shard
+    head = int(has_head)
+    busy = layers * of_layer + head * of_head
+    bubble = (L * of_layer + of_head - busy) / (interleave or SCHEDULES[work.schedule])
     return StepTime(
-        products=m * products, attention=m * attention, memory=m * memory + update, launch=m * launch, tensor=m * tensor, shard=m * shard,
-        replicas=replicas, bubble=(pp - 1) * busy,
-    )  # fmt: skip
+        products=m * (layers * one.products + head * products_of_head),
+        attention=m * layers * one.attention,
+        memory=m * (layers * one.memory + head * memory_of_head) + update,
+        launch=m * layers * one.launch,
+        tensor=m * layers * one.tensor,
+        shard=m * shard * (layers * per_layer + head * table),
+        replicas=replicas,
+        bubble=bubble if pp > 1 else 0.0,
+    )
 
 
 def tokens_per_second(
-    config: ModelConfig,
+    config: ModelConfig | Shape,
     layout: Layout,
     work: StepConfig,
     gpu: Gpu,
     constants: Constants | None = None,
+    *,
+    trainer: Trainer = DEFAULT_TRAINER,
+    interleave: int | None = None,
 ) -> float:
     """Return tokens per second of each GPU."""
     tokens = work.micro_batch * work.micro_batches * config.n_ctx
-    return tokens / step_time(config, layout, work, gpu, constants).total / (layout.tp * layout.pp)
+    time = step_time(
+        config, layout, work, gpu, constants, trainer=trainer, interleave=interleave
+    ).total
+    return tokens / time / (layout.tp * layout.pp)
 
 
-def uncertainty(layout: Layout, gpu: Gpu) -> float:
-    """Return the factor by which a predicted speed may be wrong, either way."""
-    uncertainties = fitted_constants()[1]
-    return (
-        uncertainties.known
-        if gpu.family and layout.tp == layout.pp == layout.dp == 1
-        else uncertainties.other
-    )
+def uncertainty(gpu: Gpu, trainer: Trainer = DEFAULT_TRAINER) -> float:
+    """Return the factor, either way, that holds about eight of ten predicted speeds.
+
+    It is the trainer's own where its speed was measured on this family of GPUs, and wider for
+    another family.
+    """
+    table = read_table("throughput.toml")
+    row = table["trainers"][trainer]
+    return row["known"] if gpu.family in row["families"] else table["extrapolated"]
+
+
+def _path_width(config: ModelConfig | Shape) -> float:
+    """Return the width of norms, residuals and activations of a layer relative to a GPT's."""
+    if not isinstance(config, Shape):
+        return 1.0
+    return (8 + (3 if config.gated else 2) * config.d_ff / config.d_model) / 16
+
+
+def _layer_parameters(config: ModelConfig | Shape, tp: int) -> float:
+    if isinstance(config, Shape):
+        return layer_matrices(config) / tp + 2 * config.d_model
+    return layer_parameters(config, tp)
 
 
 def _bandwidth(gpu: Gpu, span: int, stride: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class RankContext:
     rank: int = 0
     world_size: int = 1
     layout: Layout = field(default_factory=Layout)
+    timeout: timedelta | None = None
+    """How long an operation between processes may wait for one of them; None for torch's default."""
 
     @property
     def is_main(self) -> bool:
@@ -88,11 +91,17 @@ class RankContext:
         """Return the mesh of all processes with the axes `MESH_AXES`; None for a single process."""
         if self.world_size == 1:
             return None
-        return init_device_mesh(
+        mesh = init_device_mesh(
             self.device.type,
             tuple(getattr(self.layout, axis) for axis in MESH_AXES),
             mesh_dim_names=MESH_AXES,
         )
+        if self.timeout is not None:  # new groups have torch's own, not that of all processes
+            for axis in MESH_AXES:
+                group: Any = mesh[axis].get_group()
+                if hasattr(group, "set_timeout"):  # torch 2.13 has it
+                    group.set_timeout(self.timeout)
+        return mesh
 
 
 def device_type() -> str:
@@ -142,7 +151,8 @@ def check_numeric_environment(
     if compiled:
         parts.append("compiled")
     if device_type() == "cpu" and precision == "bf16" and optional_kernels.available("linear"):
-        parts.append("kernels in C")
+        instructions = optional_kernels.instruction_set()
+        parts.append("kernels in C" + ("" if instructions == "amx" else f" for {instructions}"))
     current = ", ".join(parts)
     if previous not in (None, current):
         events.warn(

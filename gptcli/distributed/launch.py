@@ -181,7 +181,7 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
         # connects all GPUs now: a broken link is found before the model is built
         device_id=device if device.type == "cuda" else None,
     )
-    context = RankContext(device, rank, world_size, run.layout)
+    context = RankContext(device, rank, world_size, run.layout, timedelta(seconds=run.timeout))
     try:
         check_agreement(run, context)
     except UsageError:

@@ -162,6 +162,7 @@ class Pipeline:
                 else:
                     outputs[number, batch] = y.contiguous()
             transfers = []
+            operation: Callable[..., Any]
             for transfer in tick.transfers:
                 key = (transfer.stage, transfer.batch)
                 if transfer.is_send:

@@ -33,7 +33,10 @@ def check_bleu(name: str) -> None:
 
 
 def bleu(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], language: str, name: str
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    language: str = "en",
+    name: str = "bleu",
 ) -> tuple[float, str]:
     """Return corpus BLEU, 0 to 100, and its signature.
 

@@ -135,7 +135,7 @@ def compare_items(a: Sequence[Items], b: Sequence[Items]) -> list[Comparison]:
     if not found:
         raise InputError(
             "the two models share no scored item",
-            hint="evaluate both on the same tasks, with the same data and --limit",
+            hint="evaluate both on the same tasks, with the same data and {option:limit}",
         )
     return found
 
@@ -146,8 +146,8 @@ def _compare_task(task: str, a: Sequence[Items], b: Sequence[Items]) -> Comparis
         for model in (a, b)
     ]
     every = [seed for model in models for seed in model]
-    asked = set.union(*({*seed} for seed in every))
-    shared = sorted(key for key in asked if all(seed.get(key) is not None for seed in every))
+    union = set.union(*({*seed} for seed in every))
+    shared = sorted(key for key in union if all(seed.get(key) is not None for seed in every))
     if not shared:
         return None
     a_N, b_N = (
@@ -158,7 +158,7 @@ def _compare_task(task: str, a: Sequence[Items], b: Sequence[Items]) -> Comparis
     groups = [str(a[0][task][key].get("group", key)) for key in shared]
     unit = 1.0 if name == "loss" else 100.0
     return compare_scores(
-        a_N, b_N, groups, task=task, score=name, unit=unit, unshared=len(asked) - len(shared)
+        a_N, b_N, groups, task=task, score=name, unit=unit, unshared=len(union) - len(shared)
     )
 
 

@@ -70,8 +70,10 @@ def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path 
 
 def has_data(task: Task, data: Path | None) -> bool:
     """Return True if the task's items are in `data`, or are generated because there is none."""
-    if data is None or not data.is_dir():
-        return task.generated != "" if data is None else data.is_file()
+    if data is None:
+        return task.generated != ""
+    if not data.is_dir():
+        return data.is_file()
     return bool(_matching_files(task, data, "items")) or task.generated != ""
 
 
@@ -125,7 +127,12 @@ def _split_names(task: Task, role: str) -> tuple[str, ...]:
 
 def _exported(folder: Path, split: str, config: str) -> list[Path]:
     """Return the tables in a folder that are named after a split."""
-    places = [folder, folder / "data", folder / split, *([folder / config] if config else [])]
+    places = [
+        folder,
+        folder / "data",
+        folder / split,
+        *([folder / config, folder / config / split] if config else []),
+    ]
     patterns = (f"{split}.*", f"{split}-*", f"*[-_]{split}.*", f"*[-_]{split}-[0-9]*")
     found = [
         path

@@ -143,10 +143,10 @@ def _drop_pairs(
 def drop_f1(prediction: str, answers: Sequence[str]) -> float:
     """Return DROP's F1: bags of words of the spans, in the best one-to-one alignment.
 
-    A span gets no credit if none of the numbers in the accepted span is in it. As in DROP's script
-    the F1 of an item has two decimals.
+    A span gets no credit if none of the numbers in the accepted span is in it. DROP's script rounds
+    the F1 of each item to two decimals, which is not done here.
     """
-    return max(round(_drop_f1(*map(_bags, pair)), 2) for pair in _drop_pairs(prediction, answers))
+    return max(_drop_f1(*map(_bags, pair)) for pair in _drop_pairs(prediction, answers))
 
 
 def drop_exact_match(prediction: str, answers: Sequence[str]) -> float:

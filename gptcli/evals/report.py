@@ -36,7 +36,9 @@ def report_parts(
             f"{first.stride} apart."
         ]
     if results:
-        parts += [[row for result in results for row in _task_rows(result)]]
+        same = len({tuple(result.metrics) for result in results}) == 1
+        rows = [[_wide_row(result)] if same else _metric_rows(result) for result in results]
+        parts += [[row for some in rows for row in some]]
         if any(result.conditions.own_shots for result in results):
             parts += [
                 f"{OWN_MARK} The examples are from the evaluated set, without the item itself."
@@ -83,9 +85,7 @@ def task_details(task: Task, data: Path | None) -> dict[str, str]:
             else ""
         ),
         "hub": f"{hub}; as Parquet, Arrow, JSON lines or CSV" if split else hub,
-        "folder": f"{{data}}/{task.name}/".replace("{data}", str(data or "DATA"))
-        + ", with --data "
-        + str(data or "DATA"),
+        "folder": f"{data or 'DATA'}/{task.name}/",
         "here": _data_location(task, data),
         "K": f"{task.shots} in the paper" if task.shots else "zero-shot",
         "scores": ", ".join(task.metric),
@@ -135,7 +135,7 @@ def comparison_parts(comparisons: list[Comparison], names: list[str]) -> list[Ta
             "second": f"{one.b:.2f}",
             "difference": f"{one.difference:+.2f}",
             "95 %": f"{one.low:+.2f} to {one.high:+.2f}",
-            "p": f"{one.p:.4f}",
+            "p": "<0.0001" if one.p < 1e-4 else f"{one.p:.4f}",
             "needed": "" if one.items_needed is None else f"{one.items_needed:,}",
             "what": one.verdict,
         }
@@ -192,24 +192,40 @@ def _loss_row(loss: LossReport) -> dict[str, str]:
     }
 
 
-def _task_rows(result: TaskResult) -> TableRows:
-    """Return a row per metric, so that tasks with different metrics fit into one narrow table."""
-    paper = {score.metric: score.score for score in result.paper}
-    rows = []
+def _task_row(result: TaskResult) -> dict[str, str]:
+    return {
+        "task": result.task,
+        "scoring": result.scoring.replace("_", " "),  # folds between words
+        "K": _shots(result),
+        "items": f"{result.conditions.items:,}",
+    }
+
+
+def _unit(metric: str) -> str:
+    return "" if metric in NON_PERCENT_METRICS else "%"
+
+
+def _wide_row(result: TaskResult) -> dict[str, str]:
+    """Return a row with a column per metric, for results that have the same."""
+    row = _task_row(result)
     for name, metric in result.metrics.items():
-        unit = "" if name in NON_PERCENT_METRICS else "%"
-        rows.append(
-            {
-                "task": result.task,
-                "scoring": result.scoring,
-                "K": _shots(result),
-                "items": f"{result.conditions.items:,}",
-                "metric": name.replace("_", " "),
-                "score": figure(metric.value, metric.stderr, unit=unit),
-                "paper": f"{paper[name]:g}{unit}" if name in paper else "",
-            }
-        )
-    return rows
+        row[name.replace("_", " ")] = figure(metric.value, metric.stderr, unit=_unit(name))
+    row["paper"] = ", ".join(f"{one.score:g}{_unit(one.metric)}" for one in result.paper)
+    return row
+
+
+def _metric_rows(result: TaskResult) -> TableRows:
+    """Return a row per metric, so that tasks with different ones fit into one narrow table."""
+    paper = {one.metric: f"{one.score:g}{_unit(one.metric)}" for one in result.paper}
+    return [
+        {
+            **_task_row(result),
+            "metric": name.replace("_", " "),
+            "score": figure(metric.value, metric.stderr, unit=_unit(name)),
+            "paper": paper.get(name, ""),
+        }
+        for name, metric in result.metrics.items()
+    ]
 
 
 def _shots(result: TaskResult) -> str:

@@ -214,7 +214,7 @@ def compute_results(
             {name: metrics[name] for name in task.metric},
             int(correct_N.sum()),
             accuracy_by_normaliser=by_normaliser,
-            controls=_controls(records),
+            controls=_controls(records, task.normalise),
         )
     ]
 
@@ -232,17 +232,18 @@ def _correct(records: Sequence[Record], normalise: Normaliser) -> np.ndarray:
     return np.array([predict(record, normalise) in record["gold"] for record in records])
 
 
-def _controls(records: Sequence[Record]) -> dict[str, float]:
+def _controls(records: Sequence[Record], normalise: Normaliser) -> dict[str, float]:
     """Return what shows whether an accuracy is more than chance; see `TaskResult.controls`."""
     chance = 100 * float(
         np.mean([len(record["gold"]) / len(record["log_probs"]) for record in records])
     )
     others = np.random.default_rng(0).permutation(len(records)).tolist()
+    predictions = [predict(record, normalise) for record in records]
     shuffled = [
-        record["prediction"] in records[other]["gold"]
-        for record, other in zip(records, others, strict=True)
+        prediction in records[other]["gold"]
+        for prediction, other in zip(predictions, others, strict=True)
     ]
-    accuracy = 100 * float(np.mean([record["correct"] for record in records]))
+    accuracy = 100 * float(_correct(records, normalise).mean())
     return {
         "chance": chance,
         "shuffled_labels": 100 * float(np.mean(shuffled)),

@@ -332,7 +332,9 @@ def template_fields(template: str, key: str, path: Path) -> list[str]:
         ) from None
     for _, field, form, conversion in parts:
         if field is not None and (
-            not all(part.isidentifier() for part in field.split(".")) or form or conversion
+            not all(part.isidentifier() and not part.startswith("_") for part in field.split("."))
+            or form
+            or conversion
         ):
             raise InputError(
                 f"{key!r}: {{{field}}} is not a plain field",

@@ -12,7 +12,7 @@ PyTorch for those that it does not support, or if it cannot be built here.
                                                                         weights, any CPU
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
     Int8Linear.linear_fn                                                any CPU
-                                        few_rows_triton                 the same, CUDA with Triton
+                                        decode_triton                   the same, CUDA with Triton
 
 `build` compiles the C sources with the machine's compiler on first use, for AMX, AVX-512 with or
 without bf16, AVX2 or NEON: `wide.h` has vectors for all of them, and `products.h` the products of
@@ -30,12 +30,21 @@ from typing import Any, Literal
 from torch import nn
 
 from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
+from gptcli.kernels.build import instruction_set, lack_compiler
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
-from gptcli.kernels.few_rows_triton import few_rows_linear
+from gptcli.kernels.decode_triton import decode_block, few_rows_linear
 from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.transformer import Attention, Block
 
-__all__ = ["Kernel", "available", "decode_step", "install", "uninstall"]
+__all__ = [
+    "Kernel",
+    "available",
+    "decode_step",
+    "install",
+    "instruction_set",
+    "lack_compiler",
+    "uninstall",
+]
 
 Kernel = Literal["attention", "head", "linear", "norm"]
 _AVAILABLE: dict[Kernel, Callable[[], bool]] = {
@@ -63,6 +72,8 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
             part.attention_fn = attention_kernel.attention_packed
         elif isinstance(part, Block) and fuse_blocks:
             part.block_fn = fused_block
+        elif isinstance(part, Block) and _decodes_on_gpu(part):
+            part.block_fn = decode_block
         # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.load`
         loss: Any = getattr(part, "head_loss", None)
         if loss is not None:
@@ -71,6 +82,11 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
             weight: Any = getattr(part, "weight", getattr(part, "weight_NK", None))
             on_gpu = weight is not None and weight.device.type == "cuda"
             _set(part, "linear_fn", few_rows_linear if on_gpu else small_batch_linear)
+
+
+def _decodes_on_gpu(block: Block) -> bool:
+    """Return whether a block has the linear layers of `gptcli.sampling.load`, on a GPU."""
+    return hasattr(block.attn.c_attn, "linear_fn") and block.ln_1.weight.device.type == "cuda"
 
 
 def uninstall(module: nn.Module) -> None:

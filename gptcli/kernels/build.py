@@ -128,6 +128,11 @@ def instruction_set() -> str | None:
     return None if loaded is None else loaded.instructions
 
 
+def lack_compiler() -> bool:
+    """Return whether kernels could run here, and only the compiler is missing."""
+    return _compiler() is None and bool(instruction_sets())
+
+
 def _compiler() -> str | None:
     names = (os.environ.get("CC") or "cc", *COMPILERS)
     return next(filter(None, map(shutil.which, names)), None)

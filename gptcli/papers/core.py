@@ -1,7 +1,7 @@
 """The 22 tasks of CORE, the suite of DCLM (Li et al. 2024, "DataComp-LM"), and their baselines.
 
 The files are those of DCLM's evaluation bundle, in its folder eval_data; tasks and delimiters are
-those of its core.yaml, baselines those of its eval_meta_data.csv.
+those of its task list, baselines those of its eval_meta_data.csv.
 """
 
 from __future__ import annotations

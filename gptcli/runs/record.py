@@ -24,7 +24,14 @@ EVAL_SCHEMA = "gpt.eval/1"
 # keys of every line of metrics.jsonl that a report needs
 REQUIRED_METRICS = {"step", "tokens", "loss", "lr", "batch_tokens", "tokens_per_second"}
 # metrics of a task that are not percentages
-NON_PERCENT_METRICS = ("perplexity", "bits_per_byte", "bits_per_character", "bleu")
+NON_PERCENT_METRICS = (
+    "perplexity",
+    "bits_per_byte",
+    "bits_per_character",
+    "bleu",
+    "bleu_intl",
+    "multi_bleu",
+)
 LOSS_METRICS = {  # keys of an evaluated loss, and their units in a report
     "loss": "nats per token",
     "perplexity": "perplexity",

@@ -16,13 +16,11 @@ from typing import Final, Literal
 
 import torch
 
-from gptcli.cost import layout as division
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Gpu, Precision, find_gpu, identify_gpu
-from gptcli.cost.layout import Layout
+from gptcli.cost.layout import Layout, division_problem
 from gptcli.cost.memory import (
     RECOMPUTE,
-    SCHEDULES,
     PipelineSchedule,
     Recompute,
     padded_micro_batches,
@@ -32,7 +30,7 @@ from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.distributed.context import device_type
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
-from gptcli.numbers import counted, in_bytes
+from gptcli.numbers import in_bytes
 from gptcli.papers.models import MODELS
 from gptcli.runtime import launch_environment, launched_processes, processor
 from gptcli.trainer.config import TrainConfig
@@ -221,49 +219,19 @@ def check_processes(layout: Layout) -> None:
 
 
 def check_division(
-    model: ModelConfig, layout: Layout, schedule: PipelineSchedule, sequences: int
+    model: ModelConfig,
+    layout: Layout,
+    schedule: PipelineSchedule,
+    sequences: int,
+    precision: str = "bf16",
 ) -> None:
     """Raise UsageError if `layout` cannot divide the model or a batch, on any machine."""
-    division.check_layout(layout, model)
-    if model.n_ctx % layout.tp:
-        raise UsageError(
-            f"tp={layout.tp} does not divide a context of {model.n_ctx}",
-            field="layout",
-            code="layout_does_not_divide",
-            hint="tp also divides the sequence: make tp a divisor",
-        )
-    if layout.tp > 1 and model.d_model % (layout.tp * layout.shard):
-        raise UsageError(
-            f"{layout} does not divide a width of {model.d_model}",
-            field="layout",
-            code="layout_does_not_divide",
-            hint="with tp, make tp times shard divide d_model",
-        )
-    if (stages := SCHEDULES[schedule] * layout.pp) > model.n_layer and layout.pp > 1:
-        raise UsageError(
-            f"{schedule} makes {stages} stages of pp={layout.pp}, "
-            f"more than the model's {model.n_layer} layers",
-            field="pipeline_schedule",
-            code="too_many_stages",
-            hint="1f1b makes half as many",
-        )
-    if layout.replicas > sequences:
-        raise UsageError(
-            f"{layout} reads {counted(layout.replicas, 'sequence')} at a time, "
-            f"but a batch is {counted(sequences, 'sequence')}",
-            field="layout",
-            code="batch_too_small_for_layout",
-            hint=_alternatives(model, layout, sequences)
-            or "raise {option:batch_tokens}, or use fewer processes",
-        )
-    if layout.replicas * layout.pp > sequences:
-        raise UsageError(
-            f"{layout} keeps {layout.pp} micro-batches of {layout.replicas} replicas at work, "
-            f"but a batch is {counted(sequences, 'sequence')}",
-            field="layout",
-            code="batch_too_small_for_layout",
-            hint="raise {option:batch_tokens}, or use fewer stages",
-        )
+    problem = division_problem(layout, model, sequences, schedule, precision)
+    if problem is None:
+        return
+    if problem.code == "batch_too_small_for_layout" and layout.replicas > sequences:
+        problem.hint = _alternatives(model, layout, sequences) or problem.hint
+    raise problem
 
 
 def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
@@ -360,9 +328,14 @@ def fitting(
         work = best_work(
             model, layout, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch
         )
-        if work is not None and _divides(model, layout, sequences):
+        if work is not None and divides(layout, model, sequences, precision):
             found.append((make_plan(model, layout, work, gpu).tokens_per_second, layout, work))
     return [(layout, work) for _, layout, work in sorted(found, key=lambda row: -row[0])]
+
+
+def divides(layout: Layout, model: ModelConfig, sequences: int, precision: Precision) -> bool:
+    """Return whether a batch of `sequences` can be trained on the layout, on any machine."""
+    return division_problem(layout, model, sequences, precision=precision) is None
 
 
 def best_work(
@@ -399,18 +372,11 @@ def best_work(
     )
 
 
-def _divides(model: ModelConfig, layout: Layout, sequences: int) -> bool:
-    divides = layout.tp == 1 or (
-        model.n_ctx % layout.tp == 0 and model.d_model % (layout.tp * layout.shard) == 0
-    )
-    return divides and layout.replicas * layout.pp <= sequences
-
-
 def _alternatives(model: ModelConfig, layout: Layout, sequences: int) -> str:
     """Return a hint with layouts of as many processes that can divide the batch, or ""."""
     able = [
         str(other)
         for other in dict.fromkeys(layouts(model, layout.processes))
-        if _divides(model, other, sequences)
+        if divides(other, model, sequences, "bf16")
     ]
     return f"for example {{option:layout}} {', or '.join(able[:MAX_SUGGESTIONS])}" if able else ""

@@ -56,6 +56,8 @@ ValidationOrder = SequentialWindows | Mixture
 def open_validations(run: Run) -> dict[str, ValidationOrder]:
     """Open the validation windows of the run's data, its further sets and its sources, by metric.
 
+    The metric of a further set or source is `val_loss_NAME`.
+
     Data with less than one window is left out.
     """
     folders = {"val_loss": run.data, **{f"val_loss_{name}": run.val[name] for name in run.val}}

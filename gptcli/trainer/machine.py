@@ -98,7 +98,7 @@ def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[f
         speed = make_plan(model, layout, work, gpu).tokens_per_second
     except UsageError:  # the vendor prints no peak at this precision
         return None
-    factor = uncertainty(layout, gpu)
+    factor = uncertainty(gpu)
     return speed / factor, speed * factor
 
 

@@ -56,6 +56,11 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
         disable_malloc_trim()
         warm_up_vector_math()
         watch_spinning()
+        if config.precision == "bf16" and optional_kernels.lack_compiler():
+            events.warn(
+                "there is no C compiler: PyTorch computes what the kernels would, more slowly; "
+                "with gcc or clang they are built at the next start"
+            )
     mesh = context.build_mesh()
     model, parts = parallelize_model(run, context, mesh)
     for part in parts:

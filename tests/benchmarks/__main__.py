@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from gptcli.kernels.build import instruction_set
 from tests.benchmarks import (
     banded,
     cuda,
@@ -53,7 +54,8 @@ def machine() -> str:
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{cpu}, {torch.get_num_threads()} cores, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    kernels = instruction_set() or "none, PyTorch runs"
+    return f"{cpu}, {torch.get_num_threads()} cores, kernels: {kernels}, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

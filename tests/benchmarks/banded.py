@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 import re
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from pathlib import Path
 
 import torch
 
-from gptcli.kernels.attention_kernel import packed_attend
+from gptcli.kernels.attention_kernel import available, packed_attend
 from gptcli.model.attention import attention, causal_mask
+from gptcli.openmp import SPIN_ENVIRONMENT, watch_spinning
 
 # one sequence of GPT-3's smallest width, four times its context
 T, BAND, HEADS, D_HEAD = 8192, 256, 12, 64
@@ -66,6 +68,7 @@ def held(which: str) -> int:
 
 def measure(form: str, dtype: str) -> None:
     """Print seconds and peak bytes of one form, in this process."""
+    watch_spinning()
     attention = FORMS[form]()
     shapes = [(1, T, HEADS, 3, D_HEAD)] if form in PACKED else [(1, HEADS, T, D_HEAD)] * 3
     inputs = [torch.randn(shape, dtype=getattr(torch, dtype)).requires_grad_() for shape in shapes]
@@ -98,11 +101,18 @@ def run() -> None:
         for form in FORMS:
             if form in PACKED and dtype == "float32":
                 continue
+            if form in PACKED and not available():
+                print(f"  {form:<28} not measured: it cannot be built here")
+                continue
             code = f"from tests.benchmarks.banded import measure; measure({form!r}, {dtype!r})"
             seconds, grown = map(
                 float,
                 subprocess.run(
-                    [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
+                    [sys.executable, "-c", code],
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**SPIN_ENVIRONMENT, **os.environ},
                 ).stdout.split(),
             )
             figures[form] = seconds, grown, grown - alike

@@ -22,7 +22,7 @@ import numpy as np
 
 from gptcli.evals.fewshot import FewShotConfig
 from gptcli.evals.formats import READERS
-from gptcli.evals.formats.files import read_jsonl
+from gptcli.evals.formats.tables import table_rows
 from gptcli.evals.requests import Request, build_task_requests
 from gptcli.evals.task import TASKS_DIR, Task, find_task, read_task
 from gptcli.model.hf import read_model_config
@@ -129,7 +129,7 @@ def prepare(name: str, data: Path, folder: Path, limit: int) -> tuple[Task, Path
 
 def _documents(name: str, path: Path) -> Iterator[dict[str, Any]]:
     if name in ("lambada", "winogrande"):
-        yield from read_jsonl(path)
+        yield from (row.value for row in table_rows(path))
     for row in () if name in ("lambada", "winogrande") else READERS[find_task(name).reader](path):
         if name == "hellaswag":
             activity, _, context = row["context"].partition(": ")

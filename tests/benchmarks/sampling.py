@@ -2,8 +2,8 @@
 weights read once a token.
 
 On a CPU: GPT-2 124M, batch 1 and 8. On a CUDA GPU: 124M, 350M and 1.3B, batch 1, 8 and 64. Weights
-are random, which changes no speed. On a CPU run it as `gpt sample` runs: GOMP_SPINCOUNT=10000
-THP_MEM_ALLOC_ENABLE=1. `quality` measures what int8 does to the perplexity of a trained model:
+are random, which changes no speed. It runs in a process of its own, in the environment that `gpt
+sample` sets. `quality` measures what int8 does to the perplexity of a trained model:
 RUN=folder, text from GPT_TEST_DATA.
 """
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT
+from gptcli.openmp import SPIN_ENVIRONMENT, watch_spinning
 from gptcli.sampling.generate import TokenSequence, generate_sequences
 from gptcli.sampling.load import InferencePrecision, Quantize, prepare_for_inference
 from gptcli.sampling.params import SamplingParams
@@ -28,9 +31,19 @@ from gptcli.sampling.params import SamplingParams
 NEW, PROMPT = 128, 16  # tokens
 SIZES_GPU, BATCHES_GPU = ("124M", "350M", "1.3B"), (1, 8, 64)
 GREEDY = SamplingParams(greedy=True)
+# read when torch is loaded, by OpenMP's runtime and by torch
+COMMAND_ENVIRONMENT = {**SPIN_ENVIRONMENT, "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def run() -> None:
+    code = "from tests.benchmarks.sampling import compare; compare()"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**COMMAND_ENVIRONMENT, **os.environ}
+    )
+
+
+def compare() -> None:
+    watch_spinning()
     batches: tuple[int, ...]
     if torch.cuda.is_available():
         device, sizes, batches = torch.device("cuda"), list(SIZES_GPU), BATCHES_GPU

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.shards.format import token_dtype, write_shard
-from gptcli.shards.manifest import Manifest, Shard, write_manifest
+from gptcli.shards.manifest import Manifest, Shard, Split, write_manifest
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
 VALIDATION = 0.1  # nanoGPT's split: the last tenth of the text
@@ -198,7 +198,8 @@ def write_shards(folder: Path, train: np.ndarray, val: np.ndarray) -> None:
     folder.mkdir(parents=True)
     tokenizer.save(folder / "tokenizer.json")
     shards = []
-    for split, ids in (("train", train), ("val", val)):
+    splits: tuple[tuple[Split, np.ndarray], ...] = (("train", train), ("val", val))
+    for split, ids in splits:
         file = f"{split}-000000.bin"
         digest = write_shard(folder / file, np.array([len(ids)]), [ids], token_dtype(50257))
         shards.append(Shard(file=file, split=split, tokens=len(ids), documents=1, sha256=digest))

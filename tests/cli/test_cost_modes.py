@@ -9,9 +9,9 @@ import pytest
 from gptcli.cli.cost_modes import requested_target, train_command
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.layout import Layout
-from gptcli.cost.options import find_target
 from gptcli.cost.planner import make_plan
 from gptcli.cost.rank_memory import StepConfig
+from gptcli.cost.target import find_target
 from gptcli.errors import UsageError
 
 

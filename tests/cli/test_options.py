@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+import typer
 
-from gptcli.cli.command import read_config
-from gptcli.cli.options import option, read_option
+from gptcli.cli import build_app, build_shards, sample, train_options
+from gptcli.cli.command import Command, read_config
+from gptcli.cli.options import (
+    Option,
+    declaring,
+    flag,
+    option,
+    read_option,
+    read_options,
+    readers,
+)
 from gptcli.errors import InputError, UsageError
-from gptcli.settings import count
+from gptcli.settings import OneOf, boolean, count
 
 NAMES = {"lr": float, "batch_tokens": count, "size": None}
 
@@ -50,3 +61,65 @@ def test_an_option_names_itself_where_its_value_is_refused() -> None:
         read_option("n_layer", "many", count)
     assert (caught.value.field, option("n_layer")) == ("n_layer", "--n-layer")
     assert "12k" in str(caught.value.hint)
+
+
+TABLES = {
+    "train": (train_options.OPTIONS, train_options.READERS),
+    "sample": (sample.OPTIONS, readers(sample.OPTIONS)),
+    "build-shards": (build_shards.OPTIONS, readers(build_shards.OPTIONS)),
+}
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_every_row_of_a_table_is_an_option_and_a_key(command: str) -> None:
+    rows, keys = TABLES[command]
+    leaf: Any = typer.main.get_command(build_app([command])).commands[command]  # type: ignore[attr-defined]
+    found = {param.name: param for param in leaf.params}
+    for name, row in rows.items():
+        param = found[name]
+        assert option(name) in param.opts
+        assert (param.help or "").endswith(".")
+        assert param.is_flag == (row.reader is boolean)
+        assert param.multiple == row.repeats
+        assert name in keys
+    assert [param.param_type_name for param in leaf.params] == sorted(
+        param.param_type_name for param in leaf.params
+    )  # arguments come first
+
+
+def test_values_are_read_by_their_rows_and_errors_name_the_option() -> None:
+    rows = {
+        "tokens": Option("Run", "1M", "Tokens."),
+        "name": Option("Run", "", "Name.", "NAME"),
+        "kind": Option("Run", "a", "Kind.", "KIND", OneOf(("a", "b"))),
+        "on": Option("Run", help="On.", reader=boolean),
+    }
+    typed = {"tokens": "2k", "name": None, "kind": "b", "on": False}
+    assert read_options(rows, typed) == {"tokens": 2000, "kind": "b"}
+    for name, text in (("tokens", "many"), ("name", ""), ("kind", "c")):
+        with pytest.raises(UsageError) as caught:
+            read_options(rows, {name: text})
+        assert caught.value.field == name
+
+
+def test_a_command_declares_a_table_in_place_of_its_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app = typer.Typer()
+    given: dict[str, Any] = {}
+
+    @app.command(cls=Command)
+    @declaring(
+        {"tokens": Option(None, "1M", "Tokens."), "on": Option(None, help="On.", reader=boolean)}
+    )
+    def command(
+        file: Annotated[str, typer.Argument(metavar="FILE")],
+        force: Annotated[bool, flag("--force", "Force.")] = False,
+        **options: Any,
+    ) -> None:
+        given.update(options, file=file, force=force)
+
+    app(["a.txt", "--tokens", "5", "--force"], standalone_mode=False)
+    assert given == {"file": "a.txt", "force": True, "tokens": "5", "on": False}
+    app(["a.txt", "--on"], standalone_mode=False)
+    assert (given["tokens"], given["on"]) == (None, True)

@@ -238,7 +238,7 @@ def test_a_model_with_broken_weights_is_one_error(
 ) -> None:
     broken = tmp_path / "broken"
     model = load_model(run)
-    model.ln_f.weight.data.fill_(value)
+    torch.nn.init.constant_(model.get_parameter("ln_f.weight"), value)
     save_model(broken, model, model.config)
     shutil.copy(run / "tokenizer.json", broken)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n')

@@ -4,6 +4,8 @@ dollars.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import TABLE_D1, PaperCompute
 
 
-def cluster(gpu: str, count: int = 1, **said: float) -> Cluster:
+def cluster(gpu: str, count: int = 1, **said: Any) -> Cluster:
     row = find_gpu(gpu)
     speed = throughput(row, **said)
     assert speed is not None
@@ -98,7 +100,7 @@ def test_a_budget_knows_no_model() -> None:
     report = Estimate("3.14e23 FLOP", 3.14e23, cluster("v100")).as_dict()
     assert {name for name, value in report.items() if value is None} == {
         "model", "tokens", "parameters", "parameters_by_part", "flops_by_convention", "memory_bytes", "least_gpus",
-        "goodput", "layout", "losses", "loss_ranges", "inference",
+        "goodput", "layout", "losses", "loss_ranges", "inference", "batch_tokens", "critical_batch_tokens", "trainer",
     }  # fmt: skip
 
 
@@ -186,7 +188,8 @@ def test_a_gpu_without_a_row() -> None:
     report = price_training("gpt3", gpt3, 300 * 10**9, unnamed, tokens_source="").as_dict()
     assert report["least_gpus"] == {"training": 59, "inference_16bit": 8}
     assert {name for name, value in report.items() if value is None} == {
-        "gpu", "mfu", "goodput", "dollars", "dollars_range", "energy_kwh", "co2_kg", "layout",
+        "gpu", "mfu", "goodput", "dollars", "dollars_range", "energy_kwh", "co2_kg", "layout", "batch_tokens", "trainer", "mfu_peak_flops",
+        "mfu_convention",
     }  # fmt: skip
     blind = Cluster(None, 100, speed, None)
     assert (

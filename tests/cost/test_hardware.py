@@ -12,6 +12,7 @@ import gptcli.cost
 from gptcli.cost.cluster import make_cluster
 from gptcli.cost.estimate import Estimate, price_training
 from gptcli.cost.hardware import (
+    USER,
     Assumption,
     Gpu,
     Precision,
@@ -35,6 +36,13 @@ PEAKS = {
     "h100-pcie": (756, 80, 2000), "h800": (989.5, 80, 3350), "h200": (989.5, 141, 4800), "b200": (2250, 180, 8000), "l40s": (362, 48, 864),
     "mi300x": (1307, 192, 5300), "tpu-v3": (123, None, None), "tpu-v4": (275, None, None), "tpu-v5e": (197, None, None),
     "tpu-v5p": (459, None, None),
+    # of rows that came later, by the makers' pages that each names
+    "a100-pcie": (312, 80, 1935), "a10": (125, 24, 600), "a10g": (70, 24, 600), "a40": (149.7, 48, 696), "a6000": (154.8, 48, 768),
+    "rtx3090": (71, 24, 936), "rtx6000-ada": (364.2, 48, 960), "rtx5090": (209.5, 32, 1792), "rtx-pro-6000": (503.8, 96, 1792),
+    "h100-nvl": (835.5, 94, 3900), "h20": (148, 96, 4000), "gh200": (989.5, 96, 4000), "gb200": (2500, 186, 8000), "b300": (2250, 270, 8000),
+    "gb300": (2500, 279, 8000), "mi250x": (383, 128, 3200), "mi325x": (1307.4, 256, 6000), "mi355x": (2516.6, 288, 8000),
+    "tpu-v6e": (918, 32, 1640), "tpu-v7": (2307, 192, 7380), "trainium2": (667, 96, 2900), "gaudi3": (1835, 128, 3700),
+    "m1-max": (10.4, 64, 400), "m1-ultra": (21, 128, 800),
 }  # fmt: skip
 
 
@@ -53,7 +61,9 @@ def test_every_row_is_sound(gpu: Gpu) -> None:
     assert gpu.source
     assert gpu.url.startswith("https://")
     assert re.fullmatch(r"\d{4}-\d{2}", gpu.date)
-    assert gpu.fp32_flops is None or gpu.fp32_flops < gpu.peak_flops
+    assert gpu.family
+    matrix_units = gpu.family != "apple"
+    assert gpu.fp32_flops is None or gpu.fp32_flops < gpu.peak_flops or not matrix_units
 
 
 def test_no_bf16_before_ampere() -> None:
@@ -105,6 +115,9 @@ def test_unknown_gpu_names_the_nearest_and_the_way_out() -> None:
         ("NVIDIA L4", "l4"),
         ("Tesla T4", "t4"),
         ("AMD Instinct MI300X", "mi300x"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA GeForce RTX 5090", "rtx5090"),
     ],
 )
 def test_identified_by_cuda(device_name: str, name: str) -> None:
@@ -117,10 +130,10 @@ def test_identified_by_cuda(device_name: str, name: str) -> None:
     "device_name",
     [
         "",
-        "NVIDIA A10G",
+        "NVIDIA A16",
         "NVIDIA L40",
         "Tesla V100-PCIE-16GB",
-        "NVIDIA H100 NVL",
+        "NVIDIA H100 MIG 1g.10gb",
         "NVIDIA H200 NVL",
         "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
@@ -188,7 +201,7 @@ def test_impossible_throughput_is_refused(
     gpu: str | None, said: dict[str, float], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        throughput(None if gpu is None else find_gpu(gpu), **said)
+        throughput(None if gpu is None else find_gpu(gpu), said.get("tflops"), said.get("mfu"))
 
 
 def test_a_doubled_peak_is_recognised() -> None:
@@ -249,7 +262,7 @@ def test_tables(path: Path) -> None:
 @pytest.mark.parametrize("gpu", gpus(), ids=lambda gpu: gpu.name)
 def test_estimates_on_every_gpu_say_where_all_is_from(gpu: Any) -> None:
     model = ModelConfig.from_paper(find_size("125M"))
-    cluster, plan = make_cluster(gpu, 8, model=model)
+    cluster, plan = make_cluster(gpu, 8, model=model, sequences=256)
     estimate = price_training("125M", model, 10**10, cluster, tokens_source="the test", plan=plan)
     assert estimate.gpu_hours > 0
     assert all(assumption.source and assumption.value > 0 for assumption in estimate.assumptions)
@@ -293,3 +306,23 @@ def test_an_hour_at_a_kilowatt() -> None:
 def test_unknown_figures_stay_unknown() -> None:
     assert energy(None, 5) is None
     assert energy(replace(find_gpu("a100"), watts=None), 5) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu_hours", "factors", "mwh", "tonnes"),
+    [
+        # Luccioni et al. 2022, BLOOM: boards alone, 57 g a kWh
+        (1_082_990, {"server": 1.0, "pue": 1.0, "carbon": 0.057}, 433.2, 24.69),
+        # Touvron et al. 2023, Table 15, LLaMA 65B: 400 W, PUE 1.1, 0.385 kg a kWh
+        (1_022_362, {"server": 1.0, "pue": 1.1, "carbon": 0.385}, 449, 173),
+    ],
+    ids=["BLOOM", "LLaMA 65B"],
+)
+def test_published_energy(
+    gpu_hours: int, factors: dict[str, float], mwh: float, tonnes: float
+) -> None:
+    found = energy(find_gpu("a100"), gpu_hours, **factors)
+    assert found is not None
+    assert found.kwh / 1000 == pytest.approx(mwh, rel=0.005)
+    assert found.co2_kg / 1000 == pytest.approx(tonnes, rel=0.005)
+    assert {row.source for row in found.assumptions[1:]} == {USER}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from gptcli.cost.hardware import find_gpu
-from gptcli.cost.inference import inference
+from gptcli.cost.inference import inference, serving
+from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 
+A100 = find_gpu("a100")
 TINY = ModelConfig(
     n_layer=4, n_head=2, d_model=8, n_ctx=16, vocab_size=10, attention="banded", band=4
 )
@@ -49,3 +51,41 @@ def test_a_band_spares_work_and_no_memory() -> None:
     assert banded.prefill_flops < dense.prefill_flops
     assert banded.decode_flops < dense.decode_flops
     assert banded.decode_bytes == dense.decode_bytes
+
+
+def test_gpt_fast_on_an_a100() -> None:
+    """Its README: Llama 7B, batch 1, 104.9 tokens/s in bf16."""
+    config = ModelConfig.from_paper(find_size("6.7B"), attention="dense")
+    found = serving(config, A100, precision="bf16", prompt=5, output=200)
+    assert 1 / found.token_seconds == pytest.approx(104.9, rel=0.03)
+    assert found.gpus == 1
+
+
+def test_a_batch_reads_the_weights_once() -> None:
+    config = ModelConfig.from_paper(find_size("13B"), attention="dense")
+    one, many = (
+        serving(config, A100, precision="bf16", batch=n, prompt=512, output=512, price=2.0)
+        for n in (1, 16)
+    )
+    assert one.cache_bytes * 16 == many.cache_bytes == 16 * 1024 * 2 * 40 * 5120 * 2
+    assert many.token_seconds < 3 * one.token_seconds, "though sixteen times as many"
+    assert many.tokens_per_second > 5 * one.tokens_per_second
+    assert one.dollars_per_million is not None
+    assert one.dollars_per_million == pytest.approx(
+        2.0 * one.gpus / one.tokens_per_second / 3600 * 1e6
+    )
+    assert one.seconds == pytest.approx(one.first_token_seconds + 511 * one.token_seconds)
+
+
+def test_large_batches_are_bound_by_products() -> None:
+    config = ModelConfig.from_paper(find_size("gpt2"))
+    found = serving(config, A100, precision="fp16", batch=4096, prompt=8, output=8)
+    flops = 2 * config.parameters + 4 * 768 * 12 * 12
+    assert found.token_seconds == pytest.approx(4096 * flops / (0.6 * 312e12))
+    assert serving(config, A100, precision="bf16").prompt == 512
+
+
+def test_more_than_a_context_is_refused() -> None:
+    config = ModelConfig.from_paper(find_size("gpt2"))
+    with pytest.raises(UsageError, match="more than a context of 1,024"):
+        serving(config, A100, precision="bf16", prompt=1000, output=25)

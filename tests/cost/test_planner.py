@@ -1,24 +1,34 @@
+"""Layouts that are found, the fastest of them, and that `gpt train` accepts each."""
+
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import asdict, replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gptcli.cost.hardware import find_gpu
+from gptcli.cost.hardware import Precision, find_gpu
 from gptcli.cost.layout import Layout
+from gptcli.cost.layout import check_division as check_layout_of
 from gptcli.cost.memory import RECOMPUTE
 from gptcli.cost.planner import (
+    fewest_gpus,
     layouts,
     make_plan,
     nearest_that_fits,
     plans,
     step_configs,
-    typical_plan,
 )
 from gptcli.cost.rank_memory import StepConfig, rank_memory
 from gptcli.cost.step_time import step_time
+from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.papers.models import MODELS
+from gptcli.trainer.auto import check_division
+from gptcli.trainer.optimizer import check_precision
 
 A100, H100 = find_gpu("a100"), find_gpu("h100")
 
@@ -58,11 +68,86 @@ def test_a_model_that_cannot_fit_has_no_plan() -> None:
     assert plans(paper("175B"), A100, 8, 1536, "bf16") == []
 
 
-def test_a_model_too_large_takes_more_gpus() -> None:
-    plan = typical_plan(paper("175B"), A100, 1, 1536, "bf16")
-    assert plan is not None
-    assert 32 < plan.layout.processes <= 64
-    assert plans(paper("175B"), A100, plan.layout.processes // 2, 1536, "bf16") == []
+def test_the_fewest_gpus_that_hold_a_model() -> None:
+    for size, gpu, sequences in (("175B", A100, 1536), ("13B", H100, 1024), ("gpt2", A100, 512)):
+        found = fewest_gpus(paper(size), gpu, sequences, "bf16")
+        assert found is not None
+        layout, work = found
+        assert rank_memory(paper(size), layout, work).total <= gpu.memory_bytes
+        n = layout.processes
+        assert plans(paper(size), gpu, n, sequences, "bf16", most=1)
+        if n > 1:
+            assert not plans(paper(size), gpu, n - 1, sequences, "bf16", most=1)
+    assert fewest_gpus(paper("175B"), find_gpu("t4"), 1, "fp16") is None, "one sequence, few ranks"
+
+
+SIZES = [model.name for model in MODELS]
+COUNTS = sorted(
+    {*range(1, 20), *(2**n for n in range(5, 15)), 63, 65, 960, 992, 1000, 2047, 20_000}
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(1, 20_000), min_size=1, max_size=6))
+def test_another_gpu_never_makes_it_slower(size: str, counts: list[int]) -> None:
+    """And what fits on some GPUs fits on more; the counts next to powers of two among them."""
+    config, batch = paper(size), find_size(size).batch_tokens
+    sequences, before = batch // config.n_ctx, math.inf
+    for gpus in sorted({*counts, *(n + 1 for n in counts), counts[0] | 7, (counts[0] | 7) + 1}):
+        found = plans(config, H100, gpus, sequences, "bf16", most=1)
+        if not found:
+            assert before == math.inf, "what fitted before"
+            continue
+        assert found[0].layout.processes <= gpus
+        assert found[0].time.total <= before
+        before = found[0].time.total
+
+
+@pytest.mark.parametrize("size", ["gpt2", "6.7B", "175B"])
+def test_a_larger_batch_takes_longer_and_a_faster_link_less(size: str) -> None:
+    config = paper(size)
+    for gpus in (64, 1000):
+        seconds = [
+            plans(config, H100, gpus, n, "bf16", most=1)[0].time.total
+            for n in (128, 256, 512, 1024)
+        ]
+        assert seconds == sorted(seconds)
+        for field in ("bandwidth", "link", "network"):
+            faster = replace(H100, **{field: 2 * getattr(H100, field)})
+            some, more = (plans(config, g, gpus, 512, "bf16", most=1)[0] for g in (H100, faster))
+            assert more.time.total <= some.time.total
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_trainer_accepts_every_plan(seed: int) -> None:
+    """200 questions drawn at random: each plan passes the checks of `gpt train --dry-run`."""
+    draw = random.Random(seed)
+    asked = accepted = 0
+    while asked < 50:
+        size = draw.choice(SIZES)
+        config = paper(size)
+        if draw.random() < 0.3:
+            config = replace(config, n_ctx=draw.choice([512, 1000, 1024, 2048]))
+        gpu = draw.choice([A100, H100, find_gpu("b200"), find_gpu("v100")])
+        precision: Precision = "fp16" if gpu.name == "v100" else draw.choice(["bf16", "fp8"])
+        if precision == "fp8" and gpu.fp8_flops is None:
+            precision = "bf16"
+        sequences = draw.choice([1, 7, 64, 300, 512, 1536])
+        gpus = draw.choice(COUNTS)
+        asked += 1
+        for plan in plans(config, gpu, gpus, sequences, precision, most=4):
+            check_division(config, plan.layout, "1f1b", sequences, precision)
+            check_precision(precision, plan.layout.tp, here=False)
+            assert plan.layout.processes <= gpus
+            assert plan.memory.total <= gpu.memory_bytes
+            accepted += 1
+    assert accepted > 40
+
+
+def test_a_step_that_is_asked_for() -> None:
+    found = plans(paper("1.3B"), H100, 8, 512, "bf16", micro_batch=2, recompute="full")
+    assert {(plan.work.micro_batch, plan.work.recompute) for plan in found} == {(2, "full")}
 
 
 def test_the_nearest_that_fits() -> None:
@@ -144,26 +229,35 @@ def test_a_plan_by_hand() -> None:
 
 
 @pytest.mark.parametrize("sequences", [5, 8, 16])
-def test_each_layout_with_its_best_way_against_trying_all(sequences: int) -> None:
-    """Speed counts the sequences that are there, not the last round's empty places; a layout needs
-    a sequence for every replica.
-    """
+def test_the_best_plan_against_trying_all(sequences: int) -> None:
+    """Every layout of up to 8 GPUs that the trainer accepts, with every step."""
     config = paper("1.3B")
-    best: dict[Layout, float] = {}
-    for layout in layouts(config, 8):
-        for way in (
-            step_configs(math.ceil(sequences / layout.replicas), "bf16")
-            if layout.replicas <= sequences
-            else ()
-        ):
-            if rank_memory(config, layout, way).total <= A100.memory_bytes:
-                best[layout] = max(
-                    best.get(layout, 0.0),
-                    sequences * 2048 / step_time(config, layout, way, A100).total,
-                )
-    found = plans(config, A100, 8, sequences, "bf16")
-    assert {plan.layout: plan.tokens_per_second for plan in found} == pytest.approx(best)
-    assert (Layout(shard=8) in best) == (sequences >= 8)
+    best = math.inf
+    for processes in range(1, 9):
+        for layout in every_layout(processes):
+            try:
+                check_layout_of(layout, config, sequences)
+            except UsageError:
+                continue
+            for way in step_configs(math.ceil(sequences / layout.replicas), "bf16"):
+                padded = replace(way, micro_batches=max(way.micro_batches, layout.pp))
+                if rank_memory(config, layout, padded).total <= A100.memory_bytes:
+                    best = min(best, step_time(config, layout, padded, A100).total)
+    found = plans(config, A100, 8, sequences, "bf16", most=1)[0]
+    assert found.time.total == pytest.approx(best)
+    assert found.tokens_per_second == pytest.approx(sequences * 2048 / best)
+
+
+def every_layout(processes: int) -> list[Layout]:
+    sizes = [n for n in range(1, processes + 1) if processes % n == 0]
+    return [
+        Layout(dp=dp, shard=shard, tp=tp, pp=pp)
+        for dp in sizes
+        for shard in sizes
+        for tp in sizes
+        for pp in sizes
+        if dp * shard * tp * pp == processes
+    ]
 
 
 def test_memory_may_be_filled_to_the_last_byte() -> None:
@@ -173,19 +267,6 @@ def test_memory_may_be_filled_to_the_last_byte() -> None:
         gpu = replace(A100, memory_bytes=n_bytes + spare)
         assert len(plans(config, gpu, 1, 1, "bf16")) == count
         assert (nearest_that_fits(config, layout, work, gpu) is not None) == (count == 1)
-
-
-def test_no_more_than_64_gpus_to_a_sequence() -> None:
-    for gpus in (1, 64):
-        plan = typical_plan(paper("175B"), A100, gpus, 1, "bf16")
-        assert plan is not None
-        assert plan.layout == Layout(tp=8, pp=8)
-    assert plans(paper("175B"), A100, 128, 1, "bf16"), "which could be done"
-    assert typical_plan(paper("175B"), A100, 128, 1, "bf16") is None
-    assert (
-        typical_plan(paper("1.3B"), A100, 8, 512, "bf16")
-        == plans(paper("1.3B"), A100, 8, 512, "bf16", most=1)[0]
-    )
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,19 @@ def test_resuming_in_another_numeric_environment_warns(monkeypatch):
     events = Events()
     monkeypatch.setattr(events, "warn", warnings.append)
     monkeypatch.setattr(optional_kernels, "available", lambda kernel: True)
+    monkeypatch.setattr(optional_kernels, "instruction_set", lambda: "amx")
     compiled: dict[str, Any] = {"precision": "bf16", "compiled": True}
     first = module.check_numeric_environment(None, events, **compiled)
     assert module.check_numeric_environment(first, events, **compiled) == first
     assert not warnings
-    # neither a compiler nor AMX
+    # no compiler
     monkeypatch.setattr(optional_kernels, "available", lambda kernel: False)
     other = module.check_numeric_environment(first, events, precision="bf16", compiled=False)
     assert other != first
     assert f"computed by {first} and continues on {other}:" in warnings[0]
     assert first.endswith(", compiled, kernels in C")
+    monkeypatch.setattr(optional_kernels, "available", lambda kernel: True)
+    monkeypatch.setattr(optional_kernels, "instruction_set", lambda: "avx2")
+    narrower = module.check_numeric_environment(first, events, **compiled)
+    assert narrower == f"{first} for avx2"
+    assert "continues on" in warnings[1]

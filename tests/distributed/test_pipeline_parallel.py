@@ -96,9 +96,10 @@ def test_an_evaluation_never_hangs_and_has_every_input(pp: int, stages_here: int
     for batches in (1, 2, pp, 2 * pp + 1):
         ticks = [evaluation_ticks(rank, pp, stages_here, batches) for rank in range(pp)]
         assert drains([[tick.transfers for tick in process] for process in ticks])
-        passes = Counter()
+        passes: Counter[tuple[int, int]] = Counter()
         for rank, process in enumerate(ticks):
-            received, computed = set(), set()
+            received: set[tuple[int, int]] = set()
+            computed: set[tuple[int, int]] = set()
             for tick in process:
                 for stage, batch in tick.passes:
                     assert stage % pp == rank
@@ -115,7 +116,7 @@ def test_an_evaluation_never_hangs_and_has_every_input(pp: int, stages_here: int
 
 
 def test_the_same_transfers_one_by_one_can_hang() -> None:
-    """What two stages a process did when each transfer was a kernel of its own in one stream."""
+    """Two stages a process, each transfer a kernel of its own in one stream."""
 
     def one_by_one(rank: int) -> list[list[Transfer]]:
         # stage by stage, each with all its micro-batches: receive, then send

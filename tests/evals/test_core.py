@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gptcli.errors import InputError, UsageError
-from gptcli.evals.core import CORE_TASKS, Convention, build_core_items, core_tasks, evaluate_core
+from gptcli.evals.core import Convention, build_core_items, core_tasks, evaluate_core
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
-from gptcli.papers.core import CoreTask
+from gptcli.papers.core import CORE_TASKS, CoreTask
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 WORDS = [

@@ -11,9 +11,9 @@ import pytest
 
 from gptcli.errors import InputError
 from gptcli.evals import metrics
+from gptcli.evals.bleu import bleu
 from gptcli.evals.metrics import (
     METRICS,
-    bleu,
     coqa_f1,
     drop_exact_match,
     drop_f1,
@@ -71,7 +71,11 @@ def test_quac_f1_follows_the_majority_on_unanswerable_questions() -> None:
     assert quac_f1("in May", ["CANNOTANSWER", "CANNOTANSWER", "in May"]) == 0
     # the mean over the two subsets that leave one accepted answer out
     assert quac_f1("in May", ["CANNOTANSWER", "in May", "May"]) == pytest.approx((1 + 2 / 3) / 2)
-    assert quac_f1("in May", ["CANNOTANSWER", "in May"]) == 1
+    # a tie counts as unanswerable, as in QuAC's script
+    assert quac_f1("in May", ["CANNOTANSWER", "in May"]) == 0
+    assert quac_f1("CANNOTANSWER", ["CANNOTANSWER", "in May"]) == 1
+    # annotators who agree less than 0.4
+    assert quac_f1("in May", ["in May", "she left", "no"]) is None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 POOL = ThreadPoolExecutor(max_workers=2)
 Rehearse = Callable[..., dict[str, Any]]
 

@@ -47,7 +47,7 @@ ARCHITECTURES = {
     100: Architecture("NVIDIA B200", (10, 0), 148, 178 * GIB, 232448),
 }
 VIEWS = {
-    "alias", "as_strided", "detach", "device", "empty", "empty_like", "empty_strided", "expand",
+    "alias", "as_strided", "detach", "device", "dropout", "empty", "empty_like", "empty_strided", "expand",
     "is_same_size", "lift_fresh", "_local_scalar_dense", "new_empty", "new_empty_strided",
     "permute", "record_stream", "reshape", "resize_", "select", "set_", "slice", "split",
     "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "_unsafe_view", "view",

@@ -125,7 +125,7 @@ def machine_code(pattern: str) -> Iterator[dict[str, Any]]:
     import torch._inductor.config as config
     from torch._inductor.codecache import PyCodeCache
 
-    config.use_static_triton_launcher = False  # type: ignore[attr-defined]
+    config.use_static_triton_launcher = False
     for kernel in {kernel.source: kernel for kernel in fake_gpu.RECORD.kernels}.values():
         if not re.search(pattern, kernel.name):
             continue
@@ -192,23 +192,22 @@ def decode(
     import torch
     from torch._dynamo.utils import counters
 
-    from gptcli.kernels import few_rows_triton
+    from gptcli.kernels import decode_triton
     from gptcli.model.config import ModelConfig, find_size
     from gptcli.model.transformer import GPT
     from gptcli.sampling.engine import Engine
     from gptcli.sampling.load import prepare_for_inference
 
     resources: list[dict[str, Any]] = []
-    launch = few_rows_triton.launch
+    start = decode_triton.start
 
-    def counted(x: Any, weight_NK: Any, scale_N: Any, bias_N: Any, gelu: bool) -> Any:
-        y, compiled_kernel = launch(x, weight_NK, scale_N, bias_N, gelu)
-        resources.append({"name": "few_rows", **fake_gpu.used_resources(compiled_kernel)})
-        operands = [t for t in (x, weight_NK, scale_N, bias_N, y) if t is not None]
-        fake_gpu.RECORD.launch("few_rows", fake_gpu.unique_bytes(operands))
-        return y, compiled_kernel
+    def counted(name: str, grid: tuple[int, int], *arguments: Any, **constants: Any) -> None:
+        built = start(name, grid, *arguments, **constants)
+        resources.append({"name": name, **fake_gpu.used_resources(built)})
+        operands = [value for value in arguments if isinstance(value, torch.Tensor)]
+        fake_gpu.RECORD.launch(f"triton_{name}", fake_gpu.unique_bytes(operands))
 
-    few_rows_triton.launch = counted
+    decode_triton.start = counted
     config = ModelConfig.from_paper(find_size("gpt2"), vocab_size=VOCABULARY, n_layer=n_layer)
     with fake_gpu.fake_tensors(), torch.inference_mode():
         torch.set_default_dtype(torch.bfloat16)

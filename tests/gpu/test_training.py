@@ -22,8 +22,10 @@ STEPS: dict[str, dict[str, Any]] = {
     "B200": {"attention": "banded", "architecture": 100, "resources": "tem_fused_flex"},
     "shard=8": {"layout": "shard=8"},
     "dp=2,shard=4": {"layout": "dp=2,shard=4"},
-    "shard=2,tp=2": {"layout": "shard=2,tp=2"},
+    "tp=2": {"layout": "tp=2"},
 }
+MOST_SPILLED = {80: 512, 89: 512, 90: 64, 100: 1024}
+"""Bytes of registers that a thread may spill: FlexAttention's, tuned for Hopper by torch."""
 SHARED_MEMORY = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448}
 
 
@@ -63,8 +65,7 @@ def test_kernels_fit_the_gpu(step: Rehearse, name: str) -> None:
     for kernel in report["resources"]:
         assert kernel["registers"] <= 255
         assert kernel["shared"] <= SHARED_MEMORY[architecture]
-        # the backward pass of FlexAttention spills a little on some architectures
-        assert kernel["spilled"] <= 512, kernel
+        assert kernel["spilled"] <= MOST_SPILLED[architecture], kernel
 
 
 def test_fp32_attention_in_a_band_is_not_flex(step: Rehearse) -> None:
@@ -75,8 +76,8 @@ def test_fp32_attention_in_a_band_is_not_flex(step: Rehearse) -> None:
 def test_masks_are_computed_once_for_all_layers(step: Rehearse) -> None:
     """Nothing is sorted in a step of banded layers: the mask is kept from the warm-up."""
     assert not [name for name in names_of(step("banded")) if "sort" in name]
-    assert len([name for name in names_of(step("documents")) if name == "sort"]) <= 1
-    assert names_of(step("documents"))["sort"][0] <= 2  # partial and full blocks, for both layers
+    # partial and full blocks, by query and by key: the one mask of both layers
+    assert names_of(step("documents"))["sort"][0] == 4
 
 
 def test_no_dense_mask_for_documents(step: Rehearse) -> None:

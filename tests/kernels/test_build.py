@@ -100,6 +100,9 @@ def test_missing_compiler_gives_none(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", "")
     (folder / "one.c").write_text("int one(void) { return 1; }")
     assert build.library("one") is None
+    assert build.lack_compiler() == bool(build.instruction_sets())
+    monkeypatch.setenv(build.LIMIT, build.OFF)
+    assert not build.lack_compiler()
 
 
 ONE = "int one(void) { return 1; }"

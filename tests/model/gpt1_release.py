@@ -26,7 +26,7 @@ def write_release(
     Return the arrays, which are normal with standard deviation `scale`.
     """
     rng = np.random.default_rng(0)
-    arrays = [rng.normal(0, scale, shape).astype(dtype) for shape in shapes]
+    arrays: list[np.ndarray] = [rng.normal(0, scale, shape).astype(dtype) for shape in shapes]
     folder.mkdir(exist_ok=True)
     (folder / "params_shapes.json").write_text(json.dumps(shapes))
     numbers = np.concatenate([array.ravel() for array in arrays])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from gptcli.cost.memory import Recompute
 from gptcli.model import attention as module
 from gptcli.model.attention import attention, attention_packed, banded_attention, causal_mask
 from gptcli.trainer.auto import has_compiler
@@ -279,7 +280,7 @@ def test_flex_equals_attention_under_the_mask(
 
 
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
-def test_flex_runs_in_a_block_of_the_model(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_runs_in_a_block_of_the_model(how: Recompute, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block compiled as the trainer does on a GPU, with bf16 products and recomputation."""
     from gptcli.distributed.activation_checkpoint import checkpoint_forward
     from gptcli.model.config import ModelConfig

@@ -12,9 +12,10 @@ import pytest
 
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import find_gpu
-from gptcli.cost.options import HardwareOptions, estimate_target, find_target
+from gptcli.cost.options import HardwareOptions
 from gptcli.cost.planner import plans
 from gptcli.cost.scaling_fit import RunResult, fit_law
+from gptcli.cost.target import estimate_target, find_target
 from gptcli.errors import InputError, UsageError
 from gptcli.papers.models import TABLE_D1
 from gptcli.runs import plots
@@ -189,8 +190,9 @@ def test_two_models_of_one_size_are_never_joined() -> None:
         for shots, percent in zip((0, 8), percents, strict=True)
     ]
     svg = accuracy_plot(scores)
-    assert len(heights(svg, "1k, runs/a")) == len(heights(svg, "1k, runs/b")) == 2
+    assert svg.count('class="curve') == 2
+    assert len(heights(svg, "1000, runs/a")) == len(heights(svg, "1000, runs/b")) == 2
     single = accuracy_plot([one for one in scores if one["shots"] == 0] + [score(0, 20, 5)])
     assert len(heights(single, "t")) == 3
-    assert "<polyline" not in single
-    assert "<polyline" in accuracy_plot([score(0, 1000, 5), score(0, 20, 5)])
+    assert 'class="curve' not in single
+    assert 'class="curve' in accuracy_plot([score(0, 1000, 5), score(0, 20, 5)])

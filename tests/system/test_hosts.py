@@ -143,8 +143,8 @@ def test_hosts_without_a_shared_folder_or_with_other_options_do_not_begin(
 def test_a_cut_link_ends_both_hosts_in_time_and_the_resumed_run_is_exact(
     shards: Path, tmp_path: Path, free_port
 ) -> None:
-    options = ("--data", str(shards), "--tokens", "64k", "--layout", "shard=2", "--keep", "99")
-    options = (*options, "--checkpoint-every", "50")
+    data = ("--data", str(shards), "--tokens", "64k", "--layout", "shard=2")
+    options = (*data, "--keep", "99", "--checkpoint-every", "50")
     whole = both(free_port(), tmp_path, *options, "-o", "whole")
     assert [code for code, _ in whole] == [0, 0], whole
     port = free_port()

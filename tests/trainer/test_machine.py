@@ -68,6 +68,8 @@ def test_a_known_gpu_has_the_cost_model_s_speed_and_an_unknown_one_none(make_run
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=85 * 10**9)
     )
+    memory = (85 * 10**9, 85 * 10**9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: memory)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     speed = this_machine(model, train, make_run().out).tokens_per_second
     assert speed is not None

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptcli import optional_kernels
 from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.trainer.auto import has_compiler
-from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.parallelize import build_train_step, compiler_problem
 
 CONTEXT = RankContext(torch.device("cpu"))
 BATCH = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
@@ -50,6 +51,14 @@ def test_a_failing_compiler_is_a_warning_or_if_required_an_error(make_run, monke
     assert train_step.forward_backward([BATCH], 32, 1).isfinite()
     with pytest.raises(RunError, match="compile off"):
         build_train_step(make_run(compile=True, must_compile=True), CONTEXT, SILENT)
+
+
+def test_a_missing_compiler_is_a_warning_where_kernels_would_run(make_run, monkeypatch):
+    monkeypatch.setattr(optional_kernels, "lack_compiler", lambda: True)
+    for precision, expected in (("fp32", []), ("bf16", ["there is no C compiler"])):
+        events = Warnings()
+        build_train_step(make_run(precision=precision), CONTEXT, events)
+        assert [text.partition(":")[0] for text in events.texts] == expected
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
@@ -99,3 +108,21 @@ def test_document_mask_changes_the_loss_of_a_window_with_two_documents(make_run)
     ]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_compiler_that_fails_somewhere_is_known_everywhere(monkeypatch):
+    """Each process learns of a failure in another one before the first collective of the model."""
+
+    def failing(function, **kwargs):
+        def compiled(x):
+            raise RuntimeError("no C compiler found")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    assert compiler_problem(CONTEXT) is None
+    # another process of two has failed
+    monkeypatch.setattr(RankContext, "all_reduce_sum", lambda self, values: values + 1)
+    assert compiler_problem(CONTEXT) == "it does not work for another process"
+    monkeypatch.setattr(torch, "compile", failing)
+    assert compiler_problem(CONTEXT) == "no C compiler found"

@@ -107,20 +107,20 @@ def read_wsc(path: Path) -> Iterator[Row]:
     for node in table_rows(path):
         words = node.text("text").split(" ")
         target = node.node("target") if node.has("target") else node
-        pronoun, said = target.text("span2_text"), target.number("span2_index")
+        pronoun, stated = target.text("span2_text"), target.number("span2_index")
         length = len(pronoun.split())
         places = [
-            said + by
+            stated + by
             for by in WSC_TOLERANCE
-            if said + by >= 0
+            if stated + by >= 0
             and re.search(
                 rf"(?<!\w){re.escape(pronoun)}(?!\w)",
-                " ".join(words[said + by : said + by + length]),
+                " ".join(words[stated + by : stated + by + length]),
                 re.IGNORECASE,
             )
         ]
         if not places:
-            raise InputError(f"{pronoun!r} is not at word {said} of the text", where=node.where)
+            raise InputError(f"{pronoun!r} is not at word {stated} of the text", where=node.where)
         place = places[0]
         marked = " ".join(words[place : place + length])
         words[place : place + length] = [

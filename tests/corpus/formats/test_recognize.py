@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,11 @@ def test_json_is_never_one_document_of_raw_syntax(
     import gzip
     import lzma
 
-    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+    }
     data = (json.dumps(ROWS) if is_array else LINES).encode()
     (tmp_path / name).write_bytes(compress.get(Path(name).suffix, bytes)(data))
     if is_array and name.startswith(("a.ndjson", "a.jsonlines")):

@@ -1,0 +1,92 @@
+"""Results of training runs from a table: CSV with a header, or JSONL.
+
+A row has a loss in nats per token, and two of parameters, tokens and FLOPs, of which the third
+follows by 6ND; a name if it likes. Other columns are ignored.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gptcli.cost.scaling_fit import RunResult
+from gptcli.errors import InputError
+
+COLUMNS = {  # names that a column may have
+    "parameters": ("parameters", "params", "n", "model size", "model_size"),
+    "tokens": ("tokens", "d", "training tokens", "training_tokens"),
+    "flops": ("flops", "flop", "c", "training flop", "training_flop", "compute"),
+    "loss": ("loss", "val_loss"),
+    "name": ("name", "run"),
+}
+SUFFIXES = (".csv", ".jsonl")
+
+
+def read_run_table(path: Path) -> list[RunResult]:
+    """Return the runs of a table. Raises InputError with the line of a row that is none."""
+    return [_run(row, f"{path}:{line}", line) for line, row in _rows(path)]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row by the names of COLUMNS, with its line."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                reader = csv.DictReader(file)
+                for row in reader:
+                    yield reader.line_num, _named(row)
+                return
+            for line, text in enumerate(file, 1):
+                if text.strip():
+                    row = json.loads(text)
+                    yield line, _named(row if isinstance(row, dict) else {})
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise InputError(
+            f"not a table of runs: {error}", where=path, hint="CSV with a header, or JSONL"
+        ) from None
+
+
+def _named(row: dict[Any, Any]) -> dict[str, Any]:
+    lower = {str(key).strip().lower(): value for key, value in row.items()}
+    return {
+        column: lower[name]
+        for column, names in COLUMNS.items()
+        for name in names
+        if name in lower and lower[name] not in (None, "")
+    }
+
+
+def _run(row: dict[str, Any], where: str, line: int) -> RunResult:
+    numbers = {}
+    for name in ("parameters", "tokens", "flops", "loss"):
+        if name in row:
+            try:
+                value = float(row[name])
+            except (TypeError, ValueError):
+                value = math.nan
+            if not 0 < value < 1e40:
+                raise InputError(
+                    f"{name} is {row[name]!r}, not a positive number",
+                    where=where,
+                    hint="mend the row",
+                )
+            numbers[name] = value
+    sizes = [name for name in ("parameters", "tokens", "flops") if name in numbers]
+    if "loss" not in numbers or len(sizes) < 2:
+        raise InputError(
+            f"a row of {', '.join(numbers) or 'nothing'}",
+            where=where,
+            hint="columns: loss, and two of parameters, tokens and flops",
+        )
+    parameters = numbers.get("parameters") or numbers["flops"] / 6 / numbers["tokens"]
+    tokens = numbers.get("tokens") or numbers["flops"] / 6 / parameters
+    return RunResult(
+        name=str(row.get("name", f"row {line}")),
+        parameters=max(1, round(parameters)),
+        tokens=max(1, round(tokens)),
+        loss=numbers["loss"],
+    )

@@ -1,0 +1,198 @@
+"""Models that can be priced: a size of a paper, a custom shape, or another family's count.
+
+A model of another family (BERT, RoBERTa, T5) has no GPT shape. Its parameters and FLOPs are those
+of GPT-3's Table D.1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from gptcli.cost.estimate import Cluster, Estimate, price_paper, price_training
+from gptcli.cost.flops import flops_per_token
+from gptcli.cost.hardware import USER
+from gptcli.cost.options import HardwareOptions, check_limit
+from gptcli.cost.planner import Plan
+from gptcli.cost.scaling import critical_batch_of
+from gptcli.errors import UsageError, nearest
+from gptcli.model.config import ModelConfig, find_size, size_names
+from gptcli.numbers import amount
+from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, PaperCompute, PaperModel
+from gptcli.papers.training import TRAINING
+
+DEFAULT_SIZE = "gpt3"
+TOKENS_SOURCE = {
+    "GPT-3": "GPT-3, Table 2.1",
+    "GPT-2": "assumed: GPT-2 prints none; one pass over its 40 GB of text at 4 characters a token",
+    "GPT-1": "assumed: GPT-1 prints none; 100 epochs of 985M words at 1.2 tokens a word",
+}
+# models known by their counts alone, GPT-1 among them unless its shape is one of the sizes
+OTHER_FAMILIES = tuple(
+    row
+    for row in (GPT_1, *TABLE_D1)
+    if not row.size and row.name not in {model.paper for model in MODELS}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Model to price, with the number of tokens it is usually trained on."""
+
+    name: str
+    shape: ModelConfig | PaperCompute
+    """Shape of the model, or the published counts of a model of another family."""
+    tokens: int
+    """Usual number of training tokens."""
+    source: str
+    """Source of that number."""
+    paper: PaperModel | None = None
+    """Paper's size whose batch the recipe takes; None for a shape of no paper."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Shape of the model. Raises UsageError for a model of another family."""
+        if isinstance(self.shape, PaperCompute):
+            raise UsageError(
+                f"{self.name} is not a GPT: only its parameter count is known",
+                hint="layouts, shapes and scaling laws need a GPT size",
+            )
+        return self.shape
+
+
+def find_target(size: str = DEFAULT_SIZE) -> Target:
+    """Return a size by its name or alias; case and hyphens do not matter.
+
+    Raises UsageError with the nearest names for an unknown size.
+    """
+    for name in size_names():
+        if bare_name(name) == bare_name(size):
+            return _gpt(find_size(name))
+    for row in OTHER_FAMILIES:
+        if bare_name(row.name) == bare_name(size):
+            return _other(row)
+    raise UsageError(
+        f"unknown size {size!r}",
+        field="size",
+        code="unknown_size",
+        hint=nearest(size, target_names()),
+    )
+
+
+def all_targets() -> list[Target]:
+    """Return every size of the papers: GPT-2's and GPT-3's, GPT-1, and Table D.1's families."""
+    return [_gpt(model) for model in MODELS] + [_other(row) for row in OTHER_FAMILIES]
+
+
+def target_names() -> list[str]:
+    """Return the names and aliases that `find_target` takes."""
+    return [*size_names(), *(row.name for row in OTHER_FAMILIES)]
+
+
+def bare_name(name: str) -> str:
+    """Return a name as it is compared: lower case, without hyphens."""
+    return name.lower().replace("-", "")
+
+
+def batch_of(model: ModelConfig, paper: PaperModel | None, given: int | None) -> tuple[int, str]:
+    """Return the tokens of a step, in whole sequences, and where the number is from: `given`, the
+    paper's, or that of the GPT-3 model with the nearest parameter count.
+    """
+    if given is not None:
+        tokens, source = given, USER
+    elif paper is not None:
+        tokens, source = paper.batch_tokens, f"{paper.paper}, {paper.name}"
+    else:
+        sizes = [row for row in MODELS if row.paper == "GPT-3"]
+        near = min(sizes, key=lambda row: abs(math.log(row.parameters / model.parameters)))
+        tokens, source = near.batch_tokens, f"GPT-3's nearest size, {near.name}"
+    return max(1, round(tokens / model.n_ctx)) * model.n_ctx, source
+
+
+def estimate_target(
+    target: Target, tokens: int | None, hardware: HardwareOptions, *, published: bool = False
+) -> Estimate:
+    """Estimate the cost of training `target` on `tokens`, or on its usual number of tokens.
+
+    With `published`, the speed is what was published for the GPU, if it was. Raises UsageError if
+    the options contradict each other or the layout does not fit the model.
+    """
+    check_limit("tokens", tokens)
+    n, source = (target.tokens, target.source) if tokens is None else (tokens, USER)
+    if isinstance(target.shape, PaperCompute) and hardware.layout is None:
+        row = target.shape
+        # its speed is that of the nearest GPT
+        near = min(
+            (paper for paper in MODELS if paper.paper == "GPT-3"),
+            key=lambda paper: abs(math.log(paper.parameters / row.parameters)),
+        )
+        flops = row.flops_per_parameter * row.parameters * n
+        alike = ModelConfig.from_paper(near)
+        batch, _ = batch_of(alike, near, hardware.batch_tokens)
+        cluster, _ = hardware.cluster(alike, flops, batch // alike.n_ctx, published=published)
+        if cluster.trainer is not None:
+            speed = cluster.throughput
+            source_of_speed = f"that of {near.name}, the GPT nearest in parameters: {speed.source}"
+            cluster = replace(cluster, throughput=replace(speed, source=source_of_speed))
+        return price_paper(row, n, cluster, tokens_source=source)
+    model = target.model
+    batch, batch_source = batch_of(model, target.paper, hardware.batch_tokens)
+    check_limit("batch_tokens", batch)
+    flops = flops_per_token(model, "6N") * n
+    cluster, plan = hardware.cluster(model, flops, batch // model.n_ctx, published=published)
+    return price_training(
+        target.name,
+        model,
+        n,
+        cluster,
+        tokens_source=source,
+        plan=plan,
+        batch_tokens=batch,
+        batch_source=batch_source,
+        notes=tuple(notes_on(model, n, batch, cluster, plan, counted=hardware.gpus is not None)),
+    )
+
+
+def notes_on(
+    model: ModelConfig,
+    tokens: int,
+    batch: int,
+    cluster: Cluster,
+    plan: Plan | None,
+    *,
+    counted: bool,
+) -> list[str]:
+    """Return what a reader of the figures must know; `counted` if the number of GPUs was given."""
+    found = []
+    limit = critical_batch_of(model, tokens)
+    if limit is not None and batch > limit:
+        found.append(
+            f"the batch of {amount(batch)} tokens is above the critical batch of {amount(limit)}: "
+            "a larger one saves little time"
+        )
+    if plan is not None and cluster.trainer is not None:
+        busy = plan.layout.processes
+        if not counted and busy > cluster.count:
+            found.append(f"at the speed of {busy:,} GPUs, the fewest that hold it")
+        elif busy < cluster.count:
+            found.append(
+                f"{cluster.count - busy:,} of {cluster.count:,} GPUs are idle: the batch and the "
+                f"model divide best over {busy:,}"
+            )
+    if tokens < batch:
+        found.append("the run is shorter than one step")
+    return found
+
+
+def _gpt(model: PaperModel) -> Target:
+    return Target(
+        model.name,
+        ModelConfig.from_paper(model),
+        TRAINING[model.paper].tokens,
+        TOKENS_SOURCE[model.paper],
+        model,
+    )
+
+
+def _other(row: PaperCompute) -> Target:
+    return Target(row.name, row, round(row.tokens), row.source)

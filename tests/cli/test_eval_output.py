@@ -1,0 +1,97 @@
+"""Tests of the output of `gpt eval`: readable at 80 columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gptcli.cli.eval_output import print_comparison, print_items, print_report, print_task_details
+from gptcli.evals.compare import compare_scores
+from gptcli.evals.results import Conditions, MetricValue, PaperScore, TaskResult
+from gptcli.evals.task import find_task, task_names
+
+
+def result(task: str, scoring: str, metrics: dict[str, float]) -> TaskResult:
+    conditions = Conditions(
+        shots=32, mean_shots=30.5, shots_from="train.jsonl", shots_seed=0, shared_shots=False,
+        items=10_042, skipped={}, truncated=0, stride=None, data="d", data_sha256="0", note="",
+        own_shots=True,
+    )  # fmt: skip
+    return TaskResult(
+        task=task,
+        scoring=scoring,
+        correct=None,
+        metrics={name: MetricValue(value=value, stderr=0.69) for name, value in metrics.items()},
+        conditions=conditions,
+        paper=[PaperScore(metric=name, score=45.99, model="gpt2", source="s") for name in metrics],
+    )
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tasks_with_different_metrics_fit_into_one_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr("gptcli.cli.eval_output.PIPE_WIDTH", columns)
+    results = [
+        result("hellaswag", "token", {"accuracy": 45.99}),
+        result("lambada", "last_token_filtered", {"accuracy": 45.99, "perplexity": 35.13}),
+        result("squad_v2", "beam 4", {"f1": 59.5, "exact_match": 52.6}),
+        result("enwik8", "bytes", {"bits_per_byte": 1.16}),
+    ]
+    print_report("run", [], results, markdown=False)
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[1 : next(n for n, line in enumerate(lines) if line.startswith("* "))]
+    assert max(map(len, table)) <= columns
+    shown = {tuple(line.split()) for line in table}
+    assert any(
+        {"hellaswag", "token", "30.5/32*", "10,042", "accuracy"} <= {*line} for line in shown
+    )
+    assert any(
+        {"squad_v2", "beam", "4", "exact", "match", "52.60%", "±0.69"} <= {*line} for line in shown
+    )
+    assert any({"enwik8", "bytes", "1.16", "±0.69"} <= {*line} for line in shown)
+    assert "…" not in "".join(table)
+
+
+def test_a_comparison_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    a = np.array([0.0, 1.0] * 50)
+    found = compare_scores(a, np.ones(100), task="quiz")
+    print_comparison([found], ["a", "b"], markdown=False)
+    told = capsys.readouterr().out
+    assert "first: a; second: b" in told
+    assert "+50.00" in told
+    assert "second is better" in told
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_every_task_says_where_its_data_is_from(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    print_task_details([find_task(name)], Path("data"))
+    told = capsys.readouterr().out
+    for word in ("source", "licence", "items", "files", "hub", "folder", "here"):
+        assert f"\n  {word:<9} " in told
+    assert f"data/{name}/" in told
+    assert "not stated" not in told
+
+
+def test_items_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    item = {
+        "task": "t",
+        "index": 3,
+        "id": "x",
+        "shots": 0,
+        "truncated": False,
+        "gold": [1],
+        "contexts": ["Q:\n"],
+        "context_tokens": [[1, 2]],
+        "continuations": [" a", " b"],
+        "continuation_tokens": [[3], [4]],
+    }
+    print_items([item])
+    assert capsys.readouterr().out == (
+        "--- t, item 3 (x), 0 shots\n[context, 2 tokens: 1 2]\nQ:\n\n [0: 3] ' a'\n*[1: 4] ' b'\n"
+    )

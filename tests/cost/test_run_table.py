@@ -1,0 +1,47 @@
+"""Tables of runs for a fit of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gptcli.cost.run_table import read_run_table
+from gptcli.errors import InputError
+
+
+def test_csv_and_jsonl_with_two_of_three(tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    table.write_text("name,N,D,loss,more\na,1e6,2e7,4.5,x\nb,2e6,4e7,4.25,\n")
+    lines = tmp_path / "runs.jsonl"
+    lines.write_text(
+        '{"params": 1e6, "flops": 1.2e14, "loss": 4.5}\n\n{"D": 4e7, "C": 4.8e14, "loss": 4.25}\n'
+    )
+    for path in (table, lines):
+        rows = read_run_table(path)
+        assert [(row.parameters, row.tokens, row.loss) for row in rows] == [
+            (10**6, 2 * 10**7, 4.5),
+            (2 * 10**6, 4 * 10**7, 4.25),
+        ]
+    assert [row.name for row in read_run_table(table)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("N,D,loss\n1e6,2e7,nan\n", ":2: loss is 'nan'"),
+        ("N,D,loss\n1e6,x,3\n", ":2: tokens is 'x'"),
+        ("N,loss\n1e6,3\n", ":2: a row of parameters, loss"),
+        ("N,D\n1e6,3\n", ":2: a row of parameters, tokens"),
+    ],
+)
+def test_a_row_that_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_run_table(path)
+    assert message in str(caught.value)
+    assert caught.value.hint
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not a table of runs"):
+        read_run_table(path)

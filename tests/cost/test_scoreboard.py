@@ -1,0 +1,103 @@
+"""The measured runs, and how well they are predicted: the figures that `gpt cost --check` prints."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+
+from gptcli.cost.hardware import read_table
+from gptcli.cost.rank_memory import rank_memory
+from gptcli.cost.scoreboard import (
+    check_report,
+    log_error,
+    measured_runs,
+    scores,
+    unseen_error,
+    with_values,
+)
+from gptcli.cost.step_time import constants_from
+from gptcli.model.config import ModelConfig
+
+SCORES = {score.source: score for score in scores()}
+
+
+def test_every_run_has_a_source_with_an_address() -> None:
+    runs = measured_runs()
+    assert len(runs) == 188
+    references = {row["name"]: row for row in read_table("measured.toml")["reference"]}
+    assert (
+        {run.source for run in runs}
+        == set(references)
+        == set(read_table("held_out.toml")["without"])
+    )
+    assert all(row["url"].startswith("https://") and row["date"] for row in references.values())
+
+
+def test_every_run_is_possible() -> None:
+    """Its layout has as many processes as its GPUs, and nothing runs above the peak."""
+    for run in measured_runs():
+        assert run.layout.processes == run.gpus, run.label
+        flops = 6 * (run.config.parameters - run.config.vocab_size * run.config.d_model)
+        peak = run.gpu.fp8_flops if run.work.precision == "fp8" else run.gpu.peak_flops
+        assert peak is not None
+        assert 0.05 < flops * run.tokens_per_second / peak < 0.8, run.label
+
+
+def test_runs_that_were_fitted() -> None:
+    """All sources: median error 5 %, MLPerf's within 17 % at their own layouts."""
+    errors = [abs(math.expm1(log_error(run))) for run in measured_runs()]
+    assert statistics.median(errors) < 0.06
+    assert SCORES["MLPerf"].worst < 0.18
+    assert SCORES["llm.c"].worst < 0.12
+
+
+@pytest.mark.parametrize("source", SCORES)
+def test_runs_of_a_source_that_was_not_fitted(source: str) -> None:
+    """Median error at most 15 %; two sources fail: B200 was measured by SimuMax alone, and Llama 3
+    is a quarter faster than Megatron's other runs."""
+    most = {"SimuMax": 0.2, "Llama 3": 0.25}.get(source, 0.15)
+    assert SCORES[source].unseen_median <= most
+
+
+def test_the_range_holds_eight_of_ten_unseen_runs() -> None:
+    assert 0.75 <= SCORES["all"].unseen_in_range <= 0.9
+
+
+def test_measured_runs_fit_their_gpus() -> None:
+    """The memory of llm-foundry's runs is within their GPUs', apart from the logits and the residual
+    stream, which is fp32 in ours and bf16 in theirs."""
+    for run in measured_runs():
+        if run.source != "llm-foundry" or not isinstance(run.config, ModelConfig):
+            continue
+        work = replace(run.work, whole_logits=False)
+        stream = run.config.n_layer * work.micro_batch * run.config.n_ctx * run.config.d_model
+        narrower = 2 * stream if run.layout.shard > 1 else 0
+        needs = rank_memory(run.config, run.layout, work).total - narrower
+        assert needs <= 1.01 * run.gpu.memory_bytes, run.label
+
+
+def test_the_report_has_every_run_beside_its_prediction() -> None:
+    report = check_report()
+    assert len(report["runs"]) == 188
+    assert [row["source"] for row in report["sources"]][-1] == "all"
+    for row in report["runs"]:
+        ratio = row["predicted"] / row["tokens_per_second"]
+        assert row["error"] == pytest.approx(ratio - 1)
+        assert row["range"] > 1
+
+
+def test_values_replace_those_of_a_table() -> None:
+    table = read_table("throughput.toml")
+    changed = with_values(table, {"spread": 9.0, "families.hopper.products": 0.5})
+    constants = constants_from(changed, "fused", "hopper")
+    assert constants.spread == 9
+    assert constants.products == pytest.approx(0.5 * table["trainers"]["fused"]["products"])
+    assert constants_from(table, "fused", "hopper").spread != 9, "the table itself is as it was"
+
+
+def test_unseen_constants_are_others() -> None:
+    run = next(run for run in measured_runs() if run.source == "SimuMax")
+    assert unseen_error(run) != log_error(run)
