@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from gptcli.corpus import config
+from gptcli.corpus import pool as pool_module
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.pool import LocalPool, RayPool, open_pool
@@ -172,11 +173,12 @@ def test_the_task_of_a_lost_ray_worker_is_given_to_another(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_ray_pool_takes_the_cores_that_are_free() -> None:
+def test_a_ray_pool_takes_the_cores_that_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
+    monkeypatch.setattr(pool_module, "RAY_GRACE_S", 5)
     busy = ray.remote(num_cpus=1)(SimpleNamespace).remote()
-    ray.get(busy.__repr__.remote())
+    ray.get(busy.__ray_ready__.remote())
     try:
         with RayPool(abs) as pool:
             assert pool.count == 1
