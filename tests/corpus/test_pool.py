@@ -177,7 +177,8 @@ def test_a_ray_pool_takes_the_cores_that_are_free(monkeypatch: pytest.MonkeyPatc
     import ray
 
     monkeypatch.setattr(pool_module, "RAY_GRACE_S", 5)
-    busy = ray.remote(num_cpus=1)(SimpleNamespace).remote()
+    kind: Any = ray.remote(num_cpus=1)(SimpleNamespace)
+    busy = kind.remote()
     ray.get(busy.__ray_ready__.remote())
     try:
         with RayPool(abs) as pool:
