@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from gptcli.evals.check import EvalOptions
+from gptcli.evals.find_data import find_data
 from gptcli.evals.runner import run_task
 from gptcli.evals.synthetic import GENERATED, generate_rows
 from gptcli.evals.task import TASKS_DIR, find_task, task_names
-from gptcli.evals.task_data import make_item
+from gptcli.evals.task_data import make_item, read_items
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT
 from gptcli.text.detokenize import DETOKENIZERS
@@ -236,3 +237,18 @@ def test_task_runs_on_its_real_file(
     small: GPT, tokenizer: Tokenizer, real_data: Path, name: str
 ) -> None:
     check(small, tokenizer, name, real_data / REAL[name])
+
+
+WHOLE = (  # tasks whose whole published set is in the folder of real data
+    "lambada arc_easy arc_challenge boolq cb copa rte coqa natural_questions hellaswag winograd "
+    "winogrande two_digit_addition two_digit_subtraction three_digit_addition "
+    "two_digit_multiplication single_digit_three_ops cycle_letters_in_word mid_word_1_anagrams "
+    "reversed_words"
+)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", WHOLE.split())
+def test_a_whole_set_has_the_papers_number_of_items(real_data: Path, name: str) -> None:
+    task = find_task(name)
+    assert len(read_items(task, find_data(task, real_data / REAL[name]))) == task.count
