@@ -195,7 +195,7 @@ def test_an_emulated_arm_computes_the_same(source: str, tmp_path: Path) -> None:
             *(f'-DSOURCE="{build.HERE / source}.c"', f"-D{source.upper()}", "-o", str(program)),
             *(str(Path(__file__).parent / "kernels" / "emulated.c"), "-lm"),
         ]
-        subprocess.run(words, check=True, capture_output=True)
+        subprocess.run([*map(str, words)], check=True, capture_output=True)
         done = subprocess.run(
             [*emulator, program],
             check=True,

@@ -178,7 +178,8 @@ def estimate_flops(options: dict[str, Any], output: OutputOptions) -> None:
 def list_sizes(options: dict[str, Any], output: OutputOptions) -> None:
     """Print the estimates of all sizes of the papers."""
     hardware, tokens = hardware_options(options), options.get("tokens")
-    estimates, unfit = [], {}
+    estimates: list[Estimate] = []
+    unfit: dict[str, int] = {}
     for target in all_targets():
         estimate, fits = _estimate_or_least(target, tokens, hardware)
         estimates.append(estimate)
@@ -366,9 +367,8 @@ def serve_model(options: dict[str, Any], output: OutputOptions) -> None:
     )
     if output.json:
         constants = {"bandwidth_share": BANDWIDTH, "products_share": PRODUCTS}
-        assumed = None if price is None else asdict(price)
-        report = {"name": target.name, "gpu": gpu.name, **asdict(found)}
-        print_json("cost", report | {"price": assumed, **constants})
+        report = {"name": target.name, "gpu": gpu.name, **asdict(found), **constants}
+        print_json("cost", report | {"price": None if price is None else asdict(price)})
         return
     if note := _assumed(hardware):
         print_lines(f"{gpu.name} {note}", dim=True)

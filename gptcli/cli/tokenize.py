@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -301,12 +302,13 @@ def _encoded(
 
     from gptcli.tokenizer.encoders import open_encoder
 
-    done, is_fastest = 0, False
-    backend = open_encoder(tokenizer, "tokenizers" if encoder == "auto" else encoder)
-    for batch in _batches(documents):
-        if encoder == "auto" and done and not is_fastest:
-            # Importing a faster encoder takes longer than encoding a small text.
-            backend, is_fastest = open_encoder(tokenizer), True
+    batches = _batches(documents)
+    first = list(islice(batches, 2))
+    if encoder == "auto" and len(first) < 2:
+        encoder = "tokenizers"  # importing a faster one takes longer than encoding a small text
+    backend = open_encoder(tokenizer, encoder)
+    done = 0
+    for batch in chain(first, batches):
         ids, counts = backend.encode(batch)
         yield from np.split(ids, np.cumsum(counts)[:-1])
         done += sum(map(len, batch))

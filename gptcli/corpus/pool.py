@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 Runner = Literal["local", "ray"]
 RUNNERS: tuple[Runner, ...] = get_args(Runner)
 TASKS_PER_WORKER = 2  # tasks waiting or running, for each worker
-RAY_START_S = 60  # seconds an actor may take to start
+RAY_GRACE_S = 20  # seconds in which the cores that are free start their actors
+RAY_START_S = 60  # seconds to wait for the first actor if none is free
 RAY_ATTEMPTS = 3  # of a task whose actor is lost
 RAY_CONNECT_S = 10  # seconds the head of a cluster may take to answer
 _NO_TASK: Any = object()
@@ -182,21 +183,23 @@ class RayPool:
     def __init__(self, state: Any) -> None:
         """Start the actors.
 
-        Raises UsageError like `connect_to_ray`, RunError if no core becomes free in RAY_START_S.
+        Raises UsageError like `connect_to_ray`, RunError if no core becomes free.
         """
         ray = self._ray = connect_to_ray()
-        free = max(1, int(ray.available_resources().get("CPU", 0)))
+        cores = int(ray.cluster_resources()["CPU"])
         shared_state, kind = ray.put(state), ray.remote(num_cpus=1)(_Actor)
-        actors = [kind.remote(shared_state, str(Path.cwd())) for _ in range(free)]
+        actors = [kind.remote(shared_state, str(Path.cwd())) for _ in range(cores)]
         started = {actor.start.remote(): actor for actor in actors}
-        ready, late = ray.wait(list(started), num_returns=free, timeout=RAY_START_S)
-        for reference in late:  # another job has taken its core
+        ready, late = ray.wait(list(started), num_returns=cores, timeout=RAY_GRACE_S)
+        if not ready:
+            ready, late = ray.wait(list(started), num_returns=1, timeout=RAY_START_S)
+        for reference in late:  # another job has its core
             ray.kill(started[reference])
         self._actors: list[Any] = [started[reference] for reference in ready]
         self.count = len(self._actors)
         if not self._actors:
             raise RunError(
-                f"no core of the Ray cluster became free in {RAY_START_S} s",
+                f"no core of the Ray cluster became free in {RAY_GRACE_S + RAY_START_S} s",
                 hint="wait until its other jobs have ended, or use {option:runner} local",
             )
 

@@ -75,7 +75,7 @@ def measured_runs() -> tuple[MeasuredRun, ...]:
 
 
 def _run(row: dict[str, str]) -> MeasuredRun:
-    n = {name: int(row[name]) for name in SHAPE_COLUMNS}
+    n: dict[str, Any] = {name: int(row[name]) for name in SHAPE_COLUMNS}
     gated, tied = row["gated"] == "1", row["tied"] == "1"
     plain = not gated and tied and n["d_ff"] == 4 * n["d_model"] and n["n_kv_head"] == n["n_head"]
     config: ModelConfig | Shape

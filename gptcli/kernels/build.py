@@ -215,12 +215,17 @@ def _digest(data: bytes) -> str:
 
 def _key(source: Path, compiler: str, instructions: str) -> str:
     """Return a hash of all that a library is made from: sources, flags, compiler and processor."""
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, check=True, timeout=COMPILER_TIMEOUT_S
-    ).stdout
     flags = " ".join((*FLAGS, platform.machine(), *_flags(instructions)))
     sources = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
-    return _digest(b"\0".join((*sources, version, flags.encode())))
+    return _digest(b"\0".join((*sources, _version(compiler), flags.encode())))
+
+
+@functools.cache
+def _version(compiler: str) -> bytes:
+    """Return what the compiler says of itself. Raises SubprocessError if it fails."""
+    return subprocess.run(
+        [compiler, "--version"], capture_output=True, check=True, timeout=COMPILER_TIMEOUT_S
+    ).stdout
 
 
 def _flags(instructions: str) -> list[str]:

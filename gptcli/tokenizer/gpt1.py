@@ -71,7 +71,6 @@ class Gpt1Tokenizer(Tokenizer):
     """
 
     unknown = UNKNOWN
-    has_words = False
 
     def __init__(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
         ids = {token: number for number, token in enumerate(tokens)}

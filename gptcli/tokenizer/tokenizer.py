@@ -104,6 +104,9 @@ class Tokenizer:
     """Token for text that no other token spells, or None if there is no such text."""
     merges: int
     """Number of merges."""
+    has_words: bool = False
+    """True if words of the vocabulary are recognised in text before it is split."""
+    _cuts: bool = True  # a long text can be encoded in pieces
     sha256: str
     """Fingerprint of ids, merges and pattern: the same for every file they are loaded from."""
 
@@ -139,7 +142,6 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._special = sorted(special - plain, key=ids.__getitem__)
         self.has_words = bool(words)
-        """True if words of the vocabulary are recognised in text before it is split."""
         # A piece must not end inside a word, nor inside the white space that it takes along.
         self._cuts = not any(
             word.get("lstrip") or word.get("rstrip") or re.search(r"\s", word["content"])

@@ -71,7 +71,9 @@ def test_estimate_of_another_family(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_brief_estimate_has_no_memory_loss_or_inference(capsys: pytest.CaptureFixture[str]) -> None:
-    text = report(capsys, priced("175B", gpu="v100"), brief=True)
+    v100 = HardwareOptions(gpu="v100")
+    published = estimate_target(find_target("175B"), None, v100, published=True)
+    text = report(capsys, published, brief=True)
     assert figure(text, "GPU-years") == "355.9"
     assert not re.search("Memory|loss|Inference", text)
 
@@ -88,9 +90,7 @@ def test_estimate_on_a_custom_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 def test_predicted_speeds_have_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     text = report(capsys, priced("1.3B", gpu="a100"))
     low, high = re.search(r"GPU-hours\s+\S+\s+(\S+) to (\S+)", text).groups()  # type: ignore[union-attr]
-    assert float(high.replace(",", "")) / float(low.replace(",", "")) == pytest.approx(
-        1.75**2, rel=0.01
-    )
+    assert 1.5**2 < float(high.replace(",", "")) / float(low.replace(",", "")) < 1.8**2
     assert not re.search(
         r"GPU-hours\s+\S+\s+\S+ to", report(capsys, priced("1.3B", gpu="a100", mfu=0.4))
     )

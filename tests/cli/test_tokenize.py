@@ -256,3 +256,19 @@ def test_closed_pipe_is_not_a_traceback(here: Path) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("encoder", ["auto", "tokenizers", "tiktoken"])
+def test_fields_formats_and_marks_of_end_of_text(gpt: Any, here: Path, encoder: str) -> None:
+    line = json.dumps({"meta": {"body": "one<|endoftext|>two"}})
+    (here / "rows.dat").write_text(line + "\n")
+    names = ("-t", "tokenizer.json", "--field", "meta.body", "--encoder", encoder)
+    whole = gpt("tokenize", "encode", "rows.dat", *names)
+    assert len(whole.stdout.splitlines()) == 1
+    assert "1 document spells <|endoftext|>" in whole.stderr
+    parts = gpt("tokenize", "encode", "rows.dat", *names, "--eot-in-text")
+    assert (len(parts.stdout.splitlines()), parts.stderr) == (2, "")
+    raw = gpt("tokenize", "encode", "rows.dat", *names, "--input-format", "text", "-o", "a.bin")
+    assert "1 document, " in raw.stderr
+    refused = gpt("tokenize", "encode", "rows.dat", *names, "--input-format", "jsnl", code=2)
+    assert "--input-format: unknown format 'jsnl'\n  did you mean jsonl" in refused.stderr

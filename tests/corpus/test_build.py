@@ -403,7 +403,7 @@ def test_an_empty_split_is_a_warning_or_an_error(tmp_path: Path, byte_tokenizer:
         val_fraction=1e-9,
     )
     for kind, advice in (
-        ("file", "{option:documents} paragraph"),
+        ("file", "documents paragraph"),
         ("line", "raise it: at 0.1, about 10 documents"),
     ):
         heard = Heard()

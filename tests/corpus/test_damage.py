@@ -36,7 +36,7 @@ from gptcli.shards.manifest import Manifest
 from gptcli.shards.order import open_split
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-INPUTS = int(os.environ.get("GPT_DAMAGE", "48"))
+INPUTS = int(os.environ.get("GPT_DAMAGE", "32"))
 DOCUMENTS = 24
 READERS = (1, 2, 4)
 

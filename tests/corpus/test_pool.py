@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from gptcli.corpus import config
+from gptcli.corpus import pool as pool_module
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.pool import LocalPool, RayPool, open_pool
@@ -70,6 +71,22 @@ def test_a_killed_worker_is_an_error() -> None:
         LocalPool(2, signal.raise_signal) as pool,
     ):
         list(pool.map(operator.call, [signal.SIGKILL, signal.SIGCONT]))
+
+
+class Dies:
+    """Object that ends the process in which it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (3,)
+
+
+def test_workers_that_die_at_their_start_are_an_error() -> None:
+    """Neither they nor a state that a pipe does not hold make the parent wait."""
+    with (
+        pytest.raises(RunError, match="a worker process died"),
+        LocalPool(2, [Dies(), bytes(1 << 20)]) as pool,
+    ):
+        list(pool.map(operator.call, [1, 2, 3]))
 
 
 def test_an_error_does_not_wait_for_running_tasks() -> None:
@@ -142,6 +159,33 @@ def test_a_ray_pool_returns_results_and_errors_like_local_workers(tmp_path: Path
         pytest.raises(RunError, match="worker on the cluster died"),
     ):
         list(pool.map(operator.call, [signal.SIGKILL]))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_task_of_a_lost_ray_worker_is_given_to_another(tmp_path: Path) -> None:
+    mark = tmp_path / "killed"
+    script = f"[ -e {mark} ] || {{ touch {mark}; kill -9 $PPID; }}"
+    tasks = [["bash", "-c", script], *[["true"]] * 6]
+    with RayPool(subprocess.run) as pool:
+        results = list(pool.map(operator.call, tasks))
+    assert mark.exists()
+    assert [result.returncode for result in results] == [0] * 7
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_ray_pool_takes_the_cores_that_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(pool_module, "RAY_GRACE_S", 5)
+    kind: Any = ray.remote(num_cpus=1)(SimpleNamespace)
+    busy = kind.remote()
+    ray.get(busy.__ray_ready__.remote())
+    try:
+        with RayPool(abs) as pool:
+            assert pool.count == 1
+            assert sorted(pool.map(operator.call, range(-5, 0))) == [1, 2, 3, 4, 5]
+    finally:
+        ray.kill(busy)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -4,8 +4,6 @@ dollars.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +17,11 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import TABLE_D1, PaperCompute
 
 
-def cluster(gpu: str, count: int = 1, **said: Any) -> Cluster:
+def cluster(
+    gpu: str, count: int = 1, *, tflops: float | None = None, mfu: float | None = None
+) -> Cluster:
     row = find_gpu(gpu)
-    speed = throughput(row, **said)
+    speed = throughput(row, tflops, mfu)
     assert speed is not None
     return Cluster(row, count, speed, hourly_price(row))
 

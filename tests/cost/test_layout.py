@@ -5,6 +5,7 @@ holds the same against real processes.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from gptcli.cost.layout import (
     Layout,
     ShardedTensor,
+    check_division,
     check_layout,
     chunk_size,
     layer_tensors,
@@ -164,3 +166,35 @@ def test_stages_by_hand() -> None:
         rank_parameters(replace(TINY, n_layer=6), Layout(pp=2), 1, 0, 0, each=2)
         == 3 * LAYER + 80 + 16
     )
+
+
+@pytest.mark.parametrize("pp", [1, 2, 3])
+@pytest.mark.parametrize("size", ["gpt1", "gpt2"])
+def test_processes_of_a_model_without_a_final_norm(size: str, pp: int) -> None:
+    """Post-norm models have none: all stages together hold the model, a tied table once more."""
+    config = ModelConfig.from_paper(find_size(size))
+    layout = Layout(dp=2, pp=pp)
+    together = sum(rank_parameters(config, layout, stage, 0, 0) for stage in range(pp))
+    again = config.vocab_size * config.d_model if pp > 1 else 0
+    assert together == config.parameters + again
+
+
+@pytest.mark.parametrize(
+    ("layout", "sequences", "options", "message"),
+    [
+        (Layout(tp=3), 8, {}, "tp=3 does not divide a context of 1024"),
+        (Layout(tp=2, shard=5), 8, {}, "does not divide a width of 768"),
+        (Layout(pp=8), 8, {"schedule": "loopedbfs"}, "loopedbfs makes 16 stages"),
+        (Layout(dp=9), 8, {}, "reads 9 sequences at a time, but a batch is 8 sequences"),
+        (Layout(dp=4, pp=4), 8, {}, "keeps 4 micro-batches of 4 replicas at work"),
+        (Layout(tp=2), 8, {"precision": "fp8"}, "fp8 does not work with tp"),
+    ],
+)
+def test_refusals_of_the_trainer(
+    layout: Layout, sequences: int, options: dict[str, Any], message: str
+) -> None:
+    config = ModelConfig.from_paper(find_size("gpt2"))
+    with pytest.raises(UsageError, match=message) as caught:
+        check_division(layout, config, sequences, **options)
+    assert caught.value.hint
+    check_division(Layout(dp=2, shard=2, pp=2), config, 8)

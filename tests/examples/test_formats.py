@@ -271,7 +271,7 @@ def test_evaluation_files_have_the_documented_fields(folder: Path) -> None:
         if (name := key.removeprefix("tasks[].")).removesuffix("_stderr") in metrics:
             written.discard(key)
             written.add(f"tasks[].METRIC{'_stderr' * name.endswith('_stderr')}")
-    objects = ("skipped", "accuracy_by_normaliser", "calibration")
+    objects = ("skipped", "accuracy_by_normaliser", "calibration", "controls")
     written = {
         next((f"tasks[].{name}" for name in objects if key.startswith(f"tasks[].{name}.")), key)
         for key in written

@@ -1,8 +1,9 @@
-"""Rehearsals, each in a process of its own, two at a time, and each only once."""
+"""Rehearsals, each in a process of its own, and each only once."""
 
 from __future__ import annotations
 
-import functools
+import fcntl
+import hashlib
 import importlib.util
 import json
 import os
@@ -10,15 +11,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import HANG_S
+
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 900
-POOL = ThreadPoolExecutor(max_workers=2)
 Rehearse = Callable[..., dict[str, Any]]
 
 
@@ -36,24 +36,35 @@ def missing() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def rehearse() -> Rehearse:
-    """Return a function that runs a command of `tests.gpu.rehearsal` and returns its report."""
+def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Rehearse:
+    """Return a function that runs a command of `tests.gpu.rehearsal` and returns its report.
+
+    Each runs once, whichever worker of pytest-xdist asks first: the others wait for its report.
+    """
     if reason := missing():
         pytest.skip(reason)
-    return lambda command, **options: submit(command, json.dumps(options)).result()
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gpu-rehearsals"
+    shared.mkdir(exist_ok=True)
+
+    def run(command: str, **options: Any) -> dict[str, Any]:
+        words = json.dumps(options, sort_keys=True)
+        path = shared / f"{command}-{hashlib.sha256(words.encode()).hexdigest()[:16]}.json"
+        with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                path.write_text(_run(command, words))
+        report: dict[str, Any] = json.loads(path.read_text())
+        return report
+
+    return run
 
 
-@functools.cache
-def submit(command: str, options: str) -> Future[dict[str, Any]]:
-    return POOL.submit(_run, command, options)
-
-
-def _run(command: str, options: str) -> dict[str, Any]:
+def _run(command: str, options: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "tests.gpu.rehearsal", command, options],
-        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+    return done.stdout.splitlines()[-1]

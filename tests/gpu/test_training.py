@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.conftest import Rehearse, missing, submit
+from tests.gpu.conftest import Rehearse, missing
 
 MICRO_BATCH = 64
 """The automatic micro-batch of GPT-2 124M on an 80 GB GPU."""
 STEPS: dict[str, dict[str, Any]] = {
-    "dense": {"micro_batch": MICRO_BATCH, "resources": "^triton_(red|per)"},
+    "dense": {"micro_batch": MICRO_BATCH, "resources": "^triton_red"},
     "banded": {"attention": "banded", "resources": "tem_fused_flex"},
     "banded in fp32": {"attention": "banded", "options": {"precision": "fp32"}},
     "documents": {"options": {"document_mask": True}},
     "selective": {"options": {"recompute": "selective"}},
-    "fp16 on a V100's successor": {"options": {"precision": "fp16"}, "architecture": 80},
+    "fp16": {"options": {"precision": "fp16"}, "architecture": 80},
     "A100": {"attention": "banded", "architecture": 80, "resources": "tem_fused_flex"},
     "L40S": {"attention": "banded", "architecture": 89, "resources": "tem_fused_flex"},
     "B200": {"attention": "banded", "architecture": 100, "resources": "tem_fused_flex"},
@@ -36,10 +36,6 @@ def names_of(report: dict[str, Any]) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def step(rehearse: Rehearse) -> Rehearse:
-    import json
-
-    for options in STEPS.values():  # all of them start now, two at a time
-        submit("step", json.dumps(options))
     return lambda name: rehearse("step", **STEPS[name])
 
 

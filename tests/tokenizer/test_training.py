@@ -154,7 +154,7 @@ pytest.importorskip("gigatoken")
 def test_a_small_text_needs_no_fast_trainer_and_no_temporary_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "SMALL_CHARACTERS", 40)
+    monkeypatch.setattr(training, "SMALL_CHARACTERS", 100)
     monkeypatch.setattr(training, "scratch_folder", lambda: pytest.fail("a temporary file"))
     assert train_tokenizer(["the cat sat", " on the mat"] * 2, 300).merges > 3
 

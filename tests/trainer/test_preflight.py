@@ -207,22 +207,24 @@ def test_a_difference_from_cost_is_an_error(make_large, monkeypatch):
 
 
 def test_gpt3_on_1024_processes(make_large):
-    """Build 64 of the 1,024 processes; the others differ in their coordinate along dp alone."""
-    run = with_layers(make_large("175B", "dp=16,tp=8,pp=8"), 16)
+    """Build those that do not differ in their coordinate along dp alone: 16, or all 64 of README."""
+    dp, tp, pp = (16, 8, 8) if WHOLE else (64, 4, 4)
+    run = with_layers(make_large("175B", f"dp={dp},tp={tp},pp={pp}"), 16)
     roles = dry_run(run, 1536, SILENT)
-    assert [role.processes for role in roles] == [128] * 8
-    held = 8 * sum(role.parameters[1] for role in roles)
+    assert [role.processes for role in roles] == [1024 // pp] * pp
+    held = tp * sum(role.parameters[1] for role in roles)
     # The head's copy on the last stage and what every slice repeats weigh more in a shallow model.
     share = 0.01 if WHOLE else 0.03
     assert held == pytest.approx(175e9 if WHOLE else run.model.parameters, rel=share)
     check_traffic(run, 1536, roles)
 
 
-def test_13b_on_64_shards(make_large):
-    run = with_layers(make_large("13B", "shard=64"), 4)
+def test_13b_on_64_processes(make_large):
+    shard = 64 if WHOLE else 16
+    run = with_layers(make_large("13B", f"dp={64 // shard},shard={shard}"), 4)
     (role,) = roles = dry_run(run, 512, SILENT)
     assert role.processes == 64
-    assert role.parameters[0] * 64 <= run.model.parameters <= role.parameters[1] * 64
+    assert role.parameters[0] * shard <= run.model.parameters <= role.parameters[1] * shard
     check_traffic(run, 512, roles)
 
 

@@ -71,7 +71,7 @@ def json_reader(field: str) -> Reader:
             if not part.selects(number):
                 continue
             where = f"{name}, record {number}"
-            if isinstance(value, _JsonFlawError):
+            if isinstance(value, _InvalidJsonError):
                 yield bad_document("not valid JSON", str(value), where, number)
             elif isinstance(value, str):
                 yield reject_escaped_bytes(Document(value, where, number))
@@ -81,12 +81,12 @@ def json_reader(field: str) -> Reader:
     return read
 
 
-class _JsonFlawError(Exception):
+class _InvalidJsonError(Exception):
     """A place in a JSON file that is not valid; the argument says what is wrong."""
 
 
 def _json_values(text: IO[str]) -> Iterator[Any]:
-    """Yield the values of an array, or those that follow each other, and _JsonFlawError for flaws.
+    """Yield the values of an array, or those that follow each other, and _InvalidJsonError for what is not JSON.
 
     No more than one value is in memory.
     """
@@ -107,7 +107,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             is_array, is_first, at = is_first, False, at + 1
             continue
         is_first = False
-        error_kind = ""
+        problem = ""
         try:
             value, stop = decoder.raw_decode(buffer, at)
             is_whole = stop < len(buffer) or is_end
@@ -115,29 +115,29 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             # The scanner stops at the end of what is there, or at the start of an open string.
             is_open = error.pos >= len(buffer) - 16 or error.msg.startswith("Unterminated string")
             is_whole = is_end or not is_open
-            error_kind = f"not valid JSON: {error.msg}"
+            problem = f"not valid JSON: {error.msg}"
         except (ValueError, RecursionError) as error:
-            is_whole, error_kind = True, f"not readable JSON: {type(error).__name__}"
+            is_whole, problem = True, f"not readable JSON: {type(error).__name__}"
         if not is_whole and len(buffer) - at <= MAX_DOCUMENT_BYTES:
             more = text.read(size)
             buffer, at, size, is_end = buffer[at:] + more, 0, 2 * size, not more
             continue
         size = JSON_CHARACTERS
-        if error_kind or not is_whole:
-            yield _JsonFlawError(error_kind or "longer than a document may be")
+        if problem or not is_whole:
+            yield _InvalidJsonError(problem or "longer than a document may be")
             buffer, at, is_end = _behind_object(buffer, at + 1, text)
             continue
         yield value
         at = stop
     if is_array:
-        yield _JsonFlawError("the array is cut short: it has no ]")
+        yield _InvalidJsonError("the array is cut short: it has no ]")
 
 
 def json_file_values(stream: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield (place, value) for each value of a JSON file. Raises InputError at the first error_kind."""
+    """Yield (place, value) for each value of a JSON file. Raises InputError at the first problem."""
     for number, value in enumerate(_json_values(io.TextIOWrapper(stream, "utf-8-sig"))):
         where = f"{name}, record {number}"
-        if isinstance(value, _JsonFlawError):
+        if isinstance(value, _InvalidJsonError):
             raise InputError(str(value), where=where)
         yield where, value
 

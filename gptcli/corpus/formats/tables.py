@@ -44,7 +44,7 @@ def csv_reader(field: str, delimiter: str = ",") -> Reader:
             header = next(rows, [])
         except csv.Error as error:
             raise InputError(f"its header is not valid CSV: {error}", where=name) from None
-        column_flaw = _column_flaw(header, field)
+        column_problem = _column_problem(header, field)
         text_column = header.index(field) if field in header else -1
         url_column = header.index("url") if "url" in header else None
         number = -1
@@ -58,7 +58,10 @@ def csv_reader(field: str, delimiter: str = ",") -> Reader:
                 row = first.rstrip("\r\n").split(delimiter) if delimiter == "\t" else []
                 if len(row) != len(header):
                     if part.selects(number):
-                        what, where = f"not valid CSV: {_csv_flaw(error)}", f"{name}:{lines.number}"
+                        what, where = (
+                            f"not valid CSV: {_csv_problem(error)}",
+                            f"{name}:{lines.number}",
+                        )
                         yield bad_document("not valid CSV", what, where, number, SKIP_HINT)
                     continue
             if row is None:
@@ -66,8 +69,8 @@ def csv_reader(field: str, delimiter: str = ",") -> Reader:
             if not part.selects(number) or not row:
                 continue
             where = f"{name}:{lines.number}"
-            if column_flaw or len(row) != len(header):
-                what = column_flaw or f"{len(row)} columns, but the header has {len(header)}"
+            if column_problem or len(row) != len(header):
+                what = column_problem or f"{len(row)} columns, but the header has {len(header)}"
                 yield bad_document("no text field", what, where, number)
                 continue
             url = row[url_column] if url_column is not None else ""
@@ -114,14 +117,14 @@ class _Lines:
         return first
 
 
-def _csv_flaw(error: csv.Error) -> str:
+def _csv_problem(error: csv.Error) -> str:
     """Return what is wrong with a row, in words for a person."""
     if "unexpected end of data" in str(error):
         return "the quote is never closed"
     return str(error).replace("'\"'", "a quote")
 
 
-def _column_flaw(names: list[str], field: str) -> str:
+def _column_problem(names: list[str], field: str) -> str:
     """Return what is wrong with the columns of a table, or "" if one of them has the text."""
     if names.count(field) > 1:
         return f"{names.count(field)} columns are called {field}"
@@ -146,7 +149,7 @@ def parquet_reader(field: str) -> Reader:
             group_rows = (file.metadata.row_group(group).num_rows for group in range(last))
             starts = list(accumulate(group_rows, initial=0))  # row number of each row group
             column = field if field in names else field.split(".")[0]
-            if what := _column_flaw(names, column):
+            if what := _column_problem(names, column):
                 for row in range(starts[first], starts[last]):
                     yield bad_document("no text field", what, f"{name}, row {row}", row, SKIP_HINT)
                 return

@@ -94,8 +94,7 @@ def _object_rows(path: Path) -> Iterator[JsonNode]:
         yield from _list_rows(first if key is None else JsonNode(first.value, str(path)), key)
         return
     for where, line in chain([second], lines):
-        if first is not None:
-            yield first
+        yield first
         value = parse_json(line.encode(), where)
         if not isinstance(value, dict):
             raise InputError("not a JSON object", where=where)
