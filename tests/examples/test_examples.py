@@ -122,7 +122,7 @@ def test_a_configuration_makes_a_plan(config):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
 def test_a_recipe_is_read(path, monkeypatch):
     monkeypatch.setattr(recipe, "find_inputs", lambda inputs, **options: list(inputs))
-    monkeypatch.setattr(recipe, "find_reader", lambda *_: None)
+    monkeypatch.setattr(recipe, "find_reader", lambda *_, **options: None)
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     names = [source.name for source in recipe.read_sources(table["sources"])]
     assert sum(recipe.preset_weights(table["mixture"], names).values()) > 0
