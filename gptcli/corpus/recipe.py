@@ -107,8 +107,8 @@ class EvaluationConfig:
 
 SHARE, AT_LEAST_0 = Number(0, 1), Number(0, 10**15, whole=True)
 READERS: dict[str, Callable[[Any], Any]] = {
-    "inputs": find_inputs,
-    "files": find_inputs,
+    "inputs": lambda names: find_inputs(names),
+    "files": lambda names: find_inputs(names),
     "weight": Number(0, 10**15, above=True),
     "min_words": AT_LEAST_0,
     "max_words": AT_LEAST_0,
