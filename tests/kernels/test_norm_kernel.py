@@ -173,7 +173,7 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
             call(name, *rest, shape=shape),
         ),
     )
-    settings = SimpleNamespace(compile=True, recompute=recompute)
+    settings = SimpleNamespace(compile=True, recompute=recompute, precision="bf16")
     apply_ac_and_compile(model, settings, None)  # type: ignore[arg-type]
     install_kernels(model, settings, None)  # type: ignore[arg-type]
     for got, wanted in zip(losses_and_gradients(model), plain, strict=True):
@@ -190,7 +190,9 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
     }
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert list(model.state_dict()) == names
-    apply_ac_and_compile(model, SimpleNamespace(compile=False, recompute="none"), None)  # type: ignore[arg-type]
+    apply_ac_and_compile(
+        model, SimpleNamespace(compile=False, recompute="none", precision="bf16"), None
+    )  # type: ignore[arg-type]
     kernels.uninstall(model)
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "PyTorch is restored"
 
