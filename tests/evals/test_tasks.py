@@ -121,11 +121,11 @@ def test_prompts_equal_the_papers() -> None:
         ),
         "anli_r1": (
             {"premise": "P", "hypothesis": "H.", "gold": 0},
-            "P\nQuestion: H. True, False, or Neither?",
+            "anli 1: anli 1: P\nQuestion: H. True, False, or Neither?",
             " True",
         ),
         "multirc": (
-            {"passage": "P", "question": "Q?", "option": "o", "gold": 0, "group": "g"},
+            {"passage": "P", "question": "Q?", "option": "o", "gold": 0, "group": "g", "key": "k"},
             "P\n\nQ?\n-",
             " [True] o",
         ),
@@ -136,6 +136,7 @@ def test_prompts_equal_the_papers() -> None:
                 "after": " ran.",
                 "choices": ["Ann"],
                 "gold": [0],
+                "answers": ["Ann"],
                 "group": "g",
             },
             "P\n- h\n-",
@@ -174,7 +175,7 @@ def test_prompts_equal_the_papers() -> None:
             "Passage: P\nQuestion: Q?\nAnswer:",
         ),
         "squad_v2": (
-            {"title": "T", "context": "B", "question": "Q?", "answers": ["1"]},
+            {"title": "T", "context": "B", "history": "", "question": "Q?", "answers": ["1"]},
             "Title: T\n\nBackground: B\n\nQ: Q?\n\nA:",
         ),
         "wmt14_fr_en": ({"fr": "Oui.", "en": "Yes."}, "Oui. ="),
