@@ -54,7 +54,7 @@ def goodput_of(gpu: Gpu, flops: float) -> Assumption:
         "goodput",
         share,
         "of the time",
-        f"for {expected:.2g} interruptions at Llama 3's rate, 419 in 54 days of 16,384 GPUs; "
+        f"for {f'{expected:.2g}' if expected >= 0.01 else 'hardly any'} interruptions at Llama 3's rate, 419 in 54 days of 16,384 GPUs; "
         f"at most {table['source']}",
         table["date"],
         table["url"],

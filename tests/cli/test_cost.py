@@ -257,7 +257,10 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--size", "1.3B", "--tokens", "1e300"], ["--tokens: 1e300 is out of range"]),
         (["--flops", "1e55"], ["--flops: 1e+55 is out of range"]),
         (["--size", "gpt2", "--price", "1e14"], ["--price: 1e+14 is out of range"]),
-        (["--n-layer", "10M", "--n-head", "1", "--d-model", "8"], ["--n-layer", "layers"]),
+        (
+            ["--n-layer", "10M", "--n-head", "1", "--d-model", "8"],
+            ["--n-layer: 10M is out of range"],
+        ),
         (["--check", "--size", "gpt2"], ["--check cannot be combined with --size"]),
         (["--goodput", "1.2"], ["--goodput: 1.2 is out of range"]),
         (
