@@ -563,7 +563,7 @@ def test_the_range_test_prints_a_rate_and_leaves_a_picture(gpt_inside, here):
     assert report["schema"] == "gpt.train/1"
     assert report["suggested_lr"] == pytest.approx(float(out), rel=0.1)
     assert "cannot be resumed" in gpt_inside(*words, "--resume", code=2)[1]
-    assert "unknown tracker" in gpt_inside(*words[:-1], "--track", "wandb", code=2)[1]
+    assert "unknown tracker" in gpt_inside(*words[:-1], "--track", "nothing", code=2)[1]
 
 
 # --- runs that are not finished: sampled, scored and started from while they go on, after kill -9
