@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -190,9 +191,8 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
     }
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert list(model.state_dict()) == names
-    apply_ac_and_compile(
-        model, SimpleNamespace(compile=False, recompute="none", precision="bf16"), None
-    )  # type: ignore[arg-type]
+    eager: Any = SimpleNamespace(compile=False, recompute="none", precision="bf16")
+    apply_ac_and_compile(model, eager, None)
     kernels.uninstall(model)
     assert all(map(torch.equal, losses_and_gradients(model), plain)), "PyTorch is restored"
 
