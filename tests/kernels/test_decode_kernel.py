@@ -135,14 +135,12 @@ def test_builds_for_older_cpus_equal_the_model(
     """Builds without 256-bit vectors, and without 512-bit vectors and tiles."""
     if cpu == "haswell" and not {"avx2", "fma", "bmi2"} <= build._features():
         pytest.skip("this CPU is older")
-    monkeypatch.setattr(
-        build,
-        "FLAGS",
-        [f"-march={cpu}" if flag.startswith("-march") else flag for flag in build.FLAGS],
-    )
+    newer = library("decode")
+    monkeypatch.setattr(build, "INSTRUCTION_SETS", {cpu: {"fpu": f"-march={cpu}"}})
+    monkeypatch.setattr(build, "_features", lambda: {"fpu"})
+    monkeypatch.delenv(build.LIMIT, raising=False)
     older = library.__wrapped__("decode")
     assert older is not None
-    newer = library("decode")
     assert newer is not None
     assert older._name != newer._name
     monkeypatch.setattr(decode_kernel, "library", lambda _: older)
