@@ -219,9 +219,7 @@ def test_drop_on_numbers(prediction: str, answer: str, expected: tuple[float, fl
     assert tuple(scored) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "script"), [("f1", squad), ("coqa_f1", coqa), ("quac_f1", quac)], ids=str
-)
+@pytest.mark.parametrize(("name", "script"), [("f1", squad), ("coqa_f1", coqa), ("quac_f1", quac)])
 def test_f1_equals_the_script_of_its_data_set(
     name: str, script: Callable[[str, Sequence[str]], float | None]
 ) -> None:
