@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -20,6 +20,7 @@ import typer
 import typer.core
 from typer.exceptions import TyperException
 
+from gptcli.cli.help_panels import panels, terminal_width
 from gptcli.cli.options import SYNONYMS, Word, is_option, option, read_words
 from gptcli.errors import GptError, InputError, UsageError, message_of
 from gptcli.files import read_text, read_toml, similar
@@ -202,9 +203,20 @@ class _Parsing:
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Check and parse the arguments; split the values of repeatable options at commas."""
-        if ctx.resilient_parsing or (not args and getattr(self, "no_args_is_help", False)):
+        is_bare = not args and getattr(self, "no_args_is_help", False)
+        if is_bare and ctx.parent is not None and not ctx.resilient_parsing:
+            print(ctx.get_help())
+            raise UsageError(
+                f"{ctx.command_path} needs a command",
+                hint=f"{ctx.command_path} --help shows usage and examples",
+            )
+        if ctx.resilient_parsing or is_bare:
             return super().parse_args(ctx, args)  # type: ignore[misc]
         self.check(ctx, args)
+        if self.shows_help(ctx, args):
+            # not by typer.echo, which takes a terminal without Unicode for a mistake
+            print(ctx.get_help())
+            ctx.exit()
         try:
             rest = super().parse_args(ctx, args)  # type: ignore[misc]
         except TyperException as error:
@@ -226,6 +238,26 @@ class _Parsing:
     def check(self, ctx: Any, args: list[str]) -> None:
         """Raise UsageError for a command line that is not understood."""
         check_words(self, ctx, args)
+
+    def shows_help(self, ctx: Any, args: list[str]) -> bool:
+        """Return whether the words ask for this command's help, before they are parsed.
+
+        To parse them, typer builds validators, whose library takes as long to import as all else
+        that a help needs.
+        """
+        options = option_table(self, ctx)
+        words = read_words(
+            args, lambda name: None if (one := options.get(name)) is None else not one.is_flag
+        )
+        return any(word.name in ctx.help_option_names for word in words)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help in panels; leave it to typer where they are off or the terminal narrow."""
+        drawn = panels(self, ctx, terminal_width()) if self.rich_markup_mode else None  # type: ignore[attr-defined]
+        if drawn is None:
+            super().format_help(ctx, formatter)  # type: ignore[misc]
+        else:
+            formatter.write(drawn)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters; `--help` shows no Python type for flags and arguments."""
@@ -256,8 +288,30 @@ def join_lines(text: str) -> str:
     )
 
 
+@contextlib.contextmanager
+def _usage_errors(ctx: Any) -> Iterator[None]:
+    """Raise errors of typer as UsageError, and name options in all errors as they are typed."""
+    try:
+        yield
+    except TyperException as error:
+        raise as_gpt_error(error, ctx) from None
+    except GptError as error:
+        error.spell_parameters(option)
+        raise
+
+
 class Group(_Parsing, typer.core.TyperGroup):
     """Command with subcommands: `gpt`, and `gpt tokenize`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; show the help of a subcommand at once, if they ask for it."""
+        asks = {*ctx.help_option_names} & {*args[1:]}
+        if asks and not ctx.resilient_parsing and not is_option(args[0]):
+            with _usage_errors(ctx):
+                name, command, rest = self.resolve_command(ctx, args)
+                # exits if it shows its help; otherwise --help is the value of something
+                command.make_context(name, rest, parent=ctx)
+        return super().parse_args(ctx, args)
 
     def check(self, ctx: Any, args: list[str]) -> None:
         """Raise UsageError for an unknown option before the subcommand."""
@@ -280,10 +334,5 @@ class Group(_Parsing, typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the subcommand, with errors of typer as UsageError."""
-        try:
+        with _usage_errors(ctx):
             return super().invoke(ctx)
-        except TyperException as error:
-            raise as_gpt_error(error, ctx) from None
-        except GptError as error:
-            error.spell_parameters(option)
-            raise
