@@ -36,6 +36,12 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
         package.install(module, fuse_blocks=fuse_blocks)
 
 
+def before_compilation() -> None:
+    """Prepare the kernels for torch.compile (see `gptcli.kernels.before_compilation`)."""
+    if (package := kernels()) is not None:
+        package.before_compilation()
+
+
 def uninstall(module: nn.Module) -> None:
     """Restore plain PyTorch in a model (see `gptcli.kernels.uninstall`)."""
     if (package := kernels()) is not None:

@@ -5,7 +5,9 @@ import nothing heavy.
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,11 @@ from pathlib import Path
 import pytest
 
 import gptcli
+from gptcli.cli import COMMANDS
+from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
+from gptcli.model.transformer import GPT
+from tests.small_runs import make_shards
 
 PACKAGE = Path(gptcli.__file__).parent
 FLOORS = [
@@ -95,6 +102,12 @@ def test_nothing_unpickles_or_runs_what_a_file_says() -> None:
 
 
 HEAVY = ("torch", "numpy", "tokenizers", "safetensors", "transformers")
+UNREAD = (*HEAVY, "pydantic", "rich", "asyncio", "http", "multiprocessing", "sqlite3", "email")
+"""What no help shows anything of, and takes long to import."""
+COMPILER = ("torch._dynamo", "torch._inductor", "sympy")
+DISTRIBUTED = tuple(
+    f"torch.distributed.{name}" for name in ("checkpoint", "fsdp", "pipelining", "tensor.parallel")
+)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +116,13 @@ HEAVY = ("torch", "numpy", "tokenizers", "safetensors", "transformers")
         ["--help"],
         ["--version"],
         ["cost", "--size", "175B"],
-        ["cost", "--help"],
-        ["train", "--help"],
+        *([command, "--help"] for command in COMMANDS),
+        ["tokenize", "train", "-h"],
     ],
     ids=" ".join,
 )
 def test_quick_commands_import_nothing_heavy(words: list[str]) -> None:
+    unread = UNREAD if {"--help", "-h"} & {*words} else HEAVY
     program = f"""
 import sys
 sys.argv = {["gpt", *words]!r}
@@ -117,11 +131,51 @@ try:
     main()
 except SystemExit as stop:
     assert not stop.code, stop.code
-print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+print([name for name in {unread!r} if name in sys.modules], file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_runs_import_what_they_need(tmp_path: Path) -> None:
+    """Sampling and evaluation leave out the compiler and what distributes training; a training run
+    on one process, pipeline stages. (PyTorch's optimizers import the compiler themselves.)
+    """
+    make_shards(tmp_path / "shards")
+    model = GPT(ModelConfig(n_layer=1, n_head=1, d_model=8, n_ctx=16, vocab_size=260))
+    shutil.copy(tmp_path / "shards" / "tokenizer.json", tmp_path)
+    save_model(tmp_path, model, model.config, eot_id=0)
+    lines = [
+        ("sample . ab --max-tokens 2", (*COMPILER, *DISTRIBUTED)),
+        ("eval . --data shards", (*COMPILER, *DISTRIBUTED)),
+        (
+            "train --size gpt2 --n-layer 1 --n-head 1 --d-model 8 --n-ctx 16 --tokens 128"
+            " --batch-tokens 64 --compile off --samples 0 --data shards --out run",
+            ("torch.distributed.pipelining",),
+        ),
+    ]
+    program = f"""
+import sys
+from gptcli.cli import main
+for line, unneeded in {lines!r}:
+    sys.argv = ["gpt", *line.split()]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, line
+    found = [name for name in unneeded if name in sys.modules]
+    assert not found, (line, found)
+assert "torch" in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_cost_runs_and_papers_need_neither_torch_nor_numpy() -> None:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
@@ -39,6 +40,7 @@ from gptcli.model.transformer import Attention, Block
 __all__ = [
     "Kernel",
     "available",
+    "before_compilation",
     "decode_step",
     "install",
     "instruction_set",
@@ -58,6 +60,16 @@ _AVAILABLE: dict[Kernel, Callable[[], bool]] = {
 def available(kernel: Kernel) -> bool:
     """Return whether a kernel can be built and run on this machine."""
     return _AVAILABLE[kernel]()
+
+
+def before_compilation() -> None:
+    """Tell torch.compile that the answers of `available` are constants: call this before it.
+
+    Otherwise a graph would end at each question, which is not an operation of PyTorch. They are not
+    marked when they are defined, because that imports the compiler, which takes a second.
+    """
+    for module in (attention_kernel, linear_kernel, norm_kernel):
+        torch.compiler.assume_constant_result(module.available)
 
 
 def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:

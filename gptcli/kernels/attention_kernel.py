@@ -37,7 +37,6 @@ def supports(qkv_BTH3D: torch.Tensor) -> bool:
     return qkv_BTH3D.device.type == "cpu" and qkv_BTH3D.dtype == torch.bfloat16 and available()
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Return whether the kernel can be built and run here."""
     return _kernel() is not None

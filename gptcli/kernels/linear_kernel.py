@@ -35,7 +35,6 @@ def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Return whether the kernel can be built and run here."""
     return _kernel() is not None

@@ -28,7 +28,6 @@ def supports(x: torch.Tensor, *gains: torch.Tensor) -> bool:
     return all(tensor.dtype == torch.float32 for tensor in (x, *gains)) and available()
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     """Return whether the kernel can be built and run here, and the linear kernel that it needs."""
     return linear_kernel.available() and _kernel() is not None

@@ -52,7 +52,7 @@ from gptcli.model.tensor_file import (
     unreadable_error,
     write_tensors,
 )
-from gptcli.model.transformer import GPT, Block
+from gptcli.model.transformer import GPT, Block, without_values
 
 GENERATION, NATIVE = "generation_config.json", "native.safetensors"
 TWIN = "twin_sha256"
@@ -156,7 +156,7 @@ def _write(
 
 def _blank(config: ModelConfig) -> Tensors:
     """Return all tensors of the model, on the meta device."""
-    with torch.device("meta"):
+    with without_values():
         return GPT(config).state_dict()
 
 
@@ -201,7 +201,7 @@ def neo_report(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict
 
 def _layer(layer: int, tensors: Tensors, config: ModelConfig) -> Block:
     """Return a layer for inference, from tensors under their full names."""
-    with torch.device("meta"):
+    with without_values():
         block = Block(config, layer)
     block.load_state_dict(
         {name.removeprefix(f"h.{layer}."): tensor for name, tensor in tensors.items()}, assign=True
@@ -263,7 +263,7 @@ def open_model(
 
 def assemble(state: Tensors, config: ModelConfig) -> GPT:
     """Return a model with these weights in evaluation mode; a tied head may be missing."""
-    with torch.device("meta"):
+    with without_values():
         model = GPT(config)
     model.load_state_dict({**state, HEAD: state[EMBEDDING]} if config.tied else state, assign=True)
     if config.tied:

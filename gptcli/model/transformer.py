@@ -20,14 +20,16 @@ Shapes: B batch, T positions, C d_model, H heads, D d_head, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from gptcli.model.attention import attention, attention_packed, causal_mask, flex_masked
 from gptcli.model.config import NORM_EPS, ModelConfig
@@ -262,6 +264,30 @@ class GPT(nn.Module):
                     int.from_bytes(key[:8], "little", signed=True)
                 )
                 parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Make the modules that are created in this context on the meta device: shapes and no values.
+
+    Their initialization is left out. It has nothing to fill, and PyTorch computes normal numbers of
+    the meta device by code that imports its compiler, which takes seconds.
+    """
+    with torch.device("meta"), _Uninitialized():
+        yield
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Context in which the functions of `torch.nn.init` do nothing."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`; return the tensor as it is in place of initializing it."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def document_ids(idx_BT: torch.Tensor, eot_id: int) -> torch.Tensor:

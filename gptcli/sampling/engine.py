@@ -24,7 +24,7 @@ from gptcli.errors import RunError
 from gptcli.model.kv_cache import KVCache, cache_bytes
 from gptcli.model.transformer import GPT
 from gptcli.numbers import in_bytes
-from gptcli.optional_kernels import decode_step
+from gptcli.optional_kernels import before_compilation, decode_step
 
 PREFILL_TOKENS = 8192
 """Prompt tokens, including padding, in one prefill pass."""
@@ -150,6 +150,7 @@ class _FixedPass:
 
         self.forward = eager
         if compiled:
+            before_compilation()
             # Each engine and each visible length compiles this function again. A torch that lacks
             # the option (below 2.13) compiles the first eight, and runs the others uncompiled.
             limit: dict[str, Any] = {"recompile_limit": MAX_COMPILATIONS}

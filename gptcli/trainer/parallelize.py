@@ -29,13 +29,12 @@ from gptcli import optional_kernels
 from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
-from gptcli.distributed.pipeline_parallel import Pipeline, merge_stages, split_stages
 from gptcli.distributed.tensor_parallel import apply_tp, vocab_parallel_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
 from gptcli.model.attention import layer_masks, takes_flex
 from gptcli.model.loss import EAGER, IGNORE, next_token_loss
-from gptcli.model.transformer import GPT, mup_rescale
+from gptcli.model.transformer import GPT, mup_rescale, without_values
 from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
 from gptcli.trainer.auto import device_memory, process_memory
@@ -68,6 +67,8 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
         install_kernels(part, config, mesh)
     pipeline = None
     if mesh is not None and context.layout.pp > 1:
+        from gptcli.distributed.pipeline_parallel import Pipeline
+
         pipeline = Pipeline(
             parts, context, mesh["pp"].get_group(), config.pipeline_schedule, config.micro_batch
         )
@@ -98,12 +99,17 @@ def parallelize_model(
     `pp` the module itself.
     """
     config, layout = run.train, context.layout
-    with torch.device("meta"):
+    with without_values():
         whole = GPT(run.model)
     if config.document_mask:
         whole.eot_id = run.eot_id
-    parts = split_stages(whole, context, config.pipeline_schedule) if layout.pp > 1 else [whole]
-    model = merge_stages(parts)
+    model: nn.Module = whole
+    parts = [whole]
+    if layout.pp > 1:
+        from gptcli.distributed.pipeline_parallel import merge_stages, split_stages
+
+        parts = split_stages(whole, context, config.pipeline_schedule)
+        model = merge_stages(parts)
     for part in parts:
         if config.precision == "fp8":
             for block in part.h.children():
@@ -144,6 +150,8 @@ def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None
     Parameter names and module hooks do not change, and a second call replaces the effect of the
     first.
     """
+    if config.compile:
+        optional_kernels.before_compilation()
     for block in part.h.children():
         block.__dict__.pop("forward", None)  # restores the class's own
         if config.recompute != "none":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from torch import nn
 
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import set_gradient_sync
-from gptcli.distributed.pipeline_parallel import Pipeline
 from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.model.loss import IGNORE
 from gptcli.trainer.optimizer import (
@@ -31,6 +30,9 @@ from gptcli.trainer.optimizer import (
     update_average,
 )
 from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, SmallBatchNorm, SpikeGuard
+
+if TYPE_CHECKING:
+    from gptcli.distributed.pipeline_parallel import Pipeline
 
 MicroBatch = tuple[torch.Tensor, torch.Tensor]
 """Inputs and targets, each (micro_batch, n_ctx) int64, on the device."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gptcli import kernels
-from gptcli.kernels import attention_kernel
+from gptcli.kernels import attention_kernel, before_compilation
 from gptcli.kernels.attention_kernel import attention_packed, packed_attend
 from gptcli.model.attention import causal_mask
 from gptcli.model.config import ModelConfig
@@ -138,6 +138,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads: int) -> None:
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
 def test_compiled_attention_is_one_operator() -> None:
     torch._dynamo.reset()
+    before_compilation()
     qkv, dy = random(2, 70, 2, 64)
     compiled = torch.compile(
         lambda qkv: attention_packed(qkv, band=40) * 1, dynamic=False, fullgraph=True
