@@ -32,8 +32,9 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from gptcli import errors, toml_json
+from gptcli.devices import device_type
 from gptcli.distributed.agreement import Launchable, check_agreement
-from gptcli.distributed.context import RankContext, device_type, share_cores
+from gptcli.distributed.context import RankContext, share_cores
 from gptcli.distributed.gpu import configure_cuda, out_of_memory_as_run_error, own_gpu
 from gptcli.errors import GptError, Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
@@ -79,13 +80,20 @@ def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Re
                 "back; {option:timeout} waits longer",
             ) from None
     if processes == 1:
-        device = torch.device("cpu")
-        if device_type() == "cuda":
-            device = own_gpu(0)
-            configure_cuda(run.out)
+        device = _own_device(run, 0)
         with out_of_memory_as_run_error(device):
             return work(run, RankContext(device), events)
     return _spawn(run, events, processes, work, newest_step)
+
+
+def _own_device(run: R, local_rank: int) -> torch.device:
+    """Return the device of the process with this rank on its machine, set up for the run."""
+    kind = device_type()
+    if kind != "cuda":
+        return torch.device(kind)
+    device = own_gpu(local_rank)
+    configure_cuda(run.out)
+    return device
 
 
 def _spawn(
@@ -159,10 +167,8 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
     assert launch is not None, "called only in a process that a launcher started"
     rank, world_size = launch.rank, launch.world_size
     share_cores(launch.local_world_size)
-    device = torch.device("cpu")
-    if device_type() == "cuda":
-        device = own_gpu(launch.local_rank)
-        configure_cuda(run.out)
+    device = _own_device(run, launch.local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size == 1:
         with out_of_memory_as_run_error(device):
