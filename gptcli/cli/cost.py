@@ -8,14 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli.command import Command
-from gptcli.cli.cost_modes import DEFAULT_N_CTX, HANDLERS, SHAPE, check_not_a_size
-from gptcli.cli.cost_report import OutputOptions
 from gptcli.cli.options import MODEL, OUTPUT, flag, number, option, quantity, shared, value
 from gptcli.cli.options import precision as precision_option
 from gptcli.cost.hardware import gpu_names
-from gptcli.cost.options import DEFAULT_GPU, HARDWARE_FIELDS, LAYOUT_FIELDS
+from gptcli.cost.options import DEFAULT_GPU, DEFAULT_N_CTX, HARDWARE_FIELDS, LAYOUT_FIELDS, SHAPE
 from gptcli.cost.step_time import DEFAULT_TRAINER, TRAINERS
-from gptcli.cost.target import target_names
 from gptcli.errors import UsageError
 from gptcli.numbers import short
 
@@ -62,6 +59,8 @@ def register(app: typer.Typer) -> None:
 
 
 def _complete_size(incomplete: str) -> list[str]:
+    from gptcli.cost.target import target_names
+
     return [name for name in target_names() if name.startswith(incomplete)]
 
 
@@ -283,6 +282,9 @@ def cost(
         for name, given in locals().items()
         if given is not None and given is not False and given != []
     }
+    from gptcli.cli.cost_modes import HANDLERS, check_not_a_size
+    from gptcli.cli.cost_report import OutputOptions
+
     if runs and not runs[0].exists() and not fit:
         check_not_a_size(str(runs[0]))
     mode = select_mode(options)

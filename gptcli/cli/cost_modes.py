@@ -28,7 +28,14 @@ from gptcli.cost.cluster import affordable
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import hourly_price
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
-from gptcli.cost.options import HARDWARE_FIELDS, LAYOUT_FIELDS, HardwareOptions, check_limit
+from gptcli.cost.options import (
+    DEFAULT_N_CTX,
+    HARDWARE_FIELDS,
+    LAYOUT_FIELDS,
+    SHAPE,
+    HardwareOptions,
+    check_limit,
+)
 from gptcli.cost.planner import Plan, fewest_gpus
 from gptcli.cost.report import (
     gpu_label,
@@ -55,10 +62,8 @@ from gptcli.numbers import amount, short
 from gptcli.papers.training import GPT3_TRAINING
 
 ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
-DEFAULT_N_CTX = 1024  # GPT-2's
 MAX_PLANS = 12
 MAX_LAYERS = 100_000
-SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
 TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")  # the shards set the vocabulary
 
 

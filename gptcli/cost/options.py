@@ -23,6 +23,8 @@ from gptcli.cost.step_time import DEFAULT_TRAINER, Trainer, check_trainer
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 
+DEFAULT_N_CTX = 1024  # GPT-2's
+SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
 DEFAULT_GPU = "h100"  # its price is the most recent one
 POWER_FIELDS = ("server", "pue", "carbon")
 HARDWARE_FIELDS = ("gpu", "gpus", "tflops", "memory", "mfu", "goodput", "price", *POWER_FIELDS)
