@@ -106,8 +106,23 @@ def torchrun(number: int, port: str, folder: Path, *options: str) -> subprocess.
         "--max-restarts",
         "0",
     ]
-    endpoint = ["--rdzv-endpoint", f"10.98.76.1:{port}", "--local-addr", f"10.98.76.{number + 1}"]
-    module = [sys.executable, "-m", "torch.distributed.run", *agent, *endpoint, "-m", "gptcli"]
+    endpoint = [
+        "--rdzv-endpoint",
+        f"10.98.76.1:{port}",
+        "--rdzv-conf",
+        f"is_host={1 - number},read_timeout=5",
+    ]
+    own = ["--local-addr", f"10.98.76.{number + 1}"]
+    module = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *agent,
+        *endpoint,
+        *own,
+        "-m",
+        "gptcli",
+    ]
     env = {**os.environ, "GLOO_SOCKET_IFNAME": f"gpt{number}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         ["ip", "netns", "exec", HOSTS[number], *module, "train", *OPTIONS, *options],
