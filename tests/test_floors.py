@@ -29,7 +29,7 @@ FLOORS = [
     {"kernels"},
     {"tokenizer", "model"},
     {"papers"},
-    {"locks", "schema", "openmp"},
+    {"devices", "locks", "schema", "openmp"},
     {"runtime", "settings"},
     {"files"},
     {"toml_json"},

@@ -11,6 +11,7 @@ import typer
 
 from gptcli import __version__
 from gptcli.cli.command import Group
+from gptcli.devices import MPS_OUT_OF_MEMORY
 from gptcli.errors import GptError
 from gptcli.openmp import set_spin_environment
 
@@ -113,7 +114,7 @@ def main() -> None:
             else FAILED,
         )
     except Exception as error:
-        if type(error).__name__ == OUT_OF_MEMORY:
+        if type(error).__name__ == OUT_OF_MEMORY or MPS_OUT_OF_MEMORY in str(error):
             code = _print_error(
                 f"out of memory: {str(error).splitlines()[0]}\n"
                 "  use a smaller --batch-size, or --device cpu; nvidia-smi shows other programs "

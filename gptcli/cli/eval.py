@@ -234,7 +234,7 @@ def evaluate(
         bool, flag("--json", "Print the report as one JSON object on stdout.", OUTPUT)
     ] = False,
     device: Annotated[
-        str, value("Device to run on: auto, cpu, cuda or cuda:1.", "NAME", MACHINE)
+        str, value("Device to run on: auto, cpu, cuda, cuda:1 or mps.", "NAME", MACHINE)
     ] = "auto",
     precision: Annotated[str, value("Precision: fp32, bf16 or auto.", "KIND", MACHINE)] = "fp32",
 ) -> None:

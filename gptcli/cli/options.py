@@ -92,7 +92,7 @@ SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag,
         "Divide documents where a text or JSON line spells <|endoftext|>; otherwise it is text.",
     ),
     "config": ("FILE", "TOML file that sets any of these options."),
-    "device": ("NAME", "Device to run on: auto, cpu, cuda or cuda:1."),
+    "device": ("NAME", "Device to run on: auto, cpu, cuda, cuda:1 or mps."),
     "json": ("", "Print a report as one JSON object on stdout."),
     "markdown": ("", "Print tables as Markdown."),
 }

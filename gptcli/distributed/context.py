@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from gptcli import optional_kernels
 from gptcli.cost.layout import Layout
+from gptcli.devices import device_type, gpu_name
 from gptcli.events import Events
 from gptcli.runtime import available_cores
 
@@ -143,11 +144,6 @@ def _watch(fd: int, seconds: float) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, option, number)
 
 
-def device_type() -> str:
-    """Return the type of device that this machine trains on: "cuda" or "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def share_cores(processes: int) -> None:
     """Divide the CPU's cores among the `processes` of this machine."""
     if processes > 1:
@@ -185,7 +181,7 @@ def check_numeric_environment(
     cpu = f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
     parts = [
         f"torch {torch.__version__}",
-        torch.cuda.get_device_name() if device_type() == "cuda" else cpu,
+        gpu_name() or cpu,
     ]
     if compiled:
         parts.append("compiled")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from gptcli.devices import is_out_of_memory
 from gptcli.distributed.context import RankContext
 from gptcli.errors import RunError
 from gptcli.events import Events
@@ -29,9 +30,10 @@ CHECK_SIZE = 512
 """Rows and columns of the product that a GPU is checked with."""
 MEMORY_MODEL_ERROR = 0.1
 """Share by which the memory model may be wrong: less than that is left to the run itself."""
+SMALLER_HINT = "use a smaller {option:micro_batch} or {option:recompute} full"
 SHORTAGE_HINT = (
-    "use a smaller {option:micro_batch} or {option:recompute} full, or more GPUs in "
-    "{option:layout}; nvidia-smi shows other programs that occupy the GPU"
+    f"{SMALLER_HINT}, or more GPUs in {{option:layout}}; "
+    "nvidia-smi shows other programs that occupy the GPU"
 )
 
 
@@ -85,14 +87,16 @@ def out_of_memory_as_run_error(device: torch.device) -> Iterator[None]:
     """Raise RunError, with the memory of `device` and what to do, if a GPU runs out of memory."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise out_of_memory(device) from error
 
 
 def out_of_memory(device: torch.device) -> RunError:
     """Return the error of a run for which the memory of `device` was not enough."""
     if device.type != "cuda":
-        return RunError("out of memory", hint=SHORTAGE_HINT)
+        return RunError(f"out of memory on {device.type}", code="out_of_memory", hint=SMALLER_HINT)
     free, installed = torch.cuda.mem_get_info(device)
     own = torch.cuda.memory_reserved(device)
     others = max(0, installed - free - own)

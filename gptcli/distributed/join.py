@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from gptcli.devices import device_type
 from gptcli.distributed.agreement import Launchable, check_agreement
-from gptcli.distributed.context import RankContext, device_type
+from gptcli.distributed.context import RankContext
 from gptcli.distributed.gpu import configure_cuda, own_gpu
 from gptcli.errors import RunError, UsageError
 from gptcli.events import Events
@@ -53,7 +54,7 @@ def join_group(run: Launchable, events: Events) -> RankContext:
     """Make the process group, unless that is done, and return this process's place in it."""
     launch = launch_environment()
     assert launch is not None, "called only in a process that a launcher started"
-    device, timeout = own_device(run, launch), timedelta(seconds=run.timeout)
+    device, timeout = own_device(run, launch.local_rank), timedelta(seconds=run.timeout)
     context = RankContext(device, launch.rank, launch.world_size, run.layout, timeout)
     if dist.is_initialized():
         return context
@@ -76,11 +77,12 @@ def join_group(run: Launchable, events: Events) -> RankContext:
     return context
 
 
-def own_device(run: Launchable, launch: Launch) -> torch.device:
-    """Return the device of a launched process."""
-    if device_type() != "cuda":
-        return torch.device("cpu")
-    device = own_gpu(launch.local_rank)
+def own_device(run: Launchable, local_rank: int) -> torch.device:
+    """Return the device of the process with this rank on its machine, set up for the run."""
+    kind = device_type()
+    if kind != "cuda":
+        return torch.device(kind)
+    device = own_gpu(local_rank)
     configure_cuda(run.out)
     torch.cuda.set_device(device)
     return device

@@ -23,13 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from gptcli import errors, toml_json
 from gptcli.distributed.agreement import Launchable
-from gptcli.distributed.context import RankContext, device_type, share_cores
-from gptcli.distributed.gpu import configure_cuda, out_of_memory_as_run_error, own_gpu
+from gptcli.distributed.context import RankContext, share_cores
+from gptcli.distributed.gpu import out_of_memory_as_run_error
 from gptcli.distributed.join import PEER_LOST, join_group, own_device, peer_loss_as_run_error
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
@@ -60,10 +59,7 @@ def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Re
         with peer_loss_as_run_error(run):
             return _work_as_rank(run, events, work)
     if processes == 1:
-        device = torch.device("cpu")
-        if device_type() == "cuda":
-            device = own_gpu(0)
-            configure_cuda(run.out)
+        device = own_device(run, 0)
         with out_of_memory_as_run_error(device):
             return work(run, RankContext(device), events)
     return _spawn(run, events, processes, work, newest_step)
@@ -140,7 +136,7 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
     assert launch is not None, "called only in a process that a launcher started"
     share_cores(launch.local_world_size)
     if launch.world_size == 1:
-        device = own_device(run, launch)
+        device = own_device(run, launch.local_rank)
         with out_of_memory_as_run_error(device):
             return work(run, RankContext(device), events)
     # silent: a launcher's processes have joined before, and spawned ones start together

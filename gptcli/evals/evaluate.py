@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptcli import __version__
+from gptcli.devices import check_apple_gpu
 from gptcli.errors import GptError, UsageError, message_of
 from gptcli.evals.check import EvalOptions, check_task
 from gptcli.evals.core import Convention, CoreReport, evaluate_core
@@ -161,6 +162,8 @@ def load_for_evaluation(
     """Load the model of a folder, the same checkpoint of it on every process."""
     if device == "auto" and processes.world > 1:
         device = local_device()
+    if device == "mps":
+        check_apple_gpu(processes=processes.world)
     while True:
         loaded = load(
             folder, checkpoint=checkpoint, device=device, precision=precision, events=events

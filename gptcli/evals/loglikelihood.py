@@ -15,15 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gptcli.devices import empty_cache, is_out_of_memory
 from gptcli.errors import RunError
 from gptcli.evals.shared_prefix import Group, PackedRows, SharedPrefixCache, common_prefix_len
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.tokenizer.tokenizer import Tokenizer
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}  # tokens in a batch, if no --batch-size is given
+BATCH_TOKENS = {
+    "cpu": 2048,
+    "mps": 2048,
+    "cuda": 32768,
+}  # tokens in a batch, if no --batch-size is given
 # Bytes of fp32 logits at a time; a CPU gains nothing from more.
-MAX_LOGITS_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+MAX_LOGITS_BYTES = {"cpu": 64 << 20, "mps": 64 << 20, "cuda": 512 << 20}
 MIN_SHARED_PREFIX = 64  # tokens; a shorter prefix of all requests is not worth a cache
 # Tokens. A group prefix this long is computed separately with the causal mask, which costs half the
 # attention of an explicit mask.
@@ -111,8 +116,7 @@ class LogLikelihoodScorer:
                 f"a batch of {size:,} tokens does not fit into memory: "
                 f"continuing with {self.max_tokens:,}"
             )
-        if self.cache.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(self.cache.device)
         return self._score_halves(groups)
 
     def _score_halves(self, groups: Sequence[Group]) -> list[list[Score]]:
@@ -205,12 +209,6 @@ class LogLikelihoodScorer:
         sum_u = logits_uV.sub_(max_u[:, None]).exp_().sum(dim=-1)
         log_probs_n = target_logits_n - sum_u.log()[index_n]
         return log_probs_n, argmax_u[index_n] == target_n, filtered_u[index_n] == target_n
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if torch ran out of memory, which on a CPU is a plain RuntimeError."""
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "can't allocate memory" in str(error)
 
 
 def score(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gptcli.devices import device_type
 from gptcli.evals.check import CheckedTask, EvalOptions, check_task
 from gptcli.evals.contamination import contamination_report
 from gptcli.evals.loglikelihood import (
@@ -100,10 +101,10 @@ def init_processes() -> Processes:
 
 
 def local_device() -> str:
-    """Return this process's GPU, or "cpu" if there is none."""
+    """Return this process's CUDA GPU, or "cpu" if there is none: processes share no Apple GPU."""
     launch = launch_environment()
     index = 0 if launch is None else launch.local_rank
-    return f"cuda:{index}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{index}" if device_type() == "cuda" else "cpu"
 
 
 def task_requests(

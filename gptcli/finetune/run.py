@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from gptcli.cost.layout import Layout, parse_layout
+from gptcli.devices import has_bf16
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp
 from gptcli.distributed.join import join
@@ -245,9 +246,7 @@ def _update(
     any process was told to stop.
     """
     local, fraction = _local_batch(batch, context)
-    on_bf16_gpu = context.device.type == "cuda" and torch.cuda.is_bf16_supported(
-        including_emulation=False
-    )
+    on_bf16_gpu = context.device.type == "cuda" and has_bf16("cuda")
     with torch.autocast(context.device.type, torch.bfloat16, enabled=on_bf16_gpu):
         losses: Losses = model(local.to(context.device))
     total = losses.total(task.lm_weight)

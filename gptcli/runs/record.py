@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gptcli
+from gptcli.devices import gpu_name
 from gptcli.errors import InputError
 from gptcli.model.source import METRICS, RUN_TOML, SAMPLES
 from gptcli.runs.metrics import Line, read_lines
@@ -278,14 +279,8 @@ def resumed(resolved: str, now: Mapping[str, str]) -> str:
 
 def device_name(processes: int) -> str:
     """Return the GPU with the number of processes, or the processor with its cores."""
-    import torch
-
-    if torch.cuda.is_available():
-        return (
-            f"{processes} x {torch.cuda.get_device_name()}"
-            if processes > 1
-            else torch.cuda.get_device_name()
-        )
+    if (gpu := gpu_name()) is not None:
+        return f"{processes} x {gpu}" if processes > 1 else gpu
     cores = available_cores()
     return f"{processor()[0]}, {cores} {'cores' if cores > 1 else 'core'}"
 

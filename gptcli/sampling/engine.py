@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from gptcli.devices import fp64_device, free_gpu_memory
 from gptcli.errors import RunError
 from gptcli.model.kv_cache import KVCache, cache_bytes
 from gptcli.model.transformer import GPT
@@ -85,7 +86,8 @@ class Engine:
             count = max(1, PREFILL_TOKENS // len(prompts[order[first]]))
             chosen = order[first : first + count]
             logits.extend(self._prefill([rows[i] for i in chosen], [prompts[i] for i in chosen]))
-        return torch.stack(logits)[torch.tensor(order).argsort().to(self.device)]
+        logits_BV = torch.stack(logits)
+        return logits_BV[torch.tensor(order).argsort().to(logits_BV.device)]
 
     def _prefill(self, rows: list[int], prompts: list[Sequence[int]]) -> torch.Tensor:
         """Process the prompts in one pass, padded on the right."""
@@ -96,7 +98,7 @@ class Engine:
         x_BTC = self.model.hidden(idx_BT.to(self.device), self.cache.prefill_view(rows))
         for row, prompt in zip(rows, prompts, strict=True):
             self.lengths[row] = len(prompt)
-        return self.model.lm_head(x_BTC[torch.arange(len(rows), device=self.device), last_B])
+        return self._logits(x_BTC[torch.arange(len(rows), device=self.device), last_B])
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -120,7 +122,12 @@ class Engine:
         self.cache.set_positions(self.lengths, T)
         x_BTC = self.model.hidden(torch.tensor(tokens, device=self.device), self.cache)
         self.lengths = [length + T for length in self.lengths]
-        return self.model.lm_head(x_BTC[:, -last:])
+        return self._logits(x_BTC[:, -last:])
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits where tokens can be drawn from them, which takes fp64."""
+        logits: torch.Tensor = self.model.lm_head(x)
+        return logits.to(fp64_device(self.device))
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Make row i a copy of row `rows[i]`; unless `fixed`, the number of rows may change."""
@@ -206,8 +213,8 @@ def require_memory(size: int, rows: int, max_len: int, device: torch.device) -> 
 
 def free_memory(device: torch.device) -> int | None:
     """Return the free memory of `device` in bytes, or None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if (free := free_gpu_memory(device)) is not None:
+        return free
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             return next(

@@ -9,7 +9,6 @@ Shapes: K inputs, N outputs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from gptcli import optional_kernels
+from gptcli.devices import check_apple_gpu, find_device, has_bf16
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
 from gptcli.model.hf import is_padded
@@ -82,27 +82,25 @@ def load(
 
     A fine-tuned run gives its language model. An unfinished run gives its newest checkpoint, any
     run the one of step `checkpoint` if that is set; `events` reports which. Device "auto" is the
-    first CUDA GPU, or else the CPU; precision "auto" is bf16 on a GPU that supports it, or else
-    fp32. Padding of the vocabulary is removed. `quantize` is "none" or "int8", for the weights.
+    first CUDA GPU, or else an Apple GPU, or else the CPU; precision "auto" is bf16 on a CUDA GPU
+    that supports it, or else fp32. Padding of the vocabulary is removed. `quantize` is "none" or "int8", for the weights.
     Raises UsageError if the device or precision is not available, InputError if the folder is not a
     complete model.
     """
-    where = _device(device)
+    where = find_device(device)
     if where.type == "cpu":
         warm_up_vector_math()
         watch_spinning()
-    else:
+    elif where.type == "cuda":
         set_cuda_arithmetic(training=False)
     if precision == "auto":
-        precision = (
-            "bf16"
-            if where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            else "fp32"
-        )
+        precision = "bf16" if where.type == "cuda" and has_bf16("cuda") else "fp32"
     if precision not in PRECISIONS:
         raise UsageError(
             f"unknown precision {precision!r}", hint=nearest(precision, ["auto", *PRECISIONS])
         )
+    if where.type == "mps":
+        check_apple_gpu(precision=precision, quantize=quantize)
     if not find_model(folder, checkpoint).folder.is_dir():
         raise not_a_model_error(folder)
     model, source = open_model(
@@ -138,25 +136,6 @@ def _cut_vocabulary(model: GPT, size: int) -> None:
         if model.config.tied
         else torch.nn.Parameter(model.lm_head.weight.detach()[:size])
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if match is None:
-        raise UsageError(
-            f"unknown device {name!r}",
-            field="device",
-            code="unknown_value",
-            hint="one of: auto, cpu, cuda, cuda:1",
-        )
-    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"the device {name} does not exist: {torch.cuda.device_count()} CUDA GPUs are visible",
-            hint="use {option:device} cpu",
-        )
-    return torch.device(name)
 
 
 class SmallBatchLinear(nn.Linear):

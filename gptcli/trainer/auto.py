@@ -27,7 +27,7 @@ from gptcli.cost.memory import (
 )
 from gptcli.cost.planner import layouts, make_plan
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.distributed.context import device_type
+from gptcli.devices import apple_gpu_memory, check_apple_gpu, device_type, has_bf16
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes
@@ -37,7 +37,8 @@ from gptcli.trainer.config import TrainConfig
 
 AUTO: Final = "auto"
 RecomputeChoice = Literal["auto", Recompute]
-MAX_MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}  # more tokens at a time gain no speed
+# more tokens at a time gain no speed (an Apple GPU's number is a CPU's: not measured)
+MAX_MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 65536}
 # share of a device's memory for tensors; the rest is for its context and the allocator's gaps
 # (a GPU sold with 80 GB has 85.5e9 bytes)
 TENSOR_MEMORY_SHARE = 0.93
@@ -76,7 +77,7 @@ def auto_layout(
     it is sharded too, and `check_memory` later refuses it with a suggestion.
     """
     processes = auto_processes()
-    if processes == 1 or device_type() == "cpu":
+    if processes == 1 or device_type() != "cuda":
         return Layout(shard=processes), "all processes, sharded" if processes > 1 else "one process"
     gpu = device(processes)
     if found := fitting(
@@ -90,11 +91,13 @@ def auto_layout(
 def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
     """Return the precision of matrix products, and the reason."""
     if device_type() == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if has_bf16("cuda"):
             return "bf16", "this GPU has bf16"
         if torch.cuda.get_device_capability() >= MIN_FP16_CAPABILITY:
             return "fp16", "this GPU has no bf16; the loss is scaled"
         return "fp32", "this GPU has no tensor cores"
+    if device_type() == "mps":
+        return "fp32", "bf16 has not been measured on Apple GPUs"
     if not {"avx512_bf16", "amx_tile"} & processor()[1]:
         return "fp32", "this CPU has no bf16"
     if model.d_model < MIN_BF16_D_MODEL and not compiled:
@@ -104,6 +107,8 @@ def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
 
 def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool, str]:
     """Return whether to use torch.compile, and the reason."""
+    if device_type() == "mps":
+        return False, "torch.compile does not support Apple GPUs yet"
     if not has_compiler():
         return False, "no compiler here"
     seconds = flops_per_token(model, "palm") * tokens / processes / NOMINAL_FLOPS[device_type()]
@@ -147,7 +152,7 @@ def auto_micro_batch(
             return work.micro_batch, work.recompute, "the fastest that fits in the GPU's memory"
         return 1, "full" if recompute == AUTO else recompute, "nothing fits in the GPU's memory"
     share = -(-sequences // layout.replicas)
-    most = min(MAX_MICRO_BATCH_TOKENS["cpu"] // model.n_ctx, share // layout.pp)
+    most = min(MAX_MICRO_BATCH_TOKENS[device_type()] // model.n_ctx, share // layout.pp)
     size = next((size for size in range(most, 0, -1) if share % size == 0), 1)
     return (
         size,
@@ -159,6 +164,7 @@ def auto_micro_batch(
 def device_memory(processes: int) -> int:
     """Return the bytes for tensors of each process here, if `processes` run on this machine.
 
+    An Apple GPU shares the machine's memory, and has what Metal recommends to use at most.
     Of several GPUs, that is the memory of the smallest. A single process reads how much of its GPU
     is free; of several, each would have to read the same.
     """
@@ -169,6 +175,8 @@ def device_memory(processes: int) -> int:
         ]
         has = int(TENSOR_MEMORY_SHARE * min(totals))
         return min(has, torch.cuda.mem_get_info(0)[0]) if processes == 1 else has
+    if device_type() == "mps":
+        return int(TENSOR_MEMORY_SHARE * apple_gpu_memory())
     launch = launch_environment()
     here = processes if launch is None else launch.local_world_size
     return int(TENSOR_MEMORY_SHARE * host_memory()) // here
@@ -193,6 +201,8 @@ def device(processes: int) -> Gpu:
 def check_processes(layout: Layout) -> None:
     """Raise UsageError if the processes of `layout` are not those launched, or too many here."""
     processes = layout.processes
+    if device_type() == "mps":
+        check_apple_gpu(processes=processes)
     if (world := launched_processes()) is not None:
         if processes != world:
             raise UsageError(

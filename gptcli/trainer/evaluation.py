@@ -199,7 +199,7 @@ class TaskEvaluation(Callback):
         self.checkpoints.wait()  # the checkpoint has the whole model, under any layout
         if context.is_main:
             model = load_checkpoint_model(run, self.progress.checkpoint.folder)
-            if context.device.type == "cuda":  # a second model beside the one in training
+            if context.device.type != "cpu":  # a second model beside the one in training
                 model = model.to(AUTOCAST_DTYPES[run.train.precision] or torch.float32)
             line |= run.measure(model.to(context.device))
         self.checkpoints.barrier()

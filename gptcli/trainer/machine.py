@@ -19,7 +19,7 @@ from gptcli.cost.hardware import identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.step_time import uncertainty
-from gptcli.distributed.context import device_type
+from gptcli.devices import device_type, gpu_name
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.runtime import available_cores
@@ -67,6 +67,10 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
         name = f"{layout.processes:,} processes, more than this machine runs"
         return Machine(name=name, memory_bytes=None, disk_free_bytes=free, tokens_per_second=None)
     memory = device(layout.processes).memory_bytes
+    if device_type() == "mps":  # its speed is unknown until the first steps are measured
+        return Machine(
+            name=gpu_name() or "", memory_bytes=memory, disk_free_bytes=free, tokens_per_second=None
+        )
     if device_type() == "cuda":
         count = f"{layout.processes:,} x " if layout.processes > 1 else ""
         name, speed = f"{count}{torch.cuda.get_device_name()}", gpu_speed(model, train, layout)

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity
 
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Precision, identify_gpu, peak_flops
+from gptcli.devices import gpu_memory_in_use
 from gptcli.errors import UsageError
 from gptcli.model.source import TRACE
 from gptcli.numbers import WEEK, amount, rough_duration
@@ -139,8 +140,8 @@ class PeakMemory(Callback):
 
 def peak_memory(device: torch.device) -> int:
     """Return this process's peak memory so far in bytes: of tensors on a GPU, of all on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if (used := gpu_memory_in_use(device)) is not None:
+        return used
     import resource  # absent on Windows, where training needs a GPU
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

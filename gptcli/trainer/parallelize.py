@@ -26,6 +26,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli import optional_kernels
+from gptcli.devices import device_type
 from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
@@ -169,7 +170,7 @@ def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None
 def _masks_in_blocks(part: GPT, config: TrainConfig) -> bool:
     """Return whether compiled attention takes its masks as blocks: one mask for all layers."""
     return config.compile and takes_flex(
-        "cuda" if torch.cuda.is_available() else "cpu",
+        device_type(),
         AUTOCAST_DTYPES[config.precision] or torch.float32,
         part.config.d_head,
         has_dropout=part.config.dropout > 0,

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from gptcli.cost.layout import parse_layout, rank_parameters
 from gptcli.cost.memory import SCHEDULES
 from gptcli.cost.step_time import StepTraffic, step_traffic
+from gptcli.devices import check_apple_gpu, device_type
 from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events
@@ -75,6 +76,12 @@ def check_run(run: Run, manifest: Manifest) -> None:
     layout, sequences = run.layout, min(schedule.full_batch, schedule.total_sequences)
     check_processes(layout)
     check_division(run.model, layout, run.train.pipeline_schedule, sequences)
+    if device_type() == "mps":
+        check_apple_gpu(
+            precision=run.train.precision,
+            compiled=run.train.compile,
+            deterministic=run.train.deterministic,
+        )
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)
     for name in run.track:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gptcli.devices import fp64_device
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import set_gradient_sync
 from gptcli.distributed.pipeline_parallel import Pipeline
@@ -268,14 +269,15 @@ class TrainStep:
 
         The ranks share the windows, `micro_batch` sequences at a time, and return the same value.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.context.device)
+        where = fp64_device(self.context.device)
+        total = torch.zeros((), dtype=torch.float64, device=where)
         # With pipeline stages, one micro-batch per stage keeps all of them busy.
         group = micro_batch * self.context.replicas * self.context.layout.pp
         with averaged_weights(self.model, self.optimizer) if self.ema else contextlib.nullcontext():
             for first in range(0, windows, group):
                 count = min(group, windows - first)
                 batches = micro_batches(order, first, count, micro_batch, self.context)
-                total += self.eval_loss(batches)
+                total += self.eval_loss(batches).to(where)
         return self.context.all_reduce_sum(total).item() / (windows * order.n_ctx)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -323,4 +325,6 @@ def micro_batches(
 
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

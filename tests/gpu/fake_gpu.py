@@ -58,8 +58,8 @@ INDEXED = {"gather", "index", "index_put", "index_put_", "embedding", "scatter_"
 """Operators that touch as much of a large tensor as their smallest operand selects."""
 
 
-def build_device() -> Path:
-    """Compile cuda_device.cpp against the installed torch, once for each version of both."""
+def build_device(source: Path = SOURCE) -> Path:
+    """Compile the source of a device against the installed torch, once for each version of both."""
     import hashlib
     from importlib.metadata import version
     from importlib.util import find_spec
@@ -68,15 +68,15 @@ def build_device() -> Path:
     assert spec is not None
     assert spec.origin is not None
     torch_folder = Path(spec.origin).parent
-    key = hashlib.sha256(SOURCE.read_bytes() + version("torch").encode()).hexdigest()[:16]
+    key = hashlib.sha256(source.read_bytes() + version("torch").encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir(), f"gpt-rehearsal-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    built = folder / f"cuda_device-{key}.so"
+    built = folder / f"{source.stem}-{key}.so"
     if not built.exists():
         partial = built.with_suffix(f".{os.getpid()}")
         include = torch_folder / "include"
         subprocess.run(
-            ["g++", "-O0", "-shared", "-fPIC", "-std=c++20", str(SOURCE), "-o", str(partial),
+            ["g++", "-O0", "-shared", "-fPIC", "-std=c++20", str(source), "-o", str(partial),
              f"-I{include}", f"-I{include / 'torch/csrc/api/include'}", f"-L{torch_folder / 'lib'}",
              "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch_folder / 'lib'}"],
             check=True, capture_output=True, text=True,
