@@ -24,6 +24,7 @@ from gptcli.distributed.context import RankContext
 from gptcli.distributed.gpu import configure_cuda, own_gpu
 from gptcli.errors import RunError, UsageError
 from gptcli.events import Events
+from gptcli.interrupts import LAUNCHED_BY_TORCHRUN
 from gptcli.runtime import ADDRESS, Launch, is_main_on_node, launch_environment, launched_processes
 
 if TYPE_CHECKING:
@@ -182,9 +183,14 @@ def after_a_loss() -> str:
             "checkpoint: start torchrun again where it has ended; or stop it here by Ctrl-C, and "
             "continue later with {option:resume}"
         )
+    ends = (
+        "; torchrun itself may wait minutes for the lost host: end it here by Ctrl-C or kill -9"
+        if LAUNCHED_BY_TORCHRUN in os.environ
+        else ""
+    )
     return (
         "{option:resume} continues from the newest checkpoint, once all hosts are "
-        "back; {option:timeout} waits longer"
+        f"back; {{option:timeout}} waits longer{ends}"
     )
 
 

@@ -83,6 +83,7 @@ def test_processes_that_are_all_there_say_nothing(make_run, place, monkeypatch):
 
 
 def test_after_a_loss_the_message_says_what_torchrun_does(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert "{option:timeout}" in join.after_a_loss()
     values = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_MAX_RESTARTS": "1"}
     for name, value in {**values, "MASTER_ADDR": "host", "MASTER_PORT": "1"}.items():
@@ -91,3 +92,6 @@ def test_after_a_loss_the_message_says_what_torchrun_does(monkeypatch):
     assert "start torchrun again where it has ended" in join.after_a_loss()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # none is left
     assert "start torchrun" not in join.after_a_loss()
+    assert "torchrun itself" not in join.after_a_loss()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    assert "torchrun itself may wait minutes" in join.after_a_loss()

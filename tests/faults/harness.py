@@ -152,7 +152,7 @@ class Harness:
         if status == 0 and left.keys() != wanted.keys():
             result.lost, result.broken = 1, f"exit 0 without {sorted(wanted.keys() - left.keys())}"
             return
-        held = (folder / HELD).read_text().splitlines() if (folder / HELD).exists() else []
+        held = (folder / HELD).read_text().split("\0")[:-1] if (folder / HELD).exists() else []
         if status != 0 and (gone := [name for name in held if not Path(name).exists()]):
             result.lost, result.broken = 1, f"was whole, and is gone: {gone}"
             return

@@ -122,7 +122,7 @@ class Faults:
             )
             with OPEN(f"{self.folder}/{HELD}", "w") as file:
                 file.writelines(
-                    f"{name}\n" for name in names if not (PARTIAL in name or is_lock(Path(name)))
+                    f"{name}\0" for name in names if not (PARTIAL in name or is_lock(Path(name)))
                 )
 
     def _strike(self, raw: _Raw | None, data: Any, *, frees: bool = False) -> None:
