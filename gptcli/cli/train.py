@@ -47,7 +47,7 @@ from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.locks import own_folder
 from gptcli.numbers import duration
-from gptcli.runtime import is_main, restarted, unused_launch
+from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 from gptcli.settings import NUMBERS
 from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
@@ -223,7 +223,7 @@ def train(
         return
     manifest = read_manifest(folder)
     plan = resolve_run(given, manifest.vocab_size, lr_range=lr_range)
-    events = Dashboard(given.values["out"]) if is_main() else SILENT
+    events = events_of_process(Dashboard(given.values["out"]))
     run = prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
     if run is None:
         events.info(f"{given.values['out']} is finished")
@@ -233,6 +233,13 @@ def train(
         done = train_and_tell(replace(run, profile=profile), events)
         if is_main():
             print_json("train", done) if json else print(run.out)
+
+
+def events_of_process(main: Events) -> Events:
+    """Return `main` on the main process, and what tells of the joining on the first of each host."""
+    if is_main():
+        return main
+    return ConsoleEvents() if is_main_on_node() else SILENT
 
 
 def prepare(
@@ -306,7 +313,7 @@ def _finetune(
 
     from gptcli.finetune.run import run_task
 
-    events = ConsoleEvents() if is_main() else SILENT
+    events = events_of_process(ConsoleEvents())
     if (note := unused_launch()) is not None:
         events.warn(note)
     out = Path(given.get("out", Path("runs", task_file.stem)))

@@ -11,10 +11,9 @@ from gptcli.cli.console import print_file, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.options import option, read_option
 from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
-from gptcli.cli.train import prepare, train_and_tell
+from gptcli.cli.train import events_of_process, prepare, train_and_tell
 from gptcli.cli.train_options import READERS, given_values
 from gptcli.errors import RunError, UsageError, nearest
-from gptcli.events import SILENT
 from gptcli.files import atomic_write, claim_file, write_json
 from gptcli.model.source import REPORT
 from gptcli.runs.groups import expanded, grouped
@@ -38,7 +37,7 @@ def train_seeds(
     """Train the runs of several seeds one after another, and print their folder or their mean."""
     whole = given_values(options, config, resume=False)
     out, first = Path(whole.values["out"]), whole.values.get("seed", 0)
-    events = Dashboard(str(out)) if is_main() else SILENT
+    events = events_of_process(Dashboard(str(out)))
     folders = [out / f"seed-{seed}" for seed in range(first, first + count)]
     for seed, folder in enumerate(folders, first):
         own = {**options, "seed": str(seed), "out": str(folder)}

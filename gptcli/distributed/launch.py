@@ -2,8 +2,7 @@
 
 A run on one process works in this one. A run on several starts them through torch's elastic agent,
 and restarts them from the newest checkpoint if one is killed; if torchrun or Slurm has started this
-process, it is one of them. Before any work the processes agree that they were started for the same
-run, with the same software, and that all see its folder.
+process, it is one of them.
 """
 
 from __future__ import annotations
@@ -13,39 +12,31 @@ import json
 import logging
 import multiprocessing
 import os
-import re
 import signal
-import socket
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from gptcli import errors, toml_json
-from gptcli.devices import device_type
-from gptcli.distributed.agreement import Launchable, check_agreement
+from gptcli.distributed.agreement import Launchable
 from gptcli.distributed.context import RankContext, share_cores
-from gptcli.distributed.gpu import configure_cuda, out_of_memory_as_run_error, own_gpu
-from gptcli.errors import GptError, Interrupted, RunError, UsageError
+from gptcli.distributed.gpu import out_of_memory_as_run_error
+from gptcli.distributed.join import PEER_LOST, join_group, own_device, peer_loss_as_run_error
+from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep
 from gptcli.interrupts import Answer, Held, leave
-from gptcli.runtime import ADDRESS, is_main_on_node, launch_environment, launched_processes
+from gptcli.runtime import launch_environment, launched_processes
 
-SILENT_WAIT_S = 10  # of a process that waits for the others, before it says so
 MAX_RESTARTS = 3  # in a row, without a new checkpoint in between
-# in the message of a process that lost its connection to another
-PEER_LOST = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
 
 Report = dict[str, Any]
 
@@ -65,35 +56,13 @@ def launch(run: R, events: Events, work: Work[R], newest_step: NewestStep) -> Re
     """
     processes = run.layout.processes
     if launched_processes() is not None:
-        try:
+        with peer_loss_as_run_error(run):
             return _work_as_rank(run, events, work)
-        except RuntimeError as error:
-            if PEER_LOST.search(str(error)) is None:
-                raise
-            if not is_main_on_node():  # one message a host
-                raise SystemExit(1) from None
-            raise RunError(
-                f"on {socket.gethostname()}: another process of this run was lost, or gave no sign "
-                f"for {run.timeout} s",
-                where=run.out,
-                hint="{option:resume} continues from the newest checkpoint, once all hosts are "
-                "back; {option:timeout} waits longer",
-            ) from None
     if processes == 1:
-        device = _own_device(run, 0)
+        device = own_device(run, 0)
         with out_of_memory_as_run_error(device):
             return work(run, RankContext(device), events)
     return _spawn(run, events, processes, work, newest_step)
-
-
-def _own_device(run: R, local_rank: int) -> torch.device:
-    """Return the device of the process with this rank on its machine, set up for the run."""
-    kind = device_type()
-    if kind != "cuda":
-        return torch.device(kind)
-    device = own_gpu(local_rank)
-    configure_cuda(run.out)
-    return device
 
 
 def _spawn(
@@ -165,57 +134,19 @@ def _work_as_rank(run: R, events: Events, work: Work[R]) -> Report:
     """Join the process group that the environment describes, and call `work`."""
     launch = launch_environment()
     assert launch is not None, "called only in a process that a launcher started"
-    rank, world_size = launch.rank, launch.world_size
     share_cores(launch.local_world_size)
-    device = _own_device(run, launch.local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world_size == 1:
+    if launch.world_size == 1:
+        device = own_device(run, launch.local_rank)
         with out_of_memory_as_run_error(device):
             return work(run, RankContext(device), events)
-    with _saying_who_is_missing(events, world_size):
-        store, _, _ = next(rendezvous("env://", rank, world_size))
-    # torchrun keeps one store across restarts, in which the addresses of dead workers remain
-    prefix = f"restart-{launch.restarts}"
-    store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=run.timeout),
-        # connects all GPUs now: a broken link is found before the model is built
-        device_id=device if device.type == "cuda" else None,
-    )
-    context = RankContext(device, rank, world_size, run.layout, timedelta(seconds=run.timeout))
-    try:
-        check_agreement(run, context)
-    except UsageError:
-        if is_main_on_node():
-            raise
-        raise SystemExit(UsageError.exit_code) from None  # one message a host
-    with out_of_memory_as_run_error(device):
+    # silent: a launcher's processes have joined before, and spawned ones start together
+    context = join_group(run, SILENT)
+    with out_of_memory_as_run_error(context.device):
         report = work(run, context, events if context.is_main else SILENT)
     # only after success: destroying a group in which others still wait would hang
     dist.barrier()
     dist.destroy_process_group()
     return report
-
-
-@contextlib.contextmanager
-def _saying_who_is_missing(events: Events, world_size: int) -> Iterator[None]:
-    """Say that this process waits, if the others have not joined it after a few seconds."""
-    at = ":".join(os.environ.get(name, "?") for name in ADDRESS)
-    timer = threading.Timer(
-        SILENT_WAIT_S,
-        lambda: events.info(f"waiting at {at} for all {world_size:,} processes of the run to join"),
-    )
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _first_error(folder: Path) -> GptError | None:

@@ -22,6 +22,7 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.devices import has_bf16
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp
+from gptcli.distributed.join import join
 from gptcli.distributed.launch import launch
 from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
@@ -329,10 +330,11 @@ def run_task(
             resumed_state(out, run.identity())
             if is_finetuned(out):
                 return None
+        if is_main() and before is None:  # errors come before anything is deleted
+            start = initial_weights_folder(out, Path(init_from)) if resume else Path(init_from)
+            load(start, checkpoint=step, device="cpu", precision="fp32")
+        join(run, events)
         if is_main():
-            if before is None:  # errors come before anything is deleted
-                start = initial_weights_folder(out, Path(init_from)) if resume else Path(init_from)
-                load(start, checkpoint=step, device="cpu", precision="fp32")
             kept_step = claim_run_folder(
                 out,
                 Path(init_from),

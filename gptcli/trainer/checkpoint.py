@@ -77,6 +77,7 @@ class Checkpoints:
             if context.world_size > 1
             else None
         )
+        context.watch_connections()
         self.pinned: tuple[set[str], BlockingAsyncStager] | None = None
         self.writing: tuple[Path, Future[Any]] | None = None
         if context.is_main:

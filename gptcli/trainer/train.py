@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.distributed.gpu import no_gpu_reason
+from gptcli.distributed.join import join
 from gptcli.distributed.launch import launch
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT, Events
@@ -233,6 +234,7 @@ def prepare_run(
     # once on each machine: the other processes wait for it to join them
     if is_main_on_node() and not restarted():
         check_data(run, manifest)
+    join(run, events)
     if is_main():
         origin = resolved_run.resolved.origin.get("checkpoint", "")
         if run.continues:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -88,3 +91,20 @@ def test_resuming_in_another_numeric_environment_warns(monkeypatch):
     narrower = module.check_numeric_environment(first, events, **compiled)
     assert narrower == f"{first} for avx2"
     assert "continues on" in warnings[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the open files are listed in /proc")
+def test_connections_between_hosts_end_when_the_other_end_is_gone():
+    context = RankContext(torch.device("cpu"), 0, 2, Layout(dp=2), timedelta(seconds=8))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as connection,
+        socket.socket(type=socket.SOCK_DGRAM) as datagrams,
+    ):
+        context.watch_connections()
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 8000
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 2
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert datagrams.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+        connection.sendall(b"still open")
+        assert server.accept()[0].recv(10) == b"still open"

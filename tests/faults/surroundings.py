@@ -1,5 +1,6 @@
 """Run the commands in drawn surroundings: environment variables of other programs, another user,
-limits, closed streams, odd paths, linked outputs. Each ends in the right result or in one message.
+limits, full disks, closed streams, odd paths, linked outputs. Each ends in the right result or in
+one message.
 
     python -m tests.faults.surroundings                 300 combinations over all commands
     python -m tests.faults.surroundings --draws 20      20 of them; --seed draws others
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from tests.faults.commands import Command, call, commands
 from tests.faults.harness import Harness, Result, changed, forked
+from tests.faults.inject import Faults
 
 USER = 12345  # without an entry in the system's list
 ENVIRONMENTS: list[dict[str, str | None]] = [
@@ -78,7 +80,10 @@ def environment(draw: random.Random) -> tuple[str, Callable[[Path], None]]:
 
 
 def user(draw: random.Random) -> tuple[str, Callable[[Path], None]]:
-    """Draw a user without root's rights, who owns the folder or not."""
+    """Draw a user without root's rights, who owns the folder or not.
+
+    Where only root can read this Python, root stays itself, without its rights to others' files.
+    """
     owns = draw.random() < 0.7
 
     def install(folder: Path) -> None:
@@ -87,7 +92,6 @@ def user(draw: random.Random) -> tuple[str, Callable[[Path], None]]:
         (folder / "log").touch()
         (folder / "log").chmod(0o666)
         if not everybody_reads(Path(os.__file__)):
-            # this Python is root's own: stay root, without the rights to others' files
             for path in [] if owns else [folder, *folder.rglob("*")]:
                 os.chown(path, USER, USER, follow_symlinks=False)
             drop_capabilities()
@@ -132,6 +136,12 @@ def limits(draw: random.Random) -> tuple[str, Callable[[Path], None]]:
         resource.setrlimit(number, (value, resource.getrlimit(number)[1]))
 
     return f"limit {kind} {value}", install
+
+
+def full_disk(draw: random.Random) -> tuple[str, Callable[[Path], None]]:
+    """Draw the change of a file from which on the disk is full."""
+    at = draw.randint(1, 60)
+    return f"full disk at {at}", lambda folder: Faults(folder, "full disk", at).install()
 
 
 def umask(draw: random.Random) -> tuple[str, Callable[[Path], None]]:
@@ -185,7 +195,7 @@ def linked(draw: random.Random) -> tuple[str, Callable[[Path], None]]:
     return f"linked outputs{'' if there else ', of files too'}", install
 
 
-AXES = [environment, environment, user, limits, umask, streams, signals, linked]
+AXES = [environment, environment, user, limits, full_disk, umask, streams, signals, linked]
 
 
 class Surroundings(Harness):
@@ -259,6 +269,10 @@ def main() -> int:
                 counts["broken"] += 1
                 print(f"{number} {result.command}: {result.kind}\n  {result.broken}")
                 print("  " + "\n  ".join(result.words.splitlines()[-6:]), flush=True)
+    if os.getuid() == 0 and not everybody_reads(Path(os.__file__)):
+        print(
+            "another user id: not tried, as only root can read this Python; root without its rights"
+        )
     print(
         f"{options.draws} combinations: {counts['done']} done, {counts['refused']} refused with a "
         f"message, {counts['died']} ended by a signal, {counts['broken']} broken promises"

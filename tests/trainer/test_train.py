@@ -93,3 +93,22 @@ def test_settings_of_a_configuration_have_every_field(tmp_path: Path) -> None:
     assert found.values["d_model"] == 8
     assert "vocab_size" not in found.values
     assert set(found.origin.values()) == {"argument"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_that_another_host_refuses_leaves_the_folder_as_it_was(
+    shards: Path, tmp_path: Path, monkeypatch, force: bool
+) -> None:
+    out = tmp_path / "runs" / "run"
+    if force:
+        train(config(), data=shards, out=out, model=SHAPE)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+    def refuse(run: object, events: object) -> None:
+        raise UsageError("started differently")
+
+    monkeypatch.setattr("gptcli.trainer.train.join", refuse)
+    with pytest.raises(UsageError, match="started differently"):
+        train(config(seed=1), data=shards, out=out, model=SHAPE, force=force)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    assert force or not out.exists()

@@ -1,0 +1,93 @@
+"""Processes of a launcher wait for each other in bounded time, and say who is missing."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+from dataclasses import replace
+
+import pytest
+
+from gptcli.distributed import join
+from gptcli.errors import RunError
+from gptcli.events import SILENT, Events
+from gptcli.runtime import Launch
+
+
+class Heard(Events):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def info(self, text: str) -> None:
+        self.words.append(text)
+
+
+@pytest.fixture
+def place(monkeypatch, free_port) -> str:
+    """Set the place where two processes meet, and how long they wait there."""
+    port = free_port()
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(join, "SILENT_WAIT_S", 0.05)
+    monkeypatch.setattr(join, "JOIN_WAIT_S", 0.5)
+    monkeypatch.setattr(join, "_joins", itertools.repeat(0))
+    return f"127.0.0.1:{port}"
+
+
+def test_a_host_that_does_not_join_is_named_and_the_wait_ends(make_run, place):
+    run, events = replace(make_run(), timeout=1), Heard()
+    with pytest.raises(RunError) as caught:
+        join.meet(Launch(0, 2, 0, 1), run, events)
+    assert f"1 of 2 processes (rank 1) did not join at {place} within 1 s" in caught.value.what
+    assert events.words == [f"waiting at {place} for 1 of 2 processes (rank 1) to join"]
+
+
+def test_a_host_that_finds_no_first_process_says_where_it_looked(make_run, place):
+    run, events = replace(make_run(), timeout=1), Heard()
+    with pytest.raises(RunError) as caught:
+        join.meet(Launch(1, 2, 0, 1), run, events)
+    assert f"no answer from the first process of the run at {place}" in caught.value.what
+    assert "MASTER_ADDR" in str(caught.value.hint)
+    assert events.words == [f"waiting at {place} for the first process of the run"]
+
+
+def test_a_place_that_is_taken_is_said(make_run, place):
+    run = replace(make_run(), timeout=1)
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", int(place.rpartition(":")[2])))
+        taken.listen()
+        with pytest.raises(RunError, match="cannot listen at"):
+            join.meet(Launch(0, 2, 0, 1), run, SILENT)
+
+
+def test_processes_that_are_all_there_say_nothing(make_run, place, monkeypatch):
+    monkeypatch.setattr(join, "SILENT_WAIT_S", 60)
+    run, events = replace(make_run(), timeout=60), Heard()
+    found = {}
+
+    def go(rank: int) -> None:
+        found[rank] = join.meet(Launch(rank, 2, rank, 2), run, events)
+
+    threads = [threading.Thread(target=go, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found[0].set("greeting", "hello")
+    assert found[1].get("greeting") == b"hello"
+    assert events.words == []
+
+
+def test_after_a_loss_the_message_says_what_torchrun_does(monkeypatch):
+    assert "{option:timeout}" in join.after_a_loss()
+    values = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_MAX_RESTARTS": "1"}
+    for name, value in {**values, "MASTER_ADDR": "host", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert "start torchrun again where it has ended" in join.after_a_loss()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # none is left
+    assert "start torchrun" not in join.after_a_loss()
