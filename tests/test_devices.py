@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gptcli
-from gptcli import devices
+from gptcli import cli, devices
 from gptcli.cost.layout import Layout
 from gptcli.devices import check_apple_gpu, device_type, find_device, gpu_name, is_out_of_memory
 from gptcli.distributed.gpu import out_of_memory_as_run_error
@@ -200,6 +200,24 @@ def test_out_of_memory_of_metal_is_one_message() -> None:
         raise error
     with pytest.raises(RuntimeError, match="another"), out_of_memory_as_run_error(MPS):
         raise RuntimeError("another")
+
+
+def test_the_command_line_speaks_of_metal_s_memory_without_nvidia_s_tool(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)")
+
+    monkeypatch.setattr(cli, "build_app", lambda argv: fail)
+    monkeypatch.setattr("sys.argv", ["gpt", "eval", "run"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    message = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert "out of memory: MPS backend" in message
+    assert "--device cpu" in message
+    assert "nvidia" not in message
+    assert "bug" not in message
 
 
 def test_only_this_module_asks_what_gpus_can_do() -> None:

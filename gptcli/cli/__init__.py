@@ -114,11 +114,11 @@ def main() -> None:
             else FAILED,
         )
     except Exception as error:
-        if type(error).__name__ == OUT_OF_MEMORY or MPS_OUT_OF_MEMORY in str(error):
+        if (on_apple := MPS_OUT_OF_MEMORY in str(error)) or type(error).__name__ == OUT_OF_MEMORY:
             code = _print_error(
                 f"out of memory: {str(error).splitlines()[0]}\n"
-                "  use a smaller --batch-size, or --device cpu; nvidia-smi shows other programs "
-                "that occupy the GPU",
+                "  use a smaller --batch-size, or --device cpu"
+                + ("" if on_apple else "; nvidia-smi shows other programs that occupy the GPU"),
                 FAILED,
             )
         elif str(error).startswith(NO_HOME):
