@@ -71,4 +71,4 @@ def test_a_missing_extractor_is_named(monkeypatch: pytest.MonkeyPatch, missing: 
     with pytest.raises(
         InputError, match=f"needs the package (\\w+)\n.* pip install {missing.split('.')[0]}$"
     ):
-        extract_text("<p>text</p>", "trafilatura")
+        extract_text(b"<p>text</p>", "trafilatura")
