@@ -28,7 +28,7 @@ from gptcli.interrupts import LAUNCHED_BY_TORCHRUN
 from gptcli.runtime import ADDRESS, Launch, is_main_on_node, launch_environment, launched_processes
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 SILENT_WAIT_S = 10  # of a process that waits for the others, before it says so
 JOIN_WAIT_S = 600  # for all processes to join: each host may read its shards before

@@ -150,14 +150,7 @@ def _put_parameters_on_the_gpu(parallelize: Any) -> None:
     """
     import torch
 
-    class Torch:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(torch, name)
-
-        def device(self, *words: Any) -> torch.device:
-            return torch.device("cuda", 0) if words == ("meta",) else torch.device(*words)
-
-    parallelize.torch = Torch()
+    parallelize.without_values = lambda: torch.device("cuda", 0)
     parallelize.materialize_ = lambda *_: None
     parallelize.compiler_problem = lambda *_: None  # the answer of a reduction is a number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -221,6 +222,20 @@ def damaged(data: bytes, how: str, at: float, size: int, random: Random) -> byte
     return data[:start] if middle is None else data[:start] + middle + data[start + size :]
 
 
+def is_well_formed(data: bytes) -> bool:
+    """Return whether every record has a header, a block of the length that it names, and an end."""
+    while data:
+        header, _, data = data.partition(b"\r\n\r\n")
+        length = re.search(rb"(?im)^content-length: *(\d+)\r?$", header)
+        if not header.startswith(b"WARC/") or length is None:
+            return False
+        stop = int(length[1])
+        if data[stop : stop + 4] != b"\r\n\r\n":
+            return False
+        data = data[stop + 4 :]
+    return True
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(list(COMPRESS)),
@@ -252,8 +267,9 @@ def test_damage_anywhere_is_counted_and_costs_only_the_records_it_touches(
     rest = path.read_bytes()
     for each in records:
         rest = rest.replace(COMPRESS[ending](each), b"", 1)
-    # Whole records that are gone leave no trace.
-    if lost > len(changed) and rest.strip(b"\r\n"):
+    # Whole records that are gone leave no trace, nor does a cut from the middle of one to the same
+    # place of the next.
+    if lost > len(changed) and rest.strip(b"\r\n") and not is_well_formed(path.read_bytes()):
         assert any(each.error_kind for each in found)
     for stripes in (2, 3):
         parts = [
