@@ -18,7 +18,7 @@ from hypothesis import settings
 from tests.fork_server import python
 
 # what is right does not depend on how busy the machine is
-settings.register_profile("suite", deadline=None)
+settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "120")
