@@ -44,7 +44,7 @@ def read_table(
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """What types do not say."""
+    """Rules of a table that types do not express."""
 
     readers: Readers
     may_be_empty: bool

@@ -1,4 +1,4 @@
-"""How `gpt eval` prints: reports, tasks, forecasts, comparisons and prompts."""
+"""Output of `gpt eval`: reports, tasks, forecasts, comparisons and prompts."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Row:
     """Line of a panel: an argument, an option or a subcommand."""
 
     cells: tuple[str, ...]
-    """What stands before the text: a mark of those required, --name, -n or argument, metavar."""
+    """Columns before the text: the mark of a required one, --name, -n or argument, metavar."""
     text: str
     """Help text."""
     notes: tuple[str, ...] = ()

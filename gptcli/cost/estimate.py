@@ -101,7 +101,7 @@ class Estimate:
     batch_tokens: int | None = None
     """Tokens of a step; None if only the FLOPs are known."""
     notes: tuple[str, ...] = ()
-    """What a reader of the figures must know, such as idle GPUs."""
+    """Remarks that a reader of the figures must know, such as idle GPUs."""
 
     @property
     def gpu_hours(self) -> float:

@@ -1,4 +1,4 @@
-"""What a user asks of the GPUs and the layout of a run, resolved to a cluster and a plan."""
+"""Options for the GPUs and the layout of a run, resolved to a cluster and a plan."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the processes of a run must share, found out before any work: the run itself, the software, and
-a run folder that all of them see.
+"""Checks, before any work, of what the processes of a run must share: the run itself, the software,
+and a run folder that all of them see.
 """
 
 from __future__ import annotations

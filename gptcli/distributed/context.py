@@ -40,7 +40,7 @@ class RankContext:
     world_size: int = 1
     layout: Layout = field(default_factory=Layout)
     timeout: timedelta | None = None
-    """How long an operation between processes may wait for one of them; None for torch's default."""
+    """Longest wait for a process in an operation between them; None for torch's default."""
 
     @property
     def is_main(self) -> bool:

@@ -267,7 +267,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What a process does between two exchanges of an evaluation."""
+    """Work of a process between two exchanges of an evaluation."""
 
     passes: list[tuple[int, int]]
     """Forward passes: number of the stage, of all, and of the micro-batch."""

@@ -39,7 +39,7 @@ class Comparison:
     task: str
     """Name of the task."""
     score: str
-    """What is compared: "accuracy", a metric, or "loss"."""
+    """Compared score: "accuracy", a metric, or "loss"."""
     items: int
     """Number of shared items, N."""
     unshared: int

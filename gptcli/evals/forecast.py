@@ -1,4 +1,4 @@
-"""What an evaluation would read: the items and work of a dry run, and the prompts of single items."""
+"""Preview of an evaluation: the items and work of a dry run, and the prompts of single items."""
 
 from __future__ import annotations
 

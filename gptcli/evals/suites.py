@@ -80,7 +80,7 @@ def task_folders(tasks: Sequence[Task], data: Path | None) -> dict[str, Path]:
 
 @dataclass(frozen=True, slots=True)
 class SuitePlan:
-    """What is scored of a suite."""
+    """Scored tasks of a suite."""
 
     suite: Suite
     """Suite."""

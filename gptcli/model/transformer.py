@@ -38,7 +38,7 @@ from gptcli.model.loss import next_token_loss
 
 Cache = KVCache | PrefillView | SharedPrefixView
 Documents = torch.Tensor | Mapping[int | None, Any]
-"""What keeps attention within documents: their numbers (B, T), or block masks by band."""
+"""Documents that attention stays within: their numbers (B, T), or block masks by band."""
 
 
 class Attention(nn.Module):

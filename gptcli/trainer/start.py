@@ -1,4 +1,4 @@
-"""Where a run starts: from the weights of another run, or from its whole checkpoint.
+"""Start of a run: from the weights of another run, or from its whole checkpoint.
 
 The run that another one starts from may remove its checkpoint at any time, so the new one keeps it
 in `init/` until it is finished: a run folder with one checkpoint, without optimizer state. Its
