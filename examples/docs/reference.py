@@ -26,8 +26,14 @@ from gptcli.cli.help_panels import Row, sections
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = "examples/docs/pages/"
 """Folder of the pages in the repository; on the site it is the root."""
-COPIED = ("CHANGELOG.md", "CONTRIBUTING.md", "examples/FORMATS.md", "examples/*/README.md")
-FIGURES = "examples/*/*.svg"
+COPIED = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "examples/FORMATS.md",
+    "examples/*/README.md",
+)
+FILES = ("examples/*/*.svg", "examples/*/*.ipynb", "examples/*.ipynb", "examples/*.py")
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
 API = {  # heading: names of `gptcli`
     "From text to a model": ("train_tokenizer", "load_tokenizer", "build_shards", "train"),
@@ -45,7 +51,7 @@ def generated() -> dict[str, str]:
     for path in copied():
         text = path.read_text(encoding="utf-8")
         name = path.relative_to(ROOT).as_posix()
-        pages[name] = on_page_markdown(text, source=name)
+        pages[site_path(name)] = on_page_markdown(text, source=name)
     return pages
 
 
@@ -130,10 +136,10 @@ def _signature(name: str, value: Callable[..., Any]) -> Iterator[str]:
     words = []
     for one in signature.parameters.values():
         if one.kind is one.KEYWORD_ONLY and "*" not in words:
-            words.append("*")
-        words.append(
-            "events=SILENT" if one.name == "events" else str(one.replace(annotation=one.empty))
-        )
+            word = str(one.replace(annotation=one.empty))
+        if " object at 0x" in word:  # no value that a reader could type
+            word = f"{one.name}={'SILENT' if one.name == 'events' else '...'}"
+        words.append(word)
     call = f"{name}({', '.join(words)})"
     if len(call) > 90:
         call = f"{name}(\n    " + ",\n    ".join(words) + ",\n)"
@@ -178,16 +184,17 @@ def on_page_markdown(markdown: str, *, source: str = "", page: Any = None, **_: 
 
 def site_path(path: str) -> str:
     """Return the place on the site of a file of the repository."""
-    return path.removeprefix(PAGES)
+    # the start page of a folder is its README, and the site has one of its own
+    return "about.md" if path == "README.md" else path.removeprefix(PAGES)
 
 
 def on_files(files: Any, config: Any, **_: Any) -> Any:
-    """Add the generated pages and the examples' figures to the files of mkdocs."""
+    """Add the generated pages, and the examples' figures and notebooks, to the files of mkdocs."""
     from mkdocs.structure.files import File
 
     for name, text in generated().items():
         files.append(File.generated(config, name, content=text))
-    for path in sorted(ROOT.glob(FIGURES)):
+    for path in sorted(path for pattern in FILES for path in ROOT.glob(pattern)):
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, content=path.read_bytes()))
     return files
