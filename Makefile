@@ -41,7 +41,7 @@ docs: setup
 	@$(BIN)/python -c "import material" 2> /dev/null || { \
 	  echo "installing mkdocs-material, a download of 25 MB"; \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'; }
-	@$(BIN)/python -m mkdocs build --quiet --strict -f examples/docs/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f examples/docs/mkdocs.yml
 	@echo "open examples/docs/out/site/index.html"
 
 ## lock: record the installed versions in requirements.lock

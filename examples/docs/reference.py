@@ -136,7 +136,8 @@ def _signature(name: str, value: Callable[..., Any]) -> Iterator[str]:
     words = []
     for one in signature.parameters.values():
         if one.kind is one.KEYWORD_ONLY and "*" not in words:
-            word = str(one.replace(annotation=one.empty))
+            words.append("*")
+        word = str(one.replace(annotation=one.empty))
         if " object at 0x" in word:  # no value that a reader could type
             word = f"{one.name}={'SILENT' if one.name == 'events' else '...'}"
         words.append(word)
