@@ -122,6 +122,7 @@ def test_python_runs(
     if document.parent.parent.name == "examples":
         pytest.skip("what a model wrote is not a program")
     monkeypatch.chdir(book)
+    torch.set_num_threads(1)
     for language, source in FENCED.findall(document.read_text(encoding="utf-8")):
         if language != "python":
             continue
@@ -139,6 +140,17 @@ def test_errors_of_the_page_are_those_of_the_program():
     headings = re.findall(r"^### `(.*)`$", (PAGES / "faq.md").read_text("utf-8"), re.MULTILINE)
     assert len(headings) > 10
     assert [message for message in headings if message not in joined] == []
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.rglob("*.md")), ids=lambda path: path.stem)
+def test_options_that_a_page_names_exist(page: Path):
+    known = {name for names in options().values() for row in names for name in row.split("/")}
+    known |= {"--debug", "--install-completion", "--help"}
+    text = page.read_text(encoding="utf-8")
+    if page.stem == "coming-from":  # the other columns have the words of others
+        text = "\n".join(line.rstrip("| ").rpartition("|")[2] for line in text.splitlines())
+    named = {name for code in re.findall(r"`(--?[a-z][^`]*)`", text) for name in code.split()[:1]}
+    assert named - known - {"--serve", "--nnodes"} == set()
 
 
 @pytest.fixture(scope="module")
