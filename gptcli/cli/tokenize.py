@@ -264,19 +264,29 @@ def decode(
 def _documents(
     inputs: list[str], documents: str, events: Events, **reading: Any
 ) -> Iterator[Document]:
-    """Yield the documents of the inputs; say what was left out of folders."""
+    """Yield the documents of the inputs; say what was left out of folders, and how much is read."""
     from gptcli.corpus.formats import read_documents
-    from gptcli.corpus.inputs import find_inputs, left_out_line
+    from gptcli.corpus.inputs import STDIN, find_inputs, fingerprint, left_out_line, watch_reads
     from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
     paths = find_inputs(inputs, every_suffix=reading["input_format"] != "auto")
     if line := left_out_line(paths.left_out):
         events.warn(line)
-    spelled = 0
-    for path in paths:
-        for document in read_documents(path, documents=cast("DocumentKind", documents), **reading):
-            spelled += END_OF_TEXT in document.text
-            yield document
+    total = None if STDIN in paths else sum(fingerprint(path)[0] for path in paths) / 1e6
+    spelled, done = 0, 0.0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count / 1e6
+        events.progress("read", done if total is None else min(done, total), total, "MB")
+
+    with watch_reads(read):
+        for path in paths:
+            found = read_documents(path, documents=cast("DocumentKind", documents), **reading)
+            for document in found:
+                spelled += END_OF_TEXT in document.text
+                yield document
+    events.finish("read")
     if spelled:
         events.warn(
             f"{counted(spelled, 'document')} spell{'s' * (spelled == 1)} {END_OF_TEXT}, which is "

@@ -37,6 +37,7 @@ from gptcli.corpus.coordinator import (
 )
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.pool import Runner, open_pool
+from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
@@ -236,12 +237,17 @@ def finish_slice(
     context = make_context(build, out)
     prepare_filters(build, context, events)
     splits = islice(all_input_splits(context, job.count), job.number - 1, None, job.count)
-    with open_pool(runner, build.worker_count(workers), context) as pool:
-        for _, paths in pool.map(read_split_task, splits):
+    size = build.input_bytes()
+    share = None if size is None else size // job.count
+    reading = ReadingProgress(context.work, share, events, f"part {job.number}")
+    with (
+        open_pool(runner, build.worker_count(workers), context) as pool,
+        reading.during(pool),
+    ):
+        for _, paths, name in pool.map(read_split_task, reading.hand_out(splits)):
+            reading.finish(name)
             for path in paths:
                 tally.add(read_tally(read_header(path)[0]))
-            events.progress(f"part {job.number}", tally.read, None, "documents")
-    events.finish(f"part {job.number}")
     write_json(job.done_file(out), {"documents": tally.read})
     return tally
 

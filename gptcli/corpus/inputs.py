@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -280,6 +280,46 @@ def open_raw(path: str) -> Any:
         raise InputError("no such file", where=path) from None
 
 
+_watchers: list[Callable[[int], None]] = []
+
+
+@contextlib.contextmanager
+def watch_reads(watcher: Callable[[int], None]) -> Iterator[None]:
+    """Call `watcher` with the number of bytes, as stored, of each read from inputs opened here."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+class _Watched(io.RawIOBase):
+    """Stream that tells the watchers how many bytes are read from it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        # Does not wait for more than is there: a pipe may be slow.
+        self._readinto = getattr(stream, "readinto1", None) or stream.readinto
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._readinto(buffer))
+        for watcher in _watchers:
+            watcher(count)
+        return count
+
+
 @contextlib.contextmanager
 def open_input(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
     """Open a file for reading, decompressed, at byte `start`.
@@ -291,7 +331,9 @@ def open_input(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
     compression = file_suffixes(path)[1]
     with contextlib.ExitStack() as stack:
         stream: Any = sys.stdin.buffer if path == STDIN else stack.enter_context(open_raw(path))
-        if not hasattr(stream, "peek"):
+        if _watchers:
+            stream = io.BufferedReader(_Watched(stream), BUFFER_BYTES)
+        elif not hasattr(stream, "peek"):
             stream = io.BufferedReader(stream, BUFFER_BYTES)
         if path == STDIN:
             compression = compression_of(stream.peek(START_BYTES))

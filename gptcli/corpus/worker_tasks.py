@@ -34,6 +34,7 @@ from gptcli.corpus.input_splits import (
     numbered_documents,
 )
 from gptcli.corpus.quality import load_classifier
+from gptcli.corpus.reading_progress import reported
 from gptcli.corpus.recipe import DedupMethod, SourceConfig
 from gptcli.files import read_json, write_json
 from gptcli.shards.format import TokenDtype, token_dtype
@@ -133,14 +134,14 @@ def read_split(context: WorkerContext, split: InputSplit) -> list[Path]:
         return [context.work / name for name in read_json(done)]
     source = context.sources[split.source]
     kind = "text" if context.needs_text_chunks(split.source) else "unit"
-    documents = numbered_documents(split, source.reader)
     paths = []
-    for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
-        name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
-        path = context.work / name
-        if not path.exists():
-            _make_chunk(context, split.source, group, path)
-        paths.append(path)
+    with reported(context.work, split, numbered_documents(split, source.reader)) as documents:
+        for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
+            name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
+            path = context.work / name
+            if not path.exists():
+                _make_chunk(context, split.source, group, path)
+            paths.append(path)
     write_json(done, [path.name for path in paths])
     return paths
 

@@ -181,3 +181,15 @@ def row_group_bytes(path: str) -> list[int]:
             sum(group.column(column).total_compressed_size for column in range(group.num_columns))
             for group in groups
         ]
+
+
+def parquet_rows(path: str) -> int | None:
+    """Return the number of rows of a Parquet file, or None if it is damaged or compressed again."""
+    if file_suffixes(path)[1]:
+        return None
+    pyarrow = _import_pyarrow(path)
+    with open_input(path) as stream:
+        try:
+            return int(pyarrow.parquet.read_metadata(stream).num_rows)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
+            return None
