@@ -16,6 +16,7 @@ from gptcli.corpus.formats import find_format
 from gptcli.corpus.formats.text import CUT_BYTES
 from gptcli.corpus.inputs import (
     COMPRESSED_SUFFIXES,
+    SHORT_SUFFIXES,
     STDIN,
     fingerprint,
     is_url,
@@ -94,7 +95,7 @@ class BuildConfig:
 
     def is_compressed(self) -> bool:
         """Return True if the text is larger than the files."""
-        suffixes = (*COMPRESSED_SUFFIXES, ".parquet")
+        suffixes = (*COMPRESSED_SUFFIXES, *SHORT_SUFFIXES, ".parquet", ".zip")
         return any(path.lower().endswith(suffixes) for path in self.inputs)
 
     def chunk_characters(self) -> int:

@@ -26,7 +26,15 @@ from gptcli.text.compression import (
 )
 
 STDIN = "-"
-COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+SHORT_SUFFIXES = {
+    ".tgz": (".tar", ".gz"),
+    ".tbz2": (".tar", ".bz2"),
+    ".tbz": (".tar", ".bz2"),
+    ".txz": (".tar", ".xz"),
+    ".tzst": (".tar", ".zst"),
+}
+"""Suffixes that stand for two."""
 KNOWN_SUFFIXES: dict[str, Any] = {
     ".txt": "text",
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), "jsonl"),
@@ -34,6 +42,8 @@ KNOWN_SUFFIXES: dict[str, Any] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     **dict.fromkeys((".warc", ".wet"), "warc"),
+    ".tar": "tar",
+    ".zip": "zip",
 }
 """Suffixes that a folder is searched for, with their formats; other files can be named."""
 REMOTE_REQUESTS = 16  # at the same time
@@ -43,6 +53,8 @@ REMOTE_ATTEMPTS = 3
 def file_suffixes(path: str) -> tuple[str, str]:
     """Return (kind, compression), such as (".jsonl", ".gz"); a missing suffix is ""."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
+    if suffixes and suffixes[-1] in SHORT_SUFFIXES:
+        return SHORT_SUFFIXES[suffixes[-1]]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES else ""
     return (suffixes[-1] if suffixes else ""), compression
 

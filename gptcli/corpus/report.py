@@ -118,7 +118,7 @@ def _sample(path: str, source: SourceConfig) -> _Sample:
     texts: list[str] = []
     read = characters = 0
     suffix, compression = file_suffixes(path)
-    is_packed = bool(compression) or suffix in (".parquet", ".warc")
+    is_packed = bool(compression) or suffix in (".parquet", ".warc", ".tar", ".zip")
     wanted = PACKED_CHARACTERS if is_packed else SAMPLED_CHARACTERS
     is_whole = True
 

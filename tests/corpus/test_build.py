@@ -485,7 +485,12 @@ def test_progress_tells_how_much_of_an_input_is_read(
 
     class Listener(Events):
         def progress(
-            self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
+            self,
+            task: str,
+            done: float,
+            total: float | None = None,
+            unit: str = "",
+            **facts: object,
         ) -> None:
             if task == "read":
                 heard.append((done, total, facts.get("documents", 0)))

@@ -82,8 +82,8 @@ def parquet_reader(field: str) -> Reader:
     def read(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
         pyarrow = _import_pyarrow(name)
         try:
-            compressed = file_suffixes(name)[1]
-            file = pyarrow.parquet.ParquetFile(_seekable_copy(stream) if compressed else stream)
+            whole = stream if stream.seekable() else seekable_copy(stream)
+            file = pyarrow.parquet.ParquetFile(whole)
             names = file.schema_arrow.names
             first, last = part.groups or (0, file.num_row_groups)
             group_rows = (file.metadata.row_group(group).num_rows for group in range(last))
@@ -153,10 +153,10 @@ def _import_pyarrow(name: str) -> Any:
     return pyarrow
 
 
-def _seekable_copy(stream: IO[bytes]) -> IO[bytes]:
+def seekable_copy(stream: IO[bytes]) -> IO[bytes]:
     """Return a temporary copy of a decompressed stream, deleted when it is closed.
 
-    Parquet is read from its end, and a compressed stream cannot seek.
+    Parquet and zip are read from their end, and a compressed stream cannot seek.
     """
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     with temporary_room("the file, decompressed"):
