@@ -85,6 +85,20 @@ def train(
             *(OUTPUT, "50257; gpt1: 40478"),
         ),
     ] = None,
+    pattern: Annotated[
+        str | None,
+        value(
+            "Regular expression of a word, within which pairs are merged.",
+            *("REGEX", OUTPUT, "GPT-2's"),
+        ),
+    ] = None,
+    special_token: Annotated[
+        list[str] | None,
+        value(
+            "Token beside <|endoftext|> that text never gives and a prompt may spell; repeatable.",
+            *("TOKEN", OUTPUT, False),
+        ),
+    ] = None,
     output: Annotated[
         str, options.out("File to write the tokenizer to; - is stdout.")
     ] = "tokenizer.json",
@@ -98,14 +112,19 @@ def train(
         gpt tokenize train corpus/ --vocab-size 4096 -o tokenizer.json
 
         zcat crawl.gz | gpt tokenize train - --vocab-size 32k
+
+        gpt tokenize train corpus/ --special-token "<|user|>" --special-token "<|bot|>"
     """
     from gptcli.tokenizer.gpt1 import VOCAB_SIZE, train_gpt1_tokenizer
+    from gptcli.tokenizer.tokenizer import PATTERN
     from gptcli.tokenizer.training import train_tokenizer
 
     if kind not in KINDS:
         raise UsageError(
             f"unknown kind of tokenizer {kind!r}", where="--kind", hint=nearest(kind, KINDS)
         )
+    if kind == "gpt1" and (pattern or special_token):
+        raise UsageError("--pattern and --special-token belong to the kind gpt2", where="--kind")
     if output == "-" and json:
         raise UsageError(
             "--json and -o - would both write to stdout", hint="write the tokenizer to a file"
@@ -119,7 +138,13 @@ def train(
     if kind == "gpt1":
         tokenizer: Tokenizer = train_gpt1_tokenizer(texts, vocab_size or VOCAB_SIZE, events=events)
     else:
-        tokenizer = train_tokenizer(texts, vocab_size or 50257, events=events)
+        tokenizer = train_tokenizer(
+            texts,
+            vocab_size or 50257,
+            pattern=pattern or PATTERN,
+            special=special_token or (),
+            events=events,
+        )
     if output == "-":
         print_file(tokenizer.to_json())
     else:
