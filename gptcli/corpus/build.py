@@ -26,6 +26,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from gptcli.corpus.chunks import SPLIT_RULE, Chunk, Tally, read_header, read_tally
+from gptcli.corpus.clean import stage_order
 from gptcli.corpus.config import BuildConfig, check_unchanged
 from gptcli.corpus.coordinator import (
     WORK_FOLDER,
@@ -308,12 +309,13 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 
 def _source_entry(source: SourceConfig, chunks: list[Chunk], tally: Tally) -> Source:
-    """Return the manifest entry of a source."""
+    """Return the manifest entry of a source, its dropped documents in the order of the stages."""
+    reasons = sorted(tally.dropped, key=stage_order(source))
     return Source(
         name=source.name,
         documents_in=tally.read,
         documents_kept=tally.kept,
-        dropped=dict(sorted(tally.dropped.items())),
+        dropped={reason: tally.dropped[reason] for reason in reasons},
         text_bytes=tally.text_bytes,
         tokens=sum(chunk.tokens for chunk in chunks),
         cut=tally.cut,

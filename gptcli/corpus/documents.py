@@ -54,6 +54,8 @@ class Document:
     """Encoding of the page by its HTTP header, or "" if that names none."""
     origin: int = -1
     """Position of the record that this is a part of, or -1 if it is a whole one."""
+    scores: dict[str, float] | None = None
+    """What the filters measured, by their names, if that is wanted."""
     error_kind: str = ""
     """Two or three words to count the error by; "" if the document is readable."""
     error: InputError | None = None

@@ -183,9 +183,7 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
     lines += [f"- and {hidden:,} more"] * (hidden > 0)
     left_out = getattr(inputs, "left_out", {})
     lines += [f"- left out: {count:,} {reason}" for reason, count in sorted(left_out.items())]
-    lines += ["", "| documents | |", "|---|---:|", f"| read | {source.documents_in:,} |"]
-    lines += [f"| dropped: {reason} | {count:,} |" for reason, count in source.dropped.items()]
-    lines += [f"| kept | {source.documents_kept:,} |", ""]
+    lines += ["", *_funnel(source), ""]
     if source.cut:
         lines += [
             f"{source.cut:,} of the documents kept lost text to decontamination, "
@@ -199,12 +197,30 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
             f"{source.text_bytes / source.tokens:.2f} bytes per token, "
             f"{source.tokens / source.documents_kept:,.1f} tokens per document."
         ]
-    for reason, samples in sorted(tally.samples.items()):
+    for reason in (reason for reason in source.dropped if reason in tally.samples):
+        samples = tally.samples[reason]
         lines += ["", f"Dropped as {reason}:", ""]
         lines += [
             f"    {where}: {' '.join(text.split())[:SHOWN_CHARACTERS]}" for where, text in samples
         ]
     return lines
+
+
+def _funnel(source: Source) -> list[str]:
+    """Return a table of the documents that each stage drops, in order, and of those left."""
+    read = source.documents_in
+
+    def row(name: str, count: int, left: int) -> str:
+        shares = [f"{part / read:.1%}" if read else "-" for part in (count, left)]
+        return f"| {name} | {count:,} | {shares[0]} | {left:,} | {shares[1]} |"
+
+    lines = ["| stage | documents | of all | left | of all |", "|---|---:|---:|---:|---:|"]
+    left = read
+    lines.append(row("read", read, left))
+    for reason, count in source.dropped.items():
+        left -= count
+        lines.append(row(f"dropped: {reason}", count, left))
+    return [*lines, row("kept", source.documents_kept, source.documents_kept)]
 
 
 def _mixture_lines(manifest: Manifest) -> list[str]:

@@ -93,7 +93,10 @@ def test_the_report_counts_documents_and_shows_the_mixture(
 ) -> None:
     text = report(tmp_path, manifest, byte_tokenizer, ["a.jsonl"])
     assert "### wikipedia\n\n1 input:\n\n- `a.jsonl`\n" in text
-    assert "| read | 4 |\n| dropped: blank | 1 |\n| dropped: quality | 2 |\n| kept | 1 |" in text
+    assert (
+        "| read | 4 | 100.0% | 4 | 100.0% |\n| dropped: blank | 1 | 25.0% | 3 | 75.0% |\n"
+        "| dropped: quality | 2 | 50.0% | 1 | 25.0% |\n| kept | 1 | 25.0% | 1 | 25.0% |" in text
+    )
     assert (
         text.count(
             "1 of the documents kept lost text to decontamination, which divided some and so added "
