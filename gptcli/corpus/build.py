@@ -42,6 +42,7 @@ from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
+from gptcli.corpus.text_out import write_text_out
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import claim_output, contents, empty, read_json, write_json
@@ -184,6 +185,9 @@ def finish_build(
         for source, mine, tally in zip(build.sources, chunks, tallies, strict=True)
     ]
     manifest = _make_manifest(build, shards, sources)
+    if build.text_out is not None:
+        count = write_text_out(build.text_out, context.work)
+        events.info(f"{counted(count, 'document')} -> {build.text_out}")
     build.tokenizer.save(out / "tokenizer.json")
     inputs = {source.name: source.inputs for source in build.sources}
     write_report(out, manifest, inputs, tallies, build.tokenizer)

@@ -53,6 +53,7 @@ def make_context(build: BuildConfig, out: Path) -> WorkerContext:
         chunk_characters=build.chunk_characters(),
         out=out,
         work=out / WORK_FOLDER,
+        recorded=build.recorded,
     )
 
 

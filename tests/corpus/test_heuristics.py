@@ -20,10 +20,11 @@ from gptcli.corpus.heuristics import (
 )
 from gptcli.errors import UsageError
 
-WORDS = (
-    "river stone light cloud garden window bridge paper silver morning valley winter summer copper "
-    "lantern harbor meadow timber castle market engine planet signal forest canyon island desert"
-).split()
+WORDS = [
+    *("river", "stone", "light", "cloud", "garden", "window", "bridge", "paper", "silver"),
+    *("morning", "valley", "winter", "summer", "copper", "lantern", "harbor", "meadow", "timber"),
+    *("castle", "market", "engine", "planet", "signal", "forest", "canyon", "island", "desert"),
+]
 
 
 def prose(count: int, seed: int = 0) -> list[str]:
@@ -101,7 +102,7 @@ def test_gophers_shares_of_ngrams_are_exact(size: int) -> None:
     for number in range(6):
         words += [*ngram, f"w{number:07}"]
     text = " ".join(words)
-    found = dict((rule, value) for rule, value, _ in RULES["gopher_repetition"](text))
+    found = {rule: value for rule, value, _ in RULES["gopher_repetition"](text)}
     characters = sum(map(len, ngram))
     if size <= 4:
         expected = 6 * (characters + size - 1) / len(text)
