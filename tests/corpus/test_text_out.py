@@ -27,7 +27,9 @@ ITEM = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi
 
 
 @pytest.fixture
-def build(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> BuildConfig:
+def build(
+    tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> BuildConfig:
     """Return a build of two sources: one is filtered, deduplicated and decontaminated."""
     monkeypatch.setattr(config, "CHUNK_CHARACTERS", (2000, 2000))
     monkeypatch.setattr(building, "open_pool", lambda _, count, state: InProcess(count, state))
@@ -36,8 +38,10 @@ def build(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyP
     texts = [" ".join(chance.choices(words, k=60)) for _ in range(60)]
     texts[5] = "few words"
     texts[20] = texts[3]
-    texts[30] = " ".join(chance.choices(words, k=250)) + f" {ITEM} " + " ".join(
-        chance.choices(words, k=250)
+    texts[30] = (
+        " ".join(chance.choices(words, k=250))
+        + f" {ITEM} "
+        + " ".join(chance.choices(words, k=250))
     )
     rows = [{"text": text, "url": f"http://a/{number}"} for number, text in enumerate(texts)]
     lines = [*map(json.dumps, rows), "broken", json.dumps({"text": " "})]

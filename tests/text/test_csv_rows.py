@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from itertools import pairwise
+from typing import Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +22,8 @@ def tables(draw: st.DrawFn) -> tuple[list[list[str]], list[str]]:
     cells = st.lists(CELLS, min_size=columns - 1, max_size=columns - 1)
     rows = [["id", "text", "tag"][:columns]]
     rows += [[str(number), *row] for number, row in enumerate(draw(st.lists(cells, max_size=8)))]
-    quoting = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]))
+    quotings: list[Literal[0, 1, 2]] = [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]
+    quoting = draw(st.sampled_from(quotings))
     end = draw(st.sampled_from(["\n", "\r\n"]))
     spelled = []
     for row in rows:
