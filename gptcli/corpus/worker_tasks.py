@@ -7,6 +7,7 @@ for a text chunk) are those of version 0.1.0, whose unfinished builds can be res
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.corpus.chunks import (
+    ENCODE_CHARACTERS,
     NO_MATCHES,
     Tally,
     TextChunk,
@@ -127,6 +129,7 @@ class WorkerContext:
             texts,
             self.val_fraction,
             tally,
+            ENCODE_CHARACTERS if self.tokenizer.divides else sys.maxsize,
         )
 
 

@@ -108,7 +108,9 @@ class Tokenizer:
     """Number of merges."""
     has_words: bool = False
     """True if words of the vocabulary are recognised in text before it is split."""
-    _cuts: bool = True  # a long text can be encoded in pieces
+    divides: bool = True
+    """True if the `pieces` of a long text encode to the same ids as the whole."""
+    _cuts: bool = True
     sha256: str
     """Fingerprint of ids, merges and pattern: the same for every file they are loaded from."""
 
@@ -156,6 +158,7 @@ class Tokenizer:
             token.encode() if token in special else token.translate(to_byte).encode("latin-1")
             for token in tokens
         ]
+        self.divides = self._cuts
         self._backend = Backend(models.BPE(vocab=ids, merges=list(merges)))
         self._backend.pre_tokenizer = word_splitter(pattern)
         self._backend.add_tokens([_added_token(word) for word in words])
