@@ -55,7 +55,7 @@ class Document:
     origin: int = -1
     """Position of the record that this is a part of, or -1 if it is a whole one."""
     scores: dict[str, float] | None = None
-    """What the filters measured, by their names, if that is wanted."""
+    """Measures of the filters, by their names, if they are wanted."""
     error_kind: str = ""
     """Two or three words to count the error by; "" if the document is readable."""
     error: InputError | None = None

@@ -183,13 +183,13 @@ FILTERS = ("gopher", *RULES, "c4")
 """Names of filters; "gopher" is both of Gopher's."""
 
 
-def filter_names(asked: Sequence[str]) -> list[str]:
+def filter_names(wanted: Sequence[str]) -> list[str]:
     """Return the filters that a recipe asks for, one by one.
 
     Raises UsageError if there is no such filter.
     """
     names: list[str] = []
-    for name in asked:
+    for name in wanted:
         if name not in FILTERS and ":" not in name:
             raise UsageError(
                 f"unknown filter {name!r}",

@@ -314,18 +314,23 @@ class _Watched(io.RawIOBase):
         self._readinto = getattr(stream, "readinto1", None) or stream.readinto
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True if the stream can seek."""
         return bool(self._stream.seekable())
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a position and return it."""
         return int(self._stream.seek(offset, whence))
 
     def tell(self) -> int:
+        """Return the position."""
         return int(self._stream.tell())
 
     def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` with what is there, and tell the watchers."""
         count = int(self._readinto(buffer))
         for watcher in _watchers:
             watcher(count)

@@ -1,4 +1,4 @@
-"""The documents of a build as text, with what became of each: JSON lines or Parquet.
+"""The documents of a build as text, with the fate of each: JSON lines or Parquet.
 
 While a chunk is made, its documents are recorded next to it, and the records of all chunks are put
 together in the order of the inputs at the end. As chunks do not depend on the number of workers, the
@@ -25,7 +25,7 @@ LEVEL = 3  # of zstd
 
 @dataclass(slots=True)
 class DocumentRecord:
-    """What became of a document."""
+    """Fate of a document."""
 
     number: int
     """Number within its source."""
@@ -38,7 +38,7 @@ class DocumentRecord:
     reason: str
     """Reason for which it was dropped, or "" if it was kept."""
     scores: dict[str, float]
-    """What the filters measured."""
+    """Measures of the filters."""
 
 
 def check_text_out(path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from gptcli.corpus import build as building
-from gptcli.corpus import config, reading_progress
+from gptcli.corpus import config
 from gptcli.corpus.build import (
     JobSlice,
     begin_build,
@@ -456,54 +456,6 @@ def test_progress_counts_all_documents_after_a_resume(
         finish_build(build, tmp_path / "out")
     manifest = finish_build(build, tmp_path / "out", events=heard)
     assert heard.tasks["tokenize"] == pytest.approx(manifest.sources[0].text_bytes / 1e6)
-
-
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv", "a.parquet", "a.wet"])
-def test_progress_tells_how_much_of_an_input_is_read(
-    tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """In bytes of the file as it is stored, while it is read and not only at its end."""
-    monkeypatch.setattr(reading_progress, "INTERVAL_S", 0.0)
-    monkeypatch.setattr(config, "CHUNK_CHARACTERS", (1 << 22, 1 << 22))
-    lines = ["".join(random.choices("abcdef", k=800)) for _ in range(600)]
-    path = tmp_path / name
-    if name == "a.parquet":
-        parquet = pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(pytest.importorskip("pyarrow").table({"text": lines}), path)
-    elif name == "a.csv":
-        path.write_text("\n".join(["text", *lines]))
-    elif name == "a.wet":
-        head = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 800\r\n\r\n"
-        path.write_text("".join(f"{head}{line}\r\n\r\n" for line in lines), newline="")
-    else:
-        rows = [json.dumps({"text": line}) + "\n" for line in lines]
-        path.write_bytes(gzip.compress("".join(rows).encode()))
-    build = BuildConfig(
-        sources=[SourceConfig(inputs=[str(path)])], tokenizer=byte_tokenizer, val_fraction=0.0
-    )
-    heard: list[tuple[float, float | None, object]] = []
-
-    class Listener(Events):
-        def progress(
-            self,
-            task: str,
-            done: float,
-            total: float | None = None,
-            unit: str = "",
-            **facts: object,
-        ) -> None:
-            if task == "read":
-                heard.append((done, total, facts.get("documents", 0)))
-
-    begin_build(build, tmp_path / "out", resume=False, force=False)
-    finish_build(build, tmp_path / "out", events=Listener())
-    size = path.stat().st_size / 1e6
-    steps = [done for done, _, _ in heard]
-    assert steps == sorted(steps)
-    assert {total for _, total, _ in heard} == {size}
-    assert steps[-1] == pytest.approx(size, rel=0.02)
-    assert heard[-1][2] == len(lines)
-    assert len({(done, documents) for done, _, documents in heard}) > 4
 
 
 def test_a_large_vocabulary_is_written_in_uint32(build: BuildConfig, tmp_path: Path) -> None:
