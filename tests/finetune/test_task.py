@@ -232,7 +232,7 @@ def test_a_file_of_another_format_is_answered_with_an_example_of_a_line(folder: 
         ("a.csv", b'text,label\n"a, b",1\nc,0\n'),
         ("a.tsv", b"text\tlabel\na, b\t1\nc\t0\n"),
         ("a.json", b'[{"text": "a, b", "label": 1}, {"text": "c", "label": 0}]'),
-        ("a.csv.gz", gzip.compress(b'text,label\n"a, b",1\nc,0\n')),
+        ("a.csv.gz", gzip.compress(b'text,label\n"a, b",1\nc,0\n', mtime=0)),
     ],
 )
 def test_examples_may_be_in_a_table(folder: Path, name: str, content: bytes) -> None:
