@@ -60,6 +60,7 @@ from gptcli.shards.manifest import (
 )
 from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
+MAX_EPOCHS = 16  # of a source, before a warning
 SLICES = "parts"  # key of the resume record: number of slices
 
 
@@ -185,6 +186,13 @@ def finish_build(
         for source, mine, tally in zip(build.sources, chunks, tallies, strict=True)
     ]
     manifest = _make_manifest(build, shards, sources)
+    for source in manifest.sources:
+        if source.epochs > MAX_EPOCHS:
+            events.warn(
+                f"the training tokens of {source.name} would be read {source.epochs:.3g} times: "
+                f"beyond {MAX_EPOCHS} a repetition teaches next to nothing (Muennighoff et al. 2023); "
+                "lower its weight, or add documents"
+            )
     if build.text_out is not None:
         count = write_text_out(build.text_out, context.work)
         events.info(f"{counted(count, 'document')} -> {build.text_out}")
