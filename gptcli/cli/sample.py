@@ -21,6 +21,7 @@ from gptcli.cli.options import (
     declaring,
     flag,
     out,
+    quantity,
     read_option,
     read_options,
     readers,
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.sampler import Sampler
 
-CHOOSING, PROMPTS = "Choosing tokens", "Prompts"
+CHOOSING, PROMPTS, SERVER = "Choosing tokens", "Prompts", "Server"
+BATCH_SIZE, SERVED_BATCH_SIZE = 8, 16
+HOST, PORT, KEY_VARIABLE = "127.0.0.1", 8000, "GPT_API_KEY"
 # pairs of options that cannot be combined
 CONFLICTS = (
     ("--beam", "--best-of"),
@@ -95,7 +98,9 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
         "Precision of matrix products: fp32, bf16 or auto, which is bf16 on a GPU that supports "
         "it; in bf16, a text may depend on the number of samples.", "KIND"),
     "quantize": Option(MACHINE, "none", "Quantization of the weights: none or int8.", "KIND"),
-    "batch_size": Option(MACHINE, "8", "Samples of --prompts to generate at once."),
+    "batch_size": Option(
+        MACHINE, "8, or 16 with --serve",
+        "Samples to generate at once with --prompts or, of each model, with --serve."),
 }
 # fmt: on
 DEFAULTS: dict[str, Any] = {
@@ -108,7 +113,6 @@ DEFAULTS: dict[str, Any] = {
             "device",
             "precision",
             "quantize",
-            "batch_size",
         )
     },
     "stop": [],
@@ -135,7 +139,8 @@ def sample(
         typer.Argument(
             metavar="PROMPT",
             show_default=False,
-            help="Text to continue; - or a pipe reads stdin. An empty prompt starts from end-of-text.",
+            help="Text to continue; - or a pipe reads stdin. An empty prompt starts from "
+            "end-of-text. With --serve, a second run, to compare.",
         ),
     ] = None,
     interactive: Annotated[
@@ -193,6 +198,33 @@ def sample(
         ),
     ] = None,
     config: Annotated[Path | None, shared("config", None, False)] = None,
+    serve: Annotated[
+        bool,
+        flag(
+            "--serve",
+            "Serve the model to a browser, and to programs through OpenAI's completions API.",
+            SERVER,
+        ),
+    ] = False,
+    host: Annotated[
+        str | None,
+        value(
+            "Address to listen on, such as 0.0.0.0 for all of this machine; one that other "
+            "machines can reach needs a key.",
+            *("ADDRESS", SERVER, HOST),
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, quantity("port", "Port to listen on; 0 takes any free one.", SERVER, str(PORT))
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        value(
+            f"Key that requests must contain; the environment variable {KEY_VARIABLE} hides it "
+            "from other users of this machine.",
+            *("KEY", SERVER, False),
+        ),
+    ] = None,
     **options: Any,
 ) -> None:
     """Continue a prompt with a trained model, and stream the text.
@@ -207,17 +239,18 @@ def sample(
         gpt sample runs/350M "Once upon a time" --max-tokens 100
 
         gpt sample runs/350M --preset gpt3 "The meaning of life is"
+
+        gpt sample runs/350M --serve
     """
     # 2 MB pages for weights and cache, which are read 10 % faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if prompt is not None and not run.exists() and Path(prompt).is_dir():
+    if prompt is not None and not run.exists() and Path(prompt).is_dir() and not serve:
         line = shlex.join(["gpt", "sample", prompt, str(run)])
         raise UsageError("the run comes before the prompt", where=run, hint=line)
     from gptcli.sampling.batch import PromptParts
     from gptcli.sampling.params import sampling_params
 
     values = resolve(options, config)
-    params = sampling_params(values)
     used = {
         "--beam": "beam" in values,
         "--best-of": "best_of" in values,
@@ -226,6 +259,26 @@ def sample(
         "-i": interactive,
         "--json": as_json,
     }
+    if serve:
+        parts_given = {
+            "--instruction": instruction, "--example": example, "--title": title,
+            "--subtitle": subtitle, "--article": article, "-o": output, "--resume": resume,
+            "--force": force,
+        }  # fmt: skip
+        of_requests = {"--" + name.replace("_", "-") for name in _of_requests(options, config)}
+        _refuse_with_serve(
+            [*(name for name, given in (used | parts_given).items() if given), *sorted(of_requests)]
+        )
+        runs = [run] if prompt is None else [run, Path(prompt)]
+        _serve(runs, values, host or HOST, PORT if port is None else port, api_key)
+        return
+    if alone := [
+        name
+        for name, given in {"--host": host, "--port": port, "--api-key": api_key}.items()
+        if given is not None
+    ]:
+        raise UsageError(f"{alone[0]} needs --serve", hint="gpt sample RUN --serve")
+    params = sampling_params(values)
     check_conflicts({name for name, is_used in used.items() if is_used}, values["num_samples"])
     _check_output(prompts, output, is_used=output is not None or resume or force)
     parts = PromptParts(instruction, example or [], title, subtitle, article or [])
@@ -272,6 +325,49 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
             hint=r"for the end of a line: --stop $'\n'",
         )
     return resolved.values
+
+
+def _of_requests(options: Mapping[str, Any], config: Path | None) -> set[str]:
+    """Return the names of the options given that a request to the server sets itself."""
+    from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
+    given = {name for name, typed in options.items() if typed not in (None, False, [])}
+    return {*given, *from_file} - {"checkpoint", "device", "precision", "quantize", "batch_size"}
+
+
+def _refuse_with_serve(used: list[str]) -> None:
+    if used:
+        raise UsageError(
+            f"{used[0]} cannot be combined with --serve",
+            hint="each request contains its own prompt and options, and so does the page",
+        )
+
+
+def _serve(
+    runs: list[Path], values: dict[str, Any], host: str, port: int, api_key: str | None
+) -> None:
+    """Load the runs and serve them until the process ends."""
+    from gptcli.serving.server import is_loopback, listen, require_server, serve
+
+    require_server()
+    api_key = os.environ.get(KEY_VARIABLE) or None if api_key is None else api_key
+    if api_key is None and not is_loopback(host):
+        raise UsageError(
+            "other machines could use the server: it needs a key",
+            where="--host",
+            hint=f"set the environment variable {KEY_VARIABLE}, or give --api-key",
+        )
+    if len(runs) > 1 and "checkpoint" in values:
+        raise UsageError(
+            "--checkpoint cannot be combined with two runs",
+            hint="name the checkpoint's folder as the run: RUN/checkpoints/step-...",
+        )
+    with contextlib.closing(listen(host, port)) as listening:
+        from gptcli.sampling.load import load
+
+        events = ConsoleEvents()
+        models = [(run, load(run, **_load_options(values), events=events)) for run in runs]
+        batch_size = values.get("batch_size", SERVED_BATCH_SIZE)
+        serve(models, listening, batch_size=batch_size, api_key=api_key, events=events)
 
 
 def check_conflicts(used: set[str], num_samples: int) -> None:
@@ -389,7 +485,7 @@ def _sample_file(
         num_samples=values["num_samples"],
         stops=tuple(values["stop"]),
         seed=values["seed"],
-        batch_size=values["batch_size"],
+        batch_size=values.get("batch_size", BATCH_SIZE),
     )
     sample_file(
         run,
