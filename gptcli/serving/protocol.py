@@ -303,10 +303,10 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
         if len(tokens) + max_tokens > n_ctx:
             which = f"prompt {index}" if len(prompts) > 1 else "the prompt"
             left = n_ctx - max_tokens
-            fit = f"{left:,} fit beside them" if left > 0 else "no prompt fits beside them"
+            todo = f"shorten the prompt to {left:,}, or lower max_tokens"
             raise ApiError(
-                f"{which} has {len(tokens):,} tokens, and max_tokens is {max_tokens:,}: of the "
-                f"model's context of {n_ctx:,} tokens {fit}",
+                f"{which} has {len(tokens):,} tokens and max_tokens is {max_tokens:,}, but the "
+                f"model's context has only {n_ctx:,}: {todo if left > 0 else 'lower max_tokens'}",
                 param="prompt" if len(tokens) > n_ctx else "max_tokens",
                 code="context_length_exceeded",
             )

@@ -143,7 +143,7 @@ def serve(
     for one in named:
         config = one.loaded.model.config
         events.info(
-            f"{one.id}: {amount(config.parameters())} parameters, context {config.n_ctx:,}, "
+            f"{one.id}: {amount(config.parameters)} parameters, context {config.n_ctx:,}, "
             f"{one.loaded.precision} on {one.loaded.device}"
         )
     if len({one.loaded.tokenizer.sha256 for one in named}) > 1:
@@ -229,7 +229,8 @@ def application(
         if api_key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), api_key.encode())
+        # starlette reads the bytes of a header as latin-1
+        right = hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode())
         if scheme.lower() != "bearer" or not right:
             raise ApiError(
                 'a key is needed: the header "Authorization: Bearer KEY" with the key that the '
