@@ -18,9 +18,11 @@ from starlette.testclient import TestClient
 from gptcli.evals.loglikelihood import score
 from gptcli.sampling.generate import generate
 from gptcli.sampling.params import SamplingParams
-from gptcli.serving.protocol import ServedModel, find_model, serve_names, token_text
+from gptcli.serving.protocol import FIELDS, ServedModel, find_model, serve_names, token_text
 from gptcli.serving.scheduler import Scheduler
 from gptcli.serving.server import application
+from tests.examples.test_formats import DOCUMENTED, check
+from tests.golden.surface import keys
 from tests.serving.conftest import loaded
 
 
@@ -305,6 +307,14 @@ def test_models_have_names_of_their_own(client: TestClient, served: list[ServedM
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
     assert "this server has run" in answer.json()["error"]["message"]
+
+
+def test_fields_are_those_of_the_document(client: TestClient) -> None:
+    assert DOCUMENTED["Request of /v1/completions"] - {"<|endoftext|>"} == {*FIELDS}
+    made = complete(client, prompt="a", logprobs=1)
+    [choice] = made["choices"]
+    choice["logprobs"]["top_logprobs"] = [{"a": 1}]
+    check("Response of /v1/completions", {*keys(made)})
 
 
 def test_two_models_share_the_thread(served: list[ServedModel]) -> None:
