@@ -269,6 +269,14 @@ def sample(
         _refuse_with_serve(
             [*(name for name, given in (used | parts_given).items() if given), *sorted(of_requests)]
         )
+        if prompt is not None and not (prompt and Path(prompt).is_dir()):
+            is_port = prompt.isdecimal()
+            raise UsageError(
+                f"{prompt!r} is not a folder: with --serve, a second run may follow the first",
+                hint=f"to choose the port: --port {prompt}"
+                if is_port
+                else "the prompt is written in the page, or is part of a request",
+            )
         runs = [run] if prompt is None else [run, Path(prompt)]
         _serve(runs, values, host or HOST, PORT if port is None else port, api_key)
         return

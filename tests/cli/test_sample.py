@@ -465,8 +465,11 @@ def test_memory_settings_of_the_user_are_kept(run: Path, monkeypatch: pytest.Mon
         (["--port", "70000"], "out of range"),
         (["--api-key", ""], "the value is empty"),
         (["--checkpoint", "1", "--port", "0"], "no checkpoint of step 1"),
-        (["other", "--checkpoint", "1"], "cannot be combined with two runs"),
-        (["nothing", "--port", "0"], "no such"),
+        ([".", "--checkpoint", "1"], "cannot be combined with two runs"),
+        (["Once upon a time"], "'Once upon a time' is not a folder"),
+        ([""], "'' is not a folder"),
+        (["8001"], "'8001' is not a folder"),
+        (["a", "b"], "--serve takes one run, or two to compare"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
