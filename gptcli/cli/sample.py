@@ -21,13 +21,13 @@ from gptcli.cli.options import (
     declaring,
     flag,
     out,
-    quantity,
     read_option,
     read_options,
     readers,
     shared,
     value,
 )
+from gptcli.cli.serve import ApiKey, Host, Port, ServeFlag, ServerOptions, load_options
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.interrupts import Cleanup, Raise, write
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.sampler import Sampler
 
-CHOOSING, PROMPTS, SERVER = "Choosing tokens", "Prompts", "Server"
-BATCH_SIZE, SERVED_BATCH_SIZE = 8, 16
-HOST, PORT, KEY_VARIABLE = "127.0.0.1", 8000, "GPT_API_KEY"
+CHOOSING, PROMPTS = "Choosing tokens", "Prompts"
+BATCH_SIZE = 8
 # pairs of options that cannot be combined
 CONFLICTS = (
     ("--beam", "--best-of"),
@@ -198,33 +197,10 @@ def sample(
         ),
     ] = None,
     config: Annotated[Path | None, shared("config", None, False)] = None,
-    serve: Annotated[
-        bool,
-        flag(
-            "--serve",
-            "Serve the model to a browser, and to programs through OpenAI's completions API.",
-            SERVER,
-        ),
-    ] = False,
-    host: Annotated[
-        str | None,
-        value(
-            "Address to listen on, such as 0.0.0.0 for all of this machine; one that other "
-            "machines can reach needs a key.",
-            *("ADDRESS", SERVER, HOST),
-        ),
-    ] = None,
-    port: Annotated[
-        int | None, quantity("port", "Port to listen on; 0 takes any free one.", SERVER, str(PORT))
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        value(
-            f"Key that requests must contain; the environment variable {KEY_VARIABLE} hides it "
-            "from other users of this machine.",
-            *("KEY", SERVER, False),
-        ),
-    ] = None,
+    serve: ServeFlag = False,
+    host: Host = None,
+    port: Port = None,
+    api_key: ApiKey = None,
     **options: Any,
 ) -> None:
     """Continue a prompt with a trained model, and stream the text.
@@ -259,33 +235,24 @@ def sample(
         "-i": interactive,
         "--json": as_json,
     }
+    server = ServerOptions(host, port, api_key)
     if serve:
-        parts_given = {
-            "--instruction": instruction, "--example": example, "--title": title,
-            "--subtitle": subtitle, "--article": article, "-o": output, "--resume": resume,
+        used |= {
+            "--instruction": instruction is not None,
+            "--example": bool(example),
+            "--title": title is not None,
+            "--subtitle": subtitle is not None,
+            "--article": bool(article),
+            "-o": output is not None,
+            "--resume": resume,
             "--force": force,
-        }  # fmt: skip
-        of_requests = {"--" + name.replace("_", "-") for name in _of_requests(options, config)}
-        _refuse_with_serve(
-            [*(name for name, given in (used | parts_given).items() if given), *sorted(of_requests)]
-        )
-        if prompt is not None and not (prompt and Path(prompt).is_dir()):
-            is_port = prompt.isdecimal()
-            raise UsageError(
-                f"{prompt!r} is not a folder: with --serve, a second run may follow the first",
-                hint=f"to choose the port: --port {prompt}"
-                if is_port
-                else "the prompt is written in the page, or is part of a request",
-            )
-        runs = [run] if prompt is None else [run, Path(prompt)]
-        _serve(runs, values, host or HOST, PORT if port is None else port, api_key)
+        }
+        from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
+        given = {*read_options(OPTIONS, options), *from_file}
+        server.refuse([*(name for name, is_used in used.items() if is_used)], given)
+        server.start(run, prompt, values)
         return
-    if alone := [
-        name
-        for name, given in {"--host": host, "--port": port, "--api-key": api_key}.items()
-        if given is not None
-    ]:
-        raise UsageError(f"{alone[0]} needs --serve", hint="gpt sample RUN --serve")
+    server.require_serve()
     params = sampling_params(values)
     check_conflicts({name for name, is_used in used.items() if is_used}, values["num_samples"])
     _check_output(prompts, output, is_used=output is not None or resume or force)
@@ -333,49 +300,6 @@ def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
             hint=r"for the end of a line: --stop $'\n'",
         )
     return resolved.values
-
-
-def _of_requests(options: Mapping[str, Any], config: Path | None) -> set[str]:
-    """Return the names of the options given that a request to the server sets itself."""
-    from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
-    given = {name for name, typed in options.items() if typed not in (None, False, [])}
-    return {*given, *from_file} - {"checkpoint", "device", "precision", "quantize", "batch_size"}
-
-
-def _refuse_with_serve(used: list[str]) -> None:
-    if used:
-        raise UsageError(
-            f"{used[0]} cannot be combined with --serve",
-            hint="each request contains its own prompt and options, and so does the page",
-        )
-
-
-def _serve(
-    runs: list[Path], values: dict[str, Any], host: str, port: int, api_key: str | None
-) -> None:
-    """Load the runs and serve them until the process ends."""
-    from gptcli.serving.server import is_loopback, listen, require_server, serve
-
-    require_server()
-    api_key = os.environ.get(KEY_VARIABLE) or None if api_key is None else api_key
-    if api_key is None and not is_loopback(host):
-        raise UsageError(
-            "other machines could use the server: it needs a key",
-            where="--host",
-            hint=f"set the environment variable {KEY_VARIABLE}, or give --api-key",
-        )
-    if len(runs) > 1 and "checkpoint" in values:
-        raise UsageError(
-            "--checkpoint cannot be combined with two runs",
-            hint="name the checkpoint's folder as the run: RUN/checkpoints/step-...",
-        )
-    with contextlib.closing(listen(host, port)) as listening:
-        from gptcli.sampling.load import load
-
-        events = ConsoleEvents()
-        models = [(run, load(run, **_load_options(values), events=events)) for run in runs]
-        batch_size = values.get("batch_size", SERVED_BATCH_SIZE)
-        serve(models, listening, batch_size=batch_size, api_key=api_key, events=events)
 
 
 def check_conflicts(used: set[str], num_samples: int) -> None:
@@ -427,7 +351,7 @@ def _load_sampler(
     from gptcli.sampling.sampler import Sampler, load_draft
 
     events = ConsoleEvents()
-    loaded = load(run, **_load_options(values), events=events)
+    loaded = load(run, **load_options(values), events=events)
     machine = {name: values[name] for name in ("device", "precision")}
     return Sampler(
         loaded=loaded,
@@ -439,13 +363,6 @@ def _load_sampler(
         beam=values.get("beam"),
         best_of=values.get("best_of"),
     )
-
-
-def _load_options(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "checkpoint": values.get("checkpoint"),
-        **{name: values[name] for name in ("device", "precision", "quantize")},
-    }
 
 
 def _sample_prompt(
@@ -500,7 +417,7 @@ def _sample_file(
         prompts,
         job,
         out,
-        **_load_options(values),
+        **load_options(values),
         resume=resume,
         force=force,
         events=ConsoleEvents(),

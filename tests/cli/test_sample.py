@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -452,72 +451,3 @@ def test_memory_settings_of_the_user_are_kept(run: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv(name)
     sample(run, "some", "--max-tokens", 1)
     assert os.environ[name] == "1"
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--temperature", "1"], "--temperature cannot be combined with --serve"),
-        (["--json"], "--json cannot be combined with --serve"),
-        (["--example", "a"], "--example cannot be combined with --serve"),
-        (["--config", "serve.toml"], "--top-p cannot be combined with --serve"),
-        (["--host", "0.0.0.0"], "it needs a key"),
-        (["--port", "70000"], "out of range"),
-        (["--api-key", ""], "the value is empty"),
-        (["--checkpoint", "1", "--port", "0"], "no checkpoint of step 1"),
-        ([".", "--checkpoint", "1"], "cannot be combined with two runs"),
-        (["Once upon a time"], "'Once upon a time' is not a folder"),
-        ([""], "'' is not a folder"),
-        (["8001"], "'8001' is not a folder"),
-        (["a", "b"], "--serve takes one run, or two to compare"),
-    ],
-    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
-)
-def test_serve_refuses_what_a_request_says_and_what_is_not_there(
-    run: Path, words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("serve.toml").write_text("top-p = 0.9\n")
-    with pytest.raises(GptError, match=says) as caught:
-        sample(run, *words, "--serve")
-    assert caught.value.exit_code == 2
-
-
-def test_options_of_the_server_need_it(run: Path) -> None:
-    for words in (["--host", "::1"], ["--port", "80"], ["--api-key", "k"]):
-        with pytest.raises(GptError, match=f"{words[0]} needs --serve"):
-            sample(run, *words)
-
-
-def test_a_key_of_the_environment_is_a_key(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptcli.serving import server
-
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(server, "serve", lambda models, listening, **options: calls.append(options))
-    sample(run, "--serve", "--port", 0)
-    monkeypatch.setenv("GPT_API_KEY", "k")
-    sample(run, run, "--serve", "--port", 0, "--host", "0.0.0.0", "--batch-size", 3)
-    assert [(one["api_key"], one["batch_size"]) for one in calls] == [(None, 16), ("k", 3)]
-    with socket.create_server(("127.0.0.1", 0)) as used:
-        port = used.getsockname()[1]
-        with pytest.raises(GptError, match=f"port {port} of 127.0.0.1 is in use") as caught:
-            sample(run, "--serve", "--port", port)
-    assert caught.value.exit_code == 2
-
-
-def test_ctrl_c_ends_the_server_at_once(run: Path) -> None:
-    """While a client waits in a stream that never ends by itself soon."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gptcli", "sample", str(run), "--serve", "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    ready = next(line for line in process.stderr if "is ready" in line)
-    port = int(ready.split()[0].rsplit(":", 1)[1])
-    with socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(HANG_S) == 130
-        assert process.stderr.read() == "gpt: interrupted\n"
