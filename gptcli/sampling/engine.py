@@ -91,7 +91,7 @@ class Engine:
         while (first := len(logits)) < len(order):
             count = max(1, PREFILL_TOKENS // len(prompts[order[first]]))
             chosen = order[first : first + count]
-            pass_rows, pass_prompts = ([part[i] for i in chosen] for part in (rows, prompts))
+            pass_rows, pass_prompts = [rows[i] for i in chosen], [prompts[i] for i in chosen]
             x_BTC = self._prefill(pass_rows, pass_prompts)
             last_B = torch.tensor([len(prompt) - 1 for prompt in pass_prompts], device=self.device)
             row_B = torch.arange(len(chosen), device=self.device)

@@ -277,9 +277,11 @@ def read_request(body: bytes, models: Sequence[ServedModel]) -> CompletionReques
 def _checked(fields: Json, number: int, served: ServedModel) -> CompletionRequest:
     """Return the request of fields that are valid, each by itself. Raises ApiError and UsageError."""
     tokenizer, n_ctx = served.loaded.tokenizer, served.loaded.model.config.n_ctx
-    n, echo, logprobs = fields.get("n", 1), fields.get("echo", False), fields.get("logprobs")
-    best_of, stream = fields.get("best_of", n), fields.get("stream", False)
-    max_tokens = fields.get("max_tokens", DEFAULT_MAX_TOKENS)
+    n: int = fields.get("n", 1)
+    best_of: int = fields.get("best_of", n)
+    max_tokens: int = fields.get("max_tokens", DEFAULT_MAX_TOKENS)
+    logprobs: int | None = fields.get("logprobs")
+    echo, stream = fields.get("echo", False), fields.get("stream", False)
     if best_of < n:
         raise ApiError(f"best_of is {best_of}, and n {n}: it must be at least n", param="best_of")
     if stream and best_of > n:
@@ -396,7 +398,7 @@ def _is_id(value: object) -> bool:
 
 def response(request: CompletionRequest) -> Json:
     """Return the response to a request whose samples are complete."""
-    choices = []
+    choices: list[Json] = []
     for first in range(0, len(request.rows), request.best_of):
         rows = request.rows[first : first + request.best_of]
         if request.best_of > request.n:

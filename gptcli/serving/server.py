@@ -141,9 +141,9 @@ def serve(
     host, port = listening.getsockname()[:2]
     local = is_loopback(host)
     for one in named:
-        config = one.loaded.model.config
+        shape = one.loaded.model.config
         events.info(
-            f"{one.id}: {amount(config.parameters)} parameters, context {config.n_ctx:,}, "
+            f"{one.id}: {amount(shape.parameters)} parameters, context {shape.n_ctx:,}, "
             f"{one.loaded.precision} on {one.loaded.device}"
         )
     if len({one.loaded.tokenizer.sha256 for one in named}) > 1:
@@ -233,8 +233,8 @@ def application(
         right = hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode())
         if scheme.lower() != "bearer" or not right:
             raise ApiError(
-                'a key is needed: the header "Authorization: Bearer KEY" with the key that the '
-                "server was started with",
+                f"{'the key is wrong' if given else 'a key is needed'}: send the header "
+                '"Authorization: Bearer KEY" with the key that the server was started with',
                 status=401,
                 code="invalid_api_key",
             )

@@ -119,6 +119,7 @@ def test_scores_of_a_prompt_are_those_of_gpt_eval(
     """As lm-evaluation-harness asks: token ids, echo, and one more token, which it drops."""
     model, tokenizer = served[0].loaded.model, served[0].loaded.tokenizer
     texts = ["def wrap(self, text):", "naïve café, 日本語", "x"]
+    assert tokenizer.eot_id is not None
     prompts = [[tokenizer.eot_id, *tokenizer.encode(text)] for text in texts]
     expected = score(model, prompts, [len(prompt) - 1 for prompt in prompts])
     for max_tokens in (0, 1):

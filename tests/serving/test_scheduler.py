@@ -74,7 +74,7 @@ def test_what_shares_the_batch_has_no_effect(
         jobs: list[Job] = []
         for _ in range(data.draw(st.integers(1, 6), "requests")):
             prompt = data.draw(st.lists(st.integers(0, 399), min_size=1, max_size=30), "prompt")
-            options = {
+            options: dict[str, Any] = {
                 "params": data.draw(st.sampled_from(kinds), "parameters"),
                 "max_tokens": data.draw(st.integers(1, 20), "max tokens"),
                 "top": data.draw(st.sampled_from([None, 0, 3]), "top"),

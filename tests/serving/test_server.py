@@ -106,9 +106,14 @@ def test_key(served: list[ServedModel], scheduler: Scheduler) -> None:
     app = application(served, scheduler, api_key="geheim ü")
     there = TestClient(app, base_url="http://localhost")
     assert there.get("/").status_code == 200  # the page asks for the key
-    for given in ({}, {"Authorization": "Bearer other"}, {"Authorization": "geheim"}):
+    for given, says in (
+        ({}, "a key is needed"),
+        ({"Authorization": "Bearer other"}, "the key is wrong"),
+        ({"Authorization": "geheim"}, "a key is needed"),
+    ):
         answer = there.get("/v1/models", headers=given)
         assert answer.status_code == 401
+        assert says in answer.json()["error"]["message"]
         error = answer.json()["error"]
         assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
     right = {b"Authorization": "Bearer geheim ü".encode()}
