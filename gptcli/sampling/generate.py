@@ -186,8 +186,8 @@ def generate_sequences(
     while loop.running:
         for sequence in loop.step():
             yield sequence
-            if (following := next(source, None)) is not None:
-                loop.join(following)
+            if (next_sequence := next(source, None)) is not None:
+                loop.join(next_sequence)
 
 
 class DecodeLoop:
