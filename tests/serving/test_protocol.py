@@ -18,7 +18,16 @@ from starlette.testclient import TestClient
 from gptcli.evals.loglikelihood import score
 from gptcli.sampling.generate import generate
 from gptcli.sampling.params import SamplingParams
-from gptcli.serving.protocol import FIELDS, ServedModel, find_model, serve_names, token_text
+from gptcli.serving.protocol import (
+    FIELDS,
+    ServedModel,
+    Stream,
+    find_model,
+    read_request,
+    response,
+    serve_names,
+    token_text,
+)
 from gptcli.serving.scheduler import Scheduler
 from gptcli.serving.server import application
 from tests.examples.test_formats import DOCUMENTED, check
@@ -182,6 +191,32 @@ def test_a_stream_has_the_same_content(client: TestClient, echo: bool) -> None:
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"] == whole["usage"]
     assert joined(chunks) == whole["choices"]
+
+
+@settings(max_examples=60)
+@given(
+    text=st.text(st.sampled_from("xy-é日🙂"), min_size=1, max_size=9),
+    stops=st.lists(st.sampled_from(["xy", "é-", "yx-", "日"]), max_size=2), echo=st.booleans(),
+)  # fmt: skip
+def test_chunks_after_every_token_make_the_whole(
+    served: list[ServedModel], text: str, stops: list[str], echo: bool
+) -> None:
+    """The samples are fed by hand, byte by byte, so that every state of a stream is seen."""
+    tokenizer = served[0].loaded.tokenizer
+    byte_of = {tokenizer.decode_bytes([token])[0]: token for token in range(256)}
+    fields = {"prompt": "é-", "stop": stops, "echo": echo, "max_tokens": len(text.encode())}
+    body = json.dumps({**fields, "stream": True, "logprobs": 0, "n": 2}).encode()
+    request = read_request(body, served)
+    stream = Stream(request)
+    chunks = list(stream.chunks())
+    assert chunks == []
+    for byte in text.encode():
+        for row in request.rows:
+            if not row.done:
+                row.append(byte_of[byte], -1.5)
+                chunks += stream.chunks()
+    assert joined(chunks) == response(request)["choices"]
+    assert list(stream.chunks()) == []
 
 
 def test_empty_prompt_is_end_of_text_and_not_part_of_the_text(client: TestClient) -> None:
