@@ -141,7 +141,7 @@ COUNTS: dict[str, tuple[int, int]] = {
     "stop_early": (0, 10**9), "samples": (0, 10**6),
     "shard_tokens": (1, 2**31 - 1), "mixture_tokens": (1, MAX_RUN_TOKENS),
     "num_samples": (1, 10**6), "max_tokens": (1, 10**9), "top_k": (1, 10**9), "beam": (1, 10_000),
-    "best_of": (1, 10**6),
+    "best_of": (1, 10**6), "port": (0, 65535),
     "shots": (0, 10**6), "limit": (1, 10**12), "stride": (1, MAX_CONTEXT_TOKENS),
 }  # fmt: skip
 NUMBERS: dict[str, Number] = {
