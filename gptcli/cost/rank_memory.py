@@ -63,6 +63,8 @@ class StepConfig:
     """Fused attention writes no scores. On a CPU with dropout PyTorch writes them."""
     piece: int = PIECE
     """Vocabulary entries per product of the head: 3,200 on a CPU."""
+    head_kernel: bool = False
+    """The loss is that of the kernel for CPUs, in 16 bits (`gptcli.kernels.head_kernel`)."""
     schedule: PipelineSchedule = "1f1b"
     """Pipeline schedule, one of `memory.SCHEDULES`."""
     whole_logits: bool = False
@@ -287,6 +289,8 @@ def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) ->
         min(tokens, max(1, CHUNK_BYTES // (e * entries))),
         entries % work.piece or work.piece,
     )
+    if work.head_kernel:  # exponentials alone
+        return 2 * rows * entries
     # exponentials of all blocks are kept; logits and differences exist for the current block only
     return rows * max(e * entries + (10 if e == 2 else 8) * last, 12 * min(entries, work.piece))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from gptcli.cost.cpu import STEP_SECONDS, UTILISATION
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
@@ -32,9 +33,6 @@ from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES
 from gptcli.trainer.schedule import Schedule
 
-# share of the rate of a single matrix product that a training step on a CPU reaches: low, high
-UTILISATION = (0.15, 0.75)
-STEP_SECONDS = (0.003, 0.03)  # constant part of a step on a CPU: low, high
 PROBE = (512, 1024)  # rows and maximum width of the matrix product that is timed
 PROBE_SECONDS = 0.01  # minimum CPU time of each of five measurements
 
