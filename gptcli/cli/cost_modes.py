@@ -25,8 +25,9 @@ from gptcli.cli.cost_report import (
 )
 from gptcli.cli.options import option
 from gptcli.cost.cluster import affordable
+from gptcli.cost.cpu import NAME as CPU
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import hourly_price
+from gptcli.cost.hardware import Precision, hourly_price
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
 from gptcli.cost.options import (
     DEFAULT_N_CTX,
@@ -70,7 +71,31 @@ TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")  # the shard
 def hardware_options(options: dict[str, Any]) -> HardwareOptions:
     """Return the options of GPUs and layout."""
     names = (*HARDWARE_FIELDS, *LAYOUT_FIELDS, "hours")
-    return HardwareOptions(**{name: options[name] for name in names if name in options})
+    given = {name: options[name] for name in names if name in options}
+    if options.get("gpu", "").lower() == CPU:
+        given |= _this_machine(options)
+    return HardwareOptions(**given)
+
+
+def _this_machine(options: dict[str, Any]) -> dict[str, Any]:
+    """Return this machine's processor, and the precision that it was measured in.
+
+    Raises UsageError for a mode that compares or divides GPUs.
+    """
+    for mode in ("plan", "table", "budget"):
+        if mode in options:
+            raise UsageError(
+                f"{option(mode)} cannot be combined with {option('gpu')} cpu",
+                hint="name a --size: --gpu cpu prices one model on this machine",
+            )
+    # PyTorch measures it: imported for this device alone
+    from gptcli.runtime import processor
+    from gptcli.trainer.machine import this_cpu
+
+    usual = "bf16" if {"avx512_bf16", "amx_tile"} & processor()[1] else "fp32"
+    precision = options.get("precision", usual)
+    measured: Precision = "bf16" if precision == "bf16" else "fp32"
+    return {"processor": this_cpu(measured), "precision": precision}
 
 
 def requested_target(options: dict[str, Any]) -> Target:

@@ -5,7 +5,7 @@ runs of `gpt train` with 0.1M to 124M parameters (tests/benchmarks/LOG.md):
 
     libraries    Python and PyTorch, and its compiler if the run is compiled
     checkpoint   weights, optimizer and average, copied while they are written, beside the next step;
-                 and a copy of the largest matrix for transformers' format, read and converted
+                 and the largest matrix, which is read again for the copy in transformers' format
     heap         freed blocks too small for the next tensor: C libraries do not move what is in use
 
 The speed is a share of the rate of a single matrix product, which the trainer measures in
@@ -29,9 +29,9 @@ LIBRARIES = 445_000_000  # bytes of a process that has imported and initialized 
 TOKENIZER = 1_100  # bytes of a tokenizer per entry of its vocabulary
 COMPILER = 90_000_000  # bytes of torch.compile's libraries
 SYNC_BYTES = 1 << 26  # a smaller checkpoint is written before the next step
-# share of the tensors of a step that are freed and found again only in part: alone, and beside the
-# copies of a checkpoint, which fill such blocks
-HEAP, HEAP_BESIDE_COPIES = 0.30, 0.12
+# share of the tensors of a step that are freed and found again only in part. The copies of a
+# checkpoint fill such blocks, unless the kernels in C need them for their operands.
+HEAP = 0.30
 # with full recomputation the input of each layer stays between the blocks of its forward pass:
 # widths of them that no later layer uses
 HOLES_OF_LAYER = 8
@@ -84,26 +84,27 @@ def cpu_memory(
     temporary = found.activations + found.logits + found.workspace
     extra = average_bytes - 4 * fewer_moments
     written = found.parameters + found.optimizer + extra
-    table = 2 * 4 * config.vocab_size * config.d_model
-    if written < SYNC_BYTES:
-        checkpoint, heap = 0.0, HEAP * temporary
-    else:
-        checkpoint, heap = written + table, HEAP_BESIDE_COPIES * temporary
+    table = 4 * config.vocab_size * config.d_model
+    checkpoint = 0 if written < SYNC_BYTES else written + table
+    heap = HEAP * temporary
+    if checkpoint and not work.head_kernel:
+        heap = max(0.0, heap - checkpoint)
     if work.recompute == "full":
         stream = ELEMENT_BYTES[work.precision] * work.micro_batch * config.n_ctx * config.d_model
         heap += HOLES_OF_LAYER * stream * config.n_layer / (layout.pp * layout.tp)
     return CpuMemory(
         tensors=found.total + extra,
-        checkpoint=round(checkpoint),
+        checkpoint=checkpoint,
         heap=round(heap),
         libraries=LIBRARIES + TOKENIZER * config.vocab_size + COMPILER * compiled,
     )
 
 
-def cpu_device(cores: int, rate: float, memory_bytes: int, name: str = "") -> Gpu:
+def cpu_device(cores: int, rate: float, bandwidth: float, memory_bytes: int, name: str = "") -> Gpu:
     """Return this machine's processor as a row of the hardware table.
 
-    `rate` is the measured FLOP/s of a single matrix product, which takes the place of a peak.
+    `rate` is the measured FLOP/s of a single matrix product, which takes the place of a peak, and
+    `bandwidth` that of a copy in bytes per second.
     """
     what = f"{name or 'this processor'}, {cores} core{'s' * (cores != 1)}"
     return Gpu(
@@ -115,7 +116,7 @@ def cpu_device(cores: int, rate: float, memory_bytes: int, name: str = "") -> Gp
         fp32_flops=rate,
         bf16=True,
         memory_bytes=memory_bytes,
-        bandwidth=0.0,
+        bandwidth=bandwidth,
         fp8_flops=None,
         link=None,
         network=None,
