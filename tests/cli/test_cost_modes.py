@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -58,3 +59,29 @@ def test_incomplete_and_contradictory_models_are_refused(
 def test_train_command_names_the_plan(step: StepConfig, options: str) -> None:
     plan = make_plan(find_target("6.7B").model, Layout(dp=2, shard=4), step, find_gpu("h100"))
     assert train_command(plan, "--size 6.7B") == f"gpt train --size 6.7B {options}"
+
+
+def test_this_machines_processor(gpt: Any) -> None:
+    report = json.loads(gpt("cost", "--size", "gpt2-small", "--gpu", "cpu", "--json").stdout)
+    assert (report["gpu"], report["gpus"], report["trainer"]) == ("cpu", 1, None)
+    low, high = report["gpu_hours_range"]
+    assert 0 < low < report["gpu_hours"] < high
+    text = gpt("cost", "--size", "gpt2-small", "--gpu", "cpu").stdout
+    assert "CPU-hours" in text
+    assert "GPU-" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--plan", "--plan cannot be combined with --gpu cpu"),
+        ("--layout dp=2", "--layout is for GPUs"),
+        ("--precision fp8", "fp8 is for GPUs"),
+        ("--gpus 2", "--gpu cpu is this machine, once"),
+    ],
+)
+def test_what_only_gpus_have_is_refused_on_a_processor(gpt: Any, words: str, message: str) -> None:
+    done = gpt("cost", "--gpu", "cpu", *words.split())
+    assert done.returncode == 2
+    assert message in done.stderr

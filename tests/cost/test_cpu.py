@@ -22,7 +22,7 @@ from gptcli.cost.cpu import (
     seconds_per_token,
 )
 from gptcli.cost.layout import Layout
-from gptcli.cost.memory import RECOMPUTE
+from gptcli.cost.memory import RECOMPUTE, Recompute
 from gptcli.cost.rank_memory import StepConfig, loss_memory, rank_memory
 from gptcli.model import loss
 from gptcli.model.config import ModelConfig
@@ -74,7 +74,7 @@ def test_the_step_of_a_cpu() -> None:
 
 @given(st.sampled_from(RECOMPUTE), st.integers(1, 8), st.booleans())
 @settings(max_examples=30)
-def test_more_at_a_time_never_takes_less(kind, size, has_kernels) -> None:  # type: ignore[no-untyped-def]
+def test_more_at_a_time_never_takes_less(kind: Recompute, size: int, has_kernels: bool) -> None:
     work = StepConfig(micro_batch=size, recompute=kind)
     less, more = (
         cpu_memory(SMALL, Layout(), on_cpu(step, SMALL, has_kernels=has_kernels)).total
