@@ -221,7 +221,7 @@ def best_plan(
         found := plans(model, gpu, count, sequences, precision, most=1, trainer=trainer)
     ):
         return found[0]
-    least = fewest_gpus(model, gpu, sequences, precision)
+    least = fewest_gpus(model, gpu, sequences, precision, trainer)
     if least is None:
         raise UsageError(
             f"no number of {gpu.name} holds this model with a batch of {sequences} sequences",

@@ -283,7 +283,7 @@ class HardwareOptions:
     def _best_plan(self, model: ModelConfig, gpu: Gpu, sequences: int) -> Plan:
         count = self.gpus
         if count is None:
-            least = best_plan(model, gpu, None, sequences, self.matmul_precision)
+            least = best_plan(model, gpu, None, sequences, self.matmul_precision, self.trainer_name)
             count = least.layout.processes
         found = self.plans(model, gpu, count, sequences, most=1)
         if not found:

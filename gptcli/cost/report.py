@@ -43,6 +43,7 @@ Spell = Callable[[str], str]
 
 LAW_NOTES = {
     "kaplan": "Kaplan et al. 2020",
+    "kaplan-joint": "the same, constants of Table 2",
     "gpt3": "GPT-3, figure 3.1: by compute",
     "chinchilla": "Hoffmann et al. 2022, as printed",
     "chinchilla-refit": "Besiroglu et al. 2024",
@@ -91,7 +92,7 @@ def estimate_rows(
     if tokens is None:
         rows += [("Compute", "", ""), ("  FLOP", short(estimate.flops), "")]
     elif model is None:
-        rows += [("Parameters", f"{parameters:,}", "as published; not a GPT")]
+        rows += [("Parameters", f"{parameters:,}", "not a GPT")]
         rows += _training(estimate, tokens)
     elif brief:
         rows += _training(estimate, tokens)
