@@ -12,6 +12,7 @@ import torch
 
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer import machine as module
+from gptcli.trainer.auto import host_memory
 from gptcli.trainer.forecast import forecast
 from gptcli.trainer.machine import this_machine
 
@@ -84,7 +85,7 @@ def test_this_processor_is_a_device():
     assert gpu.name == "cpu"
     assert gpu.peak_flops > 0
     assert gpu.bandwidth > 0
-    assert gpu.memory_bytes == int(0.93 * module.host_memory())
+    assert gpu.memory_bytes == int(0.93 * host_memory())
 
 
 def test_a_copy_reads_and_writes(monkeypatch):
