@@ -172,6 +172,7 @@ NUMBERS: dict[str, Number] = {
     **{name: Number(1, 10) for name in ("server", "pue")},
     "carbon": Number(0, 10),
     **{name: Number(1, 10**9, whole=True) for name in ("serve", "prompt_tokens", "output_tokens")},
+    **{name: Number(1, 10**6, whole=True) for name in ("n_kv_head", "d_ff")},
     **{name: Number(0, 1e60, above=True) for name in ("flops", "optimal")},
 }
 """Range of every numeric option and configuration key, by name."""

@@ -151,7 +151,7 @@ def forecast_facts(forecast: Forecast, *, at_least: bool = False) -> dict[str, s
         if forecast.passes_by_source:
             each = (f"{name} {amount(times)}" for name, times in forecast.passes_by_source.items())
             passes += f"; of each source: {', '.join(each)}"
-    memory = f"{in_bytes(forecast.memory_bytes)} of tensors"
+    memory = f"{in_bytes(forecast.memory_bytes)} at the peak"
     if forecast.memory_available_bytes is not None:
         fits = "fits" if forecast.fits else "does not fit"
         memory += f", {in_bytes(forecast.memory_available_bytes)} here: {fits}"
