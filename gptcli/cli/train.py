@@ -207,6 +207,7 @@ def train(
         )
         return
     given = given_values(given_options, config, resume=resume)
+    fetch_initial_model(given)
     if lr_range and resume:
         raise UsageError(
             "a range test cannot be resumed", where="--lr-range", hint="run it again, with --force"
@@ -233,6 +234,16 @@ def train(
         done = train_and_tell(replace(run, profile=profile), events)
         if is_main():
             print_json("train", done) if json else print(run.out)
+
+
+def fetch_initial_model(given: Resolved) -> None:
+    """Download the model of --init-from if it is a name on the Hub, unless the run has begun."""
+    from gptcli.model.hub import fetch_model
+    from gptcli.model.source import begun_folder
+
+    start = given.values.get("init_from")
+    if start is not None and begun_folder(Path(given.values["out"])) is None:
+        fetch_model(start, ConsoleEvents())
 
 
 def events_of_process(main: Events) -> Events:

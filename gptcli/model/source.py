@@ -234,8 +234,10 @@ def not_a_model_error(path: Path) -> InputError:
 def _missing(path: Path) -> tuple[str, str]:
     name = str(path)
     if (repository := hub_repository(path)) is not None:
-        what = "it is the name of a model on the Hub" if name in HUB else "if it is one on the Hub"
-        return f"no such folder; {what}, it has to be downloaded", by_hand(repository)
+        what = "the model of this name on the Hub has to be downloaded"
+        if name not in HUB:
+            what = "a model of this name on the Hub has to be downloaded"
+        return f"no such folder; {what}", by_hand(repository)
     if (close := similar(path)) is not None:
         return "no such folder", f"did you mean {close}?"
     if (local := Path("runs", name)).is_dir():
@@ -340,7 +342,7 @@ def _pickled_in(folder: Path) -> Path | None:
 
 def _pickle(path: Path) -> tuple[str, str]:
     folder = path.parent
-    if path.name == PICKLED_WEIGHTS and (folder / CONFIG).is_file():
+    if path.name == PICKLED_WEIGHTS and (folder / CONFIG).is_file():  # its weights
         return "is one file of a model; a model is a folder", f"name its folder: {folder}"
     return (
         f"{path.name} is a pickle of another kind than nanoGPT's checkpoints (.pt) and {PICKLED_WEIGHTS} "
