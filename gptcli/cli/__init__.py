@@ -22,7 +22,7 @@ COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --hel
     "sample": ("sample", "Generate text with a trained model."),
     "eval": ("eval", "Measure loss, perplexity and bits per byte, or score tasks."),
     "export": ("export", "Write a model for transformers or llama.cpp."),
-    "cost": ("cost", "Estimate a model's cost: FLOPs, memory, GPU-years and dollars."),
+    "cost": ("cost", "Estimate FLOPs, memory, GPU-years and dollars of a model."),
 }
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, which need not be imported here
