@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gptcli.tokenizer.training import train_tokenizer
     from gptcli.trainer.config import TrainConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "GPT",
     "DataLoader",

@@ -148,6 +148,10 @@ def train(
             MACHINE,
         ),
     ] = False,
+    print_schema: Annotated[
+        bool,
+        flag("--schema", "Print the JSON schema of --config, for editors, and stop.", MACHINE),
+    ] = False,
     **options: Any,
 ) -> None:
     """Train a GPT on shards with the recipe of the paper that defined its size.
@@ -163,6 +167,9 @@ def train(
 
         gpt train --report runs/350M runs/small -o compare.html
     """
+    if print_schema:
+        print(toml_json.dumps(schema(), indent=2))
+        return
     given_options = {
         name: value for name, value in options.items() if value not in (None, False, [])
     }
@@ -410,7 +417,3 @@ def schema() -> dict[str, Any]:
     schema = config_schema("gpt train --config", READERS, CONSTANTS | help_texts(train))
     schema["properties"]["size"]["examples"] = size_names()
     return schema
-
-
-if __name__ == "__main__":
-    print(toml_json.dumps(schema(), indent=2))
