@@ -11,8 +11,6 @@ FROM python:${PYTHON}-slim
 
 # cpu or cuda; the former is a tenth of the size
 ARG BUILD=cpu
-# index of PyTorch's CPU wheels, which PyPI does not have for Linux
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # extras of pyproject.toml
 ARG EXTRAS=fast,data,eval,track,hub
 
@@ -21,8 +19,10 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ \
  && rm -rf /var/lib/apt/lists/*
 
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
-RUN if [ "$BUILD" = cpu ]; then pip install --index-url "$TORCH_INDEX" "torch>=2.11"; \
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_NO_CACHE=1 PYTHONUNBUFFERED=1
+# pip would install the CUDA build; uv knows where the CPU build is
+RUN if [ "$BUILD" = cpu ]; then \
+      pip install uv && uv pip install --system --torch-backend cpu "torch>=2.11"; \
     else pip install "torch>=2.11"; fi
 
 WORKDIR /src
