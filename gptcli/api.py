@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from gptcli.evals.evaluate import evaluate
 from gptcli.errors import InputError, UsageError
+from gptcli.evals.evaluate import evaluate
 from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.training import TRAINING

@@ -277,8 +277,8 @@ def evaluate(
     if not compare and (not run or len(run) > 1):
         raise eval_output.not_one_run(run or [])
     runs = run or []
-    for path in runs:
-        fetch_model(path, ConsoleEvents())
+    for one_run in runs:
+        fetch_model(one_run, ConsoleEvents())
     folder = runs[0]
     if not (task or text or suite) and checkpoint is None and is_finetuned(folder):
         eval_output.evaluate_finetuned(folder, place, as_json=as_json)

@@ -226,7 +226,11 @@ def man_page(command: Any, ctx: typer.Context, version: str) -> str:
         for row in rows:
             # the mark of a required one is the first cell of several
             head = " ".join(cell for cell in row.cells[len(row.cells) > 1 :] if cell)
-            lines += [".TP", rf"\fB{_man_text(head)}\fR", _man_text(" ".join([row.text, *row.notes]))]
+            lines += [
+                ".TP",
+                rf"\fB{_man_text(head)}\fR",
+                _man_text(" ".join([row.text, *row.notes])),
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -48,7 +48,7 @@ from gptcli.events import SILENT, Events
 from gptcli.locks import own_folder
 from gptcli.numbers import duration
 from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
-from gptcli.settings import NUMBERS
+from gptcli.settings import NUMBERS, Resolved
 from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ from gptcli.finetune.task import (
     read_task,
 )
 from gptcli.locks import own_folder
-from gptcli.model.safetensors_io import save_config
 from gptcli.model.hub import fetch_model
+from gptcli.model.safetensors_io import save_config
 from gptcli.model.source import (
     INIT,
     find_model,

@@ -93,10 +93,10 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:
         reason = str(error)
         if "Unsupported" in reason or "GLOBAL" in reason or "weights_only" in reason:
-            what = "contains more than tensors, numbers and texts: it could run code, and is refused"
-            hint = (
-                "if you trust it, load it with the program that wrote it, and save its tensors alone"
+            what = (
+                "contains more than tensors, numbers and texts: it could run code, and is refused"
             )
+            hint = "if you trust it, load it with the program that wrote it, and save its tensors alone"
         else:
             what = f"not a readable file of torch.save: {next(iter(reason.splitlines()), '')}"
             hint = "copy or download it again"
@@ -202,10 +202,14 @@ def _read_llmc(path: Path) -> tuple[ModelConfig, Tensors]:
     L, C, F = config.n_layer, config.d_model, config.d_ff
     of_layer: dict[str, tuple[int, ...]] = {
         **dict.fromkeys(("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"), (C,)),
-        **{"attn.c_attn.weight": (3 * C, C), "attn.c_attn.bias": (3 * C,)},
-        **{"attn.c_proj.weight": (C, C), "attn.c_proj.bias": (C,)},
-        **{"mlp.c_fc.weight": (F, C), "mlp.c_fc.bias": (F,)},
-        **{"mlp.c_proj.weight": (C, F), "mlp.c_proj.bias": (C,)},
+        "attn.c_attn.weight": (3 * C, C),
+        "attn.c_attn.bias": (3 * C,),
+        "attn.c_proj.weight": (C, C),
+        "attn.c_proj.bias": (C,),
+        "mlp.c_fc.weight": (F, C),
+        "mlp.c_fc.bias": (F,),
+        "mlp.c_proj.weight": (C, F),
+        "mlp.c_proj.bias": (C,),
     }
     shapes: list[tuple[str, tuple[int, ...]]] = [
         ("wte.weight", (rows, C)),

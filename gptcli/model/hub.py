@@ -16,7 +16,6 @@ import inspect
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +218,7 @@ def _check_architecture(folder: Path, path: str | Path, repository: str) -> None
         ) from None
 
 
-def _files(
-    sizes: dict[str, int], path: str | Path, repository: str, download: Any
-) -> Iterable[str]:
+def _files(sizes: dict[str, int], path: str | Path, repository: str, download: Any) -> list[str]:
     """Return the files of the weights and the tokenizer, those that are downloaded."""
     if TOKENIZER in sizes:
         tokenizer = [TOKENIZER]
@@ -244,7 +241,7 @@ def _files(
     raise InputError(
         f"the repository {repository} of the Hub has neither {WEIGHTS} nor {PICKLED_WEIGHTS}",
         where=path,
-        hint="where transformers is installed: python -c \"from transformers import "
+        hint='where transformers is installed: python -c "from transformers import '
         f"AutoModelForCausalLM as M; M.from_pretrained('{repository}').save_pretrained('FOLDER')\"",
     )
 
@@ -301,11 +298,11 @@ class _Progress:
 
     def bar_class(self) -> type[Any]:
         """Return a progress bar for huggingface_hub that reports here and draws nothing."""
-        from huggingface_hub.utils import tqdm
+        from huggingface_hub.utils.tqdm import tqdm
 
         progress = self
 
-        class Bar(tqdm):  # type: ignore[type-arg]
+        class Bar(tqdm):
             def __init__(self, *args: Any, **options: Any) -> None:
                 super().__init__(*args, **{**options, "disable": True})
 

@@ -24,17 +24,10 @@ from pathlib import Path
 
 from gptcli.errors import InputError, UsageError
 from gptcli.files import read_json, read_toml, similar
-from gptcli.model.hub import (
-    CONFIG,
-    HUB,
-    PICKLED_WEIGHTS,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    by_hand,
-    cached_model,
-    hub_repository,
-)
+from gptcli.model import hub
+from gptcli.model.hub import HUB, PICKLED_WEIGHTS, by_hand, cached_model, hub_repository
 
+CONFIG, WEIGHTS, WEIGHTS_INDEX = hub.CONFIG, hub.WEIGHTS, hub.WEIGHTS_INDEX
 UNFINISHED = "unfinished.safetensors"
 """Weights of a checkpoint for transformers, which WEIGHTS_INDEX names until WEIGHTS exists."""
 CHECKPOINTS, STATE, INDEX = "checkpoints", "state.json", "index.json"

@@ -110,7 +110,9 @@ def load(
     if not found.is_dir() and not is_model_file(found):
         raise not_a_model_error(folder)
     if found.suffix in PICKLES and found.suffix != ".bin":
-        events.info(f"{found}: only the tensors and numbers of this pickle are read, no code is run")
+        events.info(
+            f"{found}: only the tensors and numbers of this pickle are read, no code is run"
+        )
     model, source = open_model(
         folder, step=checkpoint, device=where, dtype=PRECISIONS[precision], events=events
     )

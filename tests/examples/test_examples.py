@@ -4,7 +4,6 @@ read, its texts are the code's.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil

@@ -32,9 +32,7 @@ def tokenizer(*, word: bool = False) -> Tokenizer:
 def export(path: Path, model: GPT, vocabulary: Tokenizer, precision: Any = "fp32") -> None:
     table = json.loads(vocabulary.to_json())
     stored = GgufVocabulary.from_tokenizer_json(table, vocabulary.eot_id)
-    write_gguf(
-        path, model.state_dict(), model.config, stored, name="small", precision=precision
-    )
+    write_gguf(path, model.state_dict(), model.config, stored, name="small", precision=precision)
 
 
 def random_model(vocab_size: int, **changes: Any) -> GPT:

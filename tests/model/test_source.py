@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from gptcli.errors import InputError, UsageError
+from gptcli.model.hub import HUB
 from gptcli.model.source import (
-    HUB,
     ModelSource,
     checkpoint_digest,
     find_model,
