@@ -99,7 +99,7 @@ def fetch_model(path: str | Path, events: Events = SILENT) -> None:
             "there is no folder of this name; downloading the model needs the package "
             "huggingface_hub",
             where=path,
-            hint=f"{install_hint('huggingface_hub')}; or {by_hand(repository)}",
+            hint=f"{install_hint('huggingface_hub')}\nor {by_hand(repository)}",
         ) from None
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
@@ -156,7 +156,7 @@ def by_hand(repository: str) -> str:
     folder = repository.rpartition("/")[2]
     return (
         "where the Hub can be reached: "
-        f"hf download {repository} {CONFIG} {WEIGHTS} {TOKENIZER} --local-dir {folder}; "
+        f"hf download {repository} {CONFIG} {WEIGHTS} {TOKENIZER} --local-dir {folder}\n"
         f"then copy the folder here and name it: {folder}"
     )
 
@@ -254,7 +254,7 @@ def _unreachable(
     status = getattr(getattr(error, "response", None), "status_code", None)
     if "GatedRepoError" in kinds:
         what = f"the model {repository} of the Hub asks for consent to its terms"
-        hint = "accept them on its page and log in with hf auth login; or " + by_hand(repository)
+        hint = "accept them on its page, and log in with hf auth login"
     elif "RepositoryNotFoundError" in kinds or status in (401, 403, 404):
         what = "there is no such folder, and no public model of this name on the Hub"
         if repository != str(path):

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from gptcli.cli import build_app
 from gptcli.errors import GptError, InputError, UsageError
 from gptcli.events import Events
 from gptcli.model.config import ModelConfig
@@ -330,3 +332,14 @@ def test_full_disk_is_reported_before_the_download(
 def test_paths_are_not_names(hub: Hub, path: str) -> None:
     fetch_model(path)
     assert not hub.requests
+
+
+def test_commands_take_a_name(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+    argv = ["sample", NAME, "a", "--greedy", "--max-tokens", "3"]
+    done = CliRunner().invoke(build_app(argv), argv, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "downloading lab/tiny-gpt: 2 files" in done.stderr
+    assert done.stdout.startswith("a")
+    argv = ["export", NAME, "-o", "tiny.gguf"]
+    assert CliRunner().invoke(build_app(argv), argv).exit_code == 0
