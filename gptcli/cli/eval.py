@@ -48,7 +48,7 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Run folder, or a transformers GPT-2 folder with its tokenizer; "
+            help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2; "
             "with --plot, reports; with --compare, two runs, reports or folders of records; "
             "with --list, tasks.",
             show_default=False,

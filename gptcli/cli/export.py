@@ -46,7 +46,7 @@ def export(
     """Write a model for other programs: a folder for transformers, or a GGUF file for llama.cpp.
 
     A run folder is a transformers folder already; this is for models of other programs, and for
-    checkpoints. A folder can be published with `hf upload NAME FOLDER`.
+    checkpoints. `hf upload NAME FOLDER` publishes the folder on the Hub.
 
     Examples:
 
