@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,58 @@ def test_unknown_precision_is_refused(tmp_path: Path) -> None:
     vocabulary = tokenizer()
     with pytest.raises(UsageError, match="unknown precision 'q4'"):
         export(tmp_path / "x.gguf", random_model(vocabulary.vocab_size), vocabulary, "q4")
+
+
+TEXTS = ["the river and the other bank\n" * 20, "def read(path):\n    return path\n" * 30]
+PROMPTS = [
+    *("The river", "Once upon a time", "def main(", "  indented\n\n\nlines", "naïve café"),
+    *("日本語 text", "1234567 numbers", "don't you'll we've", "a\tb\tc", "<b>html</b>"),
+    *("UPPER lower", "... --- !!!", "The model reads", 'I said: "no"', "x = y + 1"),
+    *("end of   spaces   ", "😀 emoji", "Ünïcödé straße", "the", "\n"),
+]
+
+
+@pytest.mark.parametrize("vocab_size", [257, 270, 285])
+def test_llama_cpp_continues_alike(tmp_path: Path, vocab_size: int) -> None:
+    """python -m pip install xllamacpp runs this: llama.cpp in a wheel."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    from gptcli.tokenizer.training import train_tokenizer
+
+    vocabulary = train_tokenizer(TEXTS, vocab_size)
+    assert vocabulary.vocab_size == vocab_size
+    model = random_model(vocab_size, n_ctx=64)
+    export(tmp_path / "small.gguf", model, vocabulary)
+    params = xllamacpp.CommonParams()
+    params.model.path = str(tmp_path / "small.gguf")
+    params.n_ctx, params.n_parallel, params.warmup = 64, 1, False
+    params.cpuparams.n_threads = 1
+    server = xllamacpp.Server(params)
+
+    def ask(path: str, **values: Any) -> Any:
+        request = urllib.request.Request(
+            f"{server.listening_address}/{path}",
+            json.dumps(values).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    for prompt in PROMPTS:
+        ids = vocabulary.encode(prompt)
+        assert ask("tokenize", content=prompt, add_special=False)["tokens"] == ids
+        made = ask(
+            "completion",
+            prompt=ids,
+            n_predict=12,
+            temperature=0,
+            return_tokens=True,
+            ignore_eos=True,
+        )
+        ours = list(ids)
+        with torch.no_grad():
+            for token in made["tokens"]:
+                logits = model(torch.tensor([ours]))[0, -1]
+                # llama.cpp rounds GELU to fp16: only closer logits than this may change places
+                assert logits[token] >= logits.max() - 0.01
+                ours.append(token)
+        assert len(made["tokens"]) == 12
