@@ -46,8 +46,7 @@ def random_model(vocab_size: int, **changes: Any) -> GPT:
     return model
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("padding", [0, 10])
+@pytest.mark.parametrize(("tied", "padding"), [(True, 10), (False, 0)])
 def test_transformers_computes_the_same_logits(tmp_path: Path, tied: bool, padding: int) -> None:
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")  # which transformers needs to load a GGUF file
