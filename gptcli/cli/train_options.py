@@ -56,8 +56,9 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"),
     "init_from": Option(
         MODEL, "random weights",
-        "Start from the weights of this run or GPT-2 folder, which sets the architecture.",
-        "FOLDER"),
+        "Start from the weights of this model, which sets the architecture: a run, a transformers "
+        "folder, a file of nanoGPT or llm.c, or a name on the Hub such as gpt2.",
+        "MODEL"),
     "checkpoint": Option(
         MODEL, "the finished model, or the newest",
         "With --init-from: start from its checkpoint of this step."),

@@ -11,7 +11,7 @@ from gptcli.cli.console import print_file, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.options import option, read_option
 from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
-from gptcli.cli.train import events_of_process, prepare, train_and_tell
+from gptcli.cli.train import events_of_process, fetch_initial_model, prepare, train_and_tell
 from gptcli.cli.train_options import READERS, given_values
 from gptcli.errors import RunError, UsageError, nearest
 from gptcli.files import atomic_write, claim_file, write_json
@@ -36,6 +36,7 @@ def train_seeds(
 ) -> None:
     """Train the runs of several seeds one after another, and print their folder or their mean."""
     whole = given_values(options, config, resume=False)
+    fetch_initial_model(whole)
     out, first = Path(whole.values["out"]), whole.values.get("seed", 0)
     events = events_of_process(Dashboard(str(out)))
     folders = [out / f"seed-{seed}" for seed in range(first, first + count)]

@@ -26,6 +26,7 @@ from gptcli.files import (
 )
 from gptcli.locks import own_folder
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.hub import fetch_model
 from gptcli.model.source import (
     RUN_TOML,
     find_model,
@@ -83,6 +84,7 @@ def train(
     model = replace(model, vocab_size=manifest.vocab_size)
     resolved = settings_of(config, model, data=data, out=out)
     if init_from is not None:
+        fetch_model(init_from, events)
         source = find_model(Path(init_from), checkpoint)
         step = newest_checkpoint(source) if continues else source.step
         start = {"init_from": str(init_from), "checkpoint": step, "continues": continues or None}
