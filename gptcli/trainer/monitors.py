@@ -18,6 +18,8 @@ from gptcli.errors import UsageError
 from gptcli.model.source import TRACE
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line
+from gptcli.shards.order import Mixture
+from gptcli.toml_json import finite
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.step import StepResult
 from gptcli.trainer.step_statistics import NoiseScale, rerun_every, small_batch_sequences
@@ -128,6 +130,32 @@ class NoiseScaleMonitor(Callback):
     def load_state_dict(self, state: list[float]) -> None:
         """Continue the running means of a checkpoint."""
         self.noise = NoiseScale(state)
+
+
+class SourceMonitor(Callback):
+    """Callback that adds the sources of a mixture to a step's line.
+
+    loss_NAME: mean training loss of the step's tokens of a source; absent if it had none
+    tokens_NAME: tokens of the source that the run has read
+    passes_NAME: the same as passes over its training data
+    """
+
+    def __init__(self, progress: RunProgress, order: Mixture) -> None:
+        super().__init__(progress)
+        self.order = order
+        self.read = order.counts(progress.position.sequences)
+
+    def on_step_end(self, result: StepResult, line: Line) -> None:
+        """Add the metrics."""
+        order = self.order
+        before, self.read = self.read, order.counts(self.progress.position.sequences)
+        for name, source, old, new, loss in zip(
+            order.names, order.sources, before, self.read, result.loss_by_source, strict=True
+        ):
+            if new > old:
+                line[f"loss_{name}"] = finite(loss / ((new - old) * order.n_ctx))
+            line[f"tokens_{name}"] = new * order.n_ctx
+            line[f"passes_{name}"] = round(new / source.windows, 4)
 
 
 class PeakMemory(Callback):
