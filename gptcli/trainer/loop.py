@@ -52,6 +52,7 @@ from gptcli.trainer.monitors import (
     PeakMemory,
     Profiler,
     ProgressReporter,
+    RankMonitor,
     SourceMonitor,
     Throughput,
 )
@@ -132,6 +133,8 @@ class Trainer:
             if isinstance(self.order, Mixture):
                 callbacks.append(SourceMonitor(progress, self.order))
         callbacks.append(NoiseScaleMonitor(progress))
+        if self.context.world_size > 1:
+            callbacks.append(RankMonitor(progress))
         if validations:
             callbacks.append(Validation(progress, self.train_step, validations))
             if run.train.stop_early:

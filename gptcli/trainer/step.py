@@ -54,7 +54,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Numbers of one step, equal on every rank except for `seconds`."""
+    """Numbers of one step, equal on every rank except for the times."""
 
     loss: float
     """Mean training loss in nats per token, over the batch of all ranks."""
@@ -70,6 +70,10 @@ class StepResult:
     """True if any rank asked for a checkpoint."""
     seconds: float
     """Duration of the step on this rank."""
+    data_seconds: float
+    """Time in which this rank read the next step's data, while a GPU works."""
+    own_seconds: float | None
+    """Time until this rank's gradient was ready; None where it cannot be told (`OwnTime`)."""
     loss_by_source: list[float]
     """Summed loss of each source of a mixture in nats, over all ranks; empty for one source."""
 
@@ -137,12 +141,15 @@ class TrainStep:
         source of each row of the micro-batches, after `observe_sources`.
         """
         start = time.perf_counter()
+        self.small_batch_norm.own_time.start()
         if self.source_losses is not None:
             self.source_losses.begin(sources)
         loss = self.forward_backward(batches, batch_tokens, step)
         grad_norm = self.clip_gradients()
+        reading = time.perf_counter()
         if while_device_works is not None:
             while_device_works()
+        data_seconds = time.perf_counter() - reading
 
         # The only wait for the device in a step. Every rank then has the same numbers, and so
         # all make the same decision.
@@ -173,6 +180,8 @@ class TrainStep:
             stop_requested=bool(stops),
             checkpoint_requested=bool(checkpoints),
             seconds=time.perf_counter() - start,
+            data_seconds=data_seconds,
+            own_seconds=self.small_batch_norm.own_time.seconds(),
             loss_by_source=by_source,
         )
 

@@ -39,7 +39,9 @@ class SignalAt(Events):
 
 
 # of the machine, not of the run
-MEASURED = {"tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory", "time"}
+MEASURED = {
+    "tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory", "data_seconds", "time",
+}  # fmt: skip
 
 
 def without_time(run):
