@@ -11,7 +11,7 @@ from gptcli.cli.console import print_file, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.options import option, read_option
 from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
-from gptcli.cli.train import events_of_process, prepare, train_and_tell
+from gptcli.cli.train import events_of_process, fetch_missing, prepare, train_and_tell
 from gptcli.cli.train_options import READERS, given_values
 from gptcli.errors import RunError, UsageError, nearest
 from gptcli.files import atomic_write, claim_file, write_json
@@ -41,6 +41,10 @@ def train_seeds(
     folders = [out / f"seed-{seed}" for seed in range(first, first + count)]
     for seed, folder in enumerate(folders, first):
         own = {**options, "seed": str(seed), "out": str(folder)}
+        if (store := whole.values.get("checkpoint_to")) is not None:
+            own["checkpoint_to"] = f"{store}/{folder.name}"
+        if resume:
+            fetch_missing(own, config)
         given = given_values(own, config, resume=resume)
         manifest = read_manifest(Path(given.values.get("data", "shards")))
         plan = resolve_run(given, manifest.vocab_size)

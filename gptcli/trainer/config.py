@@ -339,6 +339,8 @@ class Run:
     """Further shard folders by name, whose validation losses are measured too."""
     val_by_source: bool = False
     """Measure the validation loss of each source of a mixture too."""
+    checkpoint_to: str | None = None
+    """URL of a store that gets a copy of every checkpoint (`gptcli.trainer.remote`)."""
     track: tuple[str, ...] = ()
     """Trackers to log metrics to as well (`gptcli.trainer.trackers`)."""
     timeout: int = TIMEOUT_S

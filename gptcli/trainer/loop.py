@@ -57,6 +57,7 @@ from gptcli.trainer.monitors import (
     Throughput,
 )
 from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.remote import CheckpointCopies
 from gptcli.trainer.schedule import Position, Schedule
 from gptcli.trainer.step import MicroBatch, StepResult, micro_batch_sources, micro_batches
 from gptcli.trainer.trackers import MetricsLogger, ReportWriter, find_tracker
@@ -147,6 +148,8 @@ class Trainer:
         if run.train.samples:
             kinds.append(SampleWriter)
         kinds += [ReportWriter, ModelCardWriter]
+        if run.checkpoint_to is not None:
+            kinds.append(CheckpointCopies)
         if run.train.keep_best:
             kinds.append(BestCheckpoint)
         if is_small(run.model):
@@ -345,6 +348,7 @@ class Trainer:
 
     def _report(self, seconds: float, *, interrupted: bool) -> Report:
         progress, step = self.progress, self.progress.position.step
+        copies = {"failed_copies": progress.failed_copies} if self.run.checkpoint_to else {}
         return {
             "out": str(self.run.out),
             "parameters": self.run.model.parameters,
@@ -356,6 +360,7 @@ class Trainer:
             "val_loss": progress.val_loss,
             "skipped": self.train_step.spike_guard.state["skipped"],
             "seconds": round(seconds, 3),
+            **copies,
             "interrupted": interrupted,
         }
 
