@@ -101,12 +101,13 @@ def write_sweep_files(
             read_option(key, text, READERS[key])
     arguments = [] if config is None else ["--config", str(config)]
     for name, given in options.items():
-        if name != "out":
+        if name not in ("out", "checkpoint_to"):
             text = ",".join(given) if isinstance(given, list) else str(given)
             arguments += [option(name)] if given is True else [option(name), text]
-    out = Path(given_values(options, config, resume=False).values["out"])
+    values = given_values(options, config, resume=False).values
+    out = Path(values["out"])
     claim_file(out / MAKEFILE, force=force)
-    runs = write_sweep(out, sweep, arguments, seeds=seeds)
+    runs = write_sweep(out, sweep, arguments, seeds=seeds, store=values.get("checkpoint_to"))
     path = out / MAKEFILE
     print_json(
         "train", {"makefile": str(path), "runs": list(map(str, runs))}

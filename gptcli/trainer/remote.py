@@ -151,7 +151,7 @@ def check_store(run: Run, events: Events) -> None:
             where=run.checkpoint_to,
             field="checkpoint_to",
             code="store_in_use",
-            hint="{option:resume} goes on from it; or name another folder for this run",
+            hint="{option:resume} goes on from it; a new run needs another {option:checkpoint_to}",
         )
 
 
