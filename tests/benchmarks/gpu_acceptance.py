@@ -269,7 +269,6 @@ def build(
     from gptcli.trainer.config import Run, TrainConfig, from_values
     from gptcli.trainer.parallelize import build_train_step
     from gptcli.trainer.recipe import paper_recipe
-    from gptcli.trainer.schedule import Rates
 
     compiled = not setting.tiny
     values = {**paper_recipe(find_size("gpt2")), "precision": "bf16", "compile": compiled,
@@ -305,6 +304,8 @@ def nanogpt(setting: Setting) -> None:
 
 def same_bits(setting: Setting) -> None:
     """Bits of two equal runs, as they are and with deterministic kernels."""
+    from gptcli.trainer.schedule import Rates
+
     size = cuda.SIZES["tiny"]
     model = size.model if setting.tiny else ModelConfig.from_paper(
         find_size("gpt2"), vocab_size=cuda.VOCABULARY, n_layer=2
