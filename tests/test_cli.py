@@ -30,9 +30,9 @@ def test_version_is_printed(gpt: Any) -> None:
 
 
 def test_help_lists_all_commands(gpt: Any) -> None:
-    text = gpt("--help").stdout
-    for command in module.COMMANDS:
-        assert re.search(rf"\b{command}\b", text)
+    text = gpt("--help", COLUMNS="80").stdout
+    for command, (_, about) in module.COMMANDS.items():
+        assert re.search(rf"\b{command} +{re.escape(about)}\n", text), "whole, on one line"
 
 
 @pytest.mark.parametrize("command", list(module.COMMANDS))

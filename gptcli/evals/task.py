@@ -27,6 +27,8 @@ from gptcli.evals.metrics import CORPUS_METRICS, GROUP_METRICS, METRICS
 from gptcli.evals.synthetic import GENERATED
 from gptcli.files import read_toml
 from gptcli.papers.scores import TABLES
+from gptcli.schema import Readers, read_table
+from gptcli.settings import Number, OneOf
 from gptcli.text.detokenize import DETOKENIZERS
 
 Kind = Literal["choice", "partial", "last_word", "freeform", "text"]
@@ -56,19 +58,15 @@ REQUIRED_KEYS: dict[Kind, tuple[str, ...]] = {
     "text": ("target",),
 }
 HUB_KEYS = ("dataset", "config", "items", "shots")
-MIN_VALUES = {"beam": 1, "max_tokens": 1}  # 0 for all other numbers
 SHOT_SUFFIXES = ("", "_zero", "_one", "_few")  # of the columns of published scores
-TYPE_NAMES: dict[str, tuple[str, Any]] = {
-    "str": ("text", str),
-    "Kind": ("text", str),
-    "Normaliser": ("text", str),
-    "int": ("a whole number", int),
-    "dict[str, str]": ("a table", dict),
-    "dict[str, Any]": ("a table", dict),
-    "list[str]": ("a list of texts", list),
-    "str | list[str]": ("text or a list of texts", (str, list)),
+READERS_BY_KEY: Readers = {
+    "reader": OneOf(tuple(READERS)),
+    "generated": OneOf(tuple(GENERATED)),
+    "detokenize": OneOf(tuple(DETOKENIZERS)),
+    **{key: Number(1, 10**9, whole=True) for key in ("beam", "max_tokens")},
+    **{key: Number(0, 10**9, whole=True) for key in ("shots", "top_k", "sentences", "count")},
 }
-"""Name for messages and type of a TOML value, by the annotation of its field."""
+"""Reader of a value of a task file, by its key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +204,20 @@ def find_tasks(names: Sequence[str], *, field: str = "task") -> list[Task]:
 def read_task(path: Path) -> Task:
     """Return the task of a TOML file, named after it. Raises InputError if it is not valid."""
     table = read_toml(path)
-    _check_keys(table, path)
-    task = Task(name=path.stem, **{"metric": list(BUILTIN_METRICS[table["kind"]][:2]), **table})
+    if "name" in table:
+        raise InputError("unknown key 'name'", where=path, hint="the file's name is the task's")
+    named = {"name": path.stem, **table}
+    task = read_table(Task, named, path, readers=READERS_BY_KEY, may_be_empty=True)
+    for key in ("title", "source"):
+        if not getattr(task, key):
+            raise InputError(f"{key!r} is empty", where=path)
+    for key in REQUIRED_KEYS[task.kind]:
+        if key not in table:
+            raise InputError(
+                f"has no {key!r}, which a task of kind {task.kind!r} needs", where=path
+            )
+    if "metric" not in table:
+        task = dataclasses.replace(task, metric=list(BUILTIN_METRICS[task.kind][:2]))
     _check_files(task, path)
     if not task.metric:
         raise InputError(
@@ -246,45 +256,6 @@ def read_task(path: Path) -> Task:
     return task
 
 
-def _check_keys(table: dict[str, Any], path: Path) -> None:
-    """Raise InputError for a key that is unknown, missing or of the wrong type or value."""
-    annotations: dict[str, Any] = {
-        field.name: field.type for field in dataclasses.fields(Task) if field.name != "name"
-    }
-    for key, value in table.items():
-        if key not in annotations:
-            raise InputError(f"unknown key {key!r}", where=path, hint=nearest(key, annotations))
-        type_name, types = TYPE_NAMES[annotations[key]]
-        is_valid = isinstance(value, types) and (
-            not isinstance(value, list) or all(isinstance(one, str) for one in value)
-        )
-        if not is_valid or isinstance(value, bool):
-            raise InputError(f"{key!r} is not {type_name}", where=path)
-        minimum = MIN_VALUES.get(key, 0)
-        if isinstance(value, int) and value < minimum:
-            raise InputError(f"{key!r} is {value}, but must be at least {minimum}", where=path)
-    for key in ("title", "source", "files", "reader", "kind"):
-        if not table.get(key):
-            raise InputError(f"has no {key!r}", where=path)
-    known: dict[str, Collection[str]] = {
-        "kind": BUILTIN_METRICS,
-        "reader": READERS,
-        "normalise": NORMALISERS,
-        "generated": GENERATED,
-        "detokenize": DETOKENIZERS,
-    }
-    for key, choices in known.items():
-        if key in table and table[key] not in choices:
-            raise InputError(
-                f"unknown {key} {table[key]!r}", where=path, hint=nearest(table[key], choices)
-            )
-    for key in REQUIRED_KEYS[table["kind"]]:
-        if key not in table:
-            raise InputError(
-                f"has no {key!r}, which a task of kind {table['kind']!r} needs", where=path
-            )
-
-
 def _check_files(task: Task, path: Path) -> None:
     """Raise InputError if a pattern leaves the folder of the data, whoever wrote the task."""
     if "items" not in task.files:
@@ -292,9 +263,9 @@ def _check_files(task: Task, path: Path) -> None:
     for key, pattern in task.files.items():
         if key not in ("items", "shots"):
             raise InputError(f"unknown key {key!r} in 'files'", where=path)
-        alternatives = [Path(one) for one in pattern.split("|")] if isinstance(pattern, str) else []
-        if not alternatives or any(
-            one == Path() or one.is_absolute() or ".." in one.parts for one in alternatives
+        if not pattern or any(
+            one == Path() or one.is_absolute() or ".." in one.parts
+            for one in map(Path, pattern.split("|"))
         ):
             raise InputError(
                 f"'files': {pattern!r} is not a pattern of files in the data folder",
