@@ -112,6 +112,11 @@ def _facts(record: Record) -> dict[str, str]:
         facts["MFU, causal"] = _format(_recent_median(lines, "mfu_causal"), ".1%")
     memory = last.get("peak_memory")
     facts["peak memory"] = "n/a" if memory is None else in_bytes(memory)
+    if own := next(
+        (line["rank_own_seconds"] for line in reversed(lines) if "rank_own_seconds" in line), None
+    ):
+        times = max(own) / statistics.median_low(own)
+        facts["slowest process"] = f"{own.index(max(own))}, {times:.2f} times the median"
     facts["updates skipped"] = f"{sum('skipped' in line for line in lines):,}"
     return facts
 
