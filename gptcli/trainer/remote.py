@@ -213,8 +213,8 @@ class CheckpointCopies(BackgroundCallback):
         """Copy the last checkpoint, and tell how many copies there were."""
         self.finish()
         failed = self.progress.failed_copies
-        told = f"{self.copied} checkpoint{'s' * (self.copied != 1)} copied to {self.store.url}"
-        self.progress.events.info(told + (f", {failed} failed" if failed else ""))
+        done = f"{self.copied} checkpoint{'s' * (self.copied != 1)} copied to {self.store.url}"
+        self.progress.events.info(done + (f", {failed} failed" if failed else ""))
 
     def _moved(self) -> None:
         """Note a sign of life. Raises Cancelled once nobody waits for the copy any more."""
