@@ -71,7 +71,8 @@ class Store:
         """Copy a checkpoint and the files beside it; call `moved` for every block."""
         folder = f"{self.path}/{checkpoint.name}"
         self.files.makedirs(folder, exist_ok=True)
-        names = sorted(path.name for path in checkpoint.iterdir() if path.name != STATE)
+        files = [path for path in checkpoint.iterdir() if path.is_file()]
+        names = sorted(path.name for path in files if path.name != STATE)
         run = checkpoint.parent.parent
         beside = [name for name in BESIDE if (run / name).is_file()]
         for local, remote in (
@@ -195,6 +196,11 @@ class CheckpointCopies(BackgroundCallback):
         self.copied = 0
         self.moved_at = time.monotonic()
         self.given_up = False
+
+    def after_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
+        """Start to copy the checkpoint, unless another one is being copied."""
+        self.moved_at = time.monotonic()
+        super().after_checkpoint(checkpoint)
 
     def process(self, checkpoint: SavedCheckpoint) -> None:
         """Copy one checkpoint and remove old ones; count and tell what fails."""
