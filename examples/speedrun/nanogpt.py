@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptcli.shards.manifest import read_manifest
+from gptcli.shards.manifest import Split, read_manifest
 from gptcli.shards.order import open_split
 
 TOKENS, BATCH, N_CTX, LR, WARMUP_TOKENS, EVAL_EVERY = 500_000, 16, 128, 1e-2, 50_000, 10
@@ -48,7 +48,8 @@ def main() -> None:
     (work / "data" / "shards").mkdir(parents=True)
     for name in ("model.py", "configurator.py"):
         shutil.copy(checkout / name, work)
-    for split, count in (("train", None), ("val", EVAL_TOKENS + 1)):
+    counts: dict[Split, int | None] = {"train": None, "val": EVAL_TOKENS + 1}
+    for split, count in counts.items():
         tokens = open_split(shards, split)[:count].astype(np.uint16)
         tokens.tofile(work / "data" / "shards" / f"{split}.bin")
     with open(work / "data" / "shards" / "meta.pkl", "wb") as file:

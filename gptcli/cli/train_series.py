@@ -104,10 +104,10 @@ def write_sweep_files(
         if name not in ("out", "checkpoint_to"):
             text = ",".join(given) if isinstance(given, list) else str(given)
             arguments += [option(name)] if given is True else [option(name), text]
-    values = given_values(options, config, resume=False).values
-    out = Path(values["out"])
+    whole = given_values(options, config, resume=False).values
+    out = Path(whole["out"])
     claim_file(out / MAKEFILE, force=force)
-    runs = write_sweep(out, sweep, arguments, seeds=seeds, store=values.get("checkpoint_to"))
+    runs = write_sweep(out, sweep, arguments, seeds=seeds, store=whole.get("checkpoint_to"))
     path = out / MAKEFILE
     print_json(
         "train", {"makefile": str(path), "runs": list(map(str, runs))}

@@ -23,7 +23,6 @@ from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import set_gradient_sync
 from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.model.loss import IGNORE
-from gptcli.shards.order import Mixture
 from gptcli.trainer.optimizer import (
     LossScale,
     averaged_weights,
@@ -49,6 +48,14 @@ class Order(Protocol):
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return inputs and targets of windows `first` to `first + count`, (count, n_ctx) int64."""
+        ...
+
+
+class MixedOrder(Protocol):
+    """Order of windows of several sources, such as `gptcli.shards.order.Mixture`."""
+
+    def owners(self, first: int, count: int) -> np.ndarray:
+        """Return the number of the source of each window."""
         ...
 
 
@@ -393,7 +400,7 @@ def micro_batches(
 
 
 def micro_batch_sources(
-    order: Mixture, first: int, count: int, micro_batch: int, context: RankContext
+    order: MixedOrder, first: int, count: int, micro_batch: int, context: RankContext
 ) -> list[torch.Tensor]:
     """Return the number of the source of each row of `micro_batches`, 0 for a row that pads."""
     share, begin, own = _own_share(count, context)

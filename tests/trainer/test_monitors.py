@@ -73,11 +73,12 @@ def test_a_slow_process_is_named_once_when_it_is_slow_for_a_while(monkeypatch) -
         progress: Any = SimpleNamespace(context=context, events=events, position=Position())
         monitors.append(RankMonitor(progress))
     gathered: list[Any] = []
-    monkeypatch.setattr(
-        RankContext,
-        "all_gather",
-        lambda self, value, group: gathered.insert(0, value) or gathered,
-    )
+
+    def gather(self: RankContext, value: Any, group: Any) -> list[Any]:
+        gathered.insert(0, value)
+        return gathered
+
+    monkeypatch.setattr(RankContext, "all_gather", gather)
     lines = {}
     for step in range(1, 161):
         gathered.clear()
@@ -85,7 +86,8 @@ def test_a_slow_process_is_named_once_when_it_is_slow_for_a_while(monkeypatch) -
             own = 0.1 if rank != 2 or not 40 < step <= 100 else 0.16
             result: Any = SimpleNamespace(own_seconds=own, data_seconds=rank / 100)
             monitor.progress.position = Position(step)
-            monitor.on_step_end(result, line := {})
+            line: dict[str, Any] = {}
+            monitor.on_step_end(result, line)
             if rank == 0 and line:
                 lines[step] = line
                 gathered.clear()

@@ -33,7 +33,7 @@ class Heard(Events):
         self.tokens = tokens
         self.texts: list[str] = []
 
-    def progress(self, task: str, done: int, *args: Any, **facts: Any) -> None:
+    def progress(self, task: str, done: float, *args: Any, **facts: Any) -> None:
         if done == self.tokens:
             signal.raise_signal(signal.SIGTERM)
 
@@ -137,7 +137,7 @@ def test_a_store_that_fails_costs_copies_and_not_the_run(make_run, train_here):
     run = make_run("run", checkpoint_to="flaky://run", checkpoint_every=5)
 
     class Weather(Heard):
-        def progress(self, task: str, done: int, *args: Any, **facts: Any) -> None:
+        def progress(self, task: str, done: float, *args: Any, **facts: Any) -> None:
             if done in (9 * 64, 16 * 64):
                 Flaky.error = OSError("503 Slow Down") if done == 9 * 64 else None
 

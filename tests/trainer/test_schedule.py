@@ -254,7 +254,12 @@ def test_the_schedules_beside_the_papers_match_closed_forms():
 
 
 def test_weight_decay_and_beta2_go_to_their_ends_over_the_run():
-    ends = {"end_weight_decay": 0.5, "end_beta2": 0.75, "weight_decay": 0.1, "beta2": 0.95}
+    ends: dict[str, Any] = {
+        "end_weight_decay": 0.5,
+        "end_beta2": 0.75,
+        "weight_decay": 0.1,
+        "beta2": 0.95,
+    }
     line = Schedule(
         TrainConfig(**LATER, **ends, weight_decay_schedule="linear", beta2_schedule="cosine"), 10
     )
