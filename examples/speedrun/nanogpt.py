@@ -23,15 +23,15 @@ import numpy as np
 from gptcli.shards.manifest import Split, read_manifest
 from gptcli.shards.order import open_split
 
-TOKENS, BATCH, N_CTX, LR, WARMUP_TOKENS, EVAL_EVERY = 500_000, 16, 128, 1e-2, 50_000, 10
-EVAL_TOKENS = 16_000
+TOKENS, BATCH, N_CTX, LR, WARMUP_TOKENS, EVAL_EVERY = 500_000, 16, 128, 5e-3, 50_000, 10
+EVAL_TOKENS = 8_000
 STEPS = TOKENS // (BATCH * N_CTX)
 OPTIONS = {
     "dataset": "shards", "device": "cpu", "compile": False, "n_layer": 4, "n_head": 4,
     "n_embd": 128, "block_size": N_CTX, "bias": True, "dropout": 0.0, "batch_size": BATCH,
     "gradient_accumulation_steps": 1, "learning_rate": LR, "min_lr": LR / 10, "max_iters": STEPS,
     "lr_decay_iters": STEPS, "warmup_iters": WARMUP_TOKENS // (BATCH * N_CTX), "weight_decay": 0.1,
-    "eval_interval": EVAL_EVERY, "eval_iters": 16, "always_save_checkpoint": False,
+    "eval_interval": EVAL_EVERY, "eval_iters": 8, "always_save_checkpoint": False,
 }  # fmt: skip
 
 
@@ -54,17 +54,22 @@ def main() -> None:
         tokens.tofile(work / "data" / "shards" / f"{split}.bin")
     with open(work / "data" / "shards" / "meta.pkl", "wb") as file:
         pickle.dump({"vocab_size": read_manifest(shards).vocab_size}, file)
+    text = (checkout / "train.py").read_text(encoding="utf-8")
+    words = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    started = []
     for seed in range(int(seeds)):
-        folder = out / f"seed-{seed}"
+        folder = out.resolve() / f"seed-{seed}"
         folder.mkdir(exist_ok=True)
-        text = (checkout / "train.py").read_text(encoding="utf-8")
-        (work / "train.py").write_text(text.replace("1337", str(1337 + seed)), encoding="utf-8")
-        words = [f"--{name}={value}" for name, value in OPTIONS.items()]
-        command = [sys.executable, "train.py", *words, f"--out_dir={folder.resolve()}"]
-        log = subprocess.run(
-            command, cwd=work, stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
-        (folder / "metrics.jsonl").write_text("".join(metrics(log)), encoding="utf-8")
+        script = work / f"train_{seed}.py"
+        script.write_text(text.replace("1337", str(1337 + seed)), encoding="utf-8")
+        command = [sys.executable, script.name, *words, f"--out_dir={folder}"]
+        with open(folder / "log.txt", "w", encoding="utf-8") as log:
+            started.append((folder, subprocess.Popen(command, cwd=work, stdout=log)))
+    for folder, process in started:
+        if process.wait():
+            sys.exit(f"nanoGPT failed in {folder}")
+        lines = metrics((folder / "log.txt").read_text(encoding="utf-8"))
+        (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
     (out / "seeds.json").write_text("{}\n", encoding="utf-8")
 
 
