@@ -1,6 +1,6 @@
 """Print a table of the tokens and the time until runs reached a validation loss.
 
-    python tokens_to_target.py 4.75 out/paper out/muon ...
+    python tokens_to_target.py 5.0 out/paper out/muon ...
 
 Each argument is a folder of `gpt train --seeds`; the first is compared with. The loss between two
 measurements is taken to lie on a line. Times are those of the steps, without evaluations.
