@@ -30,6 +30,7 @@ from gptcli.model import loss
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT, mup_groups
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES
+from gptcli.trainer.schedule import Rates
 from gptcli.trainer.step import TrainStep
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
@@ -67,7 +68,7 @@ def measured_peak(config: ModelConfig, work: StepConfig) -> int:
         train_step.forward_backward(
             [(tokens, tokens)] * work.micro_batches, tokens.numel() * work.micro_batches, number
         )
-        train_step.update(1e-4)
+        train_step.update(Rates(1e-4))
         train_step.optimizer.zero_grad()
 
     step(0)
