@@ -8,7 +8,7 @@ ifeq ($(origin PYTHON),undefined)
     $$python -c '$(NEW_ENOUGH)' 2> /dev/null && echo $$python && exit; done; echo python3)
 endif
 
-.PHONY: demo test check fmt bench docs lock clean setup setup-dev
+.PHONY: demo test check fmt bench docs man lock clean setup setup-dev
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
@@ -48,6 +48,11 @@ docs: setup
 lock: setup-dev
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' \
 	  | grep -iv '^\(nvidia\|cuda\|triton\)' > requirements.lock
+
+## man: write manual pages to build/man; show one with `man build/man/gpt-train.1`
+man: setup
+	@$(BIN)/python -c "from pathlib import Path; from gptcli.cli.help_panels import write_man_pages; \
+	  print(*write_man_pages(Path('build/man')), sep='\n')"
 
 ## setup, setup-dev: only make .venv, with the versions of requirements.lock (see bootstrap.py)
 setup: EXTRA := base

@@ -20,6 +20,7 @@ from gptcli.runs.svg import Scale
 from gptcli.trainer.config import Run
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.resolve import resolve_run
+from gptcli.trainer.schedule import Rates
 
 WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
 PARTS = {
@@ -68,7 +69,7 @@ def activation_scales(
     idx_BT = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(1))
     inputs, targets = idx_BT[:, :-1], idx_BT[:, 1:]
     for step in range(steps):
-        train_step([(inputs, targets)], step=step, batch_tokens=targets.numel(), lr=lr)
+        train_step([(inputs, targets)], step=step, batch_tokens=targets.numel(), rates=Rates(lr))
     scales: dict[str, float] = {}
     for part, name in PARTS.items():
         train_step.model.get_submodule(name).register_forward_hook(
