@@ -149,7 +149,7 @@ def test_options_that_a_page_names_exist(page: Path):
     if page.stem == "coming-from":  # the other columns have the words of others
         text = "\n".join(line.rstrip("| ").rpartition("|")[2] for line in text.splitlines())
     named = {name for code in re.findall(r"`(--?[a-z][^`]*)`", text) for name in code.split()[:1]}
-    assert named - known - {"--serve", "--nnodes"} == set()
+    assert named - known - {"--nnodes"} == set()
 
 
 @pytest.fixture(scope="module")
