@@ -149,10 +149,12 @@ NUMBERS: dict[str, Number] = {
     "lr": Number(0, 10**9, above=True),
     "min_lr_ratio": Number(0, 1),
     "weight_decay": Number(0, 1000),
+    "end_weight_decay": Number(0, 1000),
     "lm_weight": Number(0, 1000),
     "dropout": Number(0, 1, below=True),
     "beta1": Number(0, 1, below=True),
     "beta2": Number(0, 1, below=True),
+    "end_beta2": Number(0, 1, below=True),
     "ema": Number(0, 1, below=True),
     "eps": Number(0, 1, above=True),
     "clip": Number(0, 10**9, above=True),
@@ -172,6 +174,7 @@ NUMBERS: dict[str, Number] = {
     **{name: Number(1, 10) for name in ("server", "pue")},
     "carbon": Number(0, 10),
     **{name: Number(1, 10**9, whole=True) for name in ("serve", "prompt_tokens", "output_tokens")},
+    **{name: Number(1, 10**6, whole=True) for name in ("n_kv_head", "d_ff")},
     **{name: Number(0, 1e60, above=True) for name in ("flops", "optimal")},
 }
 """Range of every numeric option and configuration key, by name."""

@@ -130,7 +130,7 @@ def sample(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="Run folder, or a transformers GPT-2 folder with its tokenizer.json.",
+            help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2.",
         ),
     ],
     prompt: Annotated[

@@ -339,11 +339,12 @@ def sample_generator(seed: int, sample_index: int, prompt_index: int = 0) -> tor
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens of a prompt; an empty prompt is the end-of-text token, as in GPT-2.
+    """Return the tokens of a prompt, special ones that it spells included; an empty prompt is the
+    end-of-text token, as in GPT-2.
 
     Raises UsageError if the prompt is empty and the tokenizer has no end-of-text token.
     """
-    if tokens := tokenizer.encode(prompt):
+    if tokens := tokenizer.encode_prompt(prompt):
         return tokens
     if tokenizer.eot_id is None:
         raise UsageError(
