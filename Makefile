@@ -8,7 +8,7 @@ ifeq ($(origin PYTHON),undefined)
     $$python -c '$(NEW_ENOUGH)' 2> /dev/null && echo $$python && exit; done; echo python3)
 endif
 
-.PHONY: demo test check fmt bench lock man clean setup setup-dev
+.PHONY: demo test check fmt bench docs man lock clean setup setup-dev
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
@@ -35,6 +35,14 @@ fmt: setup-dev
 ## bench: compare speed with other implementations (see tests/benchmarks/README.md)
 bench: setup-dev
 	$(BIN)/python -m tests.benchmarks
+
+## docs: build the documentation as a website that opens from disk
+docs: setup
+	@$(BIN)/python -c "import material" 2> /dev/null || { \
+	  echo "installing mkdocs-material, a download of 25 MB"; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'; }
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f examples/docs/mkdocs.yml
+	@echo "open examples/docs/out/site/index.html"
 
 ## lock: record the installed versions in requirements.lock
 lock: setup-dev

@@ -26,7 +26,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"api"},
-    {"finetune"},
+    {"finetune", "serving"},
     {"corpus", "trainer", "evals"},
     {"distributed"},
     {"sampling"},

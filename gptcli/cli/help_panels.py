@@ -54,7 +54,7 @@ def panels(command: Any, ctx: typer.Context, width: int) -> str | None:
     lines = ["", *(f" {line}" for line in usage), ""]
     if command.help:
         lines += [f" {line}".rstrip() for line in _text_lines(command.help, width - 2)] + [""]
-    for title, rows in _sections(command, ctx).items():
+    for title, rows in sections(command, ctx).items():
         drawn = _panel(title, rows, width)
         if drawn is None:
             return None
@@ -93,7 +93,7 @@ def _text_lines(text: str, width: int) -> Iterator[str]:
             yield _dim(line) if line else ""
 
 
-def _sections(command: Any, ctx: typer.Context) -> dict[str, list[Row]]:
+def sections(command: Any, ctx: typer.Context) -> dict[str, list[Row]]:
     """Return the rows of each panel by its title: arguments, options, then subcommands."""
     arguments: dict[str, list[Row]] = {ARGUMENTS: []}
     options: dict[str, list[Row]] = {OPTIONS: []}

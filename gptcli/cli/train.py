@@ -10,6 +10,7 @@ A file that begins with `#:schema PATH` is checked against it by Taplo, and so i
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -213,6 +214,8 @@ def train(
             seeds, given_options, config, resume=resume, force=force, strict=strict, as_json=json
         )
         return
+    if resume and not dry_run:
+        fetch_missing(given_options, config)
     given = given_values(given_options, config, resume=resume)
     fetch_initial_model(given)
     if lr_range and resume:
@@ -251,6 +254,18 @@ def fetch_initial_model(given: Resolved) -> None:
     start = given.values.get("init_from")
     if start is not None and begun_folder(Path(given.values["out"])) is None:
         fetch_model(start, ConsoleEvents())
+
+
+def fetch_missing(options: dict[str, Any], config: Path | None) -> None:
+    """Bring a checkpoint to the run folder from --checkpoint-to, if there is none."""
+    values = given_values(options, config, resume=False).values
+    if (url := values.get("checkpoint_to")) is None:
+        return
+    from gptcli.trainer.remote import fetch_checkpoint
+
+    out, events = Path(values["out"]), events_of_process(ConsoleEvents())
+    with own_folder(out, read_only=True, events=events) if is_main() else nullcontext():
+        fetch_checkpoint(url, out, events, fetches=is_main())
 
 
 def events_of_process(main: Events) -> Events:

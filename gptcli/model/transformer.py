@@ -328,19 +328,24 @@ def mup_rescale(model: torch.nn.Module, m: float) -> None:
 
 
 def mup_groups(model: torch.nn.Module, m: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameter groups of muP for Adam, with `lr_scale` and `weight_decay` of each.
+    """Return the parameter groups of muP for Adam: `lr_scale`, `decays` and `weight_decay` of each.
 
-    The product of weight decay and learning rate is the same for all parameters. The learning rate of a group is that of the schedule times its `lr_scale`. Weight decay applies
-    to matrices, including the embeddings, and not to biases and gains.
+    The learning rate of a group is that of the schedule times its `lr_scale`; the product of weight
+    decay and learning rate is the same for all parameters that have weight decay (`decays`): the
+    matrices, including the embeddings, and not biases and gains.
     """
-    made: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    made: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         lr_scale = 1 / m if _grows_with_width(name, parameter) or name.startswith("ln_f.") else 1.0
-        decay = weight_decay / lr_scale if parameter.dim() >= 2 else 0.0
-        made.setdefault((lr_scale, decay), []).append(parameter)
+        made.setdefault((lr_scale, parameter.dim() >= 2), []).append(parameter)
     return [
-        {"params": parameters, "lr_scale": lr_scale, "weight_decay": decay}
-        for (lr_scale, decay), parameters in made.items()
+        {
+            "params": parameters,
+            "lr_scale": lr_scale,
+            "decays": decays,
+            "weight_decay": weight_decay / lr_scale if decays else 0.0,
+        }
+        for (lr_scale, decays), parameters in made.items()
     ]
 
 

@@ -29,7 +29,7 @@ CONFIGS = sorted(
     if path not in RECIPES
 )
 GOALS = {
-    "shakespeare": ["all", "gpu", "compare"],
+    "shakespeare": ["all", "gpu", "compare", "baseline"],
     "gpt1-finetune": ["all", "compare"],
     "cluster": ["submit", "here", "plan"],
     "gpt2-eval": ["all", "data"],
