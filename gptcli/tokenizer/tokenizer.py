@@ -52,6 +52,8 @@ RELEASES = (
     ("vocab.bpe", "encoder.json"), ("vocab_40000.bpe", "encoder_bpe_40000.json"), ("merges.txt", "vocab.json"),
 )  # fmt: skip
 
+MODEL_FILES = (".pt", ".pth", ".ckpt", ".bin")  # endings of models in a single file
+
 PIECE = 1 << 14  # characters of a long text encoded at once
 # characters and pieces handed to the library's threads at once
 GROUP, GROUP_PIECES = 1 << 19, 1 << 12
@@ -351,8 +353,10 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
     """Return the tokenizer in `where`: a tokenizer.json, a folder with one (a run or shards) or
     with a release's two files, or "gpt2".
 
-    Raises InputError if there is none, or if it is neither a byte-level BPE nor of GPT-1's
-    kind.
+    For a model in a single file (nanoGPT, llm.c), it is the tokenizer.json next to the file, or
+    else GPT-2's.
+
+    Raises InputError if there is none, or if it is neither a byte-level BPE nor of GPT-1's kind.
     """
     path = Path(where)
     if path.is_dir():
@@ -364,6 +368,9 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
             hint=f"name the folder that holds both halves: {path.parent}",
         )
     if path.exists():
+        if path.suffix in MODEL_FILES:
+            beside = path.parent / TOKENIZER
+            return _load_json(beside) if beside.is_file() else _load_gpt2()
         if path.suffix not in ("", ".json"):
             hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
             raise InputError("is not a tokenizer.json", where=path, hint=hint)
