@@ -174,7 +174,7 @@ def test_vocabulary_of_another_tokenizer_is_refused(tmp_path: Path, shards: Path
 def refused(case: str, nano: Path, tmp_path: Path) -> list[object]:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("x")
-    return {
+    cases: dict[str, list[object]] = {
         "a folder with files": [nano, "-o", tmp_path / "full"],
         "its own folder": [nano, "-o", nano, "--force"],
         "a folder above it": [nano / "ckpt.pt", "-o", tmp_path, "--force"],
@@ -187,7 +187,8 @@ def refused(case: str, nano: Path, tmp_path: Path) -> list[object]:
         "no output": [nano],
         "an option of training": [nano, "-o", tmp_path / "out", "--lr", "1"],
         "another mode": [nano, "--report", "-o", tmp_path / "out"],
-    }[case]
+    }
+    return cases[case]
 
 
 MESSAGES = {
