@@ -13,7 +13,7 @@ from gptcli.cli.options import option, read_option
 from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
 from gptcli.cli.train import events_of_process, prepare, train_and_tell
 from gptcli.cli.train_options import READERS, given_values
-from gptcli.errors import RunError, UsageError, nearest
+from gptcli.errors import RunError, UsageError
 from gptcli.files import atomic_write, claim_file, write_json
 from gptcli.model.source import REPORT
 from gptcli.runs.groups import expanded, grouped
@@ -88,8 +88,12 @@ def write_sweep_files(
     sweep = parse_sweep(items)
     for key, values in sweep.items():
         if key not in READERS:
+            from gptcli.cli.aliases import key_hint
+
             raise UsageError(
-                f"there is no option {option(key)}", field="sweep", hint=nearest(key, READERS)
+                f"there is no option {option(key)}",
+                field="sweep",
+                hint=key_hint("gpt train", key, READERS),
             )
         if key in options:
             raise UsageError(f"{option(key)} is given and swept", field="sweep", hint="choose one")

@@ -287,7 +287,7 @@ def _empty_validation(build: BuildConfig, train: int) -> str:
         advice = "divide the text into more documents with {option:documents} paragraph"
     else:
         share = min(0.5, 10 / train)
-        advice = f"raise it: at {share:.1g}, about {round(share * train)} documents would be chosen"
+        advice = f"raise it: at {share:.1g}, about {counted(round(share * train), 'document')} would be chosen"
     return (
         f"the validation split is empty: of {train} document{'s' * (train != 1)} none was chosen "
         f"for it at {{option:val_fraction}} {build.val_fraction:g}\n  {advice}"

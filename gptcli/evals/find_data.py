@@ -56,7 +56,7 @@ def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path 
                 hint=f"name one of them with {{option:data}}: "
                 f"{', '.join(str(file.relative_to(data)) for file in found)}"
                 if found
-                else f"get it from {task.source}",
+                else _source_hint(task),
             )
         data = found[0]
     if (other := _other_task(task, data)) is not None:
@@ -66,6 +66,13 @@ def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path 
             hint=f"{{option:task}} {other}, or the data of {task.name}: {shown}",
         )
     return data
+
+
+def _source_hint(task: Task) -> str:
+    """Return where to get the data of a task."""
+    if task.hub:
+        return f"its source: {task.source}; {{option:data}} hf downloads it: {task.hub['dataset']}"
+    return f"its source: {task.source}"
 
 
 def has_data(task: Task, data: Path | None) -> bool:

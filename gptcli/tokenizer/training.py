@@ -29,6 +29,7 @@ from gptcli.tokenizer.encoders import knows_more
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, pieces
 
 MIN_VOCAB = 256 + 1  # the bytes and <|endoftext|>
+MAX_VOCAB = 1 << 24  # the libraries reserve memory for every entry: about 70 bytes
 MIN_FREQUENCY = 2  # a pair that occurs once teaches nothing
 PIECE = 1 << 10  # characters; the time the library takes is quadratic in the length of a word
 Merges = list[tuple[str, str]]
@@ -42,9 +43,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Events = S
     pair on, and `<|endoftext|>`.
 
     The same texts give the same tokenizer in any order. If they contain too few pairs the
-    vocabulary stays smaller, with a warning. Raises UsageError on a size below 257, InputError if
-    there is no text.
+    vocabulary stays smaller, with a warning. Raises UsageError on a size below 257 or above
+    `MAX_VOCAB`, InputError if there is no text.
     """
+    check_largest(vocab_size)
     if vocab_size < MIN_VOCAB:
         raise UsageError(
             f"a vocabulary of {vocab_size} is too small",
@@ -63,6 +65,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Events = S
             f"the text has pairs for a vocabulary of {tokenizer.vocab_size:,} only, not {vocab_size:,}: give more text or a smaller size"
         )
     return tokenizer
+
+
+def check_largest(vocab_size: int) -> None:
+    """Raise UsageError if a vocabulary is too large to be learned."""
+    if vocab_size > MAX_VOCAB:
+        raise UsageError(
+            f"a vocabulary of {vocab_size:,} is too large",
+            field="vocab_size",
+            code="out_of_range",
+            hint=f"at most {MAX_VOCAB:,}; GPT-2's is 50257",
+        )
 
 
 def _reference(texts: Iterable[str], vocab_size: int) -> list[tuple[str, str]]:

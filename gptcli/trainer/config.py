@@ -228,7 +228,7 @@ class TrainConfig:
                     f"unknown {name.replace('_', ' ')} {value!r}",
                     field=name,
                     code="unknown_value",
-                    hint=f"{nearest(value, names)}; or your own, as module:function",
+                    hint=nearest(value, names, beyond="or your own, as module:function"),
                 )
         if self.optimizer == "muon" and self.mup is not None:
             raise UsageError(
