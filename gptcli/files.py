@@ -183,7 +183,7 @@ def resolved(path: Path) -> Path:
     Raises UsageError if links lead in a circle.
     """
     path = Path(os.path.realpath(path))
-    if path.is_symlink():
+    if os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises if the name is too long)
         raise UsageError("this link leads back to itself", where=path, hint="choose another path")
     return path
 
@@ -377,6 +377,7 @@ def check_writable(path: Path) -> None:
 
     Touches nothing.
     """
+    resolved(path)
     path = Path(path)
     for part in path.parts:
         if len(os.fsencode(part)) > NAME_BYTES:

@@ -362,8 +362,8 @@ def evaluate(
     events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
-    for path in text or []:
-        _warn_of_structure(path, events)
+    for file in text or []:
+        _warn_of_structure(file, events)
     if not compare and records is None and output and tasks and not written_through(output):
         records = output.with_suffix(".records")
     if compare and (records is not None or samples is not None):

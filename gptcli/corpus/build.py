@@ -42,7 +42,8 @@ from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import claim_output, contents, empty, read_json, write_json
+from gptcli.files import contents, empty, read_json, write_json
+from gptcli.locks import claim_owned
 from gptcli.numbers import counted
 from gptcli.shards.format import open_shard
 from gptcli.shards.manifest import (
@@ -100,7 +101,7 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
     """
     build.check_inputs_outside(out)
     record = build.resume_record()
-    claim_output(out, resume=resume, force=force)
+    claim_owned(out, resume=resume, force=force)
     if contents(out):
         if not (out / RESUME_RECORD).exists():
             raise UsageError(

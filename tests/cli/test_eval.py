@@ -406,6 +406,9 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
         ),
         (["run", "--task", "lambada", "--data", ".", "--normalise", "tokn"], "did you mean token"),
         (["run", "--task", "lambada", "--data", ".", "--resume", "--force"], "contradict"),
+        (["run", "--task", "lambada", "--data", ".", "--resume"], "nothing to continue from"),
+        (["run", "--resume"], "--resume goes with --task"),
+        (["run", "--json", "--markdown"], "contradict"),
         (
             ["run", "--task", "lambada", "--task", "lambada", "--data", "."],
             "lambada is named twice",
@@ -419,6 +422,19 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
 def test_more_bad_usage(evaluate: Callable[..., str], args: list[str], message: str) -> None:
     with pytest.raises(GptError, match=message):
         evaluate(*args)
+
+
+def test_a_text_of_json_lines_is_measured_with_a_warning(
+    evaluate: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "two.txt"
+    path.write_text('{"text": "and some words"}\n{"text": "of prose"}\n')
+    assert "two.txt" in evaluate("run", "--text", path)
+    warned = " ".join(capfd.readouterr().err.split())
+    assert "looks like JSON lines, which is measured as it stands" in warned
+    path.write_text("and some words of prose\n")
+    evaluate("run", "--text", path)
+    assert "looks like" not in capfd.readouterr().err
 
 
 def test_the_location_of_the_data_is_listed(
