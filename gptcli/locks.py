@@ -271,7 +271,9 @@ def claim_owned(folder: Path, *, resume: bool, force: bool, events: Events = SIL
     if force:
         real = _real(folder)
         for path in sorted(real.rglob(f"*{LOCK}")):
-            if path.name.startswith(".") and path != real / LOCK:
+            # of its own locks the folder's owner has made sure
+            own = path.parent == real and (path.name == LOCK or path.name.startswith(".part-"))
+            if path.name.startswith(".") and not own:
                 inside = path.parent.relative_to(real)
                 refuse_held(path, Path(folder) / inside, events)
     claim_output(folder, resume=resume, force=force)

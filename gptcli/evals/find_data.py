@@ -191,7 +191,7 @@ def _has_name(task: Task, path: Path) -> bool:
 def split_data(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
     """Return the folders that TASK=FOLDER names by task, and the one of all other tasks.
 
-    Raises UsageError if there are several of all.
+    Raises UsageError if there are several of all, or if a folder is empty.
     """
     folders: dict[str, Path] = {}
     others: list[Path] = []
@@ -199,6 +199,12 @@ def split_data(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
         name, sign, path = text.partition("=")
         known = name in task_names() or name.endswith(".toml")
         if sign and known and not Path(text).exists():
+            if not path.strip():  # which would be the current folder
+                raise UsageError(
+                    f"{text!r} names no folder",
+                    where="{option:data}",
+                    hint="TASK=FOLDER; a shell variable in the command may be unset",
+                )
             folders[Path(name).stem if name.endswith(".toml") else name] = Path(path)
         else:
             others.append(Path(text))
