@@ -8,7 +8,7 @@ ifeq ($(origin PYTHON),undefined)
     $$python -c '$(NEW_ENOUGH)' 2> /dev/null && echo $$python && exit; done; echo python3)
 endif
 
-.PHONY: demo test check fmt bench lock clean setup setup-dev
+.PHONY: demo test check fmt bench docs man lock clean setup setup-dev
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
@@ -36,10 +36,23 @@ fmt: setup-dev
 bench: setup-dev
 	$(BIN)/python -m tests.benchmarks
 
+## docs: build the documentation as a website that opens from disk
+docs: setup
+	@$(BIN)/python -c "import material" 2> /dev/null || { \
+	  echo "installing mkdocs-material, a download of 25 MB"; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'; }
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f examples/docs/mkdocs.yml
+	@echo "open examples/docs/out/site/index.html"
+
 ## lock: record the installed versions in requirements.lock
 lock: setup-dev
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' \
 	  | grep -iv '^\(nvidia\|cuda\|triton\)' > requirements.lock
+
+## man: write manual pages to build/man; show one with `man build/man/gpt-train.1`
+man: setup
+	@$(BIN)/python -c "from pathlib import Path; from gptcli.cli.help_panels import write_man_pages; \
+	  print(*write_man_pages(Path('build/man')), sep='\n')"
 
 ## setup, setup-dev: only make .venv, with the versions of requirements.lock (see bootstrap.py)
 setup: EXTRA := base

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         build_shards,
         estimate_cost,
         evaluate,
+        export_model,
         generate,
         load_model,
         train,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from gptcli.tokenizer.training import train_tokenizer
     from gptcli.trainer.config import TrainConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "GPT",
     "DataLoader",
@@ -45,6 +46,7 @@ __all__ = [
     "build_shards",
     "estimate_cost",
     "evaluate",
+    "export_model",
     "generate",
     "load_model",
     "load_tokenizer",
@@ -66,7 +68,10 @@ _MODULES = {
         ("GptError", "InputError", "Interrupted", "RunError", "UsageError"), "gptcli.errors"
     ),
     **dict.fromkeys(
-        ("build_shards", "estimate_cost", "evaluate", "generate", "load_model", "train"),
+        (
+            *("build_shards", "estimate_cost", "evaluate", "export_model", "generate"),
+            *("load_model", "train"),
+        ),
         "gptcli.api",
     ),
 }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from gptcli.errors import InputError, UsageError
 from gptcli.evals.evaluate import evaluate
 from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig, find_size
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["build_shards", "estimate_cost", "evaluate", "generate", "load_model", "train"]
+__all__ = [
+    "build_shards",
+    "estimate_cost",
+    "evaluate",
+    "export_model",
+    "generate",
+    "load_model",
+    "train",
+]
 
 DEFAULT_GPU = "h100"
 
@@ -73,7 +82,8 @@ def load_model(
     precision: PrecisionChoice = "auto",
     events: Events = SILENT,
 ) -> Loaded:
-    """Load the model and tokenizer of a run folder or a transformers GPT-2 folder.
+    """Load the model and tokenizer of a run, a transformers folder, a file of nanoGPT or llm.c, or a
+    name on the Hub, such as "openai-community/gpt2", which is downloaded unless it is in the cache.
 
     An unfinished run gives its newest checkpoint, or that of step `checkpoint`. `.model` of the
     result is the `GPT`, `.tokenizer` its tokenizer. Raises UsageError for a device or precision
@@ -82,6 +92,106 @@ def load_model(
     return _load(
         Path(folder), checkpoint=checkpoint, device=device, precision=precision, events=events
     )
+
+
+def export_model(
+    model: str | Path,
+    out: str | Path,
+    *,
+    checkpoint: int | None = None,
+    precision: str = "fp32",
+    force: bool = False,
+    events: Events = SILENT,
+) -> None:
+    """Write a model for other programs: to a GGUF file for llama.cpp if `out` ends in .gguf, or else
+    to a folder for transformers.
+
+    `model` and `checkpoint` as in `load_model`. `precision` is that of a GGUF file's matrices:
+    "fp32", "fp16" or "bf16"; a folder is always in fp32. Rows that pad the vocabulary are left out.
+    Existing output is replaced only with `force`. Raises UsageError if the model cannot be
+    represented, InputError if it cannot be read.
+    """
+    import json
+    from dataclasses import replace
+    from typing import cast
+
+    from gptcli.files import atomic_folder, check_output, claim_file, contents
+    from gptcli.model.gguf import GgufPrecision, GgufVocabulary, write_gguf
+    from gptcli.model.hf import HEAD, is_padded, read_model_config
+    from gptcli.model.hub import fetch_model
+    from gptcli.model.safetensors_io import read_weights, save_model
+    from gptcli.model.source import find_model
+    from gptcli.tokenizer.tokenizer import load_tokenizer
+
+    out = Path(out)
+    as_gguf = out.suffix == ".gguf"
+    if as_gguf:
+        claim_file(out, force=force)
+    else:
+        if contents(out) and not force:
+            raise UsageError(
+                "the output folder is not empty",
+                where=out,
+                field="out",
+                code="exists",
+                hint="choose another one; {option:force} replaces it",
+            )
+        check_output(out, resume=False, force=force)
+        if precision != "fp32":
+            raise UsageError(
+                f"a folder for transformers is written in fp32, not {precision}",
+                field="precision",
+                code="not_representable",
+                hint="leave {option:precision} out, or name a file that ends in .gguf",
+            )
+    fetch_model(model, events)
+    source = find_model(model, checkpoint)
+    if source.folder.resolve().is_relative_to(out.resolve()):
+        raise UsageError(
+            "contains the model that is to be exported",
+            where=out,
+            field="out",
+            code="exists",
+            hint="choose another folder",
+        )
+    config, tokenizer = read_model_config(source.folder), load_tokenizer(source.folder)
+    entries = tokenizer.vocab_size
+    if config.vocab_size != entries and not is_padded(config.vocab_size, entries):
+        raise InputError(
+            f"the tokenizer has {entries:,} tokens, but the model's vocabulary has "
+            f"{config.vocab_size:,}",
+            where=source.folder,
+            hint="put the tokenizer.json that the model was trained with next to it",
+        )
+    config = replace(config, vocab_size=entries)
+    events.info(f"writing {config.parameters:,} parameters of {source} to {out}")
+    weights = {
+        name: tensor[:entries] if name in ("wte.weight", HEAD) else tensor
+        for name, tensor in read_weights(source)
+    }
+    if not as_gguf:
+        with atomic_folder(out) as folder:
+            tokenizer.save_for_model(folder, config.n_ctx)
+            save_model(folder, weights, config, eot_id=tokenizer.eot_id)
+        return
+    if config.gelu == "exact":
+        events.warn(
+            "llama.cpp computes GELU in its tanh form, and this model was trained with the exact "
+            "one: logits differ by about 0.001"
+        )
+    vocabulary = GgufVocabulary.from_tokenizer_json(
+        json.loads(tokenizer.to_json()), tokenizer.eot_id
+    )
+    write_gguf(
+        out,
+        weights,
+        config,
+        vocabulary,
+        name=Path(model).resolve().name,
+        precision=cast("GgufPrecision", precision),
+        on_tensor=lambda done, total: events.progress("writing", done, total, unit="bytes"),
+    )
+    events.finish("writing")
 
 
 @overload

@@ -154,7 +154,7 @@ COUNTS: dict[str, tuple[int, int]] = {
     "stop_early": (0, 10**9), "samples": (0, 10**6),
     "shard_tokens": (1, 2**31 - 1), "mixture_tokens": (1, MAX_RUN_TOKENS),
     "num_samples": (1, 10**6), "max_tokens": (1, 10**9), "top_k": (1, 10**9), "beam": (1, 10_000),
-    "best_of": (1, 10**6),
+    "best_of": (1, 10**6), "port": (0, 65535),
     "shots": (0, 10**6), "limit": (1, 10**12), "stride": (1, MAX_CONTEXT_TOKENS),
 }  # fmt: skip
 NUMBERS: dict[str, Number] = {
@@ -162,10 +162,12 @@ NUMBERS: dict[str, Number] = {
     "lr": Number(0, 10**9, above=True),
     "min_lr_ratio": Number(0, 1),
     "weight_decay": Number(0, 1000),
+    "end_weight_decay": Number(0, 1000),
     "lm_weight": Number(0, 1000),
     "dropout": Number(0, 1, below=True),
     "beta1": Number(0, 1, below=True),
     "beta2": Number(0, 1, below=True),
+    "end_beta2": Number(0, 1, below=True),
     "ema": Number(0, 1, below=True),
     "eps": Number(0, 1, above=True),
     "clip": Number(0, 10**9, above=True),
@@ -185,6 +187,7 @@ NUMBERS: dict[str, Number] = {
     **{name: Number(1, 10) for name in ("server", "pue")},
     "carbon": Number(0, 10),
     **{name: Number(1, 10**9, whole=True) for name in ("serve", "prompt_tokens", "output_tokens")},
+    **{name: Number(1, 10**6, whole=True) for name in ("n_kv_head", "d_ff")},
     **{name: Number(0, 1e60, above=True) for name in ("flops", "optimal")},
 }
 """Range of every numeric option and configuration key, by name."""

@@ -4,6 +4,7 @@ for each other.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,14 @@ from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
 from gptcli.shards.format import token_dtype, write_shard
-from gptcli.shards.manifest import Manifest, Shard, Split, read_manifest, write_manifest
+from gptcli.shards.manifest import (
+    Manifest,
+    Shard,
+    Source,
+    Split,
+    read_manifest,
+    write_manifest,
+)
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.loop import train
@@ -25,6 +33,9 @@ from gptcli.trainer.preflight import data_sha256
 
 torch.set_num_threads(1)
 
+COUNTED = Source(
+    name="", documents_in=1, documents_kept=1, dropped={}, text_bytes=1, tokens=3300
+)  # fmt: skip
 RunMaker = Callable[..., Run]
 Train = Callable[[Run], dict[str, Any]]
 
@@ -62,6 +73,29 @@ def make_shards(folder: Path, *, train: int = 6000, val: int = 400) -> Path:
 @pytest.fixture(scope="session")
 def write_shards() -> Callable[..., Path]:
     return make_shards
+
+
+@pytest.fixture
+def write_sources(write_shards: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A shard folder whose sources, of given weights, all have the same tokens."""
+
+    def write(**weights: float) -> Path:
+        folder = tmp_path / "sources"
+        if not folder.exists():
+            write_shards(folder, train=3000, val=300)
+        manifest = read_manifest(folder)
+        shards, sources = [], []
+        for name, weight in weights.items():
+            for split in ("train", "val"):
+                of_all = next(shard for shard in manifest.shards if shard.split == split)
+                file = f"{split}-{name}-000000.bin"
+                shutil.copy(folder / f"{split}-000000.bin", folder / file)
+                shards.append(replace(of_all, file=file, source=name))
+            sources.append(replace(COUNTED, name=name, weight=weight))
+        write_manifest(folder, replace(manifest, shards=shards, sources=sources))
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,16 @@ def test_import_is_light() -> None:
     heavy = ("torch", "numpy", "tokenizers", "typer", "rich")
     program = f"import sys, gptcli; print([name for name in {heavy!r} if name in sys.modules])"
     assert run_python("-c", program, cwd=ROOT, started=True).strip() == "[]"
+
+
+def test_the_version_is_one_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
+    assert gptcli.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", changes, re.MULTILINE)[0] in (version, "Unreleased")
 
 
 def test_every_public_name_is_importable_and_documented() -> None:
@@ -56,6 +68,7 @@ except (gptcli.UsageError, gptcli.InputError, gptcli.RunError, gptcli.Interrupte
 one: str = gptcli.generate("run", "a", params=gptcli.SamplingParams(greedy=True))
 many: list[str] = gptcli.generate("run", ["a", "b"])
 losses: list[dict[str, float]] = gptcli.evaluate("run", tasks=["lambada"])["losses"]
+gptcli.export_model("run", "run.gguf", precision="fp16")
 days: float = gptcli.estimate_cost(shape, gpus=8).days
 report: dict[str, object] = gptcli.estimate_cost("175B").as_dict()
 """,

@@ -62,6 +62,24 @@ def test_install_fills_the_places_and_uninstall_empties_them(model: GPT) -> None
     assert places(model) == PYTORCH
 
 
+def test_exact_gelu_is_left_to_pytorch() -> None:
+    exact = GPT(
+        ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=11, gelu="exact")
+    ).eval()
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            torch.nn.init.normal_(parameter)
+    idx = torch.arange(8)[None]
+    with torch.no_grad():
+        logits = exact(idx)
+    kernels.install(exact, fuse_blocks=True)
+    assert places(exact)["block"] is block_forward
+    with torch.no_grad():
+        prepared = prepare_for_inference(exact)(idx)
+    assert (prepared - logits).abs().max() < 1e-5
+    assert kernels.decode_step(exact) is None
+
+
 def test_inference_layers_get_their_kernel(model: GPT) -> None:
     prepare_for_inference(model)
     assert places(model)["linear"] is small_batch_linear

@@ -2,7 +2,7 @@
 
 Usage: python compare.py, after `make out/base/model.safetensors`
 
-It writes out/curves.json and, if matplotlib is installed, the learning curves to curves.svg.
+It writes out/curves.json, and the learning curves to curves.svg.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from gptcli.finetune.task import InputTransform, read_examples, read_task
 from gptcli.model.safetensors_io import load_model
 from gptcli.model.source import FINETUNE_REPORT
 from gptcli.model.transformer import GPT
+from gptcli.runs.charts import Series, line_chart
 from gptcli.runs.metrics import read_metrics
+from gptcli.runs.svg import Scale
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
 OUT, BASE, SEEDS = Path("out"), Path("out/base"), (0, 1, 2)
@@ -71,19 +73,28 @@ def main() -> None:
 
 
 def draw(curves: dict[str, list[list[tuple[int, float]]]]) -> None:
-    """Draw the learning curves to curves.svg, if matplotlib is installed."""
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        return
-    figure, axis = pyplot.subplots(figsize=(6, 3.5))
-    for (name, seeds), color in zip(curves.items(), ("tab:blue", "tab:orange"), strict=True):
-        for number, curve in enumerate(seeds):
-            axis.plot(*zip(*curve, strict=True), color=color, label=name if number == 0 else None)
-    axis.set(xlabel="step", ylabel="validation accuracy", title="SST-2")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig("curves.svg", metadata={"Date": None})
+    """Draw the learning curves to curves.svg: a line per seed, and their mean."""
+    series = []
+    for name, seeds in curves.items():
+        means = [
+            (points[0][0], 100 * statistics.mean(accuracy for _, accuracy in points))
+            for points in zip(*seeds, strict=True)
+        ]
+        label = f"{means[-1][1]:.1f} %"
+        series.append(Series(name, means, [""] * (len(means) - 1) + [label], line=True))
+        series += [
+            Series(name, [(x, 100 * y) for x, y in seed], line=True, dots=False, quiet=True)
+            for seed in seeds
+        ]
+    steps = max(step for one in series for step, _ in one.points)
+    svg = line_chart(
+        "SST-2: fine-tuning with and without pretraining",
+        "validation accuracy, mean of three seeds; grey: each seed",
+        series,
+        Scale("step", 0, steps * 1.05, log=False),
+        Scale("accuracy, %", 45, 80, log=False),
+    )
+    Path("curves.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

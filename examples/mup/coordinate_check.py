@@ -3,23 +3,24 @@
 Usage: python coordinate_check.py
 
 Each width is trained for a few steps of `gpt train` at one learning rate. The script prints a table
-and, if matplotlib is installed, draws coordinate_check.svg.
+and draws coordinate_check.svg.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 
 from gptcli.cli.train_options import given_values
 from gptcli.distributed.context import RankContext
-from gptcli.errors import install_hint
 from gptcli.events import SILENT
+from gptcli.runs.charts import Series, line_chart
+from gptcli.runs.svg import Scale
 from gptcli.trainer.config import Run
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.resolve import resolve_run
+from gptcli.trainer.schedule import Rates
 
 WIDTHS, BASE, D_HEAD, STEPS, LR = (128, 256, 512, 1024), 128, 32, 5, 3e-3
 PARTS = {
@@ -29,6 +30,7 @@ PARTS = {
     "block": "h.1",
     "logits": "lm_head",
 }
+DRAWN = ("attention", "mlp", "block")
 
 
 def activation_scales(
@@ -67,7 +69,7 @@ def activation_scales(
     idx_BT = torch.randint(0, 256, (4, 65), generator=torch.Generator().manual_seed(1))
     inputs, targets = idx_BT[:, :-1], idx_BT[:, 1:]
     for step in range(steps):
-        train_step([(inputs, targets)], step=step, batch_tokens=targets.numel(), lr=lr)
+        train_step([(inputs, targets)], step=step, batch_tokens=targets.numel(), rates=Rates(lr))
     scales: dict[str, float] = {}
     for part, name in PARTS.items():
         train_step.model.get_submodule(name).register_forward_hook(
@@ -78,25 +80,26 @@ def activation_scales(
     return scales
 
 
-def draw(table: dict[bool, list[dict[str, float]]]) -> None:
-    """Draw the scales by width to coordinate_check.svg."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
-    for axis, use_mup in zip(axes, (False, True), strict=True):
-        for part in PARTS:
-            axis.loglog(WIDTHS, [scales[part] for scales in table[use_mup]], marker="o", label=part)
-        axis.set(
-            title="muP" if use_mup else "standard",
-            xlabel="d_model",
-            xticks=WIDTHS,
-            xticklabels=WIDTHS,
+def draw(table: dict[bool, list[dict[str, float]]]) -> str:
+    """Return a chart of the scales by width, without muP and with it."""
+    series = [
+        Series(
+            part + ", muP" * use_mup,
+            [(width, scales[part]) for width, scales in zip(WIDTHS, rows, strict=True)],
+            line=True,
+            dashed=use_mup,
         )
-        axis.minorticks_off()
-    axes[0].set_ylabel(f"mean |activation| after {STEPS} steps")
-    axes[1].legend()
-    figure.tight_layout()
-    figure.savefig("coordinate_check.svg", metadata={"Date": None})
+        for use_mup, rows in table.items()
+        for part in DRAWN
+    ]
+    values = [value for one in series for _, value in one.points]
+    return line_chart(
+        "Do activations keep their scale as the model grows wider?",
+        f"mean absolute activation after {STEPS} steps; solid: standard, dashed: muP",
+        series,
+        Scale("d_model, logarithmic", WIDTHS[0] / 1.2, WIDTHS[-1] * 1.2),
+        Scale("mean |activation|, logarithmic", min(values) / 1.5, max(values) * 1.5),
+    )
 
 
 def main() -> None:
@@ -116,10 +119,7 @@ def main() -> None:
                 + "".join(f"{value:>10.4f}" for value in row)
                 + f"{row[-1] / row[0]:>15.2f}"
             )
-    try:
-        draw(table)
-    except ImportError:
-        print(f"no figure was drawn: {install_hint('matplotlib')}", file=sys.stderr)
+    Path("coordinate_check.svg").write_text(draw(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

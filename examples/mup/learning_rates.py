@@ -3,8 +3,7 @@
 Usage: python learning_rates.py, after `make out/shards/manifest.json`
 
 The script runs `gpt train` briefly at three widths and at every rate of a sweep, and continues from
-where it was stopped. It prints a table of final validation losses and, if matplotlib is installed,
-draws learning_rates.svg.
+where it was stopped. It prints a table of final validation losses and draws learning_rates.svg.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gptcli.errors import install_hint
+from gptcli.runs.charts import Series, line_chart
+from gptcli.runs.svg import Scale
 
 WIDTHS, BASE, D_HEAD = (64, 128, 256), 64, 32
 EXPONENTS = range(-11, -3)
@@ -82,24 +82,30 @@ def final_loss(kind: str, width: int, lr: float) -> float:
     return json.loads(last)["val_loss"]
 
 
-def draw(table: dict[str, dict[int, list[float]]]) -> None:
-    """Draw the losses by learning rate to learning_rates.svg."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), sharey=True)
-    for axis, kind in zip(axes, KINDS, strict=True):
-        for width, losses in table[kind].items():
-            (line,) = axis.semilogx(
-                RATES, losses, base=2, marker="o", markersize=3, label=f"d_model {width}"
-            )
-            best = losses.index(min(losses))
-            axis.plot(RATES[best], losses[best], "*", color=line.get_color(), markersize=12)
-        axis.set(title=kind, xlabel="learning rate")
-    lowest = min(min(losses) for widths in table.values() for losses in widths.values())
-    axes[0].set(ylabel="validation loss, nats per token", ylim=(lowest - 0.1, lowest + 1.5))
-    axes[0].legend()
-    figure.tight_layout()
-    figure.savefig("learning_rates.svg", metadata={"Date": None})
+def draw(table: dict[str, dict[int, list[float]]]) -> str:
+    """Return a chart of the losses by learning rate; the best rate of each width is labelled."""
+    series = []
+    for kind, widths in table.items():
+        for width, losses in widths.items():
+            if width == BASE and kind != KINDS[0]:
+                continue  # the same runs
+            labels = [f"{loss:.3f}" if loss == min(losses) else "" for loss in losses]
+            name = f"{width}, both" if width == BASE else f"{width}, {kind}"
+            points = list(zip(RATES, losses, strict=True))
+            series.append(Series(name, points, labels, line=True, dashed=kind != KINDS[0]))
+    lowest = min(loss for one in series for _, loss in one.points)
+    return line_chart(
+        "Does the best learning rate hold as the model grows wider?",
+        "final validation loss by d_model; the best rate of each is labelled",
+        series,
+        Scale(
+            "learning rate, logarithmic",
+            RATES[0] / 1.2,
+            RATES[-1] * 1.2,
+            format=lambda rate: f"{rate:g}",
+        ),
+        Scale("loss, nats per token", lowest - 0.1, lowest + 1.7, log=False),
+    )
 
 
 def main() -> None:
@@ -119,10 +125,7 @@ def main() -> None:
                 + f"  {best:.2g}",
                 flush=True,
             )
-    try:
-        draw(table)
-    except ImportError:
-        print(f"no figure was drawn: {install_hint('matplotlib')}", file=sys.stderr)
+    Path("learning_rates.svg").write_text(draw(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,39 +7,31 @@ from __future__ import annotations
 
 import json
 import sys
-from html import escape
 from pathlib import Path
+from typing import Any
 
-WIDTH, BAR, GAP, LABEL = 520, 18, 4, 200
-KEPT, DROPPED = "#2b7a3d", "#b5523b"
+from gptcli.runs.charts import bar_chart
+from gptcli.runs.svg import Scale
 
 
-def draw(manifest: dict[str, list[dict[str, object]]]) -> str:
+def draw(manifest: dict[str, Any]) -> str:
     """Return an SVG with the documents read, dropped by reason and kept, for each source."""
-    rows: list[tuple[str, int, int, str]] = []  # label, documents, documents read, colour
+    rows: list[tuple[str, float, str, str]] = []  # label, documents, group, text
     for source in manifest["sources"]:
-        total = int(str(source["documents_in"]))
-        rows.append((f"{source['name']}: read", total, total, "#4a5a6a"))
-        dropped = source["dropped"]
-        assert isinstance(dropped, dict)
+        read, kept = source["documents_in"], source["documents_kept"]
+        rows.append((f"{source['name']}: read", read, "read", f"{read:,}"))
         rows += [
-            (f"– {reason}", count, total, DROPPED)
-            for reason, count in sorted(dropped.items(), key=lambda item: -item[1])
+            (reason, count, "dropped", f"{count:,}")
+            for reason, count in sorted(source["dropped"].items(), key=lambda item: -item[1])
         ]
-        rows.append(("kept", int(str(source["documents_kept"])), total, KEPT))
-    lines = []
-    for number, (label, count, total, colour) in enumerate(rows):
-        y = number * (BAR + GAP) + 8
-        length = max(1, round(WIDTH * count / total))
-        lines.append(f'<text x="{LABEL - 8}" y="{y + 13}" text-anchor="end">{escape(label)}</text>')
-        lines.append(f'<rect x="{LABEL}" y="{y}" width="{length}" height="{BAR}" fill="{colour}"/>')
-        lines.append(f'<text x="{LABEL + length + 6}" y="{y + 13}">{count:,}</text>')
-    size = f'width="{LABEL + WIDTH + 70}" height="{len(rows) * (BAR + GAP) + 16}"'
-    style = '<rect width="100%" height="100%" fill="white"/>'
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
+        rows.append((f"{source['name']}: kept", kept, "kept", f"{kept:,}"))
+    high = max(documents for _, documents, _, _ in rows)
+    return bar_chart(
+        "What is kept of a crawl",
+        "documents by source, and why others were dropped",
+        rows,
+        Scale("documents", 0, high, log=False, format=lambda count: f"{count:,.0f}"),
     )
-    return f"{head}{style}{''.join(lines)}</svg>\n"
 
 
 if __name__ == "__main__":

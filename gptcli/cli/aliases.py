@@ -262,6 +262,12 @@ def _extra_argument(
     if command == "gpt sample":
         words = list(read_words(args, takes.get))
         run, *prompt = [str(one.value) for one in words if not one.name]
+        if any(one.name == "--serve" for one in words):
+            return UsageError(
+                "--serve takes one run, or two to compare",
+                where=prompt[1],
+                hint="the prompt is written in the page, or is part of a request",
+            )
         options = [
             part for one in words if one.name for part in (one.name, one.value) if part is not None
         ]

@@ -28,6 +28,7 @@ from gptcli.cli.options import (
     write_resolved,
 )
 from gptcli.errors import UsageError, nearest
+from gptcli.files import claim_file
 from gptcli.locks import own_folder, own_part
 from gptcli.numbers import amount, counted, duration, in_bytes
 from gptcli.runtime import available_cores
@@ -71,6 +72,12 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
         OUTPUT, "shards",
         "Format: shards, which llm.c and Megatron read; in addition nanogpt (train.bin and val.bin "
         "without headers) or megatron (a .bin and .idx for each source).", "F"),
+    "text_out": Option(
+        OUTPUT,
+        help="File to write the documents to as well, with source, scores and the reason of each "
+        "that is dropped: .jsonl.zst, .jsonl or .parquet.", metavar="FILE"),
+    "text_dropped": Option(
+        OUTPUT, help="Write the documents that are dropped to --text-out, too.", reader=boolean),
     "workers": Option(
         RUN, "cores", "Number of worker processes; the output does not depend on it."),
     "runner": Option(
@@ -78,7 +85,7 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
         "Location of the workers: local, or ray for all cores of a running Ray cluster.", "R"),
 }
 # fmt: on
-DEFAULTED = tuple(name for name in OPTIONS if name not in ("tokenizer", "eot_in_text", "workers"))
+DEFAULTED = tuple(name for name, row in OPTIONS.items() if row.shown not in ("", "cores"))
 """Options with a default that does not depend on the machine."""
 
 
@@ -197,6 +204,8 @@ def build_shards(
         val_fraction=values["val_fraction"],
         shard_tokens=values["shard_tokens"],
         seed=values["seed"],
+        text_out=Path(values["text_out"]) if "text_out" in values else None,
+        text_dropped=values["text_dropped"],
     )
     if dry_run:
         from gptcli.corpus.report import estimate_build
@@ -217,6 +226,9 @@ def build_shards(
         _build_part(build, out, part, values, events, as_json=json)
         return
     hold(own_folder(out, read_only=resume, events=events))
+    if build.text_out is not None:
+        refuse_url(values["text_out"])
+        claim_file(build.text_out, force=force or resume)
     if begin_build(build, out, resume=resume, force=force):
         write_resolved(out / "build.toml", resolved)
         manifest = finish_build(
@@ -224,6 +236,11 @@ def build_shards(
         )
     else:
         events.info(f"{out / MANIFEST} is up to date")
+        if build.text_out is not None and not build.text_out.exists():
+            events.warn(
+                f"{build.text_out} is not written again after a build is finished: start over "
+                "with --force"
+            )
         manifest = read_manifest(out)
     if values["format"] in EXPORTERS:
         EXPORTERS[values["format"]](out)
@@ -285,7 +302,7 @@ def resolve(given: dict[str, Any], config: Path | None) -> Resolved:
     known = readers(OPTIONS)
     resolved = Resolved()
     defaults = {name: known[name](row.shown) for name, row in OPTIONS.items() if name in DEFAULTED}
-    defaults |= {"eot_in_text": False, "workers": available_cores()}
+    defaults |= {"eot_in_text": False, "text_dropped": False, "workers": available_cores()}
     resolved.put(defaults, "default")
     if config is not None:
         known |= {

@@ -20,6 +20,7 @@ TRAINING, GPUS, LAYOUT, SCALING = "Training run", "GPUs", "Layout", "Scaling law
 POWER, SERVING = "Energy", "Serving"
 FLOPS_OF_RUN = "auto"  # value of --flops without a number
 MODEL_OPTIONS = ("size", "runs", *SHAPE)
+LLAMA_OPTIONS = ("shape", "n_kv_head", "d_ff")
 OUTPUT_OPTIONS = ("json", "markdown", "explain")
 STEP_OPTIONS = tuple(name for name in LAYOUT_FIELDS if name != "layout")
 # option that selects a mode: the options that can be combined with it
@@ -36,7 +37,7 @@ MODES: dict[str, tuple[str, ...]] = {
 }
 # options of the mode without an option of its own: the estimate of one model
 ESTIMATE_OPTIONS = (
-    *(*MODEL_OPTIONS, "tokens", "flops", "hours"),
+    *(*MODEL_OPTIONS, *LLAMA_OPTIONS, "tokens", "flops", "hours"),
     *(*HARDWARE_FIELDS, *LAYOUT_FIELDS, "plot"),
 )
 
@@ -99,6 +100,30 @@ def cost(
         value(
             "Attention: dense, or banded in every second layer as in GPT-3.",
             *("KIND", MODEL, "the size's, or dense"),
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        value(
+            "Family of a custom model: gpt, or llama (gated feed-forward layers, grouped heads, an "
+            "output head of its own), which only gpt cost has.",
+            *("KIND", MODEL, "gpt"),
+        ),
+    ] = None,
+    n_kv_head: Annotated[
+        int | None,
+        quantity(
+            "n_kv_head",
+            "With --shape llama: heads of keys and values.",
+            *(MODEL, "as many as heads"),
+        ),
+    ] = None,
+    d_ff: Annotated[
+        int | None,
+        quantity(
+            "d_ff",
+            "With --shape llama: width of the feed-forward layers.",
+            *(MODEL, "8/3 of the width"),
         ),
     ] = None,
     tokens: Annotated[

@@ -25,8 +25,9 @@ from gptcli.cli.cost_report import (
 )
 from gptcli.cli.options import option
 from gptcli.cost.cluster import affordable
+from gptcli.cost.cpu import NAME as CPU
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import hourly_price
+from gptcli.cost.hardware import Precision, hourly_price
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
 from gptcli.cost.options import (
     DEFAULT_N_CTX,
@@ -36,7 +37,7 @@ from gptcli.cost.options import (
     HardwareOptions,
     check_limit,
 )
-from gptcli.cost.planner import Plan, fewest_gpus
+from gptcli.cost.planner import Plan, fewest_gpus, recipe_of
 from gptcli.cost.report import (
     gpu_label,
     plans_table,
@@ -53,9 +54,10 @@ from gptcli.cost.target import (
     batch_of,
     estimate_target,
     find_target,
+    llama_shape,
     target_names,
 )
-from gptcli.errors import UsageError
+from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import read_model_config
 from gptcli.numbers import amount, short
@@ -63,6 +65,8 @@ from gptcli.papers.training import GPT3_TRAINING
 
 ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
 MAX_PLANS = 12
+FAMILIES = ("gpt", "llama")
+LLAMA_REQUIRED = ("n_layer", "n_head", "d_model")
 MAX_LAYERS = 100_000
 TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")  # the shards set the vocabulary
 
@@ -70,7 +74,31 @@ TRAIN_SHAPE = tuple(name for name in SHAPE if name != "vocab_size")  # the shard
 def hardware_options(options: dict[str, Any]) -> HardwareOptions:
     """Return the options of GPUs and layout."""
     names = (*HARDWARE_FIELDS, *LAYOUT_FIELDS, "hours")
-    return HardwareOptions(**{name: options[name] for name in names if name in options})
+    given = {name: options[name] for name in names if name in options}
+    if options.get("gpu", "").lower() == CPU:
+        given |= _this_machine(options)
+    return HardwareOptions(**given)
+
+
+def _this_machine(options: dict[str, Any]) -> dict[str, Any]:
+    """Return this machine's processor, and the precision that it was measured in.
+
+    Raises UsageError for a mode that compares or divides GPUs.
+    """
+    for mode in ("plan", "table", "budget"):
+        if mode in options:
+            raise UsageError(
+                f"{option(mode)} cannot be combined with {option('gpu')} cpu",
+                hint="name a --size: --gpu cpu prices one model on this machine",
+            )
+    # PyTorch measures it: imported for this device alone
+    from gptcli.runtime import processor
+    from gptcli.trainer.machine import this_cpu
+
+    usual = "bf16" if {"avx512_bf16", "amx_tile"} & processor()[1] else "fp32"
+    precision = options.get("precision", usual)
+    measured: Precision = "bf16" if precision == "bf16" else "fp32"
+    return {"processor": this_cpu(measured), "precision": precision}
 
 
 def requested_target(options: dict[str, Any]) -> Target:
@@ -80,6 +108,15 @@ def requested_target(options: dict[str, Any]) -> Target:
     """
     shape = {name: options[name] for name in SHAPE if name in options}
     size, runs = options.get("size"), options.get("runs", [])
+    if (family := options.get("shape", "gpt")) not in FAMILIES:
+        raise UsageError(
+            f"unknown shape {family!r}", where=option("shape"), hint=nearest(family, FAMILIES)
+        )
+    if family == "llama":
+        return _llama(options)
+    for name in ("n_kv_head", "d_ff"):
+        if name in options:
+            raise UsageError(f"{option(name)} needs {option('shape')} llama")
     if runs:
         if len(runs) > 1 or size is not None or shape:
             raise UsageError(
@@ -106,6 +143,19 @@ def requested_target(options: dict[str, Any]) -> Target:
     config = _config({**target.model.as_dict(), **shape})
     name = f"{target.name}, changed"
     return Target(name, config, target.tokens, target.source, target.paper)
+
+
+def _llama(options: dict[str, Any]) -> Target:
+    """Return the Llama that the options describe. Raises UsageError for an incomplete one."""
+    for name in ("size", "runs", "attention"):
+        if name in options:
+            words = "a run folder" if name == "runs" else option(name)
+            raise UsageError(f"{option('shape')} llama cannot be combined with {words}")
+    if missing := [option(name) for name in LLAMA_REQUIRED if name not in options]:
+        raise UsageError(f"{option('shape')} llama also needs {' and '.join(missing)}")
+    names = (*SHAPE, "n_kv_head", "d_ff")
+    shape = llama_shape(**{name: options[name] for name in names if name in options})
+    return Target("llama", shape, GPT3_TRAINING.tokens, "assumed: as many as GPT-3")
 
 
 def _config(shape: dict[str, Any]) -> ModelConfig:
@@ -248,7 +298,7 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
     sequences = batch // model.n_ctx
     ranked = hardware.plans(model, gpu, gpus, sequences, most=MAX_PLANS)
     if not ranked:
-        least = fewest_gpus(model, gpu, sequences, hardware.matmul_precision)
+        least = fewest_gpus(model, gpu, sequences, hardware.matmul_precision, hardware.trainer_name)
         enough = (
             "" if least is None else f"--gpus {least[0].processes} is the least that holds it; "
         )
@@ -262,8 +312,13 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
 
         write_plot(output.plot, time_of_plans(target.name, ranked))
     typed = f"{_model_options(options, model)} --batch-tokens {batch}"
+    # Megatron-LM needs less memory than `gpt train`
+    is_ours = recipe_of(hardware.trainer_name) == "fp32"
     if output.json:
-        listed = [plan.as_dict() | {"command": train_command(plan, typed)} for plan in ranked]
+        listed = [
+            plan.as_dict() | {"command": train_command(plan, typed) if is_ours else None}
+            for plan in ranked
+        ]
         report = {"name": target.name, "gpu": gpu.name, "gpus": gpus, "batch_tokens": batch}
         print_json("cost", report | {"trainer": hardware.trainer_name, "plans": listed})
         return
@@ -277,7 +332,8 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
     print_lines(f"batch of {amount(batch)} tokens: {batch_source}", dim=True)
     print_table(plans_table(ranked, gpus), markdown=output.markdown)
     print_lines("waits: share of the step spent in collectives and pipeline bubbles")
-    print_command(train_command(ranked[0], typed))
+    if is_ours:
+        print_command(train_command(ranked[0], typed))
 
 
 def _assumed(hardware: HardwareOptions) -> str:

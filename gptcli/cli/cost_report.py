@@ -203,6 +203,10 @@ def print_fit(
         low, high = law.intervals[name]
         rows.append([name, f"{value:.4g}", f"{low:.4g}", f"{high:.4g}"])
     print_table(rows, markdown=markdown)
+    for other in law.others:
+        print_lines(f"{other.formula}: root mean square error {other.error:.2%}", dim=True)
+    for warning in law.warnings:
+        print_lines(f"warning: {warning}")
     if law.outliers:
         print_lines(f"far from the law: {', '.join(law.outliers)}")
     rows = [["run", "parameters", "tokens", "loss", "law", "error"]]

@@ -50,7 +50,7 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="Run folder, or a transformers GPT-2 folder with its tokenizer; "
+            help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2; "
             "with --plot, reports; with --compare, two runs, reports or folders of records; "
             "with --list, tasks.",
             show_default=False,
@@ -253,6 +253,7 @@ def evaluate(
     from gptcli.cli import eval_output
     from gptcli.evals.find_data import split_data
     from gptcli.evals.task import NORMALISERS, find_task, find_tasks, task_names
+    from gptcli.model.hub import fetch_model
     from gptcli.model.source import find_model, is_finetuned
 
     folders, place = split_data(data or [])
@@ -278,6 +279,8 @@ def evaluate(
     if not compare and (not run or len(run) > 1):
         raise eval_output.not_one_run(run or [])
     runs = run or []
+    for one_run in runs:
+        fetch_model(one_run, ConsoleEvents())
     folder = runs[0]
     if not (task or text or suite) and checkpoint is None and is_finetuned(folder):
         eval_output.evaluate_finetuned(folder, place, as_json=as_json)

@@ -2,6 +2,8 @@
 
 The form is that of typer with rich, which takes a tenth of a second to import and another to draw
 the options of `gpt train`. Nothing is imported here that typer has not imported already.
+
+`write_man_pages` writes the same as manual pages: gpt.1, gpt-train.1 and so on.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -51,7 +54,7 @@ def panels(command: Any, ctx: typer.Context, width: int) -> str | None:
     lines = ["", *(f" {line}" for line in usage), ""]
     if command.help:
         lines += [f" {line}".rstrip() for line in _text_lines(command.help, width - 2)] + [""]
-    for title, rows in _sections(command, ctx).items():
+    for title, rows in sections(command, ctx).items():
         drawn = _panel(title, rows, width)
         if drawn is None:
             return None
@@ -90,7 +93,7 @@ def _text_lines(text: str, width: int) -> Iterator[str]:
             yield _dim(line) if line else ""
 
 
-def _sections(command: Any, ctx: typer.Context) -> dict[str, list[Row]]:
+def sections(command: Any, ctx: typer.Context) -> dict[str, list[Row]]:
     """Return the rows of each panel by its title: arguments, options, then subcommands."""
     arguments: dict[str, list[Row]] = {ARGUMENTS: []}
     options: dict[str, list[Row]] = {OPTIONS: []}
@@ -198,3 +201,70 @@ def _bold(text: str) -> str:
 
 def _dim(text: str) -> str:
     return typer.style(text, dim=True)
+
+
+def man_page(command: Any, ctx: typer.Context, version: str) -> str:
+    """Return the manual page of a command in the macros of man(7), of the section 1."""
+    name = ctx.command_path.replace(" ", "-")
+    first, *others = inspect.cleandoc(command.help or "").replace("\b", "").split("\n\n")
+    lines = [
+        f'.TH "{name.upper()}" "1" "" "gpt {version}" "gpt manual"',
+        ".SH NAME",
+        _man_text(f"{name} - {first}").replace(r"\-", "-"),  # man(1) splits the name here
+        ".SH SYNOPSIS",
+        _man_text(" ".join(command.get_usage(ctx).split()).removeprefix("Usage: ")),
+    ]
+    if others:
+        lines.append(".SH DESCRIPTION")
+    for paragraph in others:
+        if paragraph.startswith(" "):  # lines that stay as they are
+            lines += [".nf", _man_text(paragraph), ".fi"]
+        else:
+            lines += [".PP", _man_text(paragraph)]
+    for title, rows in _sections(command, ctx).items():
+        lines.append(f".SH {title.upper()}")
+        for row in rows:
+            # the mark of a required one is the first cell of several
+            head = " ".join(cell for cell in row.cells[len(row.cells) > 1 :] if cell)
+            lines += [
+                ".TP",
+                rf"\fB{_man_text(head)}\fR",
+                _man_text(" ".join([row.text, *row.notes])),
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _man_text(text: str) -> str:
+    """Escape what roff would read as a macro or an escape."""
+    text = text.replace("\\", r"\e").replace("-", r"\-")
+    return "\n".join(rf"\&{line}" if line[:1] in (".", "'") else line for line in text.splitlines())
+
+
+def write_man_pages(folder: Path) -> list[Path]:
+    """Write a manual page for `gpt` and each of its commands, and return the files."""
+    from typer.main import get_command
+
+    from gptcli import __version__
+    from gptcli.cli import COMMANDS as NAMES
+    from gptcli.cli import build_app
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+
+    def write(command: Any, name: str, parent: Any) -> None:
+        ctx = command.context_class(
+            command, info_name=name, parent=parent, **command.context_settings
+        )
+        path = folder / f"{ctx.command_path.replace(' ', '-')}.1"
+        path.write_text(man_page(command, ctx, __version__), encoding="utf-8")
+        written.append(path)
+        for inner in getattr(command, "commands", {}) if parent is not None else ():
+            write(command.commands[inner], inner, ctx)
+
+    whole: Any = get_command(build_app([]))
+    write(whole, "gpt", None)
+    top = whole.context_class(whole, info_name="gpt", **whole.context_settings)
+    for name in NAMES:
+        app: Any = get_command(build_app([name]))
+        write(app.commands[name], name, top)
+    return written

@@ -84,7 +84,7 @@ SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag,
     "field": ("NAME", "Field or column of the text; a.b is the field b inside a."),
     "input_format": (
         "F",
-        "Format of every input: text, jsonl, json, csv, tsv, parquet, warc or html; auto goes by "
+        "Format of every input: text, jsonl, json, csv, tsv, parquet, warc, html, tar or zip; auto goes by "
         "names and first bytes.",
     ),
     "eot_in_text": (

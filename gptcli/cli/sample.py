@@ -27,6 +27,7 @@ from gptcli.cli.options import (
     shared,
     value,
 )
+from gptcli.cli.serve import ApiKey, Host, Port, ServeFlag, ServerOptions, load_options
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.interrupts import Cleanup, Raise, write
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.sampler import Sampler
 
 CHOOSING, PROMPTS = "Choosing tokens", "Prompts"
+BATCH_SIZE = 8
 # pairs of options that cannot be combined
 CONFLICTS = (
     ("--beam", "--best-of"),
@@ -95,7 +97,9 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
         "Precision of matrix products: fp32, bf16 or auto, which is bf16 on a GPU that supports "
         "it; in bf16, a text may depend on the number of samples.", "KIND"),
     "quantize": Option(MACHINE, "none", "Quantization of the weights: none or int8.", "KIND"),
-    "batch_size": Option(MACHINE, "8", "Samples of --prompts to generate at once."),
+    "batch_size": Option(
+        MACHINE, "8, or 16 with --serve",
+        "Samples to generate at once with --prompts or, of each model, with --serve."),
 }
 # fmt: on
 DEFAULTS: dict[str, Any] = {
@@ -108,7 +112,6 @@ DEFAULTS: dict[str, Any] = {
             "device",
             "precision",
             "quantize",
-            "batch_size",
         )
     },
     "stop": [],
@@ -127,7 +130,7 @@ def sample(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="Run folder, or a transformers GPT-2 folder with its tokenizer.json.",
+            help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2.",
         ),
     ],
     prompt: Annotated[
@@ -135,7 +138,8 @@ def sample(
         typer.Argument(
             metavar="PROMPT",
             show_default=False,
-            help="Text to continue; - or a pipe reads stdin. An empty prompt starts from end-of-text.",
+            help="Text to continue; - or a pipe reads stdin. An empty prompt starts from "
+            "end-of-text. With --serve, a second run, to compare.",
         ),
     ] = None,
     interactive: Annotated[
@@ -193,6 +197,10 @@ def sample(
         ),
     ] = None,
     config: Annotated[Path | None, shared("config", None, False)] = None,
+    serve: ServeFlag = False,
+    host: Host = None,
+    port: Port = None,
+    api_key: ApiKey = None,
     **options: Any,
 ) -> None:
     """Continue a prompt with a trained model, and stream the text.
@@ -207,17 +215,18 @@ def sample(
         gpt sample runs/350M "Once upon a time" --max-tokens 100
 
         gpt sample runs/350M --preset gpt3 "The meaning of life is"
+
+        gpt sample runs/350M --serve
     """
     # 2 MB pages for weights and cache, which are read 10 % faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if prompt is not None and not run.exists() and Path(prompt).is_dir():
+    if prompt is not None and not run.exists() and Path(prompt).is_dir() and not serve:
         line = shlex.join(["gpt", "sample", prompt, str(run)])
         raise UsageError("the run comes before the prompt", where=run, hint=line)
     from gptcli.sampling.batch import PromptParts
     from gptcli.sampling.params import sampling_params
 
     values = resolve(options, config)
-    params = sampling_params(values)
     used = {
         "--beam": "beam" in values,
         "--best-of": "best_of" in values,
@@ -226,6 +235,25 @@ def sample(
         "-i": interactive,
         "--json": as_json,
     }
+    server = ServerOptions(host, port, api_key)
+    if serve:
+        used |= {
+            "--instruction": instruction is not None,
+            "--example": bool(example),
+            "--title": title is not None,
+            "--subtitle": subtitle is not None,
+            "--article": bool(article),
+            "-o": output is not None,
+            "--resume": resume,
+            "--force": force,
+        }
+        from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
+        given = {*read_options(OPTIONS, options), *from_file}
+        server.refuse([*(name for name, is_used in used.items() if is_used)], given)
+        server.start(run, prompt, values)
+        return
+    server.require_serve()
+    params = sampling_params(values)
     check_conflicts({name for name, is_used in used.items() if is_used}, values["num_samples"])
     _check_output(prompts, output, is_used=output is not None or resume or force)
     parts = PromptParts(instruction, example or [], title, subtitle, article or [])
@@ -327,7 +355,7 @@ def _load_sampler(
     from gptcli.sampling.sampler import Sampler, load_draft
 
     events = ConsoleEvents()
-    loaded = load(run, **_load_options(values), events=events)
+    loaded = load(run, **load_options(values), events=events)
     machine = {name: values[name] for name in ("device", "precision")}
     return Sampler(
         loaded=loaded,
@@ -339,13 +367,6 @@ def _load_sampler(
         beam=values.get("beam"),
         best_of=values.get("best_of"),
     )
-
-
-def _load_options(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "checkpoint": values.get("checkpoint"),
-        **{name: values[name] for name in ("device", "precision", "quantize")},
-    }
 
 
 def _sample_prompt(
@@ -393,14 +414,14 @@ def _sample_file(
         num_samples=values["num_samples"],
         stops=tuple(values["stop"]),
         seed=values["seed"],
-        batch_size=values["batch_size"],
+        batch_size=values.get("batch_size", BATCH_SIZE),
     )
     sample_file(
         run,
         prompts,
         job,
         out,
-        **_load_options(values),
+        **load_options(values),
         resume=resume,
         force=force,
         events=ConsoleEvents(),

@@ -44,10 +44,12 @@ def write_sweep(
     arguments: Sequence[str],
     *,
     seeds: int | None = None,
+    store: str | None = None,
 ) -> list[Path]:
     """Write Makefile and commands.txt to `out`, and return the run folders of the sweep.
 
-    Each run is `gpt train` with `arguments` and its own values. Paths are as seen from the current
+    Each run is `gpt train` with `arguments` and its own values, and has a folder of its own in the
+    `store` of checkpoints. Paths are as seen from the current
     folder.
     """
     runs, commands = [], []
@@ -59,6 +61,8 @@ def write_sweep(
             word for key, value in chosen.items() for word in (f"--{key.replace('_', '-')}", value)
         ]
         several = [] if seeds is None else ["--seeds", str(seeds)]
+        if store is not None:
+            several += ["--checkpoint-to", f"{store}/{run.name}"]
         words = ["gpt", "train", *arguments, *options, *several, "-o", str(run), "--resume"]
         runs.append(run)
         commands.append(shlex.join(words))

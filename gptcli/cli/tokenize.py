@@ -85,6 +85,20 @@ def train(
             *(OUTPUT, "50257; gpt1: 40478"),
         ),
     ] = None,
+    pattern: Annotated[
+        str | None,
+        value(
+            "Regular expression of a word, within which pairs are merged.",
+            *("REGEX", OUTPUT, "GPT-2's"),
+        ),
+    ] = None,
+    special_token: Annotated[
+        list[str] | None,
+        value(
+            "Token beside <|endoftext|> that text never gives and a prompt may spell; repeatable.",
+            *("TOKEN", OUTPUT, False),
+        ),
+    ] = None,
     output: Annotated[
         str, options.out("File to write the tokenizer to; - is stdout.")
     ] = "tokenizer.json",
@@ -98,14 +112,19 @@ def train(
         gpt tokenize train corpus/ --vocab-size 4096 -o tokenizer.json
 
         zcat crawl.gz | gpt tokenize train - --vocab-size 32k
+
+        gpt tokenize train corpus/ --special-token "<|user|>" --special-token "<|bot|>"
     """
     from gptcli.tokenizer.gpt1 import VOCAB_SIZE, train_gpt1_tokenizer
+    from gptcli.tokenizer.tokenizer import PATTERN
     from gptcli.tokenizer.training import train_tokenizer
 
     if kind not in KINDS:
         raise UsageError(
             f"unknown kind of tokenizer {kind!r}", where="--kind", hint=nearest(kind, KINDS)
         )
+    if kind == "gpt1" and (pattern or special_token):
+        raise UsageError("--pattern and --special-token belong to the kind gpt2", where="--kind")
     if output == "-" and json:
         raise UsageError(
             "--json and -o - would both write to stdout", hint="write the tokenizer to a file"
@@ -119,7 +138,13 @@ def train(
     if kind == "gpt1":
         tokenizer: Tokenizer = train_gpt1_tokenizer(texts, vocab_size or VOCAB_SIZE, events=events)
     else:
-        tokenizer = train_tokenizer(texts, vocab_size or 50257, events=events)
+        tokenizer = train_tokenizer(
+            texts,
+            vocab_size or 50257,
+            pattern=pattern or PATTERN,
+            special=special_token or (),
+            events=events,
+        )
     if output == "-":
         print_file(tokenizer.to_json())
     else:
@@ -264,19 +289,29 @@ def decode(
 def _documents(
     inputs: list[str], documents: str, events: Events, **reading: Any
 ) -> Iterator[Document]:
-    """Yield the documents of the inputs; say what was left out of folders."""
+    """Yield the documents of the inputs; say what was left out of folders, and how much is read."""
     from gptcli.corpus.formats import read_documents
-    from gptcli.corpus.inputs import find_inputs, left_out_line
+    from gptcli.corpus.inputs import STDIN, find_inputs, fingerprint, left_out_line, watch_reads
     from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
     paths = find_inputs(inputs, every_suffix=reading["input_format"] != "auto")
     if line := left_out_line(paths.left_out):
         events.warn(line)
-    spelled = 0
-    for path in paths:
-        for document in read_documents(path, documents=cast("DocumentKind", documents), **reading):
-            spelled += END_OF_TEXT in document.text
-            yield document
+    total = None if STDIN in paths else sum(fingerprint(path)[0] for path in paths) / 1e6
+    spelled, done = 0, 0.0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count / 1e6
+        events.progress("read", done if total is None else min(done, total), total, "MB")
+
+    with watch_reads(read):
+        for path in paths:
+            found = read_documents(path, documents=cast("DocumentKind", documents), **reading)
+            for document in found:
+                spelled += END_OF_TEXT in document.text
+                yield document
+    events.finish("read")
     if spelled:
         events.warn(
             f"{counted(spelled, 'document')} spell{'s' * (spelled == 1)} {END_OF_TEXT}, which is "

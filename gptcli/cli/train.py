@@ -10,6 +10,7 @@ A file that begins with `#:schema PATH` is checked against it by Taplo, and so i
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,7 @@ from gptcli.events import SILENT, Events
 from gptcli.locks import own_folder
 from gptcli.numbers import duration
 from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
-from gptcli.settings import NUMBERS
+from gptcli.settings import NUMBERS, Resolved
 from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:
@@ -148,6 +149,10 @@ def train(
             MACHINE,
         ),
     ] = False,
+    print_schema: Annotated[
+        bool,
+        flag("--schema", "Print the JSON schema of --config, for editors, and stop.", MACHINE),
+    ] = False,
     **options: Any,
 ) -> None:
     """Train a GPT on shards with the recipe of the paper that defined its size.
@@ -163,6 +168,9 @@ def train(
 
         gpt train --report runs/350M runs/small -o compare.html
     """
+    if print_schema:
+        print(toml_json.dumps(schema(), indent=2))
+        return
     given_options = {
         name: value for name, value in options.items() if value not in (None, False, [])
     }
@@ -206,7 +214,10 @@ def train(
             seeds, given_options, config, resume=resume, force=force, strict=strict, as_json=json
         )
         return
+    if resume and not dry_run:
+        fetch_missing(given_options, config)
     given = given_values(given_options, config, resume=resume)
+    fetch_initial_model(given)
     if lr_range and resume:
         raise UsageError(
             "a range test cannot be resumed", where="--lr-range", hint="run it again, with --force"
@@ -233,6 +244,28 @@ def train(
         done = train_and_tell(replace(run, profile=profile), events)
         if is_main():
             print_json("train", done) if json else print(run.out)
+
+
+def fetch_initial_model(given: Resolved) -> None:
+    """Download the model of --init-from if it is a name on the Hub, unless the run has begun."""
+    from gptcli.model.hub import fetch_model
+    from gptcli.model.source import begun_folder
+
+    start = given.values.get("init_from")
+    if start is not None and begun_folder(Path(given.values["out"])) is None:
+        fetch_model(start, ConsoleEvents())
+
+
+def fetch_missing(options: dict[str, Any], config: Path | None) -> None:
+    """Bring a checkpoint to the run folder from --checkpoint-to, if there is none."""
+    values = given_values(options, config, resume=False).values
+    if (url := values.get("checkpoint_to")) is None:
+        return
+    from gptcli.trainer.remote import fetch_checkpoint
+
+    out, events = Path(values["out"]), events_of_process(ConsoleEvents())
+    with own_folder(out, read_only=True, events=events) if is_main() else nullcontext():
+        fetch_checkpoint(url, out, events, fetches=is_main())
 
 
 def events_of_process(main: Events) -> Events:
@@ -399,7 +432,3 @@ def schema() -> dict[str, Any]:
     schema = config_schema("gpt train --config", READERS, CONSTANTS | help_texts(train))
     schema["properties"]["size"]["examples"] = size_names()
     return schema
-
-
-if __name__ == "__main__":
-    print(toml_json.dumps(schema(), indent=2))

@@ -56,8 +56,9 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"),
     "init_from": Option(
         MODEL, "random weights",
-        "Start from the weights of this run or GPT-2 folder, which sets the architecture.",
-        "FOLDER"),
+        "Start from the weights of this model, which sets the architecture: a run, a transformers "
+        "folder, a file of nanoGPT or llm.c, or a name on the Hub such as gpt2.",
+        "MODEL"),
     "checkpoint": Option(
         MODEL, "the finished model, or the newest",
         "With --init-from: start from its checkpoint of this step."),
@@ -106,12 +107,28 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "ramp_tokens": Option(
         RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."),
     "weight_decay": Option(RECIPE, "paper's", "Weight decay of matrices and embeddings.", "X"),
+    "weight_decay_schedule": Option(
+        RECIPE, "constant",
+        "Course of the weight decay over the run: constant, linear or cosine, to "
+        "--end-weight-decay; or your own function, MODULE:NAME.", "NAME"),
+    "end_weight_decay": Option(
+        RECIPE, "none", "With --weight-decay-schedule: weight decay at the end of the run.", "X"),
+    "beta2_schedule": Option(
+        RECIPE, "constant",
+        "Course of Adam's beta2 over the run: constant, linear or cosine, to --end-beta2; or your "
+        "own function, MODULE:NAME.", "NAME"),
+    "end_beta2": Option(
+        RECIPE, "none", "With --beta2-schedule: beta2 at the end of the run.", "X"),
     "spike": Option(
         RECIPE, "6",
         "Skip an update if its loss is this many standard deviations too high; 0 skips none.",
         "SIGMAS"),
     "max_skipped": Option(RECIPE, "10", "Stop the run after this many skipped updates in a row."),
     "document_mask": Option(RECIPE, help="Keep attention within each document.", reader=boolean),
+    "mixture": Option(
+        RECIPE, "the shards'",
+        'Weights of the shards\' sources by tokens: "web=3,books=1; 500M: web=1,books=2", each '
+        "stage from that many tokens on; 0 leaves a source out.", "STAGES"),
     "seed": Option(RECIPE, "0", "Random seed for initialization, data order and dropout."),
     "data": Option(
         OUTPUT, "shards",
@@ -122,6 +139,10 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."),
     "checkpoint_minutes": Option(
         WATCH, "0: none", "Minutes after which a further checkpoint is written.", "X"),
+    "checkpoint_to": Option(
+        WATCH, "none",
+        "Also copy every checkpoint to this folder of a remote store, such as s3://bucket/run; with "
+        "--resume, fetch one from there if the run folder has none.", "URL"),
     "keep": Option(WATCH, "2", "Number of checkpoints to keep, the newest."),
     "keep_every": Option(
         WATCH, "0: none", "Also keep the checkpoints of every so many steps, to the end."),

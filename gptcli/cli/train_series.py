@@ -11,7 +11,13 @@ from gptcli.cli.console import print_file, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.options import option, read_option
 from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
-from gptcli.cli.train import events_of_process, prepare, train_and_tell
+from gptcli.cli.train import (
+    events_of_process,
+    fetch_initial_model,
+    fetch_missing,
+    prepare,
+    train_and_tell,
+)
 from gptcli.cli.train_options import READERS, given_values
 from gptcli.errors import RunError, UsageError
 from gptcli.files import atomic_write, claim_file, write_json
@@ -36,11 +42,16 @@ def train_seeds(
 ) -> None:
     """Train the runs of several seeds one after another, and print their folder or their mean."""
     whole = given_values(options, config, resume=False)
+    fetch_initial_model(whole)
     out, first = Path(whole.values["out"]), whole.values.get("seed", 0)
     events = events_of_process(Dashboard(str(out)))
     folders = [out / f"seed-{seed}" for seed in range(first, first + count)]
     for seed, folder in enumerate(folders, first):
         own = {**options, "seed": str(seed), "out": str(folder)}
+        if (store := whole.values.get("checkpoint_to")) is not None:
+            own["checkpoint_to"] = f"{store}/{folder.name}"
+        if resume:
+            fetch_missing(own, config)
         given = given_values(own, config, resume=resume)
         manifest = read_manifest(Path(given.values.get("data", "shards")))
         plan = resolve_run(given, manifest.vocab_size)
@@ -101,12 +112,13 @@ def write_sweep_files(
             read_option(key, text, READERS[key])
     arguments = [] if config is None else ["--config", str(config)]
     for name, given in options.items():
-        if name != "out":
+        if name not in ("out", "checkpoint_to"):
             text = ",".join(given) if isinstance(given, list) else str(given)
             arguments += [option(name)] if given is True else [option(name), text]
-    out = Path(given_values(options, config, resume=False).values["out"])
+    whole = given_values(options, config, resume=False).values
+    out = Path(whole["out"])
     claim_file(out / MAKEFILE, force=force)
-    runs = write_sweep(out, sweep, arguments, seeds=seeds)
+    runs = write_sweep(out, sweep, arguments, seeds=seeds, store=whole.get("checkpoint_to"))
     path = out / MAKEFILE
     print_json(
         "train", {"makefile": str(path), "runs": list(map(str, runs))}

@@ -26,6 +26,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from gptcli.corpus.chunks import SPLIT_RULE, Chunk, Tally, read_header, read_tally
+from gptcli.corpus.clean import stage_order
 from gptcli.corpus.config import BuildConfig, check_unchanged
 from gptcli.corpus.coordinator import (
     WORK_FOLDER,
@@ -37,9 +38,11 @@ from gptcli.corpus.coordinator import (
 )
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.pool import Runner, open_pool
+from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
+from gptcli.corpus.text_out import write_text_out
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import contents, empty, read_json, write_json
@@ -58,6 +61,7 @@ from gptcli.shards.manifest import (
 )
 from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
+MAX_EPOCHS = 16  # of a source, before a warning
 SLICES = "parts"  # key of the resume record: number of slices
 
 
@@ -183,6 +187,16 @@ def finish_build(
         for source, mine, tally in zip(build.sources, chunks, tallies, strict=True)
     ]
     manifest = _make_manifest(build, shards, sources)
+    for source in manifest.sources:
+        if source.epochs > MAX_EPOCHS:
+            events.warn(
+                f"the training tokens of {source.name} would be read {source.epochs:.3g} times: "
+                f"beyond {MAX_EPOCHS} a repetition teaches next to nothing (Muennighoff et al. 2023); "
+                "lower its weight, or add documents"
+            )
+    if build.text_out is not None:
+        count = write_text_out(build.text_out, context.work)
+        events.info(f"{counted(count, 'document')} -> {build.text_out}")
     build.tokenizer.save(out / "tokenizer.json")
     inputs = {source.name: source.inputs for source in build.sources}
     write_report(out, manifest, inputs, tallies, build.tokenizer)
@@ -237,12 +251,17 @@ def finish_slice(
     context = make_context(build, out)
     prepare_filters(build, context, events)
     splits = islice(all_input_splits(context, job.count), job.number - 1, None, job.count)
-    with open_pool(runner, build.worker_count(workers), context) as pool:
-        for _, paths in pool.map(read_split_task, splits):
+    size = build.input_bytes()
+    share = None if size is None else size // job.count
+    reading = ReadingProgress(context.work, share, events, f"part {job.number}")
+    with (
+        open_pool(runner, build.worker_count(workers), context) as pool,
+        reading.during(pool),
+    ):
+        for _, paths, name in pool.map(read_split_task, reading.hand_out(splits)):
+            reading.finish(name)
             for path in paths:
                 tally.add(read_tally(read_header(path)[0]))
-            events.progress(f"part {job.number}", tally.read, None, "documents")
-    events.finish(f"part {job.number}")
     write_json(job.done_file(out), {"documents": tally.read})
     return tally
 
@@ -303,12 +322,13 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 
 def _source_entry(source: SourceConfig, chunks: list[Chunk], tally: Tally) -> Source:
-    """Return the manifest entry of a source."""
+    """Return the manifest entry of a source, its dropped documents in the order of the stages."""
+    reasons = sorted(tally.dropped, key=stage_order(source))
     return Source(
         name=source.name,
         documents_in=tally.read,
         documents_kept=tally.kept,
-        dropped=dict(sorted(tally.dropped.items())),
+        dropped={reason: tally.dropped[reason] for reason in reasons},
         text_bytes=tally.text_bytes,
         tokens=sum(chunk.tokens for chunk in chunks),
         cut=tally.cut,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -32,6 +33,7 @@ from gptcli.shards.format import TokenDtype
 from gptcli.shards.manifest import Split
 from gptcli.shards.order import mix64
 from gptcli.tokenizer.encoders import Encoder
+from gptcli.tokenizer.tokenizer import pieces
 
 SPLIT_RULE = (  # written to the manifest
     "validation where the first 8 bytes of BLAKE2b-64(text in UTF-8), big-endian, "
@@ -131,29 +133,28 @@ def write_chunk(
     texts: list[str],
     val_fraction: float,
     tally: Tally,
+    piece_characters: int = sys.maxsize,
 ) -> None:
     """Split texts into train and validation, sort them, tokenize them and write a chunk.
 
     `keys` (documents,) uint64 are the shuffle keys of the `texts`. Each document begins with the
-    token `eot_id`.
+    token `eot_id`. A longer text than `piece_characters` is encoded in pieces (`Tokenizer.divides`).
     """
     limit = val_fraction * 2**64
     is_val = np.array([_split_hash(text) < limit for text in texts], bool)
     order = np.lexsort((keys, is_val))
-    batches, counts = [], []
-    for batch in _batches([texts[index] for index in order]):
+    blocks = []
+    counts = np.ones(len(texts), np.int64)  # the end-of-text tokens
+    for rows, batch, begins in _batches([texts[index] for index in order], piece_characters):
         ids, lengths = encoder.encode(batch)
-        tokens = np.full(len(ids) + len(lengths), eot_id, dtype)
-        is_text = np.ones(len(tokens), bool)
-        is_text[np.cumsum(lengths + 1) - lengths - 1] = False  # first token of each document
-        tokens[is_text] = ids
-        batches.append(tokens)
-        counts.append(lengths + 1)
-    borders = np.concatenate([[0], *counts]).cumsum().astype("<i8")
+        np.add.at(counts, rows, lengths)
+        starts = np.cumsum(lengths) - lengths
+        blocks.append(np.insert(ids.astype(dtype), starts[begins], eot_id))
+    borders = np.concatenate([[0], counts]).cumsum().astype("<i8")
     val = int(is_val.sum())
     with atomic_write(path) as file:
         write_header(file, {"train": len(texts) - val, "val": val, "tally": tally.as_json()})
-        for array in (keys[order].astype("<u8"), borders, *batches):
+        for array in (keys[order].astype("<u8"), borders, *blocks):
             file.write(array.data)
 
 
@@ -161,17 +162,27 @@ def _split_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def _batches(
+    texts: Iterable[str], piece_characters: int
+) -> Iterator[tuple[list[int], list[str], list[bool]]]:
+    """Yield batches of the texts or their pieces: the row of each, the piece, and True if it begins
+    its text.
+    """
+    rows: list[int] = []
     batch: list[str] = []
+    begins: list[bool] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= ENCODE_CHARACTERS:
-            yield batch
-            batch, size = [], 0
+    for row, text in enumerate(texts):
+        for number, piece in enumerate(pieces(text, piece_characters)):
+            rows.append(row)
+            batch.append(piece)
+            begins.append(number == 0)
+            size += len(piece)
+            if size >= ENCODE_CHARACTERS:
+                yield rows, batch, begins
+                rows, batch, begins, size = [], [], [], 0
     if batch:
-        yield batch
+        yield rows, batch, begins
 
 
 class Chunk:

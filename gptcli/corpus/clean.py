@@ -1,7 +1,7 @@
 """Filters that judge one document at a time.
 
 They run in this order: extraction of text from HTML, Wikipedia, links, heuristics (length, symbols,
-repeated lines, language), quality. The first one that objects gives the reason that the document is
+repeated lines, language), published rules and functions of one's own, quality. The first one that objects gives the reason that the document is
 counted under. All but the first need the text or the URL alone, and those that cost least come
 first: the classifier sees only what the heuristics keep, which is also what it is trained on. What
 compares documents comes after all of these: duplicates first, among the documents that would be
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from gptcli.corpus.documents import Document, extract_text
 from gptcli.corpus.formats import find_format, read_json_values
+from gptcli.corpus.heuristics import filter_names, heuristic_filter
 from gptcli.corpus.inputs import open_input
 from gptcli.corpus.quality import QualityClassifier, is_kept
 from gptcli.corpus.recipe import CleanConfig, LinksConfig, SourceConfig
@@ -45,13 +46,36 @@ def document_filters(
     clean = source.clean
     if clean is not None:
         filters.append(lambda document: failed_heuristic(document.text, clean))
+    filters += [heuristic_filter(name, source.bad_words) for name in filter_names(source.filters)]
     if classifier is not None:
-        filters.append(
-            lambda document: (
-                "" if is_kept(classifier.score(document.text), document.text, seed) else "quality"
-            )
-        )
+        filters.append(lambda document: _by_quality(document, classifier, seed))
     return filters
+
+
+def _by_quality(document: Document, classifier: QualityClassifier, seed: int) -> str:
+    score = classifier.score(document.text)
+    if document.scores is not None:
+        document.scores["quality"] = float(score)
+    return "" if is_kept(score, document.text, seed) else "quality"
+
+
+def stage_order(source: SourceConfig) -> Callable[[str], tuple[int, str]]:
+    """Return a function that sorts the reasons for which documents are dropped by their stage."""
+    stages = [
+        *("blank", "no content", "wikipedia", "not linked"),
+        *("too few words", "too many words", "symbols", "repeated lines", "language"),
+        *filter_names(source.filters),
+        *("quality", "duplicate", "contaminated"),
+    ]
+
+    def rank(reason: str) -> tuple[int, str]:
+        """Return the number of the stage; errors of reading come first."""
+        for number, stage in enumerate(stages):
+            if reason == stage or reason.startswith(f"{stage}: "):
+                return number, reason
+        return -1, reason
+
+    return rank
 
 
 def _extract(document: Document, source: SourceConfig) -> str:

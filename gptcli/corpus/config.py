@@ -16,12 +16,14 @@ from gptcli.corpus.formats import find_format
 from gptcli.corpus.formats.text import CUT_BYTES
 from gptcli.corpus.inputs import (
     COMPRESSED_SUFFIXES,
+    SHORT_SUFFIXES,
     STDIN,
     fingerprint,
     is_url,
     left_out_line,
 )
 from gptcli.corpus.recipe import DedupMethod, SourceConfig
+from gptcli.corpus.text_out import Recorded, check_text_out
 from gptcli.errors import InputError, UsageError
 from gptcli.shards.format import MAX_TOKENS
 from gptcli.shards.manifest import DEFAULT_SOURCE
@@ -52,6 +54,10 @@ class BuildConfig:
     """Maximum number of tokens in a shard."""
     seed: int = 0
     """Random seed of the shuffle and of the quality filter."""
+    text_out: Path | None = None
+    """File to write the documents to as text, beside the shards; None for none."""
+    text_dropped: bool = False
+    """Write the documents that were dropped to `text_out`, too."""
 
     def __post_init__(self) -> None:
         if self.tokenizer.eot_id is None:
@@ -74,6 +80,15 @@ class BuildConfig:
                 code="shard_tokens_out_of_range",
             )
         check_encoder(self.encoder)
+        if self.text_out is not None:
+            check_text_out(self.text_out)
+        elif self.text_dropped:
+            raise UsageError(
+                "needs a file to write the documents to",
+                field="text_dropped",
+                code="no_text_out",
+                hint="name it with {option:text_out}",
+            )
         names = [source.name for source in self.sources if source.decontaminate]
         if names and not self.evaluation:
             raise UsageError(
@@ -82,6 +97,11 @@ class BuildConfig:
                 hint='[decontaminate] files = ["eval/"]',
             )
         self.dedup_methods()
+
+    @property
+    def recorded(self) -> Recorded:
+        """Documents that are recorded for `text_out`."""
+        return "" if self.text_out is None else "all" if self.text_dropped else "kept"
 
     @property
     def inputs(self) -> list[str]:
@@ -94,7 +114,7 @@ class BuildConfig:
 
     def is_compressed(self) -> bool:
         """Return True if the text is larger than the files."""
-        suffixes = (*COMPRESSED_SUFFIXES, ".parquet")
+        suffixes = (*COMPRESSED_SUFFIXES, *SHORT_SUFFIXES, ".parquet", ".zip")
         return any(path.lower().endswith(suffixes) for path in self.inputs)
 
     def chunk_characters(self) -> int:
@@ -116,10 +136,16 @@ class BuildConfig:
         return 1 if size is None or size <= CHUNK_CHARACTERS[0] else requested
 
     def check_inputs_outside(self, out: Path) -> None:
-        """Raise UsageError if an input is inside the output folder."""
+        """Raise UsageError if an input is inside the output folder, or is the file of documents."""
         for path in self.inputs:
             if path == STDIN or is_url(path):
                 continue
+            if self.text_out is not None and Path(path).resolve() == self.text_out.resolve():
+                raise UsageError(
+                    "the file to write the documents to is an input",
+                    where=path,
+                    hint="choose another {option:text_out}",
+                )
             if Path(path).resolve().is_relative_to(out.resolve()):
                 raise UsageError(
                     f"the input {path} is inside the output folder",
@@ -186,6 +212,8 @@ class BuildConfig:
                 for path, stat in values.pop("inputs").items()
             }
             record |= {f"{prefix}{name}": value for name, value in values.items()}
+        if self.recorded:
+            record["text_out"] = self.recorded
         return {**record, "inputs": inputs}
 
 

@@ -21,6 +21,7 @@ from gptcli.corpus.input_splits import InputSplit, split_inputs
 from gptcli.corpus.inputs import STDIN, fingerprint
 from gptcli.corpus.pool import Pool
 from gptcli.corpus.quality import train_classifier
+from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.worker_tasks import (
     TextChunkTask,
     WorkerContext,
@@ -52,6 +53,7 @@ def make_context(build: BuildConfig, out: Path) -> WorkerContext:
         chunk_characters=build.chunk_characters(),
         out=out,
         work=out / WORK_FOLDER,
+        recorded=build.recorded,
     )
 
 
@@ -136,14 +138,16 @@ def make_chunks(
             "tokenize", done.text_bytes / 1e6, total, "MB", documents=done.kept, tokens=tokens
         )
 
-    for source, paths in pool.map(read_split_task, all_input_splits(context, readers)):
-        if context.needs_text_chunks(source):
-            text_paths[source] += paths
-            events.progress("read", sum(map(len, text_paths)), None, "chunks")
-        else:
-            for path in paths:
-                add(source, path)
-    events.finish("read")
+    reading = ReadingProgress(context.work, size, events)
+    splits = reading.hand_out(all_input_splits(context, readers))
+    with reading.during(pool):
+        for source, paths, name in pool.map(read_split_task, splits):
+            reading.finish(name)
+            if context.needs_text_chunks(source):
+                text_paths[source] += paths
+            else:
+                for path in paths:
+                    add(source, path)
     text_chunks = [[TextChunk(path) for path in sorted(paths)] for paths in text_paths]
     tasks = _compare_documents(build, context, text_chunks, pool, events)
     for source, path in pool.map(_finish_task, tasks):
@@ -152,9 +156,9 @@ def make_chunks(
     return [sorted(mine, key=lambda chunk: chunk.path.name) for mine in chunks]
 
 
-def read_split_task(context: WorkerContext, split: InputSplit) -> tuple[int, list[Path]]:
-    """Run `read_split` in a worker; return the index of the source and the paths of its chunks."""
-    return split.source, read_split(context, split)
+def read_split_task(context: WorkerContext, split: InputSplit) -> tuple[int, list[Path], str]:
+    """Run `read_split` in a worker; return the source's index, the chunks' paths, the split's name."""
+    return split.source, read_split(context, split), split.name
 
 
 def _finish_task(context: WorkerContext, task: TextChunkTask) -> tuple[int, Path]:

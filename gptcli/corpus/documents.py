@@ -20,7 +20,8 @@ MAX_DOCUMENT_BYTES = 1 << 28
 BLOCK_RECORDS = 1 << 10
 
 EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY = "empty file", "not a page", "undecodable body"
-NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY)
+LEFT_OUT = "left out of an archive"
+NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT)
 """Error kinds that are counted and never stop a build."""
 
 DECLARATION_BYTES = 1024  # of a page, in which it declares its encoding
@@ -53,6 +54,8 @@ class Document:
     """Encoding of the page by its HTTP header, or "" if that names none."""
     origin: int = -1
     """Position of the record that this is a part of, or -1 if it is a whole one."""
+    scores: dict[str, float] | None = None
+    """Measures of the filters, by their names, if they are wanted."""
     error_kind: str = ""
     """Two or three words to count the error by; "" if the document is readable."""
     error: InputError | None = None

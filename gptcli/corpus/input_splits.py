@@ -24,7 +24,14 @@ POSITION_BITS = 40
 # Every stripe decompresses and scans the whole file, so more of them would not help.
 MAX_STRIPES = 8
 MAX_FILES = 4096  # in one split
-RECORD_FORMATS = ("csv", "tsv", "json", "warc")  # formats whose positions count records, not bytes
+RECORD_FORMATS = (
+    "csv",
+    "tsv",
+    "json",
+    "warc",
+    "tar",
+    "zip",
+)  # whose positions count records, not bytes
 MIN_DOCUMENT_CHARACTERS = 64  # an empty document, too, takes room in a chunk
 
 NumberedDocument = tuple[int, Document]

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,15 @@ from gptcli.text.compression import (
 )
 
 STDIN = "-"
-COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".lz4")
+SHORT_SUFFIXES = {
+    ".tgz": (".tar", ".gz"),
+    ".tbz2": (".tar", ".bz2"),
+    ".tbz": (".tar", ".bz2"),
+    ".txz": (".tar", ".xz"),
+    ".tzst": (".tar", ".zst"),
+}
+"""Suffixes that stand for two."""
 KNOWN_SUFFIXES: dict[str, Any] = {
     ".txt": "text",
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines"), "jsonl"),
@@ -34,6 +42,8 @@ KNOWN_SUFFIXES: dict[str, Any] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     **dict.fromkeys((".warc", ".wet"), "warc"),
+    ".tar": "tar",
+    ".zip": "zip",
 }
 """Suffixes that a folder is searched for, with their formats; other files can be named."""
 REMOTE_REQUESTS = 16  # at the same time
@@ -43,6 +53,8 @@ REMOTE_ATTEMPTS = 3
 def file_suffixes(path: str) -> tuple[str, str]:
     """Return (kind, compression), such as (".jsonl", ".gz"); a missing suffix is ""."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
+    if suffixes and suffixes[-1] in SHORT_SUFFIXES:
+        return SHORT_SUFFIXES[suffixes[-1]]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES else ""
     return (suffixes[-1] if suffixes else ""), compression
 
@@ -280,6 +292,51 @@ def open_raw(path: str) -> Any:
         raise InputError("no such file", where=path) from None
 
 
+_watchers: list[Callable[[int], None]] = []
+
+
+@contextlib.contextmanager
+def watch_reads(watcher: Callable[[int], None]) -> Iterator[None]:
+    """Call `watcher` with the number of bytes, as stored, of each read from inputs opened here."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+class _Watched(io.RawIOBase):
+    """Stream that tells the watchers how many bytes are read from it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        # Does not wait for more than is there: a pipe may be slow.
+        self._readinto = getattr(stream, "readinto1", None) or stream.readinto
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True if the stream can seek."""
+        return bool(self._stream.seekable())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a position and return it."""
+        return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        """Return the position."""
+        return int(self._stream.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` with what is there, and tell the watchers."""
+        count = int(self._readinto(buffer))
+        for watcher in _watchers:
+            watcher(count)
+        return count
+
+
 @contextlib.contextmanager
 def open_input(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
     """Open a file for reading, decompressed, at byte `start`.
@@ -291,7 +348,9 @@ def open_input(path: str, *, start: int = 0) -> Iterator[io.BufferedReader]:
     compression = file_suffixes(path)[1]
     with contextlib.ExitStack() as stack:
         stream: Any = sys.stdin.buffer if path == STDIN else stack.enter_context(open_raw(path))
-        if not hasattr(stream, "peek"):
+        if _watchers:
+            stream = io.BufferedReader(_Watched(stream), BUFFER_BYTES)
+        elif not hasattr(stream, "peek"):
             stream = io.BufferedReader(stream, BUFFER_BYTES)
         if path == STDIN:
             compression = compression_of(stream.peek(START_BYTES))

@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 Runner = Literal["local", "ray"]
 RUNNERS: tuple[Runner, ...] = get_args(Runner)
 TASKS_PER_WORKER = 2  # tasks waiting or running, for each worker
+WAIT_S = 0.5  # between two calls of `Pool.on_wait`
 RAY_GRACE_S = 20  # seconds in which the cores that are free start their actors
 RAY_START_S = 60  # seconds to wait for the first actor if none is free
 RAY_ATTEMPTS = 3  # of a task whose actor is lost
@@ -42,6 +43,8 @@ class Pool(Protocol):
 
     count: int
     """Number of workers."""
+    on_wait: Callable[[], None] | None
+    """Function to call every WAIT_S while the pool waits for its workers."""
 
     def map(
         self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]
@@ -96,6 +99,7 @@ class LocalPool:
 
     def __init__(self, count: int, state: Any) -> None:
         self.count, self._state = count, state
+        self.on_wait: Callable[[], None] | None = None
         self._earlier_children = multiprocessing.active_children()
         self._pool: ProcessPoolExecutor | None = None
         if count > 1:
@@ -123,16 +127,27 @@ class LocalPool:
                 with Held():  # submitting a task may start a process
                     pending.add(self._pool.submit(_run_task, function, task))
                 if len(pending) >= TASKS_PER_WORKER * self.count:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    done, pending = self._wait(pending)
                     yield from (future.result() for future in done)
             while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                done, pending = self._wait(pending)
                 yield from (future.result() for future in done)
         except BrokenProcessPool:
             raise RunError(
                 "a worker process died; most often the system killed it because memory ran out",
                 hint="run again with {option:resume} and fewer {option:workers}: all finished work is kept",
             ) from None
+
+    def _wait(
+        self, pending: set[Future[Result]]
+    ) -> tuple[set[Future[Result]], set[Future[Result]]]:
+        """Return the results that have come, at least one, and those that have not."""
+        while True:
+            done, waiting = wait(pending, WAIT_S, return_when=FIRST_COMPLETED)
+            if self.on_wait is not None:
+                self.on_wait()
+            if done:
+                return done, waiting
 
     def __enter__(self) -> LocalPool:
         return self
@@ -186,6 +201,7 @@ class RayPool:
         Raises UsageError like `connect_to_ray`, RunError if no core becomes free.
         """
         ray = self._ray = connect_to_ray()
+        self.on_wait: Callable[[], None] | None = None
         cores = int(ray.cluster_resources()["CPU"])
         shared_state, kind = ray.put(state), ray.remote(num_cpus=1)(_Actor)
         actors = [kind.remote(shared_state, str(Path.cwd())) for _ in range(cores)]
@@ -222,7 +238,12 @@ class RayPool:
                 pending[actor.run.remote(function, task)] = actor, task, attempt
             if not pending:
                 continue
-            (done,), _ = self._ray.wait(list(pending), num_returns=1)
+            finished, _ = self._ray.wait(list(pending), num_returns=1, timeout=WAIT_S)
+            if self.on_wait is not None:
+                self.on_wait()
+            if not finished:
+                continue
+            (done,) = finished
             actor, task, attempt = pending.pop(done)
             try:
                 result = self._ray.get(done)

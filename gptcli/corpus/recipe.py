@@ -7,6 +7,7 @@
     links = {files = ["links.csv"], min_karma = 3}
     extractor = "trafilatura"           HTML to text; the default is "resiliparse"
     clean = {language = "en", min_words = 50}
+    filters = ["gopher", "c4", "fineweb", "mine:keep"]
     quality = {positives = ["webtext"], negatives = ["crawl"]}
     dedup = {method = "lsh", against = ["webtext"]}
     decontaminate = true
@@ -28,6 +29,7 @@ from typing import Any, Literal, get_args
 
 from gptcli.corpus.documents import EXTRACTORS, Extractor, Reader
 from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader
+from gptcli.corpus.heuristics import filter_names, heuristic_filter
 from gptcli.corpus.inputs import STDIN, find_inputs, fingerprints
 from gptcli.errors import UsageError, nearest
 from gptcli.papers.training import GPT3_MIXTURE
@@ -39,7 +41,7 @@ ErrorRule = Literal["stop", "skip"]
 ERROR_RULES: tuple[ErrorRule, ...] = get_args(ErrorRule)
 DedupMethod = Literal["lsh", "paper"]
 DEDUP_METHODS: tuple[DedupMethod, ...] = get_args(DedupMethod)
-LATER_KEYS = ("input_format", "eot_in_text")
+LATER_KEYS = ("input_format", "eot_in_text", "filters", "bad_words")
 """Keys of a source that records of earlier builds do not have."""
 
 
@@ -119,6 +121,8 @@ READERS: dict[str, Callable[[Any], Any]] = {
 }
 """Range of each number of a recipe, and how its file names are completed."""
 
+_NO_FILTERS: Any = field(default_factory=list)  # SourceConfig has a `field` of its own
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceConfig:
@@ -150,6 +154,11 @@ class SourceConfig:
     """Keep only pages that are linked."""
     clean: CleanConfig | None = None
     """Heuristic filters."""
+    filters: list[str] = _NO_FILTERS
+    """Published rules, "gopher", "c4" and "fineweb", or functions of one's own, "module:function";
+    in this order (`gptcli.corpus.heuristics`)."""
+    bad_words: str = ""
+    """File with a word or phrase a line; the filter "c4" drops pages that have one."""
     quality: QualityConfig | None = None
     """Quality classifier."""
     dedup: DedupConfig | None = None
@@ -168,6 +177,12 @@ class SourceConfig:
         _check_choice("extractor", self.extractor, EXTRACTORS, where)
         _check_choice("kind of document", self.documents, DOCUMENT_KINDS, "{option:documents}")
         _check_choice("on_error", self.on_error, ERROR_RULES, "{option:on_error}")
+        for name in filter_names(self.filters):
+            heuristic_filter(name, self.bad_words)
+        if self.bad_words and "c4" not in self.filters:
+            raise UsageError(
+                "bad_words belongs to the filter c4", where=where, hint='filters = ["c4"]'
+            )
         if self.dedup is not None:
             _check_choice("method", self.dedup.method, DEDUP_METHODS, f"{where}.dedup")
             if self.name in self.dedup.against:
@@ -191,7 +206,8 @@ class SourceConfig:
         record = {**asdict(self), "inputs": {path: list(stat) for path, stat in known.items()}}
         # Keys that older records lack are there only if they are not the default.
         for part in fields(self):
-            if part.name in LATER_KEYS and record[part.name] == part.default:
+            default = [] if part.name == "filters" else part.default
+            if part.name in LATER_KEYS and record[part.name] == default:
                 del record[part.name]
         return record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -11,7 +12,8 @@ from gptcli.corpus.chunks import Tally
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.documents import NON_FATAL_ERRORS, extract_text
 from gptcli.corpus.formats import scan
-from gptcli.corpus.inputs import STDIN
+from gptcli.corpus.formats.tables import parquet_rows
+from gptcli.corpus.inputs import STDIN, file_suffixes, fingerprint, watch_reads
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import atomic_write
 from gptcli.papers.training import GPT3_MIXTURE
@@ -22,6 +24,7 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 SAMPLED_FILES = 8  # read for an estimate, evenly spaced among the inputs
 SAMPLED_CHARACTERS = 1 << 16  # from the beginning of each
+PACKED_CHARACTERS = 1 << 22  # of a compressed one, to see how much larger its text is
 
 MAX_LISTED_INPUTS = 10
 SHOWN_DOCUMENTS: dict[Split, int] = {"train": 3, "val": 2}
@@ -33,8 +36,8 @@ SHOWN_CHARACTERS = 100  # of each dropped document
 class BuildEstimate:
     """Estimated size and time of a build, from a sample of its inputs.
 
-    A value is None if it is unknown before the inputs are read: compressed files and standard input
-    hide the size of their text.
+    A value is None if it is unknown before the inputs are read: that of standard input. The size of
+    the text in compressed files is that of their sample, scaled up.
     """
 
     input_files: int
@@ -55,6 +58,16 @@ class BuildEstimate:
     """Time to tokenize, at the speed of the sample."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Beginning of an input."""
+
+    text: str
+    """Up to about SAMPLED_CHARACTERS of its text."""
+    expansion: float
+    """Bytes of text per byte of the file."""
+
+
 def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
     """Read and tokenize the beginning of some inputs, but not of standard input.
 
@@ -63,22 +76,29 @@ def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
     files = [(path, source) for source in build.sources for path in source.inputs if path != STDIN]
     text_bytes = tokens = 0
     seconds = 0.0
+    expansions: dict[tuple[str, str], list[float]] = {}
     encoder = open_encoder(build.tokenizer, build.encoder)
     for path, source in files[:: math.ceil(len(files) / SAMPLED_FILES) or 1]:
-        text = _beginning(path, source)
+        sample = _sample(path, source)
+        expansions.setdefault(file_suffixes(path), []).append(sample.expansion)
         start = time.perf_counter()
-        tokens += len(encoder.encode([text])[0]) + 1
+        tokens += len(encoder.encode([sample.text])[0]) + 1
         seconds += time.perf_counter() - start
-        text_bytes += len(text.encode())
+        text_bytes += len(sample.text.encode())
     size = build.input_bytes()
     known = BuildEstimate(
         input_files=len(files),
         input_bytes=size,
         bytes_per_token=text_bytes / tokens if tokens else None,
     )
-    if size is None or build.is_compressed():
+    if size is None:
         return known
-    all_tokens = round(size * tokens / max(text_bytes, 1))
+    every = [one for mine in expansions.values() for one in mine]
+    all_text = 0.0
+    for path, _ in files:  # a kind of file of which none was sampled is like the others
+        mine = expansions.get(file_suffixes(path), every)
+        all_text += fingerprint(path)[0] * sum(mine) / len(mine)
+    all_tokens = round(all_text * tokens / max(text_bytes, 1))
     token_bytes = token_dtype(build.tokenizer.vocab_size).itemsize
     return replace(
         known,
@@ -90,26 +110,45 @@ def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
     )
 
 
-def _beginning(path: str, source: SourceConfig) -> str:
-    """Return the first lines or records of a file, whatever its documents are.
+def _sample(path: str, source: SourceConfig) -> _Sample:
+    """Read the first lines or records of a file, whatever its documents are.
 
-    No more of the file is read than is needed.
+    Of a file whose text is larger or smaller than itself so much is read that their ratio is known.
     """
-    lines: list[str] = []
-    size = 0
+    texts: list[str] = []
+    read = characters = 0
+    suffix, compression = file_suffixes(path)
+    is_packed = bool(compression) or suffix in (".parquet", ".warc", ".tar", ".zip")
+    wanted = PACKED_CHARACTERS if is_packed else SAMPLED_CHARACTERS
+    is_whole = True
+
+    def count(size: int) -> None:
+        nonlocal read
+        read += size
+
     by_lines = replace(source, documents="line", inputs=[])
-    for document in scan(path, by_lines.reader(path)):
-        if document.error is not None:
-            if source.on_error == "stop" and document.error_kind not in NON_FATAL_ERRORS:
-                raise document.error
-            continue
-        if document.html is not None:
-            document.text = extract_text(document.html, charset=document.charset)
-        lines.append(document.text)
-        size += len(document.text) + 1
-        if size >= SAMPLED_CHARACTERS:
-            break
-    return "\n".join(lines)
+    with watch_reads(count), contextlib.closing(scan(path, by_lines.reader(path))) as documents:
+        for document in documents:
+            if document.error is not None:
+                if source.on_error == "stop" and document.error_kind not in NON_FATAL_ERRORS:
+                    raise document.error
+                continue
+            if document.html is not None:
+                document.text = extract_text(document.html, charset=document.charset)
+            texts.append(document.text)
+            characters += len(document.text) + 1
+            if characters >= wanted:
+                is_whole = False
+                break
+    text = "\n".join(texts)
+    if not is_packed:
+        return _Sample(text, 1.0)
+    size, rows = fingerprint(path)[0], parquet_rows(path) if suffix == ".parquet" else None
+    if is_whole or rows is None:
+        share = 1.0 if is_whole else read / size
+    else:
+        share = len(texts) / rows
+    return _Sample(text[:SAMPLED_CHARACTERS], len(text.encode()) / max(share * size, 1))
 
 
 def write_report(
@@ -144,9 +183,7 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
     lines += [f"- and {hidden:,} more"] * (hidden > 0)
     left_out = getattr(inputs, "left_out", {})
     lines += [f"- left out: {count:,} {reason}" for reason, count in sorted(left_out.items())]
-    lines += ["", "| documents | |", "|---|---:|", f"| read | {source.documents_in:,} |"]
-    lines += [f"| dropped: {reason} | {count:,} |" for reason, count in source.dropped.items()]
-    lines += [f"| kept | {source.documents_kept:,} |", ""]
+    lines += ["", *_funnel(source), ""]
     if source.cut:
         lines += [
             f"{source.cut:,} of the documents kept lost text to decontamination, "
@@ -160,12 +197,30 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
             f"{source.text_bytes / source.tokens:.2f} bytes per token, "
             f"{source.tokens / source.documents_kept:,.1f} tokens per document."
         ]
-    for reason, samples in sorted(tally.samples.items()):
+    for reason in (reason for reason in source.dropped if reason in tally.samples):
+        samples = tally.samples[reason]
         lines += ["", f"Dropped as {reason}:", ""]
         lines += [
             f"    {where}: {' '.join(text.split())[:SHOWN_CHARACTERS]}" for where, text in samples
         ]
     return lines
+
+
+def _funnel(source: Source) -> list[str]:
+    """Return a table of the documents that each stage drops, in order, and of those left."""
+    read = source.documents_in
+
+    def row(name: str, count: int, left: int) -> str:
+        shares = [f"{part / read:.1%}" if read else "-" for part in (count, left)]
+        return f"| {name} | {count:,} | {shares[0]} | {left:,} | {shares[1]} |"
+
+    lines = ["| stage | documents | of all | left | of all |", "|---|---:|---:|---:|---:|"]
+    left = read
+    lines.append(row("read", read, left))
+    for reason, count in source.dropped.items():
+        left -= count
+        lines.append(row(f"dropped: {reason}", count, left))
+    return [*lines, row("kept", source.documents_kept, source.documents_kept)]
 
 
 def _mixture_lines(manifest: Manifest) -> list[str]:

@@ -7,6 +7,7 @@ for a text chunk) are those of version 0.1.0, whose unfinished builds can be res
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gptcli.corpus.chunks import (
+    ENCODE_CHARACTERS,
     NO_MATCHES,
     Tally,
     TextChunk,
@@ -25,7 +27,7 @@ from gptcli.corpus.chunks import (
 from gptcli.corpus.clean import DocumentFilter, document_filters
 from gptcli.corpus.decontaminate import MAX_PIECES, remove_ngrams, shared_ngrams
 from gptcli.corpus.dedup import document_signatures, is_duplicate
-from gptcli.corpus.documents import NON_FATAL_ERRORS
+from gptcli.corpus.documents import NON_FATAL_ERRORS, Document
 from gptcli.corpus.input_splits import (
     POSITION_BITS,
     InputSplit,
@@ -34,7 +36,18 @@ from gptcli.corpus.input_splits import (
     numbered_documents,
 )
 from gptcli.corpus.quality import load_classifier
+from gptcli.corpus.reading_progress import reported
 from gptcli.corpus.recipe import DedupMethod, SourceConfig
+from gptcli.corpus.text_out import (
+    PENDING,
+    PREFIX,
+    DocumentRecord,
+    Recorded,
+    finished_records,
+    read_records,
+    record_path,
+    write_records,
+)
 from gptcli.files import read_json, write_json
 from gptcli.shards.format import TokenDtype, token_dtype
 from gptcli.shards.order import mix64
@@ -65,6 +78,8 @@ class WorkerContext:
     """Output folder."""
     work: Path
     """Folder of the chunks, inside the output folder."""
+    recorded: Recorded = ""
+    """Documents that are recorded for `--text-out`."""
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -114,6 +129,7 @@ class WorkerContext:
             texts,
             self.val_fraction,
             tally,
+            ENCODE_CHARACTERS if self.tokenizer.divides else sys.maxsize,
         )
 
 
@@ -133,14 +149,14 @@ def read_split(context: WorkerContext, split: InputSplit) -> list[Path]:
         return [context.work / name for name in read_json(done)]
     source = context.sources[split.source]
     kind = "text" if context.needs_text_chunks(split.source) else "unit"
-    documents = numbered_documents(split, source.reader)
     paths = []
-    for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
-        name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
-        path = context.work / name
-        if not path.exists():
-            _make_chunk(context, split.source, group, path)
-        paths.append(path)
+    with reported(context.work, split, numbered_documents(split, source.reader)) as documents:
+        for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
+            name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
+            path = context.work / name
+            if not path.exists():
+                _make_chunk(context, split.source, group, path)
+            paths.append(path)
     write_json(done, [path.name for path in paths])
     return paths
 
@@ -151,10 +167,18 @@ def _make_chunk(
     config, filters = context.sources[source], context.filters[source]
     tally = Tally()
     numbers, texts = [], []
-    for number, text in _kept_documents(group, config, filters, tally):
+    records: list[DocumentRecord] | None = [] if context.recorded else None
+    for number, text in _kept_documents(group, config, filters, tally, records):
         numbers.append(number)
         texts.append(text)
-    if context.needs_text_chunks(source):
+    is_text_chunk = context.needs_text_chunks(source)
+    if records is not None:
+        if is_text_chunk:  # what becomes of those kept so far is not known yet
+            for record in records:
+                record.text = record.text if record.reason else None
+        prefix = PENDING if is_text_chunk else PREFIX
+        write_records(record_path(path, prefix), config.name, records, context.recorded)
+    if is_text_chunk:
         signatures = document_signatures(texts, context.dedup_methods[source])
         matches = shared_ngrams(texts, context.items) if config.decontaminate else NO_MATCHES
         write_text_chunk(path, numbers, texts, tally, signatures, matches)
@@ -170,8 +194,20 @@ def _kept_documents(
     source: SourceConfig,
     filters: list[DocumentFilter],
     tally: Tally,
+    records: list[DocumentRecord] | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Yield number and text of the documents that pass every filter; count the others by reason."""
+    """Yield number and text of the documents that pass every filter; count the others by reason.
+
+    All of them are added to `records`.
+    """
+
+    def record(number: int, document: Document, reason: str) -> None:
+        if records is not None:
+            name, scores = _document_name(source, number), document.scores or {}
+            records.append(
+                DocumentRecord(number, name, document.url, document.text, reason, scores)
+            )
+
     for number, document in group:
         tally.read += 1
         reason = document.error_kind
@@ -179,10 +215,13 @@ def _kept_documents(
             if source.on_error == "stop" and reason not in NON_FATAL_ERRORS:
                 raise document.error
             tally.drop(reason, _document_name(source, number), document.error.what)
+            record(number, document, reason)
             continue
+        document.scores = None if records is None else {}
         for document_filter in filters:
             if reason := document_filter(document):
                 break
+        record(number, document, reason)
         if reason:
             tally.drop(reason, _document_name(source, number), document.text)
         else:
@@ -242,6 +281,7 @@ def finish_text_chunk(context: WorkerContext, task: TextChunkTask) -> Path:
     document_keys = shuffle_keys(numbers, context.seed)
     keys = []
     texts: list[str] = []
+    fates: list[tuple[int, list[str], str]] = []
     for row, text in enumerate(text_chunk.texts()):
         reason = "duplicate" if duplicate[row] else ""
         pieces = [text]
@@ -251,6 +291,7 @@ def finish_text_chunk(context: WorkerContext, task: TextChunkTask) -> Path:
                 reason = "contaminated: nothing left"
             elif len(pieces) > MAX_PIECES:
                 reason = "contaminated: cut too often"
+        fates.append((int(numbers[row]), [text] if reason else pieces, reason))
         if reason:
             tally.drop(reason, _document_name(source, int(numbers[row])), text)
             continue
@@ -261,5 +302,9 @@ def finish_text_chunk(context: WorkerContext, task: TextChunkTask) -> Path:
         keys += [key[0], *(mix64(key + np.uint64(piece))[0] for piece in range(1, len(pieces)))]
         texts += pieces
     tally.text_bytes = _utf8_bytes(texts)
+    if context.recorded:
+        pending = read_records(record_path(path, PENDING))
+        records = finished_records(pending, iter(fates))
+        write_records(record_path(path), source.name, records, context.recorded)
     context.write_chunk(path, np.array(keys, np.uint64), texts, tally)
     return path

@@ -8,6 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gptcli.cost.cpu import (
+    FAMILY,
+    MICRO_BATCH_TOKENS,
+    UTILISATION,
+    cpu_memory,
+    on_cpu,
+    seconds_per_token,
+)
 from gptcli.cost.estimate import Cluster, Estimate
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import (
@@ -22,11 +30,14 @@ from gptcli.cost.hardware import (
     typical_throughput,
     usual_precision,
 )
+from gptcli.cost.layout import Layout
 from gptcli.cost.planner import Plan, fewest_gpus, make_plan, plans
+from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.scaling import CHINCHILLA
 from gptcli.cost.step_time import DEFAULT_TRAINER, NODE, Trainer, uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import in_bytes
 
 MAX_GPUS = 1_000_000
 MAX_HOURS = 8760 * 1e6  # GPU-hours of a run: a million GPU-years
@@ -101,6 +112,8 @@ def make_cluster(
         return cluster, plan
     assert gpu is not None  # throughput() has raised otherwise
     assert precision is not None
+    if gpu.family == FAMILY:
+        return cpu_cluster(gpu, precision, model, sequences, price=price, share=share), None
     if model is None:
         return Cluster(
             gpu,
@@ -144,6 +157,54 @@ def make_cluster(
     ), plan
 
 
+def cpu_cluster(
+    gpu: Gpu,
+    precision: Precision,
+    model: ModelConfig | None,
+    sequences: int,
+    *,
+    price: float | None,
+    share: Assumption | None,
+) -> Cluster:
+    """Return this machine's processor with the speed that the trainer forecasts for it before its
+    first step; of FLOPs of an unknown model, that of their products alone.
+
+    Raises UsageError if the model does not fit into its memory.
+    """
+    low, high = UTILISATION
+    slow, fast = gpu.peak_flops * low, gpu.peak_flops * high
+    if model is not None:
+        check_cpu_memory(model, sequences, gpu)
+        flops = flops_per_token(model, "6N")
+        least, most = seconds_per_token(
+            gpu.peak_flops, flops_per_token(model, "causal"), max(1, sequences) * model.n_ctx
+        )
+        slow, fast = flops / most, flops / least
+    source = (
+        f"{low:.0%} to {high:.0%} of {gpu.peak_flops / 1e12:.3g} TFLOP/s, of which the middle; "
+        f"{gpu.source}"
+    )
+    speed = Assumption("throughput", math.sqrt(slow * fast), "FLOP/s per CPU", source, gpu.date)
+    factor = math.sqrt(fast / slow)
+    return Cluster(gpu, 1, speed, hourly_price(gpu, price), share, factor, precision=precision)
+
+
+def check_cpu_memory(model: ModelConfig, sequences: int, gpu: Gpu) -> None:
+    """Raise UsageError if a training process does not fit into the memory of this machine."""
+    share = max(1, sequences)
+    size = max(1, min(MICRO_BATCH_TOKENS // model.n_ctx, share))
+    work = StepConfig(micro_batch=size, micro_batches=-(-share // size), precision="fp32")
+    needs = cpu_memory(model, Layout(), on_cpu(work, model, has_kernels=False)).total
+    if needs > gpu.memory_bytes:
+        raise UsageError(
+            f"training this model takes {in_bytes(needs)}, "
+            f"and this machine has {in_bytes(gpu.memory_bytes)} for it",
+            field="gpu",
+            code="does_not_fit_in_memory",
+            hint="use a smaller model, or name a {option:gpu}",
+        )
+
+
 def best_plan(
     model: ModelConfig,
     gpu: Gpu,
@@ -160,7 +221,7 @@ def best_plan(
         found := plans(model, gpu, count, sequences, precision, most=1, trainer=trainer)
     ):
         return found[0]
-    least = fewest_gpus(model, gpu, sequences, precision)
+    least = fewest_gpus(model, gpu, sequences, precision, trainer)
     if least is None:
         raise UsageError(
             f"no number of {gpu.name} holds this model with a batch of {sequences} sequences",

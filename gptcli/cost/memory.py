@@ -11,7 +11,9 @@ units of the width C, with e bytes per element and r bytes per element of the re
     scores, T per head            (2e+1)·H·T/C    softmax, mask and their product: only if attention is not fused
 
 With e = r = 2 and dropout this is the paper's 34 + 5·H·T/C. Tensor parallelism divides q, k, v,
-attention, GELU and the scores; sequence parallelism divides the rest too.
+attention, GELU and the scores; sequence parallelism divides the rest too. A `Shape` has its own
+widths of q, k, v and of the feed-forward layer; with a gate, that saves both factors and their
+product.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from gptcli.cost.flops import Shape, attention_width
 from gptcli.model.config import ModelConfig
 
 StateRecipe = Literal["fp32", "mixed", "megatron"]
@@ -135,7 +138,7 @@ class ActivationPolicy:
     """The residual stream and the norms are sharded along the sequence too."""
 
 
-def layer_bytes(config: ModelConfig, micro_batch: int, kept: ActivationPolicy) -> float:
+def layer_bytes(config: ModelConfig | Shape, micro_batch: int, kept: ActivationPolicy) -> float:
     """Return the bytes that one layer of a rank saves for one micro-batch of `micro_batch`
     sequences.
 
@@ -143,14 +146,16 @@ def layer_bytes(config: ModelConfig, micro_batch: int, kept: ActivationPolicy) -
     """
     if kept.recompute not in RECOMPUTE:
         raise ValueError(f"unknown recomputation {kept.recompute!r}")
-    e, r, drops = kept.element, kept.residual, config.dropout > 0
+    e, r = kept.element, kept.residual
+    drops = isinstance(config, ModelConfig) and config.dropout > 0
     again = kept.recompute == "selective"
-    whole, divided = 2.0 * r + 2 * e + 2 * kept.mask * drops, 12.0 * e
+    heads, wide = _saved_widths(config)
+    whole, divided = 2.0 * r + 2 * e + 2 * kept.mask * drops, (heads + wide) * e
     undivided = 0.0
     if kept.fused:
         divided += 4 * config.n_head / config.d_model
         if again:
-            whole, divided, undivided = r, divided - 4 * e, 2.0 * e
+            whole, divided, undivided = r, divided - e * config.d_ff / config.d_model, 2.0 * e
     elif not again:
         divided += (
             (2 * kept.score + kept.mask if drops else kept.score)
@@ -162,6 +167,17 @@ def layer_bytes(config: ModelConfig, micro_batch: int, kept: ActivationPolicy) -
         whole, divided, undivided = r, 0.0, 0.0
     each = undivided + whole / (kept.tp if kept.sequence_parallel else 1) + divided / kept.tp
     return each * micro_batch * config.n_ctx * config.d_model
+
+
+def _saved_widths(config: ModelConfig | Shape) -> tuple[float, float]:
+    """Return the elements that attention and the feed-forward layer save per token, over the width:
+    q, k, v and the output of attention; and what is before and after GELU.
+    """
+    C = config.d_model
+    if not isinstance(config, Shape):
+        return 4.0, 2 * config.d_ff / C
+    kv = config.n_kv_head * config.head_width
+    return (2 * attention_width(config) + 2 * kv) / C, (3 if config.gated else 2) * config.d_ff / C
 
 
 def layers_in_flight(

@@ -67,6 +67,8 @@ class HardwareOptions:
 
     gpu: str | None = None
     """Name of the GPU; DEFAULT_GPU unless `tflops` describes another one."""
+    processor: Gpu | None = None
+    """This machine's processor (`gptcli.cost.cpu.cpu_device`), if `gpu` is "cpu"."""
     gpus: int | None = None
     """Number of GPUs."""
     tflops: float | None = None
@@ -105,6 +107,8 @@ class HardwareOptions:
             check_limit(name, getattr(self, name))
         check_trainer(self.trainer_name)
         gpu = self.gpu_row
+        if self.processor is not None:
+            self._check_processor()
         if self.memory is not None and gpu is not None:
             raise UsageError(
                 "{option:memory} describes a custom GPU",
@@ -115,11 +119,38 @@ class HardwareOptions:
         if gpu is not None:
             peak_flops(gpu, self.matmul_precision)
 
+    def _check_processor(self) -> None:
+        """Raise UsageError for an option that only GPUs have."""
+        for name in ("layout", "trainer", "recompute", "micro_batch", "hours"):
+            if getattr(self, name) is not None:
+                raise UsageError(
+                    f"{{option:{name}}} is for GPUs",
+                    field=name,
+                    code="not_on_a_cpu",
+                    hint="leave it out: {option:gpu} cpu prices a run in one process",
+                )
+        if self.matmul_precision not in ("bf16", "fp32"):
+            raise UsageError(
+                f"{self.matmul_precision} is for GPUs",
+                field="precision",
+                code="not_on_a_cpu",
+                hint="{option:gpu} cpu takes bf16 or fp32",
+            )
+        if self.gpus not in (None, 1):
+            raise UsageError(
+                "{option:gpu} cpu is this machine, once",
+                field="gpus",
+                code="not_on_a_cpu",
+                hint="leave out {option:gpus}",
+            )
+
     @property
     def gpu_row(self) -> Gpu | None:
         """GPU of the hardware table; None for a custom GPU described by `tflops`."""
         if self.gpu is None and self.tflops is not None:
             return None
+        if self.processor is not None:
+            return self.processor
         return find_gpu(DEFAULT_GPU if self.gpu is None else self.gpu)
 
     @property
@@ -252,7 +283,7 @@ class HardwareOptions:
     def _best_plan(self, model: ModelConfig, gpu: Gpu, sequences: int) -> Plan:
         count = self.gpus
         if count is None:
-            least = best_plan(model, gpu, None, sequences, self.matmul_precision)
+            least = best_plan(model, gpu, None, sequences, self.matmul_precision, self.trainer_name)
             count = least.layout.processes
         found = self.plans(model, gpu, count, sequences, most=1)
         if not found:

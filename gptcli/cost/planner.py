@@ -16,7 +16,7 @@ from typing import Any
 
 from gptcli.cost.hardware import Gpu, Precision
 from gptcli.cost.layout import AXES, Layout, check_layout, division_problem
-from gptcli.cost.memory import RECOMPUTE, Recompute, padded_micro_batches
+from gptcli.cost.memory import RECOMPUTE, Recompute, StateRecipe, padded_micro_batches
 from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory
 from gptcli.cost.step_time import (
     DEFAULT_TRAINER,
@@ -78,7 +78,15 @@ def make_plan(
     places = work.micro_batch * work.micro_batches * layout.replicas
     batch = places if sequences is None else min(sequences, places)
     speed = batch * config.n_ctx / time.total
-    return Plan(layout, work, rank_memory(config, layout, work), time, speed, batch)
+    memory = rank_memory(config, layout, work, recipe_of(trainer))
+    return Plan(layout, work, memory, time, speed, batch)
+
+
+def recipe_of(trainer: Trainer) -> StateRecipe:
+    """Return how a trainer keeps weights, gradients and optimizer: Megatron-LM in its own way, the
+    others are counted as `gpt train`.
+    """
+    return "megatron" if trainer == "megatron" else "fp32"
 
 
 def plans(
@@ -97,8 +105,9 @@ def plans(
     best micro-batch and recomputation.
 
     `sequences` is the batch of a step over all replicas; `micro_batch` and `recompute` restrict the
-    search. `gpt train` accepts every one of them.
+    search. `gpt train` accepts every one of them, but for those of "megatron", which need less memory.
     """
+    recipe = recipe_of(trainer)
     least = -(-STATE_BYTES * config.parameters // gpu.memory_bytes)  # processes that hold the state
     if least > gpus:
         return []
@@ -132,16 +141,15 @@ def plans(
             work = StepConfig(
                 micro_batch=size, micro_batches=rounds, precision=precision, recompute=kind
             )
-            for layout in _shardings(config, replicas, tp, pp):
-                if layout.shard * tp * pp < least or size >= too_large.get(
-                    (layout, kind), size + 1
-                ):
+            for layout in _shardings(config, replicas, tp, pp, recipe):
+                holders = layout.shard * tp * pp if recipe == "fp32" else layout.processes
+                if holders < least or size >= too_large.get((layout, kind), size + 1):
                     continue
                 time = step_time(config, layout, work, gpu, constants, trainer=trainer)
                 known = best.get(layout)
                 if time.total >= (slowest if known is None else known.time.total):
                     continue
-                memory = rank_memory(config, layout, work)
+                memory = rank_memory(config, layout, work, recipe)
                 if memory.total > gpu.memory_bytes:
                     too_large[layout, kind] = size
                     continue
@@ -209,10 +217,14 @@ def _useful_parts(n: int) -> tuple[int, ...]:
     return tuple(sorted({*few, *(-(-n // share) for share in few)}, reverse=True))
 
 
-def _shardings(config: ModelConfig, replicas: int, tp: int, pp: int) -> list[Layout]:
+def _shardings(
+    config: ModelConfig, replicas: int, tp: int, pp: int, recipe: StateRecipe
+) -> list[Layout]:
     """Return the ways to divide `replicas` into shards and copies: all sharded, as far as the width
-    allows; shards inside a node; or none.
+    allows; shards inside a node; or none. Megatron-LM shards none.
     """
+    if recipe == "megatron":
+        return [Layout(dp=replicas, tp=tp, pp=pp)]
     divisor = config.d_model // tp if tp > 1 else replicas
     whole = math.gcd(replicas, divisor)
     near = max(n for n in range(1, NODE // tp + 1) if replicas % n == 0 and divisor % n == 0)
@@ -223,12 +235,17 @@ def _shardings(config: ModelConfig, replicas: int, tp: int, pp: int) -> list[Lay
 
 
 def fewest_gpus(
-    config: ModelConfig, gpu: Gpu, sequences: int, precision: Precision
+    config: ModelConfig,
+    gpu: Gpu,
+    sequences: int,
+    precision: Precision,
+    trainer: Trainer = DEFAULT_TRAINER,
 ) -> tuple[Layout, StepConfig] | None:
     """Return the layout with the fewest processes that fits the model; None if none does.
 
     More GPUs than that always fit.
     """
+    recipe = recipe_of(trainer)
     least = -(-STATE_BYTES * config.parameters // gpu.memory_bytes)
     found = sorted(
         (replicas * tp * pp, tp, pp, replicas)
@@ -237,12 +254,12 @@ def fewest_gpus(
         if replicas * tp * pp >= least
     )
     for _, tp, pp, replicas in found:
-        layout = _shardings(config, replicas, tp, pp)[0]
-        if layout.shard * tp * pp < least:
+        layout = _shardings(config, replicas, tp, pp, recipe)[0]
+        if recipe == "fp32" and layout.shard * tp * pp < least:
             continue
         rounds = padded_micro_batches(-(-sequences // replicas), pp, "1f1b")
         work = StepConfig(micro_batches=rounds, precision=precision, recompute="full")
-        if rank_memory(config, layout, work).total <= gpu.memory_bytes:
+        if rank_memory(config, layout, work, recipe).total <= gpu.memory_bytes:
             return layout, work
     return None
 

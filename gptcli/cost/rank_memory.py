@@ -9,6 +9,9 @@ moments of a step:
     backward  the last layer's backward pass: all activations, the gradient of the head and the widest gradients around GELU
     end       the last gradients of the backward pass, then AdamW: all gradients, no activations
 
+`recipe` "megatron" is Megatron-LM's instead (`megatron_stage`): weights in 16 bits, gradients in
+fp32, a distributed optimizer, and all logits at once.
+
 Only tensors count. The GPU's context and the allocator's fragmentation fit in the difference
 between the memory that is sold (80 GB) and that which is there (85.5e9 bytes).
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gptcli.cost.flops import Shape, layer_matrices
 from gptcli.cost.hardware import Precision
 from gptcli.cost.layout import Layout, check_layout, layers_of_stage, rank_parameters
 from gptcli.cost.memory import (
@@ -25,8 +29,10 @@ from gptcli.cost.memory import (
     ActivationPolicy,
     PipelineSchedule,
     Recompute,
+    StateRecipe,
     layer_bytes,
     layers_in_flight,
+    training_memory,
 )
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
@@ -57,6 +63,8 @@ class StepConfig:
     """Fused attention writes no scores. On a CPU with dropout PyTorch writes them."""
     piece: int = PIECE
     """Vocabulary entries per product of the head: 3,200 on a CPU."""
+    head_kernel: bool = False
+    """The loss is that of the kernel for CPUs, in 16 bits (`gptcli.kernels.head_kernel`)."""
     schedule: PipelineSchedule = "1f1b"
     """Pipeline schedule, one of `memory.SCHEDULES`."""
     whole_logits: bool = False
@@ -110,18 +118,79 @@ class RankMemory:
         return state + self.logits + self.copies + self.workspace
 
 
-def rank_memory(config: ModelConfig, layout: Layout, work: StepConfig) -> RankMemory:
+def rank_memory(
+    config: ModelConfig | Shape, layout: Layout, work: StepConfig, recipe: StateRecipe = "fp32"
+) -> RankMemory:
     """Return the memory of the fullest rank of a layout.
 
     Under one-forward-one-backward that is a rank of the first stage, which has the most
-    micro-batches in flight, or of the last. Raises UsageError if the layout does not divide the
-    model.
+    micro-batches in flight, or of the last. `recipe` is "fp32" for `gpt train`, or "megatron", which
+    a `Shape` needs. Raises UsageError if the layout does not divide the model.
     """
-    check_layout(layout, config)
     stages = {0, layout.pp - 1}
-    return max(
-        (stage_memory(config, layout, work, stage) for stage in stages),
-        key=lambda memory: memory.total,
+    if recipe == "megatron" or isinstance(config, Shape):
+        found = [megatron_stage(config, layout, work, stage) for stage in stages]
+    else:
+        check_layout(layout, config)
+        found = [stage_memory(config, layout, work, stage) for stage in stages]
+    return max(found, key=lambda memory: memory.total)
+
+
+def megatron_stage(
+    config: ModelConfig | Shape,
+    layout: Layout,
+    work: StepConfig,
+    stage: int,
+    *,
+    sequence_parallel: bool = True,
+    interleave: int = 1,
+) -> RankMemory:
+    """Return the memory of each rank of pipeline stage `stage` in Megatron-LM.
+
+    Weights are in 16 bits and gradients in fp32; master copy and moments are divided over the
+    replicas. Loss and backward pass need, beside the activations of all micro-batches in flight,
+
+        logits      6 bytes each: in 16 bits, and as fp32 probabilities
+        copies      16 bits for every weight of one layer and of the head: products add gradients to
+                    the fp32 sum, and the placeholders that autograd gets are kept by shape
+        workspace   gradients of the feed-forward layer's activations
+
+    Selective recomputation leaves out the scores of attention.
+    """
+    tp, pp, first, last = layout.tp, layout.pp, stage == 0, stage == layout.pp - 1
+    layers, C = layers_of_stage(config.n_layer, pp, stage), config.d_model
+    matrices = layer_matrices(config)
+    # positions are learned, and as wide as a vector of the table, in a GPT only
+    positions = 0 if isinstance(config, Shape) else config.n_ctx * C * first
+    tables = 1 if config.tied and pp == 1 else first + last
+    table = config.vocab_size * C / tp
+    parameters = round(layers * (matrices / tp + 4 * C) + tables * table + positions)
+    state = training_memory(parameters, "megatron")
+    fused = work.fused or work.recompute == "selective"
+    kept = ActivationPolicy(
+        fused=fused,
+        recompute="full" if work.recompute == "full" else "none",
+        tp=tp,
+        sequence_parallel=sequence_parallel,
+    )
+    tokens = work.micro_batch * config.n_ctx
+    activations = layer_bytes(config, work.micro_batch, kept) * layers_in_flight(
+        layers, pp, stage, work.micro_batches, interleave=interleave
+    )
+    again = layer_bytes(config, work.micro_batch, replace(kept, recompute="none"))
+    copies = 2 * (matrices / tp + table * last)
+    logits = 6 * tokens * config.vocab_size / tp * last
+    gate = isinstance(config, Shape) and config.gated
+    workspace = 2 * (3 if gate else 2) * tokens * config.d_ff / tp
+    workspace += again if work.recompute == "full" else 0.0
+    return RankMemory(
+        parameters=state["parameters"],
+        optimizer=round(state["optimizer"] / layout.replicas),
+        gradients=state["gradients"],
+        activations=round(activations),
+        logits=round(logits) if logits > workspace else 0,
+        copies=round(copies),
+        workspace=0 if logits > workspace else round(workspace),
     )
 
 
@@ -220,6 +289,8 @@ def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) ->
         min(tokens, max(1, CHUNK_BYTES // (e * entries))),
         entries % work.piece or work.piece,
     )
+    if work.head_kernel:  # exponentials alone
+        return 2 * rows * entries
     # exponentials of all blocks are kept; logits and differences exist for the current block only
     return rows * max(e * entries + (10 if e == 2 else 8) * last, 12 * min(entries, work.piece))
 

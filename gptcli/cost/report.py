@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
+from gptcli.cost.cpu import FAMILY
 from gptcli.cost.estimate import Cluster, Estimate
 from gptcli.cost.flops import parameters_by_part
 from gptcli.cost.hardware import Gpu, usual_precision
@@ -42,6 +43,7 @@ Spell = Callable[[str], str]
 
 LAW_NOTES = {
     "kaplan": "Kaplan et al. 2020",
+    "kaplan-joint": "the same, constants of Table 2",
     "gpt3": "GPT-3, figure 3.1: by compute",
     "chinchilla": "Hoffmann et al. 2022, as printed",
     "chinchilla-refit": "Besiroglu et al. 2024",
@@ -90,7 +92,7 @@ def estimate_rows(
     if tokens is None:
         rows += [("Compute", "", ""), ("  FLOP", short(estimate.flops), "")]
     elif model is None:
-        rows += [("Parameters", f"{parameters:,}", "as published; not a GPT")]
+        rows += [("Parameters", f"{parameters:,}", "not a GPT")]
         rows += _training(estimate, tokens)
     elif brief:
         rows += _training(estimate, tokens)
@@ -152,17 +154,23 @@ def _time_and_money(estimate: Estimate, assumed: str, spell: Spell) -> list[Row]
     cluster, gpu, energy = estimate.cluster, estimate.cluster.gpu, estimate.energy
     name = "a custom GPU" if gpu is None else gpu.name
     rows = [(f"Time and money on {name}", "", assumed)]
+    on_cpu = gpu is not None and gpu.family == FAMILY
+    one = "CPU" if on_cpu else "GPU"
     mfu = "no GPU named, so no MFU"
     if gpu is not None and cluster.mfu is not None:
-        peak = f"{(cluster.peak or 0) / 1e12:g} {cluster.precision or usual_precision(gpu)}, dense"
-        mfu = f"MFU (6N) {percent(cluster.mfu)} of {peak}"
+        peak = (
+            f"{(cluster.peak or 0) / 1e12:.6g} {cluster.precision or usual_precision(gpu)}, dense"
+        )
+        if on_cpu:
+            peak = f"{(cluster.peak or 0) / 1e9:.3g} in a {cluster.precision} product"
+        mfu = f"{'' if on_cpu else 'MFU '}(6N) {percent(cluster.mfu)} of {peak}"
     size, unit = unit_for(cluster.throughput.value, SPEED)
     rows.append((f"  {unit}, sustained", figure(cluster.throughput.value / size), mfu))
     if cluster.goodput is not None:
         share = percent(cluster.goodput.value, 0)
         rows.append(("  goodput", share, "of the time is spent training"))
     if estimate.gpu_years >= MIN_SHOWN:
-        rows.append(("  GPU-years", figure(estimate.gpu_years), "of 365 days"))
+        rows.append((f"  {one}-years", figure(estimate.gpu_years), "of 365 days"))
     seconds, (size, unit) = estimate.gpu_hours * 3600, gpu_unit(estimate.gpu_hours)
     between = _range(estimate, seconds, lambda value: figure(value / size)).removeprefix(", ")
     price = name_parameters("unknown: set one with {option:price}", spell)
@@ -173,7 +181,7 @@ def _time_and_money(estimate: Estimate, assumed: str, spell: Spell) -> list[Row]
     if estimate.days >= 10:
         days = f"{figure(estimate.days)} days"
     rows += [
-        (f"  {unit}", figure(seconds / size), between),
+        (f"  {unit.replace('GPU', one)}", figure(seconds / size), between),
         ("  dollars", dollars(estimate.dollars), price),
         (f"  on {cluster.count:,} {gpu_label(cluster)}", days, ""),
     ]

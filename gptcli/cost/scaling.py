@@ -1,6 +1,7 @@
 """Loss and compute-optimal size by the published scaling laws.
 
     kaplan              Kaplan et al. 2020: L(N, D) = ((Nc/N)^(aN/aD) + Dc/D)^aD, N without embeddings; optimum N = 1.3e9·C^0.73
+    kaplan-joint        the same form with the constants of Table 2, fitted to N and D together
     gpt3                Brown et al. 2020, figure 3.1: L = 2.57·C^-0.048 along the frontier, C in PF-days
     chinchilla          Hoffmann et al. 2022, approach 3 as printed: L = E + A/N^alpha + B/D^beta
     chinchilla-refit    the same form, refitted by Besiroglu et al. 2024
@@ -125,6 +126,12 @@ class KaplanLaw:
         """Return the loss by equation 1.5, with the exponents of 1.1 and 1.2."""
         return ((8.8e13 / parameters) ** (0.076 / 0.095) + 5.4e13 / tokens) ** 0.095
 
+    def joint_loss(self, parameters: float, tokens: float) -> float:
+        """Return the loss by equation 1.5 with the constants of Table 2, which were fitted to runs
+        of different sizes and tokens together.
+        """
+        return ((6.4e13 / parameters) ** (0.076 / 0.103) + 1.8e13 / tokens) ** 0.103
+
     def learning(self, parameters: float, tokens: float, batch_tokens: float) -> float:
         """Return the loss during training, after `tokens` in batches of `batch_tokens` (equation
         1.6).
@@ -211,8 +218,10 @@ def without_embeddings(config: ModelConfig) -> int:
 def predicted_losses(config: ModelConfig, tokens: int) -> dict[str, float | None]:
     """Return the loss by every law in nats per token; None outside the range of the law."""
     bare, n = without_embeddings(config), config.parameters
+    in_kaplans = KAPLAN.range.holds(bare, tokens)
     return {
-        "kaplan": KAPLAN.loss(bare, tokens) if KAPLAN.range.holds(bare, tokens) else None,
+        "kaplan": KAPLAN.loss(bare, tokens) if in_kaplans else None,
+        "kaplan-joint": KAPLAN.joint_loss(bare, tokens) if in_kaplans else None,
         "gpt3": gpt3_loss(6.0 * n * tokens) if GPT3_RANGE.holds(n, tokens) else None,
         **{
             law.name: law.loss(n, tokens) if law.range.holds(n, tokens) else None
@@ -223,6 +232,7 @@ def predicted_losses(config: ModelConfig, tokens: int) -> dict[str, float | None
 
 RANGES = {
     "kaplan": KAPLAN.range,
+    "kaplan-joint": KAPLAN.range,
     "gpt3": GPT3_RANGE,
     CHINCHILLA.name: CHINCHILLA.range,
     REFIT.name: REFIT.range,

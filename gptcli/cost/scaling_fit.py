@@ -3,7 +3,9 @@
 With at least six runs whose sizes and tokens vary independently, the law is Chinchilla's
 L = E + A/N^alpha + B/D^beta, fitted by the Huber loss of log L (Hoffmann et al. 2022, approach 3).
 Otherwise its terms cannot be separated, and the law is a power of the compute, L = a·C^-b with
-C = 6ND in PF-days, fitted by least squares of log L.
+C = 6ND in PF-days, fitted by least squares of log L. The other form of each, Kaplan's without a floor
+and a power of the compute with one, is fitted beside it: a warning says if it describes the runs as
+well, because beyond them the two differ.
 
 From PAIRS_FROM runs on, the bootstrap resamples whole runs, which assumes nothing about their errors
 (they may be unequal and heavy-tailed), and the fit takes Gauss-Newton steps; fewer runs would leave
@@ -33,6 +35,10 @@ PAIRS_RESAMPLES = 400
 STEPS = 60  # Gauss-Newton steps of a fit at most; of a resample, which starts at the fit, a fifth
 OUTLIER = 5.0  # robust standard deviations of log(measured / predicted)
 STARTS = ((1.0, 0.3), (2.0, 0.5))  # scale of E, and both exponents
+
+EXACT = 1e-9  # relative errors below it are rounding
+UNDECIDED = 2.0  # difference of the Bayesian information criterion that says little
+NO_FLOOR = 0.1  # share of the lowest loss below which a floor is as good as none
 
 LawName = Literal["joint", "compute"]
 
@@ -86,6 +92,18 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherForm:
+    """Another form of law, fitted to the same runs."""
+
+    formula: str
+    values: dict[str, float]
+    error: float
+    """Root mean square of log(predicted / measured) over the runs."""
+    bic: float
+    """Its Bayesian information criterion minus that of the law: below 0 it describes them better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FittedLaw:
     """Scaling law with its fitted constants and their 95 % bootstrap intervals."""
 
@@ -99,6 +117,10 @@ class FittedLaw:
     """Constants of each bootstrap resample, and the error factor of one further run."""
     outliers: tuple[str, ...] = ()
     """Names of the runs whose loss is far from the law's, by OUTLIER."""
+    others: tuple[OtherForm, ...] = ()
+    """Other forms of law, fitted to the same runs."""
+    warnings: tuple[str, ...] = ()
+    """What the runs do not decide."""
 
     def loss(self, parameters: float, tokens: float) -> float:
         """Return the predicted loss of a model, in nats per token."""
@@ -133,6 +155,8 @@ class FittedLaw:
             "intervals": self.intervals,
             "error": self.error,
             "outliers": list(self.outliers),
+            "others": [asdict(other) for other in self.others],
+            "warnings": list(self.warnings),
         }
 
 
@@ -172,6 +196,7 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
         name: _central_interval([point[i] for point, _ in resamples])
         for i, name in enumerate(form.names)
     }
+    others = _other_forms(law, runs, len(values), residuals)
     return FittedLaw(
         law=law,
         formula=form.formula,
@@ -180,7 +205,53 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
         error=math.sqrt(statistics.fmean(r * r for r in residuals)),
         resamples=tuple(resamples),
         outliers=_outliers(runs, residuals),
+        others=others,
+        warnings=_warnings(runs, intervals, others),
     )
+
+
+def _other_forms(
+    law: LawName, runs: Sequence[RunResult], unknowns: int, residuals: Sequence[float]
+) -> tuple[OtherForm, ...]:
+    """Return the other form of a law; none if the runs are too few for its unknowns."""
+    name = "kaplan" if law == "joint" else "floor"
+    form = _FORMS[name]
+    if len(runs) <= len(form.names) + 1:
+        return ()
+    values = form.fit(runs, None)
+    rest = [math.log(run.loss / form.loss(values, run.parameters, run.tokens)) for run in runs]
+
+    def criterion(errors: Sequence[float], count: int) -> float:
+        mean = max(statistics.fmean(error * error for error in errors), EXACT**2)
+        return len(errors) * math.log(mean) + count * math.log(len(errors))
+
+    return (
+        OtherForm(
+            formula=form.formula,
+            values=dict(zip(form.names, values, strict=True)),
+            error=math.sqrt(statistics.fmean(error * error for error in rest)),
+            bic=criterion(rest, len(values)) - criterion(residuals, unknowns),
+        ),
+    )
+
+
+def _warnings(
+    runs: Sequence[RunResult],
+    intervals: dict[str, tuple[float, float]],
+    others: Sequence[OtherForm],
+) -> tuple[str, ...]:
+    """Return what the runs do not decide: the form of the law, and its floor."""
+    found = []
+    for other in others:
+        if other.bic < UNDECIDED:
+            how = "better" if other.bic < -UNDECIDED else "as well"
+            found.append(
+                f"{other.formula} describes the runs {how}, with an error of {other.error:.2%}: "
+                "beyond them the two differ"
+            )
+    if "E" in intervals and intervals["E"][0] < NO_FLOOR * min(run.loss for run in runs):
+        found.append("the runs do not determine the floor E: larger ones would")
+    return tuple(found)
 
 
 def _resample_residuals(
@@ -333,6 +404,52 @@ def _fit_compute(runs: Sequence[RunResult], start: Point | None) -> Point:
     return [math.exp(intercept), -slope]
 
 
+def _kaplan_loss(values: Sequence[float], parameters: float, tokens: float) -> float:
+    Nc, Dc, alpha_N, alpha_D = values
+    return ((Nc / parameters) ** (alpha_N / alpha_D) + Dc / tokens) ** alpha_D
+
+
+def _fit_kaplan(runs: Sequence[RunResult], start: Point | None) -> Point:
+    """Fit the log of both terms at the runs' geometric mean, of their exponents' ratio and of
+    alpha_D.
+    """
+    N, D, L = (
+        math.exp(statistics.fmean(map(math.log, xs)))
+        for xs in ([r.parameters for r in runs], [r.tokens for r in runs], [r.loss for r in runs])
+    )
+    rows = [(r.parameters / N, r.tokens / D, math.log(r.loss)) for r in runs]
+
+    def objective(x: Point) -> float:
+        n, d, ratio, power = (math.exp(min(max(v, -MAX_NEGATIVE_LOG), 20.0)) for v in x)
+        return sum(
+            huber(power * math.log(n * size**-ratio + d / tokens) - loss)
+            for size, tokens, loss in rows
+        )
+
+    half = math.log(L) / 0.1 - math.log(2)
+    n, d, ratio, power = nelder_mead(objective, [half, half, -0.2, math.log(0.1)], step=0.3)
+    ratio, power = math.exp(ratio), math.exp(power)
+    return [N * math.exp(n / ratio), D * math.exp(d), ratio * power, power]
+
+
+def _floor_loss(values: Sequence[float], parameters: float, tokens: float) -> float:
+    E, a, b = values
+    return E + _compute_loss((a, b), parameters, tokens)
+
+
+def _fit_floor(runs: Sequence[RunResult], start: Point | None) -> Point:
+    middle = statistics.geometric_mean([run.pf_days for run in runs])
+    rows = [(run.pf_days / middle, math.log(run.loss)) for run in runs]
+
+    def objective(x: Point) -> float:
+        E, a, b = (math.exp(min(max(v, -MAX_NEGATIVE_LOG), 5.0)) for v in x)
+        return sum(huber(math.log(E + a * flops**-b) - loss) for flops, loss in rows)
+
+    half = math.log(min(run.loss for run in runs) / 2)
+    E, a, b = map(math.exp, nelder_mead(objective, [half, half, math.log(0.1)], step=0.3))
+    return [E, a * middle**b, b]
+
+
 def _central_interval(values: list[float]) -> tuple[float, float]:
     """Return the interval that leaves out 2.5 % of `values` on each side."""
     values, cut = sorted(values), int(0.025 * len(values))
@@ -344,4 +461,8 @@ _FORMS = {
         "L = E + A/N^alpha + B/D^beta", ("E", "A", "B", "alpha", "beta"), _joint_loss, _fit_joint
     ),
     "compute": _Form("L = a·C^-b, C = 6ND in PF-days", ("a", "b"), _compute_loss, _fit_compute),
+    "kaplan": _Form(
+        "L = ((Nc/N)^(aN/aD) + Dc/D)^aD", ("Nc", "Dc", "aN", "aD"), _kaplan_loss, _fit_kaplan
+    ),
+    "floor": _Form("L = E + a·C^-b", ("E", "a", "b"), _floor_loss, _fit_floor),
 }

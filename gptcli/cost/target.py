@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, replace
 
 from gptcli.cost.estimate import Cluster, Estimate, price_paper, price_training
-from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import USER
+from gptcli.cost.flops import Shape, flops_per_token, layer_matrices
+from gptcli.cost.hardware import USER, Assumption
 from gptcli.cost.options import HardwareOptions, check_limit
 from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import critical_batch_of
@@ -22,6 +22,8 @@ from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, PaperCompute, PaperMod
 from gptcli.papers.training import TRAINING
 
 DEFAULT_SIZE = "gpt3"
+LLAMA_CONTEXT, LLAMA_VOCABULARY = 8192, 128_256  # Llama 3's
+LLAMA_MULTIPLE = 256  # of the width of a feed-forward layer
 TOKENS_SOURCE = {
     "GPT-3": "GPT-3, Table 2.1",
     "GPT-2": "assumed: GPT-2 prints none; one pass over its 40 GB of text at 4 characters a token",
@@ -40,7 +42,7 @@ class Target:
     """Model to price, with the number of tokens it is usually trained on."""
 
     name: str
-    shape: ModelConfig | PaperCompute
+    shape: ModelConfig | PaperCompute | Shape
     """Shape of the model, or the published counts of a model of another family."""
     tokens: int
     """Usual number of training tokens."""
@@ -56,6 +58,13 @@ class Target:
             raise UsageError(
                 f"{self.name} is not a GPT: only its parameter count is known",
                 hint="layouts, shapes and scaling laws need a GPT size",
+            )
+        if isinstance(self.shape, Shape):
+            raise UsageError(
+                "a Llama is priced by its FLOPs alone",
+                field="shape",
+                code="not_a_gpt",
+                hint="plans, serving and scaling laws need a GPT size",
             )
         return self.shape
 
@@ -92,6 +101,59 @@ def target_names() -> list[str]:
 def bare_name(name: str) -> str:
     """Return a name as it is compared: lower case, without hyphens."""
     return name.lower().replace("-", "")
+
+
+def llama_shape(
+    *,
+    n_layer: int,
+    n_head: int,
+    d_model: int,
+    n_kv_head: int | None = None,
+    d_ff: int | None = None,
+    n_ctx: int = LLAMA_CONTEXT,
+    vocab_size: int = LLAMA_VOCABULARY,
+) -> Shape:
+    """Return a Llama: gated feed-forward layers, grouped heads, an output head of its own.
+
+    Raises UsageError for heads that do not divide.
+    """
+    kv = n_head if n_kv_head is None else n_kv_head
+    wide = -(-8 * d_model // (3 * LLAMA_MULTIPLE)) * LLAMA_MULTIPLE if d_ff is None else d_ff
+    for name, part, whole in (("n_head", n_head, d_model), ("n_kv_head", kv, n_head)):
+        if whole % part:
+            raise UsageError(
+                f"{part} does not divide {whole}",
+                field=name,
+                code="does_not_divide",
+                hint="heads divide the width, and heads of keys and values the heads",
+            )
+    return Shape(
+        n_layer=n_layer,
+        d_model=d_model,
+        n_head=n_head,
+        n_kv_head=kv,
+        d_ff=wide,
+        gated=True,
+        tied=False,
+        vocab_size=vocab_size,
+        n_ctx=n_ctx,
+    )
+
+
+def gpt_alike(shape: Shape) -> ModelConfig:
+    """Return the GPT of the same width, heads, context and vocabulary, with about as many
+    parameters.
+    """
+    one = ModelConfig(
+        n_layer=1,
+        n_head=shape.n_head,
+        d_model=shape.d_model,
+        n_ctx=shape.n_ctx,
+        vocab_size=shape.vocab_size,
+        tied=False,
+    )
+    layers = round(shape.n_layer * layer_matrices(shape) / layer_matrices(one))
+    return replace(one, n_layer=max(1, layers))
 
 
 def batch_of(model: ModelConfig, paper: PaperModel | None, given: int | None) -> tuple[int, str]:
@@ -135,6 +197,8 @@ def estimate_target(
             source_of_speed = f"that of {near.name}, the GPT nearest in parameters: {speed.source}"
             cluster = replace(cluster, throughput=replace(speed, source=source_of_speed))
         return price_paper(row, n, cluster, tokens_source=source)
+    if isinstance(target.shape, Shape):
+        return estimate_shape(target.shape, n, source, hardware)
     model = target.model
     batch, batch_source = batch_of(model, target.paper, hardware.batch_tokens)
     check_limit("batch_tokens", batch)
@@ -150,6 +214,34 @@ def estimate_target(
         batch_tokens=batch,
         batch_source=batch_source,
         notes=tuple(notes_on(model, n, batch, cluster, plan, counted=hardware.gpus is not None)),
+    )
+
+
+def estimate_shape(
+    shape: Shape, tokens: int, tokens_source: str, hardware: HardwareOptions
+) -> Estimate:
+    """Estimate the cost of training a model of today's shape by its own 6N FLOPs a token, at the
+    FLOP/s of the GPT that is `gpt_alike`.
+    """
+    alike = gpt_alike(shape)
+    batch, batch_source = batch_of(alike, None, hardware.batch_tokens)
+    flops = flops_per_token(shape, "6N") * tokens
+    cluster, plan = hardware.cluster(alike, flops, batch // alike.n_ctx)
+    if cluster.trainer is not None:
+        speed = cluster.throughput
+        what = f"that of a GPT of {alike.n_layer} layers, as wide and as large: {speed.source}"
+        cluster = replace(cluster, throughput=replace(speed, source=what))
+    layers = (
+        f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_kv_head} of keys and values, "
+        f"width {shape.d_model}, {shape.d_ff} inside"
+    )
+    basis = (
+        Assumption("FLOPs", 6, "per parameter and token", f"attention left out; {layers}", ""),
+        Assumption("tokens", tokens, "tokens", tokens_source, ""),
+        Assumption("batch", batch, "tokens", batch_source, ""),
+    )
+    return Estimate(
+        "llama", flops, cluster, None, shape.parameters, tokens, basis, plan, batch_tokens=batch
     )
 
 

@@ -123,7 +123,7 @@ class Pipeline:
 
         Forward pass number n of this process in the step runs in `pass_context(n)`.
         """
-        count = padded_micro_batches(len(batches), self.context.layout.pp, self.schedule)
+        count = self.passes(len(batches))
         padding = [_empty_batch(batches[0])] * (count - len(batches))
         x_BT, y_BT = (torch.cat(parts) for parts in zip(*batches, *padding, strict=True))
         self.loss_scale, self.pass_context = scale, pass_context
@@ -134,6 +134,10 @@ class Pipeline:
         if self.config.tied:
             self._sum_embedding_gradient()
         return self.loss_sum.clone()
+
+    def passes(self, batches: int) -> int:
+        """Return the forward passes of a stage for so many micro-batches, those of padding too."""
+        return padded_micro_batches(batches, self.context.layout.pp, self.schedule)
 
     @torch.no_grad()
     def loss(

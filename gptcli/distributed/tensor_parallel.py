@@ -13,6 +13,7 @@ shards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -172,17 +173,23 @@ def vocab_parallel_loss(
     n_ctx: int,
     elementwise: ElementwiseOps = EAGER,
     kernel: HeadKernel | None = None,
+    observe: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Return the summed next-token loss in nats, the same on every process of `mesh`.
 
     `x_nC` is this process's part of each sequence of `n_ctx` positions, n = N / tp rows; `target_N`
-    are the targets of all N positions. The gradient of `x_nC` is this shard's contribution to it.
+    are the targets of all N positions, and `observe` is called with their losses. The gradient of `x_nC` is this shard's contribution to it.
     """
     tp = mesh.size()
     part_nC = DTensor.from_local(autocast(x_nC), mesh, [Shard(0)], run_check=False)
     # The gathered rows are ordered by process, then by sequence; the targets follow.
     x_NC = part_nC.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
     target_N = target_N.view(-1, tp, n_ctx // tp).transpose(0, 1).flatten()
+    in_order: Callable[[torch.Tensor], None] | None = None
+    if (see := observe) is not None:
+        in_order = lambda nats_N: see(  # noqa: E731
+            nats_N.view(tp, -1, n_ctx // tp).transpose(0, 1).flatten()
+        )
     weight_vC = weight_VC.to_local()
     index_N = target_N - vocab_start(weight_VC, mesh)
     index_N = torch.where((index_N >= 0) & (index_N < len(weight_vC)), index_N, OTHER_SHARD)
@@ -193,6 +200,7 @@ def vocab_parallel_loss(
         elementwise=elementwise,
         reduction=VocabShards(mesh, weight_VC.shape[0]),
         kernel=kernel,
+        observe=in_order,
     )
 
 

@@ -28,6 +28,7 @@ from gptcli.evals.metrics import METRICS, first_sentences
 from gptcli.evals.requests import Request
 from gptcli.evals.task import Normaliser, Task
 from gptcli.files import PARTIAL, atomic_write, complete_lines, sha256
+from gptcli.model.hub import PICKLED_WEIGHTS
 from gptcli.model.source import UNFINISHED, WEIGHTS, ModelSource
 from gptcli.sampling.generate import Completion
 from gptcli.toml_json import parse_json
@@ -241,8 +242,12 @@ def weights_sha256(source: ModelSource) -> str:
     if source.digest is not None:
         return source.digest
     files = sorted(
-        path for pattern in ("*.safetensors", "*.npy") for path in source.folder.glob(pattern)
+        path
+        for pattern in ("*.safetensors", "*.npy", PICKLED_WEIGHTS)
+        for path in source.folder.glob(pattern)
     )
+    if source.folder.is_file():
+        files = [source.folder]
     if (source.folder / WEIGHTS).is_file():
         files = [path for path in files if path.name != UNFINISHED]
     return hashlib.sha256(

@@ -47,6 +47,7 @@ from gptcli.finetune.task import (
     read_task,
 )
 from gptcli.locks import own_folder
+from gptcli.model.hub import fetch_model
 from gptcli.model.safetensors_io import save_config
 from gptcli.model.source import (
     INIT,
@@ -307,6 +308,7 @@ def run_task(
     is written, and Interrupted if the run was stopped and has saved a checkpoint.
     """
     task = read_task(task_file)
+    fetch_model(init_from, events)
     before = newest_state(out) if resume else None
     step = _initial_step(out, init_from, checkpoint, before, resume=resume)
     axes = parse_layout(layout) if layout else Layout(dp=auto_processes())

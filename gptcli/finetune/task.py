@@ -1,12 +1,13 @@
-"""Fine-tuning tasks: `task.toml`, and the .jsonl files of examples that it names.
+"""Fine-tuning tasks: `task.toml`, and the files of examples that it names.
 
 kind = "classification"             # or entailment, similarity, multiple-choice
-train = "train.jsonl"               # relative to the folder of this file; one example per line
+train = "train.jsonl"               # relative to the folder of this file; one example per line, or
+                                    # a table: .csv, .tsv, .json, .parquet, plain or compressed
 validation = "dev.jsonl"
 labels = ["negative", "positive"]   # values of `label`; multiple choice has none: there
                                     # `label` is the index of the right answer, from 0
 
-[fields]                            # names in the .jsonl files, if they differ from ours
+[fields]                            # names in the files, if they differ from ours
 text = "sentence"
 
 The texts of an example become sequences by GPT-1's input transformations (Radford et al. 2018,
@@ -25,7 +26,7 @@ code. Each text is truncated to n_ctx/2 - 2 tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,8 @@ from typing import Any, Literal
 import torch
 
 from gptcli.errors import InputError, UsageError, nearest
+from gptcli.evals.formats.files import content_suffix
+from gptcli.evals.formats.tables import table_rows
 from gptcli.files import read_bytes, read_toml
 from gptcli.schema import read_table
 from gptcli.settings import NUMBERS
@@ -120,24 +123,17 @@ def read_task(path: Path) -> FinetuneTask:
 
 
 def read_examples(task: FinetuneTask, path: Path, transform: InputTransform) -> list[Example]:
-    """Read and tokenize the examples of a .jsonl file; blank lines are skipped.
+    """Read and tokenize the examples of a file; blank lines are skipped.
 
-    Raises InputError, with the line number, for a line that is not an example of the task.
+    A label in CSV or TSV, which have no numbers, is one that is written as it is. Raises
+    InputError, with the line number, for a line that is not an example of the task.
     """
     examples = []
     names = {name: task.fields.get(name, name) for name in (*TEXT_FIELDS[task.kind], "label")}
-    lines = read_bytes(path).splitlines()
     example = json.dumps(dict.fromkeys(names.values(), "..."))
     n_sequences: int | None = None
-    for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line, where)
-        except InputError as error:
-            hint = error.hint or f"one example a line, as a JSON object: {example}"
-            raise InputError(error.what, where=where, hint=hint) from None
+    is_csv = content_suffix(path) in (".csv", ".tsv")
+    for row, where in _rows(path, example):
         texts, label = _read_fields(row, names, where)
         choices = task.labels or list(range(len(texts["answers"])))
         # 1, 1.0 and True are equal, and different labels
@@ -145,6 +141,7 @@ def read_examples(task: FinetuneTask, path: Path, transform: InputTransform) -> 
             index
             for index, choice in enumerate(choices)
             if (type(choice), choice) == (type(label), label)
+            or (is_csv and label == json.dumps(choice))
         ]
         if not matching:
             raise InputError(f"label {label!r} is not one of {choices}", where=where)
@@ -160,6 +157,22 @@ def read_examples(task: FinetuneTask, path: Path, transform: InputTransform) -> 
     if not examples:
         raise InputError("the file has no examples", where=path)
     return examples
+
+
+def _rows(path: Path, example: str) -> Iterator[tuple[Any, str]]:
+    """Yield each example of a file and its place; `example` is a line of JSON for messages."""
+    if path.is_file() and path.suffix != ".jsonl":
+        yield from ((node.value, node.where) for node in table_rows(path))
+        return
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            yield parse_json(line, where), where
+        except InputError as error:
+            hint = error.hint or f"one example a line, as a JSON object: {example}"
+            raise InputError(error.what, where=where, hint=hint) from None
 
 
 def _read_fields(row: Any, names: dict[str, str], where: str) -> tuple[dict[str, Any], Any]:

@@ -82,10 +82,11 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
     for part in module.modules():
         if isinstance(part, Attention):
             part.attention_fn = attention_kernel.attention_packed
-        elif isinstance(part, Block) and fuse_blocks:
-            part.block_fn = fused_block
-        elif isinstance(part, Block) and _decodes_on_gpu(part):
-            part.block_fn = decode_block
+        elif isinstance(part, Block) and part.mlp.gelu == "tanh":  # the kernels have no other
+            if fuse_blocks:
+                part.block_fn = fused_block
+            elif _decodes_on_gpu(part):
+                part.block_fn = decode_block
         # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.load`
         loss: Any = getattr(part, "head_loss", None)
         if loss is not None:

@@ -135,6 +135,8 @@ def decode_step(model: GPT) -> DecodeStep | None:
     installed = getattr(model.lm_head, "linear_fn", None) is small_batch_linear
     if weight.device.type != "cpu" or weight.dtype not in KINDS or not installed:
         return None
+    if model.config.gelu == "exact":  # the kernel has the tanh form
+        return None
     kernel = library("decode")
     return None if kernel is None else DecodeStep(model, kernel)
 

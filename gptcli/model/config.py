@@ -14,6 +14,8 @@ from gptcli.papers.models import MODELS, PaperModel
 ATTENTIONS = ("dense", "banded")
 Norm = Literal["pre", "post"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
+Gelu = Literal["tanh", "exact"]
+GELUS: tuple[Gelu, ...] = get_args(Gelu)
 NORM_EPS = 1e-5
 """Epsilon of every LayerNorm."""
 
@@ -49,6 +51,9 @@ class ModelConfig:
     """Sharing of one matrix by token embedding and output head."""
     dropout: float = 0.0
     """Dropout rate of embeddings, attention weights and residual branches."""
+    gelu: Gelu = "tanh"
+    """Form of GELU: "tanh", as in the papers' models, or "exact", by the error function, as in
+    nanoGPT's and Cerebras-GPT's. The logits of the two differ by about 0.001."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "band"):
@@ -82,6 +87,20 @@ class ModelConfig:
                 field="norm",
                 code="unknown_value",
                 hint=nearest(self.norm, NORMS),
+            )
+        if self.gelu not in GELUS:
+            raise UsageError(
+                f"unknown gelu {self.gelu!r}",
+                field="gelu",
+                code="unknown_value",
+                hint=nearest(self.gelu, GELUS),
+            )
+        if self.norm == "post" and self.gelu != "tanh":
+            raise UsageError(
+                "post-norm models have GELU in its tanh form only",
+                field="gelu",
+                code="post_norm_needs_tanh",
+                hint="use {option:gelu} tanh",
             )
         if self.norm == "post" and self.attention != "dense":
             raise UsageError(
@@ -130,8 +149,11 @@ class ModelConfig:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields by name."""
-        return asdict(self)
+        """Return all fields by name, `gelu` only if it is not the papers' form."""
+        table = asdict(self)
+        if self.gelu == "tanh":  # what was written before there were two forms stays equal
+            del table["gelu"]
+        return table
 
     @classmethod
     def from_paper(cls, paper: PaperModel, **changes: Any) -> ModelConfig:

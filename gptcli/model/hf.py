@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.config import NORM_EPS, ModelConfig
-from gptcli.model.source import CONFIG, not_a_model_error
+from gptcli.model.source import CONFIG, is_model_file, not_a_model_error
 
 if TYPE_CHECKING:
     import torch
@@ -113,8 +113,8 @@ def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
             "intermediate_size": config.d_ff,
         }
     return table | {
-        # GPT-1's name for the tanh form is "gelu"
-        ACTIVATION[kind]: "gelu" if kind == GPT1 else "gelu_new",
+        # GPT-1's name for the tanh form is "gelu", the others' for the exact form
+        ACTIVATION[kind]: "gelu" if kind == GPT1 or config.gelu == "exact" else "gelu_new",
         "layer_norm_epsilon": NORM_EPS,
         **dict.fromkeys(DROPOUTS[kind], config.dropout),
         "tie_word_embeddings": config.tied,
@@ -125,10 +125,15 @@ def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """Return the architecture of a run folder, a transformers folder, or OpenAI's GPT-1 release.
+    """Return the architecture of a run folder, a transformers folder, OpenAI's GPT-1 release, or a
+    file of nanoGPT or llm.c.
 
     Raises InputError if the folder contains no model, or a model of another family.
     """
+    if is_model_file(Path(folder)):
+        from gptcli.model.external import read_file_config  # which is built on this module
+
+        return read_file_config(Path(folder))
     path = Path(folder) / CONFIG
     if not path.is_file():
         if (Path(folder) / RELEASED_SHAPES).is_file():
@@ -151,7 +156,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     for key, known in {
         ACTIVATION[kind]: ("gelu", "gelu_new")
         if kind == GPT1
-        else ("gelu_new", "gelu_pytorch_tanh"),
+        else ("gelu", "gelu_pytorch_tanh", "gelu_new"),
         "layer_norm_epsilon": (NORM_EPS,),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
@@ -169,6 +174,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         norm="post" if kind == GPT1 else "pre",
         tied=tied,
         dropout=float(dropout),
+        gelu="exact" if kind != GPT1 and table.get(ACTIVATION[kind]) == "gelu" else "tanh",
     )
 
 

@@ -42,6 +42,7 @@ class KVCache:
         self.values = [
             torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)
         ]
+        self._allocated = self.keys, self.values
         self.rows, self.max_len = rows, shape[2]
         self.length_B = torch.zeros(rows, dtype=torch.int64, device=device)
         """Positions in each row, if the rows differ in length."""
@@ -125,8 +126,22 @@ class KVCache:
         index = torch.tensor(rows, device=self.length_B.device)
         self.keys = [store.index_select(0, index) for store in self.keys]
         self.values = [store.index_select(0, index) for store in self.values]
-        self.rows = len(rows)
-        self.length_B = torch.zeros(self.rows, dtype=torch.int64, device=self.length_B.device)
+        self._allocated = self.keys, self.values
+        self._set_rows(len(rows))
+
+    def resize(self, rows: int) -> None:
+        """Use the first `rows` of the rows that are allocated. Nothing is copied."""
+        self.keys, self.values = ([store[:rows] for store in kind] for kind in self._allocated)
+        self._set_rows(rows)
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of a row to another."""
+        for store in (*self.keys, *self.values):
+            store[target, :, :length] = store[source, :, :length]
+
+    def _set_rows(self, rows: int) -> None:
+        self.rows = rows
+        self.length_B = torch.zeros(rows, dtype=torch.int64, device=self.length_B.device)
 
 
 class PrefillView:

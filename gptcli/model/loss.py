@@ -183,19 +183,21 @@ def next_token_loss(
     elementwise: ElementwiseOps = EAGER,
     reduction: VocabReduction = FULL_VOCABULARY,
     kernel: HeadKernel | None = None,
+    observe: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Return the sum over N positions of -log softmax(x·Wᵀ)[target], in nats, as an fp32 scalar.
 
     Targets equal to IGNORE add nothing. The result is a sum because the right divisor, under
     gradient accumulation and data parallelism, is the number of targets in the whole step.
-    `kernel`, if it supports the operands, computes the products.
+    `kernel`, if it supports the operands, computes the products. `observe` is called with the loss
+    of each position, (N,) in fp32.
     """
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
     if kernel is not None and not kernel.supports(x_NC, weight_VC):
         kernel = None
     return _HeadLoss.apply(
-        x_NC, weight_VC, target_N, elementwise, reduction, kernel, torch.is_grad_enabled()
+        x_NC, weight_VC, target_N, elementwise, reduction, kernel, torch.is_grad_enabled(), observe
     )
 
 
@@ -212,6 +214,7 @@ class _HeadLoss(torch.autograd.Function):
         reduction: VocabReduction,
         kernel: HeadKernel | None,
         train: bool,
+        observe: Callable[[torch.Tensor], None] | None,
     ) -> torch.Tensor:
         """Return the summed loss; with `train`, compute and keep the gradients."""
         N, on_gpu = len(x_NC), x_NC.device.type in WHOLE_VOCABULARY
@@ -235,6 +238,7 @@ class _HeadLoss(torch.autograd.Function):
             if train
             else None
         )
+        nats: list[torch.Tensor] = []
         with torch.autocast(x_NC.device.type, enabled=False):
             for start in range(0, N, rows):
                 operands = x_NC[start : start + rows], weight_VC, target_N[start : start + rows]
@@ -249,13 +253,18 @@ class _HeadLoss(torch.autograd.Function):
                     chunk.log_sum_n1, chunk.target_logit_n1
                 )
                 counted_n1 = operands[2][:, None] != IGNORE
-                loss += ((log_sum_n1 - target_logit_n1) * counted_n1).sum()
+                nats_n1 = (log_sum_n1 - target_logit_n1) * counted_n1
+                loss += nats_n1.sum()
+                if observe is not None:
+                    nats.append(nats_n1)
                 if dx_NC is not None and dweight_VC is not None:
                     dx_NC[start : start + rows] = chunk.gradients(
                         log_sum_n1, target_logit_n1, counted_n1, dweight_VC, start > 0
                     )
         if dweight_VC is not None:
             ctx.save_for_backward(dx_NC, dweight_VC[:V])
+        if observe is not None and nats:
+            observe(torch.cat(nats).flatten())
         return loss
 
     @staticmethod
@@ -263,7 +272,7 @@ class _HeadLoss(torch.autograd.Function):
         """Return the gradients of x and the weight, scaled by that of the loss."""
         dx_NC, dweight_VC = ctx.saved_tensors
         # in place, because the gradient of the weight is large
-        return dx_NC.mul_(grads[0]), dweight_VC.mul_(grads[0]), None, None, None, None, None
+        return dx_NC.mul_(grads[0]), dweight_VC.mul_(grads[0]), *[None] * 6
 
 
 def chunk_rows(N: int, max_rows: int, alignment: int) -> int:

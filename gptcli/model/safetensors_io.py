@@ -22,6 +22,7 @@ from gptcli.errors import InputError, message_of
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, sha256, write_json
 from gptcli.model.config import NORM_EPS, ModelConfig
+from gptcli.model.external import read_file_weights
 from gptcli.model.gpt_neo import from_gpt_neo, layer_to_gpt_neo, to_gpt_neo
 from gptcli.model.hf import (
     HEAD,
@@ -43,6 +44,7 @@ from gptcli.model.source import (
     ModelSource,
     checkpoint_digest,
     find_model,
+    is_model_file,
 )
 from gptcli.model.tensor_file import (
     CheckpointStateDict,
@@ -218,8 +220,8 @@ def load_model(
 ) -> GPT:
     """Return the model of a folder in evaluation mode.
 
-    The folder is a run, a transformers model (GPT-1, GPT-2 or GPT-Neo), or OpenAI's release of
-    GPT-1. An unfinished run is loaded from its newest checkpoint, or from that of `step`. Raises
+    The folder is a run, a transformers model (GPT-1, GPT-2 or GPT-Neo), OpenAI's release of GPT-1,
+    a file of nanoGPT or llm.c, or a name in the Hub's cache. An unfinished run is loaded from its newest checkpoint, or from that of `step`. Raises
     InputError if files are missing or broken, or tensors do not fit the configuration.
     """
     return open_model(folder, step=step, device=device, dtype=dtype)[0]
@@ -285,6 +287,8 @@ def read_weights(where: Path | ModelSource) -> Iterator[tuple[str, torch.Tensor]
             config,
             source.checkpoint,
         )
+    if is_model_file(folder):
+        return _checked(read_file_weights(folder), config, folder)
     if not (folder / CONFIG).is_file():
         return _checked(read_release(folder, config), config, folder)
     neo = read_model_type(folder) == NEO

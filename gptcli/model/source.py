@@ -4,6 +4,9 @@
     runs/x, step 1200                  runs/x/checkpoints/step-00001200
     runs/x/checkpoints/step-00001200   the same
     a transformers folder              its own files
+    out/ckpt.pt, out                   a checkpoint of nanoGPT
+    gpt2_124M.bin                      a checkpoint of llm.c
+    openai-community/gpt2              the folder of this name, or the model in the Hub's cache
 
 For a path without a readable model, the error says what is there instead and what to do: download,
 convert, name another folder, or finish the run. Only names and the first bytes of files are
@@ -21,9 +24,10 @@ from pathlib import Path
 
 from gptcli.errors import InputError, UsageError
 from gptcli.files import read_json, read_toml, similar
+from gptcli.model import hub
+from gptcli.model.hub import HUB, PICKLED_WEIGHTS, by_hand, cached_model, hub_repository
 
-CONFIG = "config.json"
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, WEIGHTS, WEIGHTS_INDEX = hub.CONFIG, hub.WEIGHTS, hub.WEIGHTS_INDEX
 UNFINISHED = "unfinished.safetensors"
 """Weights of a checkpoint for transformers, which WEIGHTS_INDEX names until WEIGHTS exists."""
 CHECKPOINTS, STATE, INDEX = "checkpoints", "state.json", "index.json"
@@ -39,27 +43,17 @@ INIT = "init"
 """Folder of the model from which an unfinished run was initialized."""
 FINETUNE_REPORT, CLASSIFIER = "finetune.json", "classifier.safetensors"
 STEP = re.compile(r"step-(\d{8,})")
-HUB = {  # models of the Hugging Face Hub that can be read, by their short names
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "distilgpt2": "distilbert/distilgpt2",
-    "openai-gpt": "openai-community/openai-gpt",
-    "gpt1": "openai-community/openai-gpt",
-    "gpt-2": "openai-community/gpt2",
-    "gpt-1": "openai-community/openai-gpt",
-}
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+PICKLE_HEADS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK\x03\x04")
+NANOGPT = "ckpt.pt"
 WEIGHT_FILES, SHARDS = "*.safetensors", "manifest.json"
 # first int32 of llm.c's files
-LLMC_MODEL, TOKEN_FILES = (20240326, 20240327), (20240520, 20240801)
-# common names of local folders, which are not owners on the Hub
-LOCAL = ("runs", "out", "output", "models", "checkpoints", "..", ".")
+LLMC_MODEL, LLMC_STATE, TOKEN_FILES = 20240326, 20240327, (20240520, 20240801)
 NOT_READABLE_YET = "the run has not ended and contains no readable model yet"
 WHAT_IS_READ = (
-    "a model is a run folder, or a transformers folder with config.json, model.safetensors and "
-    "tokenizer.json"
+    "a model is a run folder, a transformers folder with config.json, model.safetensors and "
+    "tokenizer.json, a checkpoint of nanoGPT (.pt) or llm.c (.bin), or a name on the Hub such as "
+    "openai-community/gpt2"
 )
 
 
@@ -68,7 +62,8 @@ class ModelSource:
     """Location of a model's files."""
 
     folder: Path
-    """Folder of configuration and tokenizer, and of the weights if there is no `checkpoint`."""
+    """Folder of configuration and tokenizer, and of the weights if there is no `checkpoint`; or a
+    single file with a model of another program."""
     checkpoint: Path | None = None
     """Checkpoint folder that contains the weights."""
     step: int | None = None
@@ -91,13 +86,13 @@ def is_finetuned(folder: Path) -> bool:
 def find_model(
     folder: str | Path, step: int | None = None, *, skip: Collection[int] = ()
 ) -> ModelSource:
-    """Return the location of the weights of a model folder.
+    """Return the location of the weights of a model folder or file, or of a name on the Hub.
 
     `step` selects a checkpoint; `skip` lists steps whose checkpoints are unreadable. Only names are
     examined, so that a folder without a model is rejected only when it is loaded. Raises InputError
     if the checkpoint does not exist, or the run has none yet.
     """
-    folder = Path(folder)
+    folder = cached_model(folder) or Path(folder)
     whole_path = folder if folder.name else folder.absolute()
     if (match := STEP.fullmatch(whole_path.name)) and whole_path.parent.name == CHECKPOINTS:
         if step not in (None, int(match[1])):
@@ -105,6 +100,10 @@ def find_model(
                 f"is the checkpoint of step {int(match[1]):,}, not of step {step:,}", where=folder
             )
         folder, step = whole_path.parent.parent, int(match[1])
+    if (folder / NANOGPT).is_file() and not any(
+        (folder / name).exists() for name in (CONFIG, RUN_TOML)
+    ):
+        folder = folder / NANOGPT
     found = step_folders(folder)
     if step is not None:
         if step not in found:
@@ -227,28 +226,18 @@ def not_a_model_error(path: Path) -> InputError:
 
 def _missing(path: Path) -> tuple[str, str]:
     name = str(path)
+    if (repository := hub_repository(path)) is not None:
+        what = "the model of this name on the Hub has to be downloaded"
+        if name not in HUB:
+            what = "a model of this name on the Hub has to be downloaded"
+        return f"no such folder; {what}", by_hand(repository)
     if (close := similar(path)) is not None:
         return "no such folder", f"did you mean {close}?"
     if (local := Path("runs", name)).is_dir():
         return "no such folder", f"did you mean {local}?"
-    owner, slash, _ = name.partition("/")
-    if name in HUB:
-        return (
-            "no such folder; it is the name of a model on the Hub, which has to be downloaded",
-            _download(HUB[name], name),
-        )
-    if slash and name.count("/") == 1 and owner not in LOCAL and not Path(owner).exists():
-        return "no such folder; if it is a model on the Hub, download it first", _download(
-            name, path.name
-        )
     if name.startswith("~"):
         return "no such folder; the shell did not expand the ~", "remove the quotes around it"
     return "no such folder", WHAT_IS_READ
-
-
-def _download(repository: str, folder: str) -> str:
-    files = "config.json model.safetensors tokenizer.json"
-    return f"hf download {repository} {files} --local-dir {folder}"
 
 
 def _file(path: Path) -> tuple[str, str]:
@@ -260,18 +249,17 @@ def _file(path: Path) -> tuple[str, str]:
     magic = int.from_bytes(head[:4], "little")
     if magic in TOKEN_FILES:
         return "is a token file, not a model", f"gpt train --data {folder} trains a model on it"
-    if magic in LLMC_MODEL:
-        return "is in llm.c's own format, which is not supported", _convert(
-            "load it with llm.c's train_gpt2.py"
+    if magic == LLMC_STATE:
+        return (
+            "contains activations of llm.c for its tests, not a model",
+            "name the model itself, such as gpt2_124M.bin",
         )
     if head.startswith(b"GGUF"):
         return (
             "is a GGUF file, llama.cpp's format, which is not supported",
             f"use the weights that it was made from; {WHAT_IS_READ}",
         )
-    if path.suffix in PICKLES or head.startswith(
-        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK\x03\x04")
-    ):
+    if path.suffix in PICKLES or head.startswith(PICKLE_HEADS):
         return _pickle(path)
     return "is a file; a model is a folder", WHAT_IS_READ
 
@@ -305,8 +293,8 @@ def _folder(path: Path) -> tuple[str, str]:
     )
     if inside:
         return "contains no model itself", f"name one of the models in it: {', '.join(inside[:4])}"
-    if (found := next(iter(sorted(path.glob("*/ckpt.pt"))), None)) is not None:
-        return _pickle(found)
+    if (found := next(iter(sorted(path.glob(f"*/{NANOGPT}"))), None)) is not None:
+        return "contains no model itself", f"name the checkpoint of nanoGPT in it: {found}"
     if not any(path.iterdir()):
         return "is an empty folder", WHAT_IS_READ
     return "contains no config.json", WHAT_IS_READ
@@ -326,33 +314,32 @@ def no_weights_error(folder: Path) -> InputError:
     return InputError(what, where=folder, hint=hint)
 
 
+def is_model_file(path: Path) -> bool:
+    """Tell whether a file is a model of nanoGPT or llm.c, by its ending and first bytes."""
+    if not path.is_file() or path.name == PICKLED_WEIGHTS:
+        return False
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if path.suffix == ".bin" and int.from_bytes(head[:4], "little") == LLMC_MODEL:
+        return True
+    return path.suffix in (".pt", ".pth", ".ckpt") and head.startswith(PICKLE_HEADS)
+
+
 def _pickled_in(folder: Path) -> Path | None:
-    """Return the first pickle in a folder by its name, nanoGPT's before others."""
-    patterns = ("ckpt.pt", *(f"*{ending}" for ending in PICKLES))
+    """Return the first pickle in a folder by its name."""
     return next(
-        (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()),
+        (path for end in PICKLES for path in sorted(folder.glob(f"*{end}")) if path.is_file()),
         None,
     )
 
 
 def _pickle(path: Path) -> tuple[str, str]:
-    what = f"{path.name} is a pickle, which can run arbitrary code and is never loaded"
-    if path.name == "ckpt.pt":
-        return f"{what}; it looks like a checkpoint of nanoGPT", _convert(
-            "load it with nanoGPT's model.py"
-        )
     folder = path.parent
-    if not (folder / "config.json").is_file():
-        return what, _convert("load it with the program that wrote it")
-    return what, (
-        'if you trust it, convert it: python -c "from transformers import AutoModelForCausalLM as '
-        "M; "
-        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
-    )
-
-
-def _convert(first: str) -> str:
+    if path.name == PICKLED_WEIGHTS and (folder / CONFIG).is_file():  # its weights
+        return "is one file of a model; a model is a folder", f"name its folder: {folder}"
     return (
-        f"if you trust it, {first}, copy its weights into transformers' GPT2LMHeadModel, and call "
-        "its save_pretrained(FOLDER)"
+        f"{path.name} is a pickle of another kind than nanoGPT's checkpoints (.pt) and {PICKLED_WEIGHTS} "
+        "with its config.json",
+        "load it with the program that wrote it, copy its weights into transformers' "
+        "GPT2LMHeadModel, and call its save_pretrained(FOLDER)",
     )

@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 
 from gptcli.errors import InputError
 from gptcli.files import read_json
+from gptcli.model.hub import PICKLED_WEIGHTS
 from gptcli.model.source import INDEX, MODEL, WEIGHTS, WEIGHTS_INDEX, no_weights_error
 
 DTYPES = {
@@ -176,11 +177,15 @@ def unreadable_error(path: Path, reason: object) -> InputError:
 
 
 def read_folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of model.safetensors, or of the files that its index names."""
+    """Return all tensors of model.safetensors, of the files that its index names, or of
+    pytorch_model.bin.
+    """
     index = folder / WEIGHTS_INDEX
     files = [WEIGHTS]
     if not (folder / WEIGHTS).is_file():
         if not index.is_file():
+            if (folder / PICKLED_WEIGHTS).is_file():
+                return _pickled_tensors(folder / PICKLED_WEIGHTS)
             raise no_weights_error(folder)
         files = _indexed_files(index)
     tensors: dict[str, torch.Tensor] = {}
@@ -194,6 +199,19 @@ def read_folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
             )
         tensors |= found
     return tensors
+
+
+def _pickled_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of transformers' older files. Raises InputError if there is more in it."""
+    from gptcli.model.external import read_pickle
+
+    stored = read_pickle(path)
+    if not isinstance(stored, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in stored.items()
+    ):
+        raise InputError("does not consist of named tensors", where=path)
+    return dict(stored)
 
 
 def _indexed_files(index: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 Differences from the transformer of 2017: LayerNorm before each sub-block and once after the last
 layer (GPT-2, section 2.3; GPT-1 applies it after each residual sum, as in 2017), learned positions,
-GELU in its tanh form, biases everywhere, the output head tied to the token embedding, residual
+GELU in its tanh form unless the configuration says exact, biases everywhere, the output head tied to the token embedding, residual
 projections initialized smaller by 1/sqrt(2·n_layer), and, for GPT-3, locally banded attention in
 every second layer.
 
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from gptcli.model.attention import attention, attention_packed, causal_mask, flex_masked
-from gptcli.model.config import NORM_EPS, ModelConfig
+from gptcli.model.config import NORM_EPS, Gelu, ModelConfig
 from gptcli.model.kv_cache import KVCache, PrefillView, SharedPrefixView
 from gptcli.model.loss import next_token_loss
 
@@ -96,11 +96,14 @@ class Attention(nn.Module):
         return y_BHTD.transpose(1, 2).reshape(B, T, -1)
 
 
-def gelu(x: torch.Tensor) -> torch.Tensor:
-    """Return GELU in its tanh form (Hendrycks and Gimpel 2016).
+def gelu(x: torch.Tensor, form: Gelu = "tanh") -> torch.Tensor:
+    """Return GELU (Hendrycks and Gimpel 2016).
 
+    Its exact form is x·Phi(x), with the normal distribution's Phi; its tanh form is
     x/2·(1 + tanh(u)) with u = sqrt(2/pi)·(x + 0.044715·x³).
     """
+    if form == "exact":
+        return F.gelu(x)
     # x·sigmoid(2u) is the same function; compiled, an exponential takes half the time of a tanh
     if torch.compiler.is_compiling():
         x32 = x.float()
@@ -118,10 +121,11 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.d_model, config.d_ff)
         self.c_proj = nn.Linear(config.d_ff, config.d_model)
+        self.gelu = config.gelu
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
         """Return the sub-block's output, (B, T, C)."""
-        return self.c_proj(gelu(self.c_fc(x_BTC)))
+        return self.c_proj(gelu(self.c_fc(x_BTC), self.gelu))
 
 
 def block_forward(
@@ -324,19 +328,24 @@ def mup_rescale(model: torch.nn.Module, m: float) -> None:
 
 
 def mup_groups(model: torch.nn.Module, m: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameter groups of muP for Adam, with `lr_scale` and `weight_decay` of each.
+    """Return the parameter groups of muP for Adam: `lr_scale`, `decays` and `weight_decay` of each.
 
-    The product of weight decay and learning rate is the same for all parameters. The learning rate of a group is that of the schedule times its `lr_scale`. Weight decay applies
-    to matrices, including the embeddings, and not to biases and gains.
+    The learning rate of a group is that of the schedule times its `lr_scale`; the product of weight
+    decay and learning rate is the same for all parameters that have weight decay (`decays`): the
+    matrices, including the embeddings, and not biases and gains.
     """
-    made: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    made: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         lr_scale = 1 / m if _grows_with_width(name, parameter) or name.startswith("ln_f.") else 1.0
-        decay = weight_decay / lr_scale if parameter.dim() >= 2 else 0.0
-        made.setdefault((lr_scale, decay), []).append(parameter)
+        made.setdefault((lr_scale, parameter.dim() >= 2), []).append(parameter)
     return [
-        {"params": parameters, "lr_scale": lr_scale, "weight_decay": decay}
-        for (lr_scale, decay), parameters in made.items()
+        {
+            "params": parameters,
+            "lr_scale": lr_scale,
+            "decays": decays,
+            "weight_decay": weight_decay / lr_scale if decays else 0.0,
+        }
+        for (lr_scale, decays), parameters in made.items()
     ]
 
 

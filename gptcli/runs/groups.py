@@ -17,7 +17,7 @@ from gptcli.model.source import RUN_TOML
 from gptcli.runs.metrics import smoothed_loss
 from gptcli.runs.record import Record
 
-OWN = ("seed", "out")  # settings in which the runs of a group differ
+OWN = ("seed", "out", "checkpoint_to")  # settings in which the runs of a group differ
 SEED_FOLDERS = "seed-*"
 # 0.975 quantile of Student's t by degrees of freedom, from 1
 T_975 = (

@@ -74,6 +74,7 @@ def run_page(record: Record) -> str:
         record.title,
         definitions(_facts(record)),
         gallery(_charts(record)),
+        headed("Sources", _source_table(record)),
         headed("Evaluations", _evaluation_table(record)),
         headed(
             "Samples",
@@ -111,6 +112,11 @@ def _facts(record: Record) -> dict[str, str]:
         facts["MFU, causal"] = _format(_recent_median(lines, "mfu_causal"), ".1%")
     memory = last.get("peak_memory")
     facts["peak memory"] = "n/a" if memory is None else in_bytes(memory)
+    if own := next(
+        (line["rank_own_seconds"] for line in reversed(lines) if "rank_own_seconds" in line), None
+    ):
+        times = max(own) / statistics.median_low(own)
+        facts["slowest process"] = f"{own.index(max(own))}, {times:.2f} times the median"
     facts["updates skipped"] = f"{sum('skipped' in line for line in lines):,}"
     return facts
 
@@ -120,6 +126,8 @@ def _charts(record: Record) -> Iterator[str]:
     series = record.series
     losses = {"training": series("loss"), "validation": series("val_loss")}
     yield from _chart("Loss", losses, unit=NATS, mean=True, raw=True, tall=True)
+    by_source = {name: series(f"loss_{name}") for name in _sources(record)}
+    yield from _chart("Training loss by source", by_source, unit=f"{NATS}, running mean", mean=True)
     yield from _chart("Learning rate", {"": series("lr")}, from_zero=True)
     norm = {"": series("grad_norm")}
     yield from _chart("Gradient norm", norm, unit="before clipping", mean=True, raw=True)
@@ -137,6 +145,31 @@ def _charts(record: Record) -> Iterator[str]:
 def _chart(title: str, curves: dict[str, Curve], **options: Any) -> list[str]:
     """Return the chart if one of its curves has points."""
     return [inline_chart(title, curves, **options)] if any(curves.values()) else []
+
+
+def _sources(record: Record) -> list[str]:
+    """Return the names of the sources of a run's mixture; none for one source."""
+    return [key.removeprefix("passes_") for key in record.lines[-1] if key.startswith("passes_")]
+
+
+def _source_table(record: Record) -> str:
+    """Return a row for each source of a mixture: what was read of it, and its newest losses."""
+    last, rows = record.lines[-1], []
+    for name in _sources(record):
+        loss, val = record.series(f"loss_{name}"), record.series(f"val_loss_{name}")
+        near = [value for _, value in loss[-window(last["step"]) :]]
+        rows.append(
+            [
+                printable(name),
+                amount(last[f"tokens_{name}"]),
+                f"{last[f'tokens_{name}'] / last['tokens']:.1%}",
+                f"{last[f'passes_{name}']:.3g}",
+                f"{statistics.fmean(near):.4f}" if near else "n/a",
+                f"{val[-1][1]:.4f}" if val else "n/a",
+            ]
+        )
+    heads = ["source", "tokens", "share", "passes", "training loss", "validation loss"]
+    return table(heads, rows) if rows else ""
 
 
 def _evaluation_table(record: Record) -> str:

@@ -229,7 +229,8 @@ def sample_file(
             "quantize": quantize,
             "device": loaded.device.type,
         }
-        weights = loaded.source.folder / WEIGHTS
+        found = loaded.source.folder
+        weights = found if found.is_file() else found / WEIGHTS
         if loaded.source.digest is not None:
             fingerprint |= {"step": loaded.source.step, "weights_sha256": loaded.source.digest}
         else:

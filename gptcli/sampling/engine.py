@@ -15,7 +15,7 @@ Shapes: B rows, T tokens, C d_model, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,10 +74,16 @@ class Engine:
         return len(self.lengths)
 
     @torch.inference_mode()
-    def prefill(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def prefill(
+        self,
+        rows: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        on_hidden: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
         """Process one prompt in each of `rows`, from position 0; return the logits after each.
 
-        Prompts have 1 to `max_len` tokens. The result is (len(rows), V).
+        Prompts have 1 to `max_len` tokens. The result is (len(rows), V). `on_hidden` is called with
+        each row and the hidden states of its prompt, (T, C), which the output head reads.
         """
         # sorted by length, so that a pass has little padding
         order = sorted(range(len(rows)), key=lambda i: len(prompts[i]), reverse=True)
@@ -85,20 +91,26 @@ class Engine:
         while (first := len(logits)) < len(order):
             count = max(1, PREFILL_TOKENS // len(prompts[order[first]]))
             chosen = order[first : first + count]
-            logits.extend(self._prefill([rows[i] for i in chosen], [prompts[i] for i in chosen]))
+            pass_rows, pass_prompts = [rows[i] for i in chosen], [prompts[i] for i in chosen]
+            x_BTC = self._prefill(pass_rows, pass_prompts)
+            last_B = torch.tensor([len(prompt) - 1 for prompt in pass_prompts], device=self.device)
+            row_B = torch.arange(len(chosen), device=self.device)
+            logits.extend(self._logits(x_BTC[row_B, last_B]))
+            if on_hidden is not None:
+                for row, prompt, x_TC in zip(pass_rows, pass_prompts, x_BTC, strict=True):
+                    on_hidden(row, x_TC[: len(prompt)])
         logits_BV = torch.stack(logits)
         return logits_BV[torch.tensor(order).argsort().to(logits_BV.device)]
 
     def _prefill(self, rows: list[int], prompts: list[Sequence[int]]) -> torch.Tensor:
-        """Process the prompts in one pass, padded on the right."""
+        """Process the prompts in one pass, padded on the right; return the hidden states (B, T, C)."""
         idx_BT = torch.zeros(len(rows), max(map(len, prompts)), dtype=torch.int64)
         for padded_T, prompt in zip(idx_BT, prompts, strict=True):
             padded_T[: len(prompt)] = torch.tensor(prompt)
-        last_B = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
         x_BTC = self.model.hidden(idx_BT.to(self.device), self.cache.prefill_view(rows))
         for row, prompt in zip(rows, prompts, strict=True):
             self.lengths[row] = len(prompt)
-        return self._logits(x_BTC[torch.arange(len(rows), device=self.device), last_B])
+        return x_BTC
 
     @torch.inference_mode()
     def decode(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -134,6 +146,17 @@ class Engine:
         if list(rows) != list(range(self.rows)):
             self.cache.reorder(rows)
             self.lengths = [self.lengths[row] for row in rows]
+
+    def resize(self, rows: int) -> None:
+        """Use the first `rows` of the rows that are allocated, unless `fixed`; new ones are empty."""
+        if rows != self.rows:
+            self.cache.resize(rows)
+            self.lengths = [*self.lengths, *[0] * rows][:rows]
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Make row `target` a copy of row `source`."""
+        self.cache.copy_row(source, target, self.lengths[source])
+        self.lengths[target] = self.lengths[source]
 
 
 class _FixedPass:

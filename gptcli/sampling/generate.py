@@ -167,56 +167,132 @@ def generate_sequences(
 ) -> Iterator[TokenSequence]:
     """Finish every sequence, `batch_size` at a time, and yield each when it is finished.
 
-    `sequences` is consumed only as the batch has room. Tokens are added by `TokenSequence.append`.
+    `sequences` is consumed only as the batch has room (`DecodeLoop`). Tokens are added by
+    `TokenSequence.append`.
     `max_len` is the largest length of a prompt with its tokens, if known: a smaller cache is then
     enough. `compiled` is that of `Engine`; an `engine` of `batch_size` rows, compiled earlier, can
     be used again instead. Raises RunError if the cache does not fit into memory.
     """
-    n_ctx, source = model.config.n_ctx, iter(sequences)
-    slots: list[TokenSequence | None] = list(itertools.islice(source, batch_size))
-    if not slots:
+    source = iter(sequences)
+    first = list(itertools.islice(source, batch_size))
+    if not first:
         return
-    engine = engine or Engine(model, len(slots), max_len=max_len, compiled=compiled)
-    windows = [sequence.prompt[-n_ctx:] for sequence in slots if sequence]
-    to_prefill = set(range(len(slots)))  # slots to read from position 0; the others decode
-    for _ in range(engine.rows - len(slots)):
-        slots.append(None)
-        windows.append([0])
-    while any(slots):
-        for slot, window in enumerate(windows):
-            if len(window) > n_ctx:
-                windows[slot] = window[-max(1, n_ctx // 2) :]
-                to_prefill.add(slot)
-        active = sorted(to_prefill) or [slot for slot, sequence in enumerate(slots) if sequence]
-        if to_prefill:
-            logits_BV = engine.prefill(active, [windows[slot] for slot in active])
-        else:
-            for slot, sequence in enumerate(slots):
-                if sequence is None:
-                    engine.lengths[slot] = 0  # an empty slot would otherwise outgrow the cache
-            logits_BV = engine.decode([window[-1] for window in windows])
-            if len(active) < engine.rows:
-                logits_BV = logits_BV[active]
-        to_prefill.clear()
-        batch = [sequence for slot in active if (sequence := slots[slot])]
-        for slot, sequence, (token, log_prob) in zip(
-            active, batch, sample_tokens(logits_BV, params, batch, log_probs), strict=True
-        ):
-            sequence.append(token, log_prob)
-            windows[slot].append(token)
-            if sequence.finish_reason is None:
-                continue
+    loop = DecodeLoop(
+        engine or Engine(model, len(first), max_len=max_len, compiled=compiled),
+        lambda logits_BV, batch: sample_tokens(logits_BV, params, batch, log_probs),
+    )
+    for sequence in first:
+        loop.join(sequence)
+    while loop.running:
+        for sequence in loop.step():
             yield sequence
-            slots[slot] = next_sequence = next(source, None)
-            # An empty slot reads an arbitrary token.
-            windows[slot] = next_sequence.prompt[-n_ctx:] if next_sequence else [0]
-            if next_sequence:
-                to_prefill.add(slot)
-        if any(slots) and not all(slots) and not engine.fixed:
-            kept = [slot for slot, sequence in enumerate(slots) if sequence]
-            engine.reorder(kept)
-            slots, windows = [slots[slot] for slot in kept], [windows[slot] for slot in kept]
-            to_prefill = {kept.index(slot) for slot in to_prefill}
+            if (next_sequence := next(source, None)) is not None:
+                loop.join(next_sequence)
+
+
+class DecodeLoop:
+    """Sequences in the rows of an engine, which join and leave between two passes.
+
+    `choose` returns the next token of each sequence, and its log-probability or None, from their
+    logits (B, V). `on_prompt` is called with a sequence and the hidden states of its prompt, (T, C),
+    when the prompt has been read.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        choose: Callable[[torch.Tensor, list[Any]], Sequence[tuple[int, float | None]]],
+        on_prompt: Callable[[Any, torch.Tensor], None] | None = None,
+    ) -> None:
+        """Begin without sequences."""
+        self.engine, self.choose, self.on_prompt = engine, choose, on_prompt
+        self.capacity, self.n_ctx = engine.rows, engine.model.config.n_ctx
+        empty = self.capacity if engine.fixed else 0
+        self._slots: list[TokenSequence | None] = [None] * empty
+        self._windows: list[list[int]] = [[0] for _ in range(empty)]
+        self._to_prefill: set[int] = set()  # slots to read from position 0; the others decode
+
+    @property
+    def running(self) -> list[Any]:
+        """Sequences that occupy a row."""
+        return [sequence for sequence in self._slots if sequence is not None]
+
+    @property
+    def free(self) -> int:
+        """Number of sequences that can join."""
+        return self.capacity - len(self.running)
+
+    def join(self, sequence: TokenSequence) -> None:
+        """Give the sequence a free row, of which there must be one."""
+        if None not in self._slots:
+            self._slots.append(None)
+            self._windows.append([0])
+        slot = self._slots.index(None)
+        self._slots[slot], self._windows[slot] = sequence, sequence.prompt[-self.n_ctx :]
+        self._to_prefill.add(slot)
+
+    def leave(self, sequence: TokenSequence) -> None:
+        """Free the row of the sequence."""
+        slot = self._slots.index(sequence)
+        # an empty slot reads an arbitrary token
+        self._slots[slot], self._windows[slot] = None, [0]
+        self._to_prefill.discard(slot)
+
+    def step(self) -> list[Any]:
+        """Read the prompts of new sequences or, if there are none, decode a token in every row.
+
+        Return the sequences that this finishes, whose rows are free again.
+        """
+        if not self.engine.fixed:
+            self._close_gaps()
+        for slot, window in enumerate(self._windows):
+            if len(window) > self.n_ctx:
+                self._windows[slot] = window[-max(1, self.n_ctx // 2) :]
+                self._to_prefill.add(slot)
+        occupied = [slot for slot, sequence in enumerate(self._slots) if sequence is not None]
+        active = sorted(self._to_prefill) or occupied
+        if self._to_prefill:
+            windows = [self._windows[slot] for slot in active]
+            logits_BV = self.engine.prefill(active, windows, self._on_hidden)
+        else:
+            for slot in range(self.engine.rows):
+                if slot not in occupied:
+                    self.engine.lengths[slot] = 0  # it would otherwise outgrow the cache
+            logits_BV = self.engine.decode([window[-1] for window in self._windows])
+            if len(active) < self.engine.rows:
+                logits_BV = logits_BV[active]
+        self._to_prefill.clear()
+        batch = [sequence for slot in active if (sequence := self._slots[slot]) is not None]
+        finished = []
+        chosen = self.choose(logits_BV, batch)
+        for slot, sequence, (token, log_prob) in zip(active, batch, chosen, strict=True):
+            sequence.append(token, log_prob)
+            self._windows[slot].append(token)
+            if sequence.finish_reason is not None:
+                self.leave(sequence)
+                finished.append(sequence)
+        return finished
+
+    def _on_hidden(self, slot: int, x_TC: torch.Tensor) -> None:
+        sequence = self._slots[slot]
+        if self.on_prompt is not None and sequence is not None and not sequence.tokens:
+            self.on_prompt(sequence, x_TC)
+
+    def _close_gaps(self) -> None:
+        """Move the last sequences into the rows of those that left, and drop rows at the end."""
+        for slot in reversed(range(len(self._slots))):
+            if self._slots[slot] is not None:
+                continue
+            last = len(self._slots) - 1
+            if slot < last:
+                self._slots[slot], self._windows[slot] = self._slots[last], self._windows[last]
+                if last in self._to_prefill:
+                    self._to_prefill.add(slot)
+                else:
+                    self.engine.copy_row(last, slot)
+            self._to_prefill.discard(last)
+            del self._slots[last], self._windows[last]
+        self.engine.resize(len(self._slots))
 
 
 @torch.inference_mode()
@@ -263,11 +339,12 @@ def sample_generator(seed: int, sample_index: int, prompt_index: int = 0) -> tor
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens of a prompt; an empty prompt is the end-of-text token, as in GPT-2.
+    """Return the tokens of a prompt, special ones that it spells included; an empty prompt is the
+    end-of-text token, as in GPT-2.
 
     Raises UsageError if the prompt is empty and the tokenizer has no end-of-text token.
     """
-    if tokens := tokenizer.encode(prompt):
+    if tokens := tokenizer.encode_prompt(prompt):
         return tokens
     if tokenizer.eot_id is None:
         raise UsageError(

@@ -23,12 +23,15 @@ from gptcli.devices import check_apple_gpu, find_device, has_bf16
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.events import SILENT, Events
 from gptcli.model.hf import is_padded
+from gptcli.model.hub import fetch_model
 from gptcli.model.safetensors_io import open_model
 from gptcli.model.source import (
     FINETUNE_REPORT,
+    PICKLES,
     RUN_TOML,
     ModelSource,
     find_model,
+    is_model_file,
     not_a_model_error,
 )
 from gptcli.model.transformer import GPT, MLP, Block
@@ -78,7 +81,8 @@ def load(
     quantize: Quantize = "none",
     events: Events = SILENT,
 ) -> Loaded:
-    """Load the model and tokenizer of a run folder or of a transformers GPT-2 folder.
+    """Load the model and tokenizer of a run, a transformers folder, a file of nanoGPT or llm.c, or a
+    name on the Hub, which is downloaded if it is not in the Hub's cache.
 
     A fine-tuned run gives its language model. An unfinished run gives its newest checkpoint, any
     run the one of step `checkpoint` if that is set; `events` reports which. Device "auto" is the
@@ -101,8 +105,14 @@ def load(
         )
     if where.type == "mps":
         check_apple_gpu(precision=precision, quantize=quantize)
-    if not find_model(folder, checkpoint).folder.is_dir():
+    fetch_model(folder, events)
+    found = find_model(folder, checkpoint).folder
+    if not found.is_dir() and not is_model_file(found):
         raise not_a_model_error(folder)
+    if found.suffix in PICKLES and found.suffix != ".bin":
+        events.info(
+            f"{found}: only the tensors and numbers of this pickle are read, no code is run"
+        )
     model, source = open_model(
         folder, step=checkpoint, device=where, dtype=PRECISIONS[precision], events=events
     )
@@ -212,6 +222,8 @@ class FusedMLP(MLP):
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
         """Return the sub-block's output, (B, T, C)."""
+        if self.gelu == "exact":  # the kernels have the tanh form only
+            return self.c_proj(F.gelu(self.c_fc(x_BTC)))
         return self.c_proj(self.c_fc(x_BTC, gelu=True))
 
 

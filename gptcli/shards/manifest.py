@@ -22,13 +22,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, UsageError
 from gptcli.files import read_json, similar, write_json
 from gptcli.schema import read_table
+from gptcli.settings import count, quantity
 
 MANIFEST = "manifest.json"
 RESUME_RECORD = "resume.json"  # configuration of a build, written first
@@ -130,6 +132,90 @@ class Manifest:
         }
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
+
+    def stages(self, mixture: str = "") -> list[Stage]:
+        """Return the stages of the training mixture, the first of which begins at 0.
+
+        `mixture` is a text of `read_mixture`; before its first stage, and without any, the weights
+        are those of the sources. Raises UsageError if a stage does not weigh exactly the sources.
+        """
+        own = self.shares()
+        stages = [Stage(0, own)]
+        for start, weights in read_mixture(mixture):
+            if len(own) < 2:
+                raise _bad_mixture("the shards have one source: there is nothing to mix")
+            if unknown := sorted(weights.keys() - own.keys()):
+                raise _bad_mixture(
+                    f"no source of the shards is named {', '.join(map(repr, unknown))}",
+                    f"the sources are {', '.join(own)}",
+                )
+            if missing := [name for name in own if name not in weights]:
+                raise _bad_mixture(
+                    f"the stage at {start:,} tokens has no weight of {', '.join(missing)}",
+                    f"a weight of 0 leaves a source out: {missing[0]}=0",
+                )
+            total = sum(weights.values())
+            stage = Stage(start, {name: weights[name] / total for name in own})
+            stages = [*(earlier for earlier in stages if earlier.tokens < start), stage]
+        return stages
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Part of a training run with one mixture, up to the next stage."""
+
+    tokens: int
+    """Tokens that the run has read when the stage begins."""
+    shares: dict[str, float]
+    """Share of each source, in the order of the sources; they add up to 1."""
+
+
+def tokens_by_source(stages: Sequence[Stage], tokens: int) -> dict[str, float]:
+    """Return the tokens of each source among the first `tokens` of a run."""
+    seen = dict.fromkeys(stages[0].shares, 0.0)
+    ends = [*(stage.tokens for stage in stages[1:]), tokens]
+    for stage, end in zip(stages, ends, strict=True):
+        length = max(0, min(end, tokens) - stage.tokens)
+        for name, share in stage.shares.items():
+            seen[name] += share * length
+    return seen
+
+
+def read_mixture(text: str) -> list[tuple[int, dict[str, float]]]:
+    """Return the stages of "web=3,books=1; 500M: web=1,books=2": their starts in tokens, and weights.
+
+    A stage without a number begins at 0. Raises UsageError if the text has another form.
+    """
+    stages: list[tuple[int, dict[str, float]]] = []
+    for part in filter(None, map(str.strip, text.split(";"))):
+        head, colon, tail = part.rpartition(":")
+        try:
+            start = count(head) if colon else 0
+            pairs = [item.split("=") for item in tail.split(",")]
+            weights = {name.strip(): quantity(weight) for name, weight in pairs}
+        except (ValueError, UsageError):
+            raise _bad_mixture(f"{part!r} is no stage of a mixture") from None
+        if len(weights) < len(pairs) or not sum(weights.values()) > 0:
+            raise _bad_mixture(f"{part!r} names a source twice, or gives no source any weight")
+        if stages and start <= stages[-1][0]:
+            raise _bad_mixture(f"the stage at {start:,} tokens does not follow the one before it")
+        stages.append((start, weights))
+    return stages
+
+
+def mixture_text(stages: Sequence[tuple[int, dict[str, float]]]) -> str:
+    """Return the text of stages in its one form, by which runs are compared."""
+    return "; ".join(
+        f"{start}: {','.join(f'{name}={weight:g}' for name, weight in weights.items())}"
+        for start, weights in stages
+    )
+
+
+def _bad_mixture(what: str, hint: str = "") -> UsageError:
+    form = (
+        '{option:mixture} "web=3,books=1; 500M: web=1,books=2", each stage from that many tokens on'
+    )
+    return UsageError(what, field="mixture", code="not_a_mixture", hint=hint or form)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

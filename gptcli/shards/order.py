@@ -11,7 +11,8 @@ map one to one. Memory is O(1) for a corpus of any size.
 
 Several sources are mixed by weight, each in an order and with epochs of its own: every block of
 MIXTURE_BLOCK positions has as many windows of each source as its share says, shuffled. So the
-window of any position is known without counting through those before it.
+window of any position is known without counting through those before it. The shares may change at
+given positions; each source goes on where it was.
 
 Exact resume depends on this module: changing one value that it computes changes every training run.
 """
@@ -22,6 +23,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -32,7 +34,7 @@ import numpy as np
 from gptcli.errors import InputError
 from gptcli.files import sha256
 from gptcli.shards.format import TokenDtype, open_shard, open_tokens, token_dtype
-from gptcli.shards.manifest import MANIFEST, Shard, Split, read_manifest
+from gptcli.shards.manifest import MANIFEST, Shard, Split, Stage, read_manifest
 
 MIXTURE_BLOCK = 4096  # positions with exactly the shares of a mixture, rounded to 1/4096
 
@@ -264,40 +266,106 @@ class ShuffledWindows:
         return tokens
 
 
+@dataclass(frozen=True, slots=True)
+class MixtureStage:
+    """Positions of a mixture with the same shares."""
+
+    start: int
+    """First position."""
+    slots: list[int]
+    """Number of windows of each source in a block of MIXTURE_BLOCK positions."""
+    block: int
+    """Number of blocks that earlier stages have begun."""
+    read: list[int]
+    """Number of windows of each source that earlier stages have."""
+
+
 class Mixture:
     """Windows of several sources, mixed by weight, in training order."""
 
     def __init__(
-        self, sources: Sequence[ShuffledWindows], shares: Sequence[float], seed: int
+        self,
+        sources: Sequence[ShuffledWindows],
+        shares: Sequence[float],
+        seed: int,
+        *,
+        later: Sequence[tuple[int, Sequence[float]]] = (),
+        names: Sequence[str] = (),
     ) -> None:
-        """Mix `sources` by `shares`, which add up to 1."""
+        """Mix `sources` by `shares`, which add up to 1.
+
+        `later` are other shares by the position from which on they apply, in order. `names` are
+        those of the sources.
+        """
         self.sources, self.n_ctx, self.seed = sources, sources[0].n_ctx, seed
+        self.names = list(names)
         self.windows = sum(source.windows for source in sources)
         """Number of windows of all sources, each counted once."""
-        self.slots = largest_remainder(shares, MIXTURE_BLOCK)
-        """Number of windows of each source in a block of MIXTURE_BLOCK positions."""
+        self.stages = [MixtureStage(0, slots_of(shares), 0, [0] * len(sources))]
+        for start, changed in later:
+            last = self.stages[-1]
+            blocks = last.block - (last.start - start) // MIXTURE_BLOCK  # rounded up
+            self.stages.append(MixtureStage(start, slots_of(changed), blocks, self.counts(start)))
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return inputs and targets (count, n_ctx) int64 at positions first to first + count."""
-        positions = np.arange(first, first + count)
+        owners, windows = self._windows(first, count)
         tokens = np.empty((count, self.n_ctx + 1), np.int64)
-        for block in np.unique(positions // MIXTURE_BLOCK):
-            rows = np.flatnonzero(positions // MIXTURE_BLOCK == block)
-            owners, ranks = self._block(int(block), positions[rows] % MIXTURE_BLOCK)
-            for number, source in enumerate(self.sources):
-                mine = owners == number
-                tokens[rows[mine]] = source.rows(int(block) * self.slots[number] + ranks[mine])
+        for number, source in enumerate(self.sources):
+            mine = owners == number
+            tokens[mine] = source.rows(windows[mine])
         return tokens[:, :-1], tokens[:, 1:]
 
-    def _block(self, block: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the source of some places in a block, and their rank among the source's places."""
-        shuffled = feistel_permutation(np.arange(MIXTURE_BLOCK), MIXTURE_BLOCK, self.seed, block)
+    def owners(self, first: int, count: int) -> np.ndarray:
+        """Return the number of the source of positions first to first + count, (count,) int64."""
+        return self._windows(first, count)[0]
+
+    def counts(self, position: int) -> list[int]:
+        """Return the number of windows of each source before a position."""
+        stage = next(stage for stage in reversed(self.stages) if stage.start <= position)
+        block, rest = divmod(position - stage.start, MIXTURE_BLOCK)
+        begun = np.bincount(
+            self._block(stage, block)[0][:rest], minlength=len(self.sources)
+        ).tolist()
+        return [
+            read + block * slots + more
+            for read, slots, more in zip(stage.read, stage.slots, begun, strict=True)
+        ]
+
+    def _windows(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source of each position, and the number of its window in the source's order."""
+        positions = np.arange(first, first + count)
+        owners, windows = np.empty((2, count), np.int64)
+        starts = [stage.start for stage in self.stages]
+        of_stage = np.searchsorted(starts, positions, side="right") - 1
+        places = positions - np.array(starts)[of_stage]
+        for number, block in np.unique([of_stage, places // MIXTURE_BLOCK], axis=1).T.tolist():
+            stage = self.stages[number]
+            rows = np.flatnonzero((of_stage == number) & (places // MIXTURE_BLOCK == block))
+            found, ranks = (
+                part[places[rows] % MIXTURE_BLOCK] for part in self._block(stage, block)
+            )
+            before = np.array(stage.read) + block * np.array(stage.slots)
+            owners[rows], windows[rows] = found, before[found] + ranks
+        return owners, windows
+
+    def _block(self, stage: MixtureStage, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source of each place of a stage's block, and its rank among the source's."""
+        shuffled = feistel_permutation(
+            np.arange(MIXTURE_BLOCK), MIXTURE_BLOCK, self.seed, stage.block + block
+        )
         # Before the shuffle, the first slots belong to the first source, and so on.
-        owners = np.searchsorted(np.cumsum(self.slots), shuffled, side="right")
+        owners = np.searchsorted(np.cumsum(stage.slots), shuffled, side="right")
         ranks = np.empty(MIXTURE_BLOCK, np.int64)
-        for number, slots in enumerate(self.slots):
+        for number, slots in enumerate(stage.slots):
             ranks[owners == number] = np.arange(slots)
-        return owners[places], ranks[places]
+        return owners, ranks
+
+
+def slots_of(shares: Sequence[float]) -> list[int]:
+    """Divide the places of a block by shares; a source with the share 0 has none."""
+    places = iter(largest_remainder([share for share in shares if share > 0], MIXTURE_BLOCK))
+    return [next(places) if share > 0 else 0 for share in shares]
 
 
 def largest_remainder(shares: Sequence[float], places: int) -> list[int]:
@@ -313,21 +381,27 @@ def largest_remainder(shares: Sequence[float], places: int) -> list[int]:
 
 
 def open_order(
-    folder: Path, split: Split, n_ctx: int, seed: int, *, verify: bool = True
+    folder: Path, split: Split, n_ctx: int, seed: int, *, mixture: str = "", verify: bool = True
 ) -> ShuffledWindows | Mixture:
     """Open the training order of a split: that of its one source, or the manifest's mixture.
 
-    `verify` compares every shard's SHA-256, as in `open_split`. Raises InputError if a shard is
-    damaged, or if a source is too short for one window.
+    `mixture` are other weights of the training sources, by tokens (`Manifest.stages`); a stage
+    begins with the first window from there on. `verify` compares every shard's SHA-256, as in
+    `open_split`. Raises InputError if a shard is damaged, or if a source is too short for one
+    window; UsageError if the mixture does not fit the sources.
     """
-    shares = read_manifest(folder).shares(split)
+    manifest = read_manifest(folder)
+    stages = manifest.stages(mixture) if split == "train" else [Stage(0, manifest.shares(split))]
+    shares = stages[0].shares
     if len(shares) < 2:
         return _open_windows(folder, split, None, n_ctx, seed, verify=verify)
     sources = [
         _open_windows(folder, split, name, n_ctx, _derive_seed(seed, name), verify=verify)
         for name in shares
     ]
-    return Mixture(sources, list(shares.values()), _derive_seed(seed, ""))
+    later = [(-(-stage.tokens // n_ctx), list(stage.shares.values())) for stage in stages[1:]]
+    first = list(shares.values())
+    return Mixture(sources, first, _derive_seed(seed, ""), later=later, names=list(shares))
 
 
 def _open_windows(

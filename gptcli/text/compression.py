@@ -1,4 +1,5 @@
-"""Compressed streams of any size, decompressed as they are read: gzip, zstd, bzip2 and xz.
+"""Compressed streams of any size, decompressed as they are read: gzip, zstd, bzip2, xz and
+lz4.
 
 A compressed file is a sequence of members, also called frames, as archives of web pages are: one
 member a record. Where a member is damaged or cut short, reading raises `StreamDamageError`, once;
@@ -26,7 +27,8 @@ ZSTD_INPUT_BYTES = 1 << 12
 SNIFFED_BYTES = 1 << 16  # looked at to recognize a format
 
 
-MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ"}
+MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ",
+         ".lz4": b"\x04\x22\x4d\x18"}  # fmt: skip
 """First bytes of a compressed file, by its suffix."""
 
 
@@ -74,6 +76,18 @@ def _zstd(where: str) -> _Codec:
     )
 
 
+def _lz4(where: str) -> _Codec:
+    try:
+        import lz4.frame
+    except ImportError:
+        raise MissingPackageError(
+            "reading .lz4 needs the package lz4", where=where, hint=install_hint("lz4")
+        ) from None
+    start = re.compile(rb"\x04\x22\x4d\x18[\x40-\x7f]", re.DOTALL)
+    errors = (RuntimeError, EOFError, ValueError)
+    return _Codec("lz4", MAGIC[".lz4"], lz4.frame.LZ4FrameDecompressor, start, errors)
+
+
 _CODECS: dict[str, Callable[[str], _Codec]] = {
     ".gz": lambda _: _Codec(
         "gzip",
@@ -83,6 +97,7 @@ _CODECS: dict[str, Callable[[str], _Codec]] = {
         (zlib.error,),
     ),
     ".zst": _zstd,
+    ".lz4": _lz4,
     ".bz2": lambda _: _Codec(
         "bzip2",
         MAGIC[".bz2"],
@@ -148,7 +163,7 @@ def _decompressed(codec: _Codec, member: Any, data: bytes) -> tuple[bytes, bytes
     else:
         output = member.decompress(data, OUTPUT_BYTES)
     if member.eof:
-        return output, member.unused_data
+        return output, member.unused_data or b""  # lz4 has None
     return output, getattr(member, "unconsumed_tail", b"")  # bzip2 and xz keep it themselves
 
 

@@ -72,6 +72,7 @@ class Gpt1Tokenizer(Tokenizer):
     """
 
     unknown = UNKNOWN
+    divides = False  # text is repaired as a whole
 
     def __init__(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
         ids = {token: number for number, token in enumerate(tokens)}

@@ -3,7 +3,9 @@
 Differences from plain use of the `tokenizers` library:
 
 - `<|endoftext|>` and other special tokens are never recognised in text: a document that contains
-  them gets ordinary ids. Words that were added to a vocabulary and are not special are recognised.
+  them gets ordinary ids. A prompt that spells them gets them (`encode_prompt`). Words that were
+  added to a vocabulary and are not special are recognised everywhere.
+- A vocabulary may have a pattern of its own, with which text is split into words before the merges.
 - A long text is encoded in pieces, cut where GPT-2's pattern always cuts. The ids are the same, but
   the library needs some 160 bytes of memory for each byte of text that it is given at once.
 - Decoding is a table of bytes, so it is exact for any ids, even if they end within a character.
@@ -20,10 +22,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, UsageError
 from gptcli.files import atomic_write, read_json, read_text, similar, write_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -49,6 +51,8 @@ GPT2_NAMES = (
 RELEASES = (
     ("vocab.bpe", "encoder.json"), ("vocab_40000.bpe", "encoder_bpe_40000.json"), ("merges.txt", "vocab.json"),
 )  # fmt: skip
+
+MODEL_FILES = (".pt", ".pth", ".ckpt", ".bin")  # endings of models in a single file
 
 PIECE = 1 << 14  # characters of a long text encoded at once
 # characters and pieces handed to the library's threads at once
@@ -93,8 +97,8 @@ class Tokenizer:
     `tokens` spells each id in the alphabet of `byte_alphabet`. `merges` are pairs of spellings,
     first learned first. `added` are those of `tokens` that no merge makes, spelt as plain text,
     which other programs treat as special, except those of `words`, which are recognised in text as
-    `tokenizers` does: the settings of each in a tokenizer.json. Raises InputError if these do not make a byte-level BPE.
-    Picklable, so that worker processes can receive one.
+    `tokenizers` does: the settings of each in a tokenizer.json. `pattern` is the regular expression
+    of a word. Raises InputError if these do not make a byte-level BPE. Picklable, so that worker processes can receive one.
     """
 
     vocab_size: int
@@ -106,7 +110,9 @@ class Tokenizer:
     """Number of merges."""
     has_words: bool = False
     """True if words of the vocabulary are recognised in text before it is split."""
-    _cuts: bool = True  # a long text can be encoded in pieces
+    divides: bool = True
+    """True if the `pieces` of a long text encode to the same ids as the whole."""
+    _cuts: bool = True
     sha256: str
     """Fingerprint of ids, merges and pattern: the same for every file they are loaded from."""
 
@@ -116,6 +122,7 @@ class Tokenizer:
         merges: Sequence[tuple[str, str]],
         added: Sequence[str] = (END_OF_TEXT,),
         words: Sequence[Mapping[str, Any]] = (),
+        pattern: str = PATTERN,
     ) -> None:
         ids = {token: number for number, token in enumerate(tokens)}
         alphabet = byte_alphabet()
@@ -135,15 +142,16 @@ class Tokenizer:
         self.vocab_size = len(tokens)
         self.eot_id = ids.get(END_OF_TEXT)
         self.merges = len(merges)
-        facts: list[Any] = [PATTERN, list(tokens), [" ".join(pair) for pair in merges]]
+        facts: list[Any] = [pattern, list(tokens), [" ".join(pair) for pair in merges]]
         if words:
             facts.append([repr(_added_token(word)) for word in words])
         fingerprint = json.dumps(facts)
         self.sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._special = sorted(special - plain, key=ids.__getitem__)
         self.has_words = bool(words)
-        # A piece must not end inside a word, nor inside the white space that it takes along.
-        self._cuts = not any(
+        # A piece must not end inside a word, nor inside the white space that it takes along; where
+        # another pattern always cuts is not known.
+        self._cuts = pattern == PATTERN and not any(
             word.get("lstrip") or word.get("rstrip") or re.search(r"\s", word["content"])
             for word in words
         )
@@ -152,8 +160,9 @@ class Tokenizer:
             token.encode() if token in special else token.translate(to_byte).encode("latin-1")
             for token in tokens
         ]
+        self.divides = self._cuts
         self._backend = Backend(models.BPE(vocab=ids, merges=list(merges)))
-        self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._backend.pre_tokenizer = word_splitter(pattern)
         self._backend.add_tokens([_added_token(word) for word in words])
 
     def encode(self, text: str) -> list[int]:
@@ -162,6 +171,20 @@ class Tokenizer:
         Raises InputError on a lone surrogate.
         """
         return self.encode_batch([text])[0]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a prompt, in which special tokens are recognised as `tokenizers` does."""
+        if not (special := getattr(self, "_special", None)):
+            return self.encode(text)
+        longest_first = sorted(special, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        ids = []
+        for number, part in enumerate(parts):
+            if number % 2:
+                ids.append(self._backend.token_to_id(part))
+            elif part:
+                ids += self.encode(part)
+        return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, on the library's threads (`TOKENIZERS_PARALLELISM=false`
@@ -230,6 +253,42 @@ class Tokenizer:
         return readable_text(whole)
 
 
+def word_splitter(pattern: str = PATTERN) -> Any:
+    """Return the part of `tokenizers` that splits text into words, spelt in the byte alphabet.
+
+    Raises UsageError if `pattern` is not a regular expression.
+    """
+    if pattern == PATTERN:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    try:
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    except Exception as error:  # the library raises no other
+        raise UsageError(
+            f"{pattern!r} is not a regular expression: {error}",
+            field="pattern",
+            code="not_a_pattern",
+            hint=f"GPT-2's is {PATTERN}",
+        ) from None
+    return pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+def _own_pattern(splitter: Any) -> str | None:
+    """Return the pattern in the pre_tokenizer of a tokenizer.json that splits by one, or None."""
+    if splitter.get("type") != "Sequence":
+        return None
+    steps = splitter.get("pretokenizers") or []
+    if [step.get("type") for step in steps] != ["Split", "ByteLevel"]:
+        return None
+    split, alphabet = steps
+    pattern = split.get("pattern") or {}
+    is_plain = split.get("behavior") == "Isolated" and not split.get("invert")
+    if not is_plain or alphabet.get("add_prefix_space") or alphabet.get("use_regex", True):
+        return None
+    return pattern.get("Regex")
+
+
 def readable_text(backend: Backend) -> str:
     """Return the backend's tokenizer.json with each merge as "a b", which every version of
     `tokenizers` reads; those below 0.20 do not read pairs.
@@ -294,8 +353,10 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
     """Return the tokenizer in `where`: a tokenizer.json, a folder with one (a run or shards) or
     with a release's two files, or "gpt2".
 
-    Raises InputError if there is none, or if it is neither a byte-level BPE with GPT-2's pattern
-    nor of GPT-1's kind.
+    For a model in a single file (nanoGPT, llm.c), it is the tokenizer.json next to the file, or
+    else GPT-2's.
+
+    Raises InputError if there is none, or if it is neither a byte-level BPE nor of GPT-1's kind.
     """
     path = Path(where)
     if path.is_dir():
@@ -307,6 +368,9 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
             hint=f"name the folder that holds both halves: {path.parent}",
         )
     if path.exists():
+        if path.suffix in MODEL_FILES:
+            beside = path.parent / TOKENIZER
+            return _load_json(beside) if beside.is_file() else _load_gpt2()
         if path.suffix not in ("", ".json"):
             hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
             raise InputError("is not a tokenizer.json", where=path, hint=hint)
@@ -375,6 +439,7 @@ def _load_json(path: Path) -> Tokenizer:
         as_gpt1 = (value.get("normalizer") or {}).get("type") == "BertNormalizer" and splitter.get(
             "type"
         ) == "BertPreTokenizer"
+        pattern = PATTERN if as_gpt2 else _own_pattern(splitter)
         vocab = model["vocab"] | added
     except (KeyError, TypeError, AttributeError):
         raise InputError(
@@ -389,13 +454,13 @@ def _load_json(path: Path) -> Tokenizer:
     )
     if as_gpt1 and model.get("end_of_word_suffix") == "</w>":
         return _build(vocab, merges, list(added), where=path)
-    if value.get("normalizer") or not as_gpt2 or any(model.get(name) for name in variants):
+    if value.get("normalizer") or pattern is None or any(model.get(name) for name in variants):
         raise InputError(
-            "is not a byte-level BPE with GPT-2's pattern",
+            "is not a byte-level BPE that splits text by one pattern",
             where=path,
             hint="gpt tokenize train makes one",
         )
-    return _build(vocab, merges, list(added), words, where=path)
+    return _build(vocab, merges, list(added), words, pattern, where=path)
 
 
 def _build(
@@ -403,6 +468,7 @@ def _build(
     merges: list[Any],
     added: list[str],
     words: Sequence[Mapping[str, Any]] = (),
+    pattern: str = PATTERN,
     *,
     where: Path,
 ) -> Tokenizer:
@@ -418,8 +484,8 @@ def _build(
             from gptcli.tokenizer.gpt1 import Gpt1Tokenizer  # which is built on this module
 
             return Gpt1Tokenizer(tokens, merges)
-        return Tokenizer(tokens, merges, added, words)
-    except InputError as error:
+        return Tokenizer(tokens, merges, added, words, pattern)
+    except (InputError, UsageError) as error:
         raise InputError(error.what, where=where) from None
 
 

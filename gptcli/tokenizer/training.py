@@ -13,20 +13,27 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any
 
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import models, trainers
 
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, temporary_room
 from gptcli.interrupts import Cleanup
 from gptcli.tokenizer.encoders import knows_more
-from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, pieces
+from gptcli.tokenizer.tokenizer import (
+    END_OF_TEXT,
+    PATTERN,
+    Tokenizer,
+    byte_alphabet,
+    pieces,
+    word_splitter,
+)
 
 MIN_VOCAB = 256 + 1  # the bytes and <|endoftext|>
 MAX_VOCAB = 1 << 24  # the libraries reserve memory for every entry: about 70 bytes
@@ -38,28 +45,54 @@ SMALL_CHARACTERS = 1 << 24  # for which gigatoken, if its merges have to be lear
 CHUNK = 1 << 24  # bytes read at once to count the last merge
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, events: Events = SILENT) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    pattern: str = PATTERN,
+    special: Sequence[str] = (),
+    events: Events = SILENT,
+) -> Tokenizer:
     """Learn `vocab_size` entries: the 256 bytes in GPT-2's order, the merges from the most frequent
-    pair on, and `<|endoftext|>`.
+    pair on, `<|endoftext|>` and the `special` tokens.
 
-    The same texts give the same tokenizer in any order. If they contain too few pairs the
-    vocabulary stays smaller, with a warning. Raises UsageError on a size below 257 or above
-    `MAX_VOCAB`, InputError if there is no text.
+    `pattern` is the regular expression of a word; with one that is not GPT-2's, `tokenizers` learns
+    from the whole texts in memory. The same texts give the same tokenizer in any order. If they
+    contain too few pairs the vocabulary stays smaller, with a warning. Raises UsageError on a size
+    that has no room for the bytes and the special tokens or is above `MAX_VOCAB`, on a special token that is empty or given
+    twice, and on an invalid pattern; InputError if there is no text.
     """
     check_largest(vocab_size)
-    if vocab_size < MIN_VOCAB:
+    named = [END_OF_TEXT, *(token for token in special if token != END_OF_TEXT)]
+    if len(set(named)) != len(named) or not all(token.strip() for token in named):
+        raise UsageError(
+            "a special token is empty or given twice", field="special_token", code="bad_special"
+        )
+    if vocab_size < 256 + len(named):
         raise UsageError(
             f"a vocabulary of {vocab_size} is too small",
-            hint=f"it needs 256 bytes and {END_OF_TEXT}: {MIN_VOCAB} or more",
+            hint=f"it needs 256 bytes and {', '.join(named)}: {256 + len(named)} or more",
         )
-    merges = learn_merges(
-        _reported(texts, events),
-        vocab_size - MIN_VOCAB,
-        lambda pieces: _reference(pieces, vocab_size),
-    )
+    splitter = word_splitter(pattern)
+    count = vocab_size - 256 - len(named)
+
+    def reference(texts: Iterable[str]) -> Merges:
+        return _reference(texts, 256 + count, splitter)
+
+    if pattern == PATTERN:
+        merges = learn_merges(_reported(texts, events), count, reference)
+    else:
+        merges = reference(_reported(texts, events, is_cut=False))
     # two merges may make one token
     tokens = dict.fromkeys([*byte_alphabet(), *(left + right for left, right in merges)])
-    tokenizer = Tokenizer([*tokens, END_OF_TEXT], merges)
+    if clash := tokens.keys() & set(named):
+        raise UsageError(
+            f"{min(clash)!r} is an ordinary token of this vocabulary",
+            field="special_token",
+            code="bad_special",
+            hint="spell it as no text does: <|name|>",
+        )
+    tokenizer = Tokenizer([*tokens, *named], merges, named, pattern=pattern)
     if tokenizer.vocab_size < vocab_size:
         events.warn(
             f"the text has pairs for a vocabulary of {tokenizer.vocab_size:,} only, not {vocab_size:,}: give more text or a smaller size"
@@ -78,12 +111,12 @@ def check_largest(vocab_size: int) -> None:
         )
 
 
-def _reference(texts: Iterable[str], vocab_size: int) -> list[tuple[str, str]]:
-    """Return the merges that tokenizers learns."""
+def _reference(texts: Iterable[str], vocab_size: int, splitter: Any) -> list[tuple[str, str]]:
+    """Return the merges that tokenizers learns, up to a vocabulary of bytes and merges."""
     backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = splitter
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
+        vocab_size=vocab_size,
         min_frequency=MIN_FREQUENCY,
         initial_alphabet=list(byte_alphabet()),
         show_progress=False,
@@ -92,14 +125,16 @@ def _reference(texts: Iterable[str], vocab_size: int) -> list[tuple[str, str]]:
     return [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
 
 
-def _reported(texts: Iterable[str], events: Events) -> Iterator[str]:
-    """Yield the texts in pieces that suit the library, and report progress.
+def _reported(texts: Iterable[str], events: Events, *, is_cut: bool = True) -> Iterator[str]:
+    """Yield the texts, in pieces that suit the library if `is_cut`, and report progress.
 
     Raises InputError if there are none.
     """
     characters = 0
     for text in texts:
-        for piece in pieces(text, PIECE):
+        if not is_cut:
+            yield text
+        for piece in pieces(text, PIECE) if is_cut else ():
             # A word longer than two pieces is cut where it stands: at most one pair of it is
             # miscounted.
             yield from (

@@ -16,7 +16,9 @@ from typing import Final, Literal
 
 import torch
 
-from gptcli.cost.flops import flops_per_token
+from gptcli import optional_kernels
+from gptcli.cost.cpu import MICRO_BATCH_TOKENS, cpu_memory, on_cpu
+from gptcli.cost.flops import flops_per_token, layer_matrices
 from gptcli.cost.hardware import Gpu, Precision, find_gpu, identify_gpu
 from gptcli.cost.layout import Layout, division_problem
 from gptcli.cost.memory import (
@@ -38,10 +40,15 @@ from gptcli.trainer.config import TrainConfig
 AUTO: Final = "auto"
 RecomputeChoice = Literal["auto", Recompute]
 # more tokens at a time gain no speed (an Apple GPU's number is a CPU's: not measured)
-MAX_MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 4096, "cuda": 65536}
+MAX_MICRO_BATCH_TOKENS = {
+    "cpu": MICRO_BATCH_TOKENS,
+    "mps": MICRO_BATCH_TOKENS,
+    "cuda": 65536,
+}
 # share of a device's memory for tensors; the rest is for its context and the allocator's gaps
 # (a GPU sold with 80 GB has 85.5e9 bytes)
 TENSOR_MEMORY_SHARE = 0.93
+MARGIN = f"{1 - TENSOR_MEMORY_SHARE:.0%}".replace("%", " %")  # as messages say it
 PROXY_GPU = "a100"  # its speeds rank the layouts of a GPU without a row in hardware.toml
 MAX_SUGGESTIONS = 3  # layouts that an error message names
 # bytes, or "max" (Linux, control groups of version 2)
@@ -247,10 +254,48 @@ def check_division(
 def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
     """Return the peak bytes of a process of this run, for full batches of `sequences`.
 
-    Muon keeps one moment where AdamW keeps two, and is counted as AdamW.
+    On a GPU they are those of tensors, on a CPU of the whole process. A user's own optimizer is
+    counted as AdamW.
     """
-    averages = FP32_BYTES * model.parameters // (layout.processes // layout.dp) if train.ema else 0
-    return rank_memory(model, layout, work_of(layout, train, sequences)).total + averages
+    parts = layout.processes // layout.dp
+    average = FP32_BYTES * model.parameters // parts if train.ema else 0
+    # Muon keeps one moment of the matrices in the layers, where AdamW keeps two
+    fewer = model.n_layer * layer_matrices(model) // parts if train.optimizer == "muon" else 0
+    return peak_memory(
+        model,
+        layout,
+        work_of(layout, train, sequences),
+        average_bytes=average,
+        fewer_moments=fewer,
+        compiled=train.compile,
+    )
+
+
+def peak_memory(
+    model: ModelConfig,
+    layout: Layout,
+    work: StepConfig,
+    *,
+    average_bytes: int = 0,
+    fewer_moments: int = 0,
+    compiled: bool = False,
+) -> int:
+    """Return the peak bytes of a process here: of tensors on a GPU, of all on a CPU.
+
+    The optimizer is AdamW without `fewer_moments` of its numbers.
+    """
+    if device_type() != "cpu":
+        found = rank_memory(model, layout, work)
+        return found.total + average_bytes - FP32_BYTES * fewer_moments
+    has_kernels = layout.tp == 1 and not optional_kernels.lack_compiler()
+    return cpu_memory(
+        model,
+        layout,
+        on_cpu(work, model, has_kernels=has_kernels),
+        average_bytes=average_bytes,
+        fewer_moments=fewer_moments,
+        compiled=compiled,
+    ).total
 
 
 def check_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> None:
@@ -270,11 +315,11 @@ def shortage(layout: Layout, needs: int, has: int) -> str:
     if layout.processes == 1:
         return (
             f"does not fit: the run needs {in_bytes(needs)} of memory, "
-            f"and this machine has {in_bytes(has)} for it"
+            f"and this machine has {in_bytes(has)} for it, with {MARGIN} kept free"
         )
     return (
         f"does not fit: a process of {layout} needs {in_bytes(needs)} of memory, "
-        f"and has {in_bytes(has)}"
+        f"and has {in_bytes(has)}, with {MARGIN} kept free"
     )
 
 
@@ -376,7 +421,7 @@ def best_work(
         for size in sizes
         for name in ([recompute] if recompute != AUTO else RECOMPUTE)
     ]
-    fits = [step for step in steps if rank_memory(model, layout, step).total <= gpu.memory_bytes]
+    fits = [step for step in steps if peak_memory(model, layout, step) <= gpu.memory_bytes]
     return max(
         fits, key=lambda step: make_plan(model, layout, step, gpu).tokens_per_second, default=None
     )

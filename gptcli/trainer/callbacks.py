@@ -49,6 +49,8 @@ class RunProgress:
     """Metrics of the last step, before its evaluation."""
     val_loss: float | None = None
     """Newest validation loss, in nats per token."""
+    failed_copies: int = 0
+    """Number of checkpoints that could not be copied to the store."""
     ended: bool = False
     """True if a rule ended the run before its last token."""
     smoothed_loss: float | None = None

@@ -14,10 +14,12 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES, PipelineSchedule, Recompute
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
+from gptcli.shards.manifest import mixture_text, read_mixture
 
 OPTIMIZERS = ("adamw", "muon")
 TIMEOUT_S = 120
 LR_SCHEDULES = ("cosine", "wsd", "linear", "constant")
+COURSES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +49,18 @@ class TrainConfig:
     """Tokens in the first step's batch, if there is a ramp."""
     weight_decay: float = 0.1
     """Weight decay of tensors with two or more dimensions: matrices and embeddings."""
+    weight_decay_schedule: str = "constant"
+    """Course of the weight decay over the run, one of `COURSES`, or "module:function"."""
+    end_weight_decay: float | None = None
+    """Weight decay at the end of the run; None unless it changes along a line or a cosine."""
     beta1: float = 0.9
     """Decay rate of Adam's first moment."""
     beta2: float = 0.95
     """Decay rate of Adam's second moment."""
+    beta2_schedule: str = "constant"
+    """Course of `beta2` over the run, one of `COURSES`, or "module:function"."""
+    end_beta2: float | None = None
+    """`beta2` at the end of the run; None unless it changes along a line or a cosine."""
     eps: float = 1e-8
     """Adam's epsilon."""
     clip: float = 1.0
@@ -77,6 +87,10 @@ class TrainConfig:
     """
     document_mask: bool = False
     """Keep attention within each document."""
+    mixture: str = ""
+    """Weights of the shards' sources by tokens, "web=3,books=1; 500M: web=1,books=2"
+    (`gptcli.shards.manifest.read_mixture`); empty for those of the shards, all along.
+    """
     mup: int | None = None
     """Width at which `lr` was tuned, for the maximal update parametrization (see
     `gptcli.model.transformer.mup_rescale`);
@@ -179,6 +193,7 @@ class TrainConfig:
             "ramp_tokens",
             "ramp_from",
             "weight_decay",
+            "end_weight_decay",
             "spike",
             "samples",
             "seed",
@@ -187,9 +202,9 @@ class TrainConfig:
             "checkpoint_minutes",
             "stop_early",
         ):
-            if not getattr(self, name) >= 0:
+            if (value := getattr(self, name)) is not None and not value >= 0:
                 raise UsageError(
-                    f"{getattr(self, name)} is out of range",
+                    f"{value} is out of range",
                     field=name,
                     code="out_of_range",
                     hint="0 or more",
@@ -201,9 +216,11 @@ class TrainConfig:
                 code="out_of_range",
                 hint="the width, 1 or more, at which {option:lr} was tuned",
             )
-        for name in ("beta1", "beta2", "ema", "min_lr_ratio"):
+        for name in ("beta1", "beta2", "end_beta2", "ema", "min_lr_ratio"):
             value = getattr(self, name)
-            if not (0 <= value < 1 or (name == "min_lr_ratio" and value == 1)):
+            if value is not None and not (
+                0 <= value < 1 or (name == "min_lr_ratio" and value == 1)
+            ):
                 raise UsageError(
                     f"{value} is out of range",
                     field=name,
@@ -221,14 +238,31 @@ class TrainConfig:
                 )
 
     def _check_schedule(self) -> None:
-        """Check optimizer and schedule; set the length of a cooldown."""
-        for name, names in {"optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES}.items():
+        """Check optimizer, schedules and mixture; set the length of a cooldown."""
+        object.__setattr__(self, "mixture", mixture_text(read_mixture(self.mixture)))
+        kinds = {
+            "optimizer": OPTIMIZERS,
+            "lr_schedule": LR_SCHEDULES,
+            "weight_decay_schedule": COURSES,
+            "beta2_schedule": COURSES,
+        }
+        for name, names in kinds.items():
             if (value := getattr(self, name)) not in names and ":" not in value:
                 raise UsageError(
                     f"unknown {name.replace('_', ' ')} {value!r}",
                     field=name,
                     code="unknown_value",
                     hint=nearest(value, names, beyond="or your own, as module:function"),
+                )
+        for name in ("weight_decay", "beta2"):
+            course, end = getattr(self, f"{name}_schedule"), getattr(self, f"end_{name}")
+            if (end is not None) != (course in COURSES[1:]):
+                raise UsageError(
+                    f"the course {course} " + ("needs its end" if end is None else "has no end"),
+                    field=f"end_{name}",
+                    code="end_without_course",
+                    hint=f"give both: {{option:{name}_schedule}} {' or '.join(COURSES[1:])}, and "
+                    f"{{option:end_{name}}}",
                 )
         if self.optimizer == "muon" and self.mup is not None:
             raise UsageError(
@@ -263,7 +297,10 @@ RECIPE = (
     "document_mask", "mup", "seed",
 )  # fmt: skip
 """Fields that decide the weights, given model and data: a resumed run keeps them."""
-BESIDE_THE_PAPERS = ("optimizer", "lr_schedule", "cooldown_tokens", "ema")
+BESIDE_THE_PAPERS = (
+    "optimizer", "lr_schedule", "cooldown_tokens", "ema", "weight_decay_schedule",
+    "end_weight_decay", "beta2_schedule", "end_beta2", "mixture",
+)  # fmt: skip
 """Fields that decide the weights too. An identity has those that differ from the papers' recipe, so
 that runs of versions that had none of them can be resumed."""
 
@@ -302,6 +339,8 @@ class Run:
     """Further shard folders by name, whose validation losses are measured too."""
     val_by_source: bool = False
     """Measure the validation loss of each source of a mixture too."""
+    checkpoint_to: str | None = None
+    """URL of a store that gets a copy of every checkpoint (`gptcli.trainer.remote`)."""
     track: tuple[str, ...] = ()
     """Trackers to log metrics to as well (`gptcli.trainer.trackers`)."""
     timeout: int = TIMEOUT_S

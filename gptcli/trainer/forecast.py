@@ -11,7 +11,7 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.errors import name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
-from gptcli.shards.manifest import Manifest, Split
+from gptcli.shards.manifest import Manifest, Split, tokens_by_source
 from gptcli.trainer.auto import (
     memory_advice,
     process_memory,
@@ -102,7 +102,7 @@ def forecast(
     """Forecast a run that has already read `done` tokens; `manifest` is None without shards."""
     schedule, layout = Schedule(train, model.n_ctx), parse_layout(train.layout)
     tokens, steps = schedule.total_sequences * model.n_ctx, schedule.steps()
-    passes, by_source = passes_over(manifest, tokens)
+    passes, by_source = passes_over(manifest, tokens, train.mixture)
     seconds = seconds_of(machine, tokens - done, steps - schedule.steps(done) if done else steps)
     needs = process_memory(model, layout, train, min(schedule.full_batch, schedule.total_sequences))
     fits = None if machine.memory_bytes is None else needs <= machine.memory_bytes
@@ -151,7 +151,7 @@ def forecast_facts(forecast: Forecast, *, at_least: bool = False) -> dict[str, s
         if forecast.passes_by_source:
             each = (f"{name} {amount(times)}" for name, times in forecast.passes_by_source.items())
             passes += f"; of each source: {', '.join(each)}"
-    memory = f"{in_bytes(forecast.memory_bytes)} of tensors"
+    memory = f"{in_bytes(forecast.memory_bytes)} at the peak"
     if forecast.memory_available_bytes is not None:
         fits = "fits" if forecast.fits else "does not fit"
         memory += f", {in_bytes(forecast.memory_available_bytes)} here: {fits}"
@@ -179,15 +179,15 @@ def time_range(forecast: Forecast) -> str:
     return f"about {rough_duration(forecast.seconds_low, forecast.seconds_high)}"
 
 
-def passes_over(manifest: Manifest | None, tokens: int) -> tuple[float | None, dict[str, float]]:
+def passes_over(
+    manifest: Manifest | None, tokens: int, mixture: str = ""
+) -> tuple[float | None, dict[str, float]]:
     """Return passes of `tokens` over the training data, and over each source of a mixture."""
     if manifest is None or not manifest.tokens("train"):
         return None, {}
-    shares = manifest.shares()
-    by_source = {
-        name: share * tokens / manifest.tokens("train", name) for name, share in shares.items()
-    }
-    return tokens / manifest.tokens("train"), by_source if len(shares) > 1 else {}
+    read = tokens_by_source(manifest.stages(mixture), tokens)
+    by_source = {name: read[name] / manifest.tokens("train", name) for name in read}
+    return tokens / manifest.tokens("train"), by_source if len(read) > 1 else {}
 
 
 def seconds_of(machine: Machine, tokens: int, steps: int) -> tuple[float, float] | None:

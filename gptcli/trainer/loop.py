@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gptcli.distributed.context import RankContext, check_numeric_environment, pin_thread_count
 from gptcli.distributed.gpu import check_gpus, use_deterministic_kernels
 from gptcli.errors import Interrupted, RunError
@@ -17,7 +19,7 @@ from gptcli.model.source import initial_weights_folder
 from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
-from gptcli.shards.order import open_order
+from gptcli.shards.order import Mixture, open_order
 from gptcli.toml_json import finite
 from gptcli.trainer.auto import process_memory
 from gptcli.trainer.callbacks import Callback, RunProgress
@@ -50,11 +52,14 @@ from gptcli.trainer.monitors import (
     PeakMemory,
     Profiler,
     ProgressReporter,
+    RankMonitor,
+    SourceMonitor,
     Throughput,
 )
 from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.remote import CheckpointCopies
 from gptcli.trainer.schedule import Position, Schedule
-from gptcli.trainer.step import MicroBatch, StepResult, micro_batches
+from gptcli.trainer.step import MicroBatch, StepResult, micro_batch_sources, micro_batches
 from gptcli.trainer.trackers import MetricsLogger, ReportWriter, find_tracker
 
 TRAINER_STATE = "running"  # key of the trainer's state in the metrics of a checkpoint
@@ -81,7 +86,9 @@ class Trainer:
         n_ctx, config = run.model.n_ctx, run.train
         self.schedule = Schedule(config, n_ctx)
         # Opened before the main rank writes anything: all ranks report missing data alike.
-        self.order = open_order(run.data, "train", n_ctx, config.seed, verify=False)
+        self.order = open_order(
+            run.data, "train", n_ctx, config.seed, mixture=config.mixture, verify=False
+        )
         validations = open_validations(run)
         if context.is_main:
             prepare_run_folder(run)
@@ -90,6 +97,8 @@ class Trainer:
             use_deterministic_kernels(context.device, events)
         check_gpus(context, process_memory(run.model, run.layout, config, sequences), events)
         self.train_step = build_train_step(run, context, events)
+        if isinstance(self.order, Mixture):
+            self.train_step.observe_sources(len(self.order.sources))
         self.parameters = plain_named_parameters(self.train_step.model)
         self.checkpoints = Checkpoints(
             run.out, context, keep=config.keep, keep_every=config.keep_every
@@ -122,7 +131,11 @@ class Trainer:
         callbacks: list[Callback] = [GarbageCollection(progress)]
         if self.context.is_main:
             callbacks.append(Throughput(progress))
+            if isinstance(self.order, Mixture):
+                callbacks.append(SourceMonitor(progress, self.order))
         callbacks.append(NoiseScaleMonitor(progress))
+        if self.context.world_size > 1:
+            callbacks.append(RankMonitor(progress))
         if validations:
             callbacks.append(Validation(progress, self.train_step, validations))
             if run.train.stop_early:
@@ -135,6 +148,8 @@ class Trainer:
         if run.train.samples:
             kinds.append(SampleWriter)
         kinds += [ReportWriter, ModelCardWriter]
+        if run.checkpoint_to is not None:
+            kinds.append(CheckpointCopies)
         if run.train.keep_best:
             kinds.append(BestCheckpoint)
         if is_small(run.model):
@@ -219,28 +234,31 @@ class Trainer:
     def _step(self, batches: list[MicroBatch]) -> tuple[list[MicroBatch], StepResult]:
         """Run one step; return the next one's micro-batches, and the result."""
         progress, n_ctx = self.progress, self.run.model.n_ctx
-        size = self._batch_size()
+        first, size = progress.position.sequences, self._batch_size()
         progress.position = Position(progress.position.step + 1, progress.position.sequences + size)
         tokens, batch_tokens = progress.position.sequences * n_ctx, size * n_ctx
-        lr = self.schedule.lr(tokens)
+        rates = self.schedule.rates(tokens)
         next_batches: list[MicroBatch] = []
         result = self.train_step(
             batches,
             step=progress.position.step,
             batch_tokens=batch_tokens,
-            lr=lr,
+            rates=rates,
             stop_requested=self.stop.requested,
             checkpoint_requested=self._is_checkpoint_overdue(),
             while_device_works=lambda: next_batches.extend(self._next_batches()),
+            sources=self._sources(first, size),
         )
         progress.line = line = {
             "step": progress.position.step,
             "tokens": tokens,
             "loss": finite(result.loss),
-            "lr": lr,
+            "lr": rates.lr,
             "grad_norm": finite(result.grad_norm),
             "batch_tokens": batch_tokens,
         }
+        changing = {"weight_decay": rates.weight_decay, "beta2": rates.beta2}
+        line.update({name: value for name, value in changing.items() if value is not None})
         for callback in self.callbacks:
             callback.on_step_end(result, line)
         if result.skip_reason is not None:
@@ -272,6 +290,13 @@ class Trainer:
         """Return this rank's micro-batches of the next step."""
         first, size = self.progress.position.sequences, self._batch_size()
         return micro_batches(self.order, first, size, self.run.train.micro_batch, self.context)
+
+    def _sources(self, first: int, size: int) -> list[torch.Tensor]:
+        """Return the sources of the rows of this rank's micro-batches; none without a mixture."""
+        if not isinstance(self.order, Mixture):
+            return []
+        micro_batch = self.run.train.micro_batch
+        return micro_batch_sources(self.order, first, size, micro_batch, self.context)
 
     def _record_skip(self, result: StepResult, line: Line) -> None:
         """Record a skipped update. Raises RunError after too many in a row."""
@@ -323,6 +348,7 @@ class Trainer:
 
     def _report(self, seconds: float, *, interrupted: bool) -> Report:
         progress, step = self.progress, self.progress.position.step
+        copies = {"failed_copies": progress.failed_copies} if self.run.checkpoint_to else {}
         return {
             "out": str(self.run.out),
             "parameters": self.run.model.parameters,
@@ -334,6 +360,7 @@ class Trainer:
             "val_loss": progress.val_loss,
             "skipped": self.train_step.spike_guard.state["skipped"],
             "seconds": round(seconds, 3),
+            **copies,
             "interrupted": interrupted,
         }
 

@@ -22,7 +22,7 @@ from gptcli.shards.order import open_order
 from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run
 from gptcli.trainer.parallelize import build_train_step
-from gptcli.trainer.schedule import Schedule
+from gptcli.trainer.schedule import Rates, Schedule
 from gptcli.trainer.step import micro_batches
 from gptcli.trainer.step_statistics import SpikeGuard
 
@@ -42,7 +42,9 @@ def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     schedule, n_ctx = Schedule(run.train, run.model.n_ctx), run.model.n_ctx
-    order = open_order(run.data, "train", n_ctx, run.train.seed, verify=False)
+    order = open_order(
+        run.data, "train", n_ctx, run.train.seed, mixture=run.train.mixture, verify=False
+    )
     train_step = build_train_step(run, context, events)
     train_step.spike_guard = SpikeGuard(0.0)  # the sweep looks for the rise of the loss
     if run.init_from is not None:
@@ -60,7 +62,7 @@ def lr_range(run: Run, context: RankContext, events: Events) -> dict[str, Any]:
         batches = micro_batches(
             order, step * schedule.full_batch, schedule.full_batch, run.train.micro_batch, context
         )
-        result = train_step(batches, step=step + 1, batch_tokens=tokens, lr=lr)
+        result = train_step(batches, step=step + 1, batch_tokens=tokens, rates=Rates(lr))
         if result.skip_reason is not None:
             break
         points.append(smoothed(points, lr, result.loss))

@@ -14,28 +14,29 @@ from pathlib import Path
 
 import torch
 
+from gptcli.cost.cpu import STEP_SECONDS, UTILISATION, cpu_device
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import identify_gpu
+from gptcli.cost.hardware import Gpu, Precision, identify_gpu
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.step_time import uncertainty
 from gptcli.devices import device_type, gpu_name
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.runtime import available_cores
+from gptcli.runtime import available_cores, processor
 from gptcli.trainer.auto import (
+    TENSOR_MEMORY_SHARE,
     check_processes,
     device,
+    host_memory,
     work_of,
 )
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES
 from gptcli.trainer.schedule import Schedule
 
-# share of the rate of a single matrix product that a training step on a CPU reaches: low, high
-UTILISATION = (0.15, 0.75)
-STEP_SECONDS = (0.003, 0.03)  # constant part of a step on a CPU: low, high
 PROBE = (512, 1024)  # rows and maximum width of the matrix product that is timed
+COPIED = 1 << 26  # bytes of the copy that is timed
 PROBE_SECONDS = 0.01  # minimum CPU time of each of five measurements
 
 
@@ -87,6 +88,24 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
         tokens_per_second=(slow, fast),
         step_seconds=STEP_SECONDS,
     )
+
+
+def this_cpu(precision: Precision) -> Gpu:
+    """Measure this machine's processor as a device of `gpt cost`, in some tens of milliseconds."""
+    memory = int(TENSOR_MEMORY_SHARE * host_memory())
+    rate = product_rate(PROBE[1], precision)
+    return cpu_device(available_cores(), rate, copy_rate(), memory, processor()[0])
+
+
+def copy_rate() -> float:
+    """Return the bytes per second that a copy of a large tensor reads and writes here."""
+    source = torch.zeros(COPIED, dtype=torch.uint8)
+    target, least = torch.empty_like(source), float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        target.copy_(source)
+        least = min(least, time.perf_counter() - begin)
+    return 2 * COPIED / least
 
 
 def gpu_speed(model: ModelConfig, train: TrainConfig, layout: Layout) -> tuple[float, float] | None:

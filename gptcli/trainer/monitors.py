@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import socket
+import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.profiler import ProfilerActivity
 
 from gptcli.cost.flops import flops_per_token
@@ -18,6 +21,8 @@ from gptcli.errors import UsageError
 from gptcli.model.source import TRACE
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line
+from gptcli.shards.order import Mixture
+from gptcli.toml_json import finite
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.step import StepResult
 from gptcli.trainer.step_statistics import NoiseScale, rerun_every, small_batch_sequences
@@ -25,6 +30,9 @@ from gptcli.trainer.step_statistics import NoiseScale, rerun_every, small_batch_
 COLLECT_EVERY_STEPS = 1000  # a garbage collection takes up to a second
 PROFILE_SKIPPED_STEPS, PROFILE_STEPS = 2, 3  # the first steps still allocate and tune
 PROFILE_ROWS = 15  # operators in the table
+GATHER_EVERY_STEPS = 20  # steps between comparisons of the processes
+SLOW = 1.5  # a process is slow whose own time in a step is this many times the median's
+MIN_LATE_SECONDS = 0.005  # a smaller difference costs nothing that one could mend
 
 
 class GarbageCollection(Callback):
@@ -130,12 +138,94 @@ class NoiseScaleMonitor(Callback):
         self.noise = NoiseScale(state)
 
 
-class PeakMemory(Callback):
-    """Callback that adds the main rank's peak memory in bytes to a step's line."""
+class SourceMonitor(Callback):
+    """Callback that adds the sources of a mixture to a step's line.
+
+    loss_NAME: mean training loss of the step's tokens of a source; absent if it had none
+    tokens_NAME: tokens of the source that the run has read
+    passes_NAME: the same as passes over its training data
+    """
+
+    def __init__(self, progress: RunProgress, order: Mixture) -> None:
+        super().__init__(progress)
+        self.order = order
+        self.read = order.counts(progress.position.sequences)
 
     def on_step_end(self, result: StepResult, line: Line) -> None:
-        """Add the metric."""
+        """Add the metrics."""
+        order = self.order
+        before, self.read = self.read, order.counts(self.progress.position.sequences)
+        for name, source, old, new, loss in zip(
+            order.names, order.sources, before, self.read, result.loss_by_source, strict=True
+        ):
+            if new > old:
+                line[f"loss_{name}"] = finite(loss / ((new - old) * order.n_ctx))
+            line[f"tokens_{name}"] = new * order.n_ctx
+            line[f"passes_{name}"] = round(new / source.windows, 4)
+
+
+class PeakMemory(Callback):
+    """Callback that adds the main rank's peak memory in bytes to a step's line, and in
+    `data_seconds` the time in which it read the next step's data.
+    """
+
+    def on_step_end(self, result: StepResult, line: Line) -> None:
+        """Add the metrics."""
         line["peak_memory"] = peak_memory(self.progress.context.device)
+        line["data_seconds"] = round(result.data_seconds, 6)
+
+
+class RankMonitor(Callback):
+    """Callback that compares the processes every GATHER_EVERY_STEPS steps, and names a slow one.
+
+    rank_own_seconds: mean time of a step that is each process's own (`OwnTime`); under `dp` alone
+    rank_data_seconds: mean time in which each process read the next step's data
+    rank_memory: peak memory of each process in bytes
+    """
+
+    main_only = False
+
+    def __init__(self, progress: RunProgress) -> None:
+        super().__init__(progress)
+        # gathered beside the GPUs, which would wait for it
+        on_gpu = progress.context.device.type == "cuda"
+        self.group = dist.new_group(backend="gloo") if on_gpu else None
+        self.own: list[float] = []
+        self.data: list[float] = []
+        self.late: dict[int, int] = {}
+        """Number of gatherings in a row in which a process was slow."""
+
+    def on_step_end(self, result: StepResult, line: Line) -> None:
+        """Add the metrics if they are due, and warn of processes that have become slow."""
+        self.data.append(result.data_seconds)
+        if result.own_seconds is not None:
+            self.own.append(result.own_seconds)
+        if self.progress.position.step % GATHER_EVERY_STEPS:
+            return
+        context = self.progress.context
+        means = [statistics.fmean(times) if times else None for times in (self.own, self.data)]
+        mine = (socket.gethostname(), *means, peak_memory(context.device))
+        self.own, self.data = [], []
+        hosts, own, data, memory = zip(*context.all_gather(mine, self.group), strict=True)
+        if not context.is_main:
+            return
+        line["rank_data_seconds"] = [round(seconds, 6) for seconds in data]
+        line["rank_memory"] = list(memory)
+        if None not in own:
+            line["rank_own_seconds"] = [round(seconds, 6) for seconds in own]
+            self._warn(list(hosts), list(own))
+
+    def _warn(self, hosts: list[str], own: list[float]) -> None:
+        """Warn of the processes that were slow in two gatherings in a row, once for each time."""
+        usual = statistics.median_low(own)
+        for rank, seconds in enumerate(own):
+            slow = seconds > SLOW * usual and seconds > usual + MIN_LATE_SECONDS
+            self.late[rank] = self.late.get(rank, 0) + 1 if slow else 0
+            if self.late[rank] == 2:
+                self.progress.events.warn(
+                    f"process {rank} on {hosts[rank]} is slow: a step takes it {seconds:.3g} s, more "
+                    f"than {SLOW:g} times the {usual:.3g} s of the median, and all wait for it"
+                )
 
 
 def peak_memory(device: torch.device) -> int:

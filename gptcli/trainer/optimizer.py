@@ -24,6 +24,7 @@ from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError, install_hint
 from gptcli.model.transformer import mup_groups
 from gptcli.trainer.config import TrainConfig, import_object
+from gptcli.trainer.schedule import Rates
 
 AUTOCAST_DTYPES = {
     "fp32": None,
@@ -85,9 +86,35 @@ def own_optimizer(made: Any, config: TrainConfig) -> torch.optim.Optimizer:
             code="not_an_optimizer",
             hint="a function (model, config) that returns one optimizer of the model's parameters",
         )
+    changing = {
+        "weight_decay": config.weight_decay_schedule,
+        "betas": config.beta2_schedule,
+    }
+    for key, course in changing.items():
+        if course != "constant" and not any(key in group for group in made.param_groups):
+            raise UsageError(
+                f"{config.optimizer} has no {key} that could follow a schedule",
+                field="weight_decay_schedule" if key == "weight_decay" else "beta2_schedule",
+                code="nothing_to_schedule",
+                hint="leave the schedule out",
+            )
     for group in made.param_groups:
         group.setdefault("lr_scale", 1.0)
+        group.setdefault("decays", group.get("weight_decay", 0) > 0)
     return made
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Give the parameter groups the constants of one update, those that change.
+
+    Adam corrects its second moment by the newest beta2, as torch does.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rates.lr * group["lr_scale"]
+        if rates.weight_decay is not None and group["decays"]:
+            group["weight_decay"] = rates.weight_decay / group["lr_scale"]
+        if rates.beta2 is not None and "betas" in group:
+            group["betas"] = (group["betas"][0], rates.beta2)
 
 
 class Muon(torch.optim.Optimizer):

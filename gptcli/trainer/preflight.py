@@ -115,7 +115,14 @@ def check_run(run: Run, manifest: Manifest) -> None:
                 where=folder,
                 hint="build it with the same one",
             )
-    open_order(run.data, "train", run.model.n_ctx, run.train.seed, verify=False)
+    open_order(
+        run.data,
+        "train",
+        run.model.n_ctx,
+        run.train.seed,
+        mixture=run.train.mixture,
+        verify=False,
+    )
     check_disk(run)
 
 

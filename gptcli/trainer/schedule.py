@@ -1,10 +1,13 @@
-"""Learning rate and batch size as pure functions of tokens (GPT-3, appendix B).
+"""Learning rate, weight decay, beta2 and batch size as pure functions of tokens (GPT-3, appendix B).
 
     cosine     the papers': falls along a cosine to `min_lr_ratio` at `decay_tokens`, then stays
     linear     falls along a line, to the same place
     wsd        stays, and falls in the last `cooldown_tokens` by 1 - sqrt (Hägele et al. 2024, arXiv
                2405.18392, section 4); runs of different lengths share all steps before that
     constant   stays
+
+Weight decay and beta2 are constant in the papers. They may go from their first value to another one
+at the end of the run, along a line or half a cosine.
 
 The batch ramp does not change the learning rate, and the configuration alone determines every step
 of a run. Only a batch size that follows the noise scale depends on measurements.
@@ -32,15 +35,33 @@ class Position:
     """Sequences read so far, by all ranks together."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Constants of one update."""
+
+    lr: float
+    """Learning rate."""
+    weight_decay: float | None = None
+    """Weight decay of matrices and embeddings; None if it never changes."""
+    beta2: float | None = None
+    """Decay rate of Adam's second moment; None if it never changes."""
+
+
+Own = Callable[[float, TrainConfig], Any]
+
+
 class Schedule:
     """Steps of a run. Batches are whole sequences of `n_ctx` tokens."""
 
     def __init__(self, config: TrainConfig, n_ctx: int) -> None:
         """Raises UsageError if the run is shorter than one sequence."""
         self.config, self.n_ctx = config, n_ctx
-        self.own_schedule: Callable[[float, TrainConfig], Any] | None = (
-            import_object(config.lr_schedule, "lr_schedule") if ":" in config.lr_schedule else None
-        )
+        self.own: dict[str, Own] = {
+            name: import_object(path, name)
+            for name in ("lr_schedule", "weight_decay_schedule", "beta2_schedule")
+            if ":" in (path := getattr(config, name))
+        }
+        """The user's own schedules, by parameter."""
         self.total_sequences = config.tokens // n_ctx
         """Number of sequences in the run."""
         self.full_batch = max(1, round(config.batch_tokens / n_ctx))
@@ -52,6 +73,30 @@ class Schedule:
                 hint="raise {option:tokens} or lower {option:n_ctx}",
             )
 
+    def rates(self, tokens: float) -> Rates:
+        """Return the constants of the step that ends at `tokens`."""
+        return Rates(self.lr(tokens), self.weight_decay(tokens), self.beta2(tokens))
+
+    def weight_decay(self, tokens: float) -> float | None:
+        """Return the weight decay of the step that ends at `tokens`; None if it never changes."""
+        own = self._own("weight_decay_schedule", tokens)
+        return self._course("weight_decay", tokens) if own is None else own
+
+    def beta2(self, tokens: float) -> float | None:
+        """Return Adam's beta2 in the step that ends at `tokens`; None if it never changes."""
+        own = self._own("beta2_schedule", tokens, below=1.0)
+        return self._course("beta2", tokens) if own is None else own
+
+    def _course(self, name: str, tokens: float) -> float | None:
+        """Return a value on its way from the first to the last of the run; None if it stays."""
+        begin, end = getattr(self.config, name), getattr(self.config, f"end_{name}")
+        if end is None:
+            return None
+        done = min(1.0, tokens / self.config.tokens)
+        if getattr(self.config, f"{name}_schedule") == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return begin + (end - begin) * done
+
     def lr(self, tokens: float) -> float:
         """Return the learning rate of the step that ends at `tokens`.
 
@@ -60,8 +105,8 @@ class Schedule:
         UsageError if that returns no rate.
         """
         c = self.config
-        if self.own_schedule is not None:
-            return self._own_lr(tokens)
+        if (own := self._own("lr_schedule", tokens)) is not None:
+            return own
         if tokens < c.warmup_tokens:
             return c.lr * tokens / c.warmup_tokens
         if c.lr_schedule == "constant":
@@ -81,17 +126,23 @@ class Schedule:
             c.min_lr_ratio + (1 - c.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
         )
 
-    def _own_lr(self, tokens: float) -> float:
-        assert self.own_schedule is not None
-        lr = self.own_schedule(tokens, self.config)
-        if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+    def _own(self, name: str, tokens: float, below: float = math.inf) -> float | None:
+        """Return the value of the user's own schedule `name`; None if there is none.
+
+        Raises UsageError if it is no number from 0 to `below`.
+        """
+        if name not in self.own:
+            return None
+        value = self.own[name](tokens, self.config)
+        if not isinstance(value, int | float) or not 0 <= value < below:
+            limit = "" if below == math.inf else f" and below {below:g}"
             raise UsageError(
-                f"{self.config.lr_schedule} returned {lr!r} at {tokens:,.0f} tokens",
-                field="lr_schedule",
-                code="not_a_learning_rate",
-                hint="a function (tokens, config) that returns a learning rate, 0 or more",
+                f"{getattr(self.config, name)} returned {value!r} at {tokens:,.0f} tokens",
+                field=name,
+                code="not_a_rate",
+                hint=f"a function (tokens, config) that returns a number, 0 or more{limit}",
             )
-        return float(lr)
+        return float(value)
 
     def batch(self, sequences: int) -> int:
         """Return the sequences of the step that begins after `sequences`.

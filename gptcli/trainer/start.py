@@ -34,6 +34,7 @@ from gptcli.model.source import (
 )
 from gptcli.model.tensor_file import AVERAGE
 from gptcli.runs.metrics import MetricsLog, read_lines
+from gptcli.shards.manifest import read_manifest
 from gptcli.trainer.checkpoint import CheckpointState, checkpoint_folder, newest_state, read_state
 from gptcli.trainer.config import Run, TrainConfig, from_values
 from gptcli.trainer.preflight import differences
@@ -42,7 +43,7 @@ from gptcli.trainer.schedule import Position, Schedule
 TOKENIZER = "tokenizer.json"
 FREE = {
     "init_from", "checkpoint", "tokens", "batch_tokens", "lr", "min_lr_ratio", "warmup_tokens",
-    "decay_tokens", "ramp_tokens", "ramp_from", "lr_schedule", "cooldown_tokens",
+    "decay_tokens", "ramp_tokens", "ramp_from", "lr_schedule", "cooldown_tokens", "mixture",
 }  # fmt: skip
 """Values that a continued run may change, as long as the schedule agrees up to its checkpoint."""
 
@@ -141,6 +142,7 @@ def continued_state(run: Run) -> CheckpointState:
             hint="without {option:continues}, a run starts from its weights alone",
         )
     position, n_ctx = state.position, run.model.n_ctx
+    _check_mixture(run, before.get("mixture", ""), position.sequences * n_ctx)
     new = Schedule(run.train, n_ctx)
     if new.total_sequences <= position.sequences:
         raise UsageError(
@@ -156,6 +158,22 @@ def continued_state(run: Run) -> CheckpointState:
     return state
 
 
+def _check_mixture(run: Run, before: str, tokens: int) -> None:
+    """Raise UsageError if the mixture differs from `before` in the first `tokens`."""
+    manifest = read_manifest(run.data)
+    was, now = (
+        [stage for stage in manifest.stages(mixture) if stage.tokens < tokens]
+        for mixture in (before, run.train.mixture)
+    )
+    if was != now:
+        raise UsageError(
+            f"the mixtures part before the checkpoint at {tokens:,} tokens",
+            field="mixture",
+            code="another_mixture",
+            hint=f"leave the stages before it as they were: {before or 'none'}",
+        )
+
+
 def shared_steps(one: Schedule, other: Schedule, steps: int) -> int:
     """Return the number of first steps, up to `steps`, that two schedules have in common.
 
@@ -166,7 +184,7 @@ def shared_steps(one: Schedule, other: Schedule, steps: int) -> int:
         after = one.after(position)
         tokens = after.sequences * one.n_ctx
         same_batch = one.config.follow_noise or other.after(position) == after
-        if after == position or not same_batch or one.lr(tokens) != other.lr(tokens):
+        if after == position or not same_batch or one.rates(tokens) != other.rates(tokens):
             break
         position = after
     return position.step
@@ -187,10 +205,16 @@ def _another_schedule(run: Run, old: Schedule, new: Schedule, shared: int) -> Us
         if steps
         else ("no checkpoint of before that is left: {option:keep_every} keeps some of a run")
     )
+    was, now = old.rates(tokens), new.rates(tokens)
+    also = [
+        f"; the {name.replace('_', ' ')} was {before}, and now {after}"
+        for name in ("weight_decay", "beta2")
+        if (before := getattr(was, name)) != (after := getattr(now, name))
+    ]
     return UsageError(
         f"the schedules part before the checkpoint: at {tokens:,} tokens the learning rate was "
-        f"{old.lr(tokens):.4g} and the batch {old.batch(position.sequences) * old.n_ctx:,} tokens, "
-        f"and now {new.lr(tokens):.4g} and {new.batch(position.sequences) * new.n_ctx:,}",
+        f"{was.lr:.4g} and the batch {old.batch(position.sequences) * old.n_ctx:,} tokens, "
+        f"and now {now.lr:.4g} and {new.batch(position.sequences) * new.n_ctx:,}{''.join(also)}",
         where=run.init_from,
         field="continues",
         code="another_schedule",

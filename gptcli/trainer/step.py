@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,8 +28,10 @@ from gptcli.trainer.optimizer import (
     averaged_weights,
     clip_gradients,
     gradient_norm,
+    set_rates,
     update_average,
 )
+from gptcli.trainer.schedule import Rates
 from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, SmallBatchNorm, SpikeGuard
 
 if TYPE_CHECKING:
@@ -49,9 +51,17 @@ class Order(Protocol):
         ...
 
 
+class MixedOrder(Protocol):
+    """Order of windows of several sources, such as `gptcli.shards.order.Mixture`."""
+
+    def owners(self, first: int, count: int) -> np.ndarray:
+        """Return the number of the source of each window."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Numbers of one step, equal on every rank except for `seconds`."""
+    """Numbers of one step, equal on every rank except for the times."""
 
     loss: float
     """Mean training loss in nats per token, over the batch of all ranks."""
@@ -67,6 +77,12 @@ class StepResult:
     """True if any rank asked for a checkpoint."""
     seconds: float
     """Duration of the step on this rank."""
+    data_seconds: float
+    """Time in which this rank read the next step's data, while a GPU works."""
+    own_seconds: float | None
+    """Time until this rank's gradient was ready; None where it cannot be told (`OwnTime`)."""
+    loss_by_source: list[float]
+    """Summed loss of each source of a mixture in nats, over all ranks; empty for one source."""
 
 
 class TrainStep:
@@ -102,6 +118,15 @@ class TrainStep:
         self.loss_scale = LossScale() if compute_dtype is torch.float16 else None
         self.spike_guard = SpikeGuard(spike_sigmas)
         self.ema, self.rerun_every = ema, rerun_every
+        self.source_losses: SourceLosses | None = None
+
+    def observe_sources(self, count: int) -> None:
+        """Sum the loss of each of `count` sources of the data from now on."""
+        parts: list[Any] = [self.model] if self.pipeline is None else list(self.pipeline.stages)
+        self.source_losses = losses = SourceLosses(count, self.context)
+        for part in parts:
+            if part.lm_head is not None:
+                part.head_loss = partial(part.head_loss, observe=losses.add)
 
     def __call__(
         self,
@@ -109,37 +134,46 @@ class TrainStep:
         *,
         step: int,
         batch_tokens: int,
-        lr: float,
+        rates: Rates,
         stop_requested: bool = False,
         checkpoint_requested: bool = False,
         while_device_works: Callable[[], None] | None = None,
+        sources: Sequence[torch.Tensor] = (),
     ) -> StepResult:
-        """Update the weights with learning rate `lr`, or skip the update, and return the result.
+        """Update the weights by `rates`, or skip the update, and return the result.
 
         `batches` are this rank's micro-batches of step number `step`, `batch_tokens` the tokens of
         all ranks together. `while_device_works` is called between launching the work and waiting
-        for it: reading the next batch there costs no device time.
+        for it: reading the next batch there costs no device time. `sources` are the numbers of the
+        source of each row of the micro-batches, after `observe_sources`.
         """
         start = time.perf_counter()
+        self.small_batch_norm.own_time.start()
+        if self.source_losses is not None:
+            self.source_losses.begin(sources)
         loss = self.forward_backward(batches, batch_tokens, step)
         grad_norm = self.clip_gradients()
+        reading = time.perf_counter()
         if while_device_works is not None:
             while_device_works()
+        data_seconds = time.perf_counter() - reading
 
-        # The only wait for the device in a step. Every rank then has the same five numbers, and so
+        # The only wait for the device in a step. Every rank then has the same numbers, and so
         # all make the same decision.
         requests = [torch.full_like(loss, what) for what in (stop_requested, checkpoint_requested)]
         local = torch.stack([loss, self.small_batch_norm.norm2, grad_norm, *requests])
+        if self.source_losses is not None:
+            local = torch.cat([local, self.source_losses.end()])
         sums = self.context.all_reduce_sum(local)
         is_ahead = self._decides_on_device()
-        loss_sum, norm2_sum, grad_norm_sum, stops, checkpoints = (
-            self._update_ahead(sums, batch_tokens, lr) if is_ahead else sums.tolist()
+        loss_sum, norm2_sum, grad_norm_sum, stops, checkpoints, *by_source = (
+            self._update_ahead(sums, batch_tokens, rates) if is_ahead else sums.tolist()
         )
         mean_loss, mean_grad_norm = loss_sum / batch_tokens, grad_norm_sum / self.context.world_size
 
         skip_reason = self.spike_guard.skip_reason(mean_loss, mean_grad_norm)
         if skip_reason is None and not is_ahead:
-            self.update(lr)
+            self.update(rates)
             if self.ema:
                 update_average(self.optimizer, self.ema, step)
         self.optimizer.zero_grad()
@@ -153,6 +187,9 @@ class TrainStep:
             stop_requested=bool(stops),
             checkpoint_requested=bool(checkpoints),
             seconds=time.perf_counter() - start,
+            data_seconds=data_seconds,
+            own_seconds=self.small_batch_norm.own_time.seconds(),
+            loss_by_source=by_source,
         )
 
     def _decides_on_device(self) -> bool:
@@ -166,7 +203,7 @@ class TrainStep:
             and not self.ema
         )
 
-    def _update_ahead(self, sums: torch.Tensor, batch_tokens: int, lr: float) -> list[float]:
+    def _update_ahead(self, sums: torch.Tensor, batch_tokens: int, rates: Rates) -> list[float]:
         """Launch the update before the sums of the step are known here, and return them.
 
         Their copy to the host does not wait for the update, which follows it.
@@ -177,15 +214,15 @@ class TrainStep:
         arrived.record()
         sums64 = sums.double()  # as the host will compute
         bad = self.spike_guard.is_bad(sums64[0] / batch_tokens, sums64[2] / self.context.world_size)
-        self.update_unless(bad, lr)
+        self.update_unless(bad, rates)
         arrived.synchronize()
         return numbers.tolist()
 
-    def update_unless(self, bad: torch.Tensor, lr: float) -> None:
+    def update_unless(self, bad: torch.Tensor, rates: Rates) -> None:
         """Apply the gradients by fused AdamW unless `bad`, a scalar on the device, is true."""
         optimizer: Any = self.optimizer
         optimizer.found_inf = bad.float()
-        self.update(lr)
+        self.update(rates)
         del optimizer.found_inf
 
     def forward_backward(
@@ -211,6 +248,8 @@ class TrainStep:
             self._accumulate(first, scale, step)
             self.small_batch_norm.norm2 += gradient_norm(self.model, self.context).square()
             self.optimizer.zero_grad()
+        if self.source_losses is not None:
+            self.source_losses.sums.zero_()  # of the pass for the noise scale
         loss = self._accumulate(batches, scale, step)
         reductions = (
             len(batches)
@@ -243,10 +282,9 @@ class TrainStep:
         loss_scale = self.loss_scale.value if self.loss_scale else 1.0
         return clip_gradients(self.model, self.clip, self.context, loss_scale)
 
-    def update(self, lr: float) -> None:
-        """Apply the gradients with learning rate `lr`, times the `lr_scale` of each group."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+    def update(self, rates: Rates) -> None:
+        """Apply the gradients by the learning rate, weight decay and beta2 of `rates`."""
+        set_rates(self.optimizer, rates)
         self.optimizer.step()
 
     @torch.no_grad()
@@ -291,9 +329,47 @@ class TrainStep:
         self, step: int, micro_batch: int
     ) -> contextlib.AbstractContextManager[object]:
         """Seed the dropout of one micro-batch and return the context of its forward pass."""
+        if self.source_losses is not None:
+            # on the last stage, the passes of the stages before it come first
+            passes = (
+                micro_batch + 1
+                if self.pipeline is None
+                else self.pipeline.passes(len(self.source_losses.rows))
+            )
+            self.source_losses.micro_batch = micro_batch % passes
         if self.dropout_seed is not None:
             torch.manual_seed(dropout_seed(self.dropout_seed, step, self.context.rank, micro_batch))
         return self.autocast()
+
+
+class SourceLosses:
+    """Summed training loss of each source of the data, as this rank's passes see it."""
+
+    def __init__(self, count: int, context: RankContext) -> None:
+        """Sum the losses of `count` sources."""
+        self.context = context
+        self.sums = torch.zeros(count, device=context.device)
+        """Summed losses in nats."""
+        self.micro_batch = 0
+        """Number of the micro-batch whose forward pass is under way."""
+        self.rows: list[torch.Tensor] = []
+        """Source of each row, by micro-batch; none outside a step."""
+
+    def begin(self, rows: Sequence[torch.Tensor]) -> None:
+        """Start a step whose micro-batches have rows of these sources."""
+        self.rows = list(rows)
+        self.sums.zero_()
+
+    def add(self, nats_N: torch.Tensor) -> None:
+        """Add the losses of the positions of a micro-batch; those of an evaluation are not."""
+        if self.micro_batch < len(self.rows):
+            rows = self.rows[self.micro_batch]
+            self.sums.index_add_(0, rows, nats_N.detach().view(len(rows), -1).sum(1))
+
+    def end(self) -> torch.Tensor:
+        """Return the sums of the step, 0 if another rank of the replica reports them."""
+        self.rows = []
+        return self.sums if self.context.owns_loss else torch.zeros_like(self.sums)
 
 
 def dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
@@ -313,9 +389,7 @@ def micro_batches(
     Every rank gets the same number of micro-batches of one shape, so that collectives match and
     nothing is compiled twice. Missing sequences are padded with rows whose targets are IGNORE.
     """
-    share = -(-count // context.replicas)
-    begin = min(context.replica_rank * share, count)
-    own = min(begin + share, count) - begin
+    share, begin, own = _own_share(count, context)
     rows = -(-share // micro_batch) * micro_batch
     inputs_targets = np.zeros((2, rows, order.n_ctx), np.int64)  # one copy to the device
     if own:
@@ -323,6 +397,23 @@ def micro_batches(
     inputs_targets[1, own:] = IGNORE
     x, y = _to_device(inputs_targets, context.device)
     return list(zip(x.split(micro_batch), y.split(micro_batch), strict=True))
+
+
+def micro_batch_sources(
+    order: MixedOrder, first: int, count: int, micro_batch: int, context: RankContext
+) -> list[torch.Tensor]:
+    """Return the number of the source of each row of `micro_batches`, 0 for a row that pads."""
+    share, begin, own = _own_share(count, context)
+    rows = np.zeros(-(-share // micro_batch) * micro_batch, np.int64)
+    rows[:own] = order.owners(first + begin, own)
+    return list(_to_device(rows, context.device).split(micro_batch))
+
+
+def _own_share(count: int, context: RankContext) -> tuple[int, int, int]:
+    """Return the most sequences of a rank among `count`, and this rank's first one and number."""
+    share = -(-count // context.replicas)
+    begin = min(context.replica_rank * share, count)
+    return share, begin, min(begin + share, count) - begin
 
 
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

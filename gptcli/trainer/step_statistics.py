@@ -19,6 +19,7 @@ Updates are skipped whose loss or gradient is not finite, or whose loss is a spi
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, cast
 
 import torch
@@ -116,6 +117,8 @@ class SmallBatchNorm:
     def __init__(self, model: nn.Module, context: RankContext) -> None:
         """Register the hooks on `model`, which is the module that the step calls."""
         self.model, self.single_rank = model, context.world_size == 1
+        self.own_time = OwnTime(context, separable=isinstance(model, DistributedDataParallel))
+        """Time until the gradient of this rank is ready, which the hook of DDP sees."""
         self.norm2 = torch.zeros((), device=context.device)
         """Squared norm of this step's gradient, with the scale of the loss in it."""
         if context.is_model_parallel:
@@ -146,6 +149,7 @@ class SmallBatchNorm:
 
 def _all_reduce(norm: SmallBatchNorm, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     """Measure a bucket of gradients, then reduce it as DDP does."""
+    norm.own_time.gradient_ready()
     norm.add([bucket.buffer()])
     return allreduce_hook(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
 
@@ -174,6 +178,49 @@ class _ReduceScatter:
     ) -> Any:
         self.norm.add([input_tensor])
         return _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+
+
+class OwnTime:
+    """Time of a step that is a process's own, until its gradient is ready to be reduced.
+
+    The whole step takes every process as long as the slowest. Where replicas meet only to add their
+    gradients (`dp` alone), each knows how long it needed itself; under `shard`, `tp` and `pp`
+    processes wait for each other within every layer, and there is nothing to tell apart.
+    """
+
+    def __init__(self, context: RankContext, *, separable: bool) -> None:
+        """Measure on the context's device; `separable` is True under `dp` alone."""
+        self.on_gpu, self.separable = context.device.type == "cuda", separable
+        self.events = (
+            [torch.cuda.Event(enable_timing=True) for _ in range(2)] if self.on_gpu else []
+        )
+        self.first = self.last = 0.0
+
+    def start(self) -> None:
+        """Start a step."""
+        if self.separable:
+            self._record(0)
+
+    def gradient_ready(self) -> None:
+        """Note that a part of the gradient is ready; the last note counts."""
+        if self.separable:
+            self._record(1)
+
+    def seconds(self) -> float | None:
+        """Return the step's own time, once the device has done it; None if it cannot be told."""
+        if not self.separable:
+            return None
+        if self.on_gpu:
+            return self.events[0].elapsed_time(self.events[1]) / 1000
+        return self.last - self.first
+
+    def _record(self, which: int) -> None:
+        if self.on_gpu:
+            self.events[which].record()
+        elif which:
+            self.last = time.perf_counter()
+        else:
+            self.first = self.last = time.perf_counter()
 
 
 class SpikeGuard:

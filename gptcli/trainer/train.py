@@ -22,6 +22,7 @@ from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, check_output
 from gptcli.locks import claim_owned, own_folder
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.model.hub import fetch_model
 from gptcli.model.source import (
     RUN_TOML,
     find_model,
@@ -36,6 +37,7 @@ from gptcli.trainer.export import is_finished, remove_temporary_weights
 from gptcli.trainer.loop import stopped_after
 from gptcli.trainer.loop import train as train_on_rank
 from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
+from gptcli.trainer.remote import check_store, fetch_checkpoint
 from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun, newest_checkpoint
 from gptcli.trainer.start import claim_run_folder, continued_state, copy_checkpoint
 
@@ -55,6 +57,7 @@ def train(
     continues: bool = False,
     resume: bool = False,
     force: bool = False,
+    checkpoint_to: str | None = None,
     measure: Measure | None = None,
     events: Events = SILENT,
 ) -> dict[str, Any]:
@@ -65,7 +68,8 @@ def train(
     must be empty unless `resume` continues the run in it or `force` empties it. `init_from` is a
     run or GPT-2 folder to take the first weights from, at the step of its `checkpoint` if it has
     several; with `continues` the run goes on from there with the optimizer's state, in its own
-    folder. `measure` adds figures at every checkpoint.
+    folder. `checkpoint_to` is the URL of a store that gets a copy of every checkpoint, and from
+    which `resume` fetches one if `out` has none. `measure` adds figures at every checkpoint.
 
     A layout of several processes starts them with multiprocessing, so a script must guard its main
     part by `if __name__ == "__main__"`. Raises UsageError, InputError or RunError, and Interrupted
@@ -79,12 +83,16 @@ def train(
     model = replace(model, vocab_size=manifest.vocab_size)
     resolved = settings_of(config, model, data=data, out=out)
     if init_from is not None:
+        fetch_model(init_from, events)
         source = find_model(Path(init_from), checkpoint)
         step = newest_checkpoint(source) if continues else source.step
         start = {"init_from": str(init_from), "checkpoint": step, "continues": continues or None}
         resolved.put(start, "argument")
     resolved_run = ResolvedRun(name, resolved, model, config, must_compile=config.compile)
+    resolved.put({"checkpoint_to": checkpoint_to}, "argument")
     with own_folder(out, read_only=resume, events=events):
+        if resume and checkpoint_to is not None:
+            fetch_checkpoint(checkpoint_to, out, events, fetches=is_main())
         run = prepare_run(
             resolved_run,
             manifest,
@@ -191,6 +199,7 @@ def prepare_run(
         must_compile=resolved_run.must_compile,
         val=named_folders(item for item in values.get("val", []) if item != SOURCES),
         val_by_source=SOURCES in values.get("val", []),
+        checkpoint_to=values.get("checkpoint_to"),
         track=tuple(values.get("track", ())),
         timeout=values.get("timeout", TIMEOUT_S),
         measure=measure,
@@ -223,6 +232,8 @@ def prepare_run(
     if run.continues and newest_state(out) is None:
         continued_state(run)
         run = replace(run, resume=True)
+    if is_main():
+        check_store(run, events)
     if is_main() and not restarted():
         if (reason := no_gpu_reason()) is not None:
             events.warn(f"the GPU of this machine is not used: {reason}")

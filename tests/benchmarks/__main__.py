@@ -25,6 +25,7 @@ from tests.benchmarks import (
     eval_agreement,
     eval_harness,
     sampling,
+    serving,
     startup,
     training,
 )
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "banded": banded.run,
     "sampling": sampling.run,
     "int8-quality": sampling.quality,
+    "serving": serving.run,
     "build-shards": data.build_shards,
     "build-memory": data.build_memory,
     "bpe-training": data.bpe_training,

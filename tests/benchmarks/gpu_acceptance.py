@@ -202,6 +202,7 @@ def train(setting: Setting, name: str, stage: str, steps: int) -> None:
     from gptcli.cost.layout import Layout
     from gptcli.cost.rank_memory import rank_memory
     from gptcli.trainer.auto import auto_micro_batch, work_of
+    from gptcli.trainer.schedule import Rates
 
     size = cuda.SIZES["tiny" if setting.tiny else name]
     model, sequences = size.model, size.batch // size.model.n_ctx
@@ -213,7 +214,7 @@ def train(setting: Setting, name: str, stage: str, steps: int) -> None:
     batches = [(t[:, :-1].contiguous(), t[:, 1:].contiguous()) for t in tokens.split(micro)]
 
     def step(number: int) -> Any:
-        return train_step(batches, step=number, batch_tokens=size.batch, lr=1e-4)
+        return train_step(batches, step=number, batch_tokens=size.batch, rates=Rates(1e-4))
 
     results, times = [], []
     for number in range(1, (3 if setting.tiny else steps) + 1):
@@ -303,6 +304,8 @@ def nanogpt(setting: Setting) -> None:
 
 def same_bits(setting: Setting) -> None:
     """Bits of two equal runs, as they are and with deterministic kernels."""
+    from gptcli.trainer.schedule import Rates
+
     size = cuda.SIZES["tiny"]
     model = size.model if setting.tiny else ModelConfig.from_paper(
         find_size("gpt2"), vocab_size=cuda.VOCABULARY, n_layer=2
@@ -320,7 +323,7 @@ def same_bits(setting: Setting) -> None:
             train_step, _, _ = build(setting, model, 4, "none", 4 * model.n_ctx)
             for step in range(1, 5):
                 start = time.perf_counter()
-                train_step(batches, step=step, batch_tokens=4 * model.n_ctx, lr=1e-3)
+                train_step(batches, step=step, batch_tokens=4 * model.n_ctx, rates=Rates(1e-3))
                 times.append(time.perf_counter() - start)
             ends.append([p.detach().clone() for p in train_step.model.parameters()])
         equal = all(a.equal(b) for a, b in zip(*ends, strict=True))

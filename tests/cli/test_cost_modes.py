@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -58,3 +59,59 @@ def test_incomplete_and_contradictory_models_are_refused(
 def test_train_command_names_the_plan(step: StepConfig, options: str) -> None:
     plan = make_plan(find_target("6.7B").model, Layout(dp=2, shard=4), step, find_gpu("h100"))
     assert train_command(plan, "--size 6.7B") == f"gpt train --size 6.7B {options}"
+
+
+def test_this_machines_processor(gpt: Any) -> None:
+    report = json.loads(gpt("cost", "--size", "gpt2-small", "--gpu", "cpu", "--json").stdout)
+    assert (report["gpu"], report["gpus"], report["trainer"]) == ("cpu", 1, None)
+    low, high = report["gpu_hours_range"]
+    assert 0 < low < report["gpu_hours"] < high
+    text = gpt("cost", "--size", "gpt2-small", "--gpu", "cpu").stdout
+    assert "CPU-hours" in text
+    assert "GPU-" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--plan", "--plan cannot be combined with --gpu cpu"),
+        ("--layout dp=2", "--layout is for GPUs"),
+        ("--precision fp8", "fp8 is for GPUs"),
+        ("--gpus 2", "--gpu cpu is this machine, once"),
+    ],
+)
+def test_what_only_gpus_have_is_refused_on_a_processor(gpt: Any, words: str, message: str) -> None:
+    done = gpt("cost", "--gpu", "cpu", *words.split(), code=2)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_a_llama(gpt: Any) -> None:
+    words = "--shape llama --n-layer 32 --n-head 32 --d-model 4096 --n-kv-head 8 --d-ff 14336"
+    report = json.loads(gpt("cost", *words.split(), "--gpus", "64", "--json").stdout)
+    assert report["parameters"] == 8_030_261_248
+    assert report["flops"] == 6 * 8_030_261_248 * 300e9
+    assert any("8 of keys and values" in row["source"] for row in report["assumptions"])
+    text = gpt("cost", *words.split(), "--gpus", "64").stdout
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--shape lama", "unknown shape 'lama'"),
+        ("--shape llama --n-layer 2 --n-head 2", "--shape llama also needs --d-model"),
+        ("--shape llama --size 13B", "--shape llama cannot be combined with --size"),
+        ("--size 13B --d-ff 512", "--d-ff needs --shape llama"),
+    ],
+)
+def test_what_is_no_llama_is_refused(gpt: Any, words: str, message: str) -> None:
+    assert message in gpt("cost", *words.split(), code=2).stderr
+
+
+def test_the_plans_of_megatron_have_no_command_of_ours(gpt: Any) -> None:
+    words = "--size 13B --gpu a100 --gpus 8 --plan --trainer megatron"
+    report = json.loads(gpt("cost", *words.split(), "--json").stdout)
+    assert {plan["command"] for plan in report["plans"]} == {None}
+    assert "gpt train" not in gpt("cost", *words.split()).stdout

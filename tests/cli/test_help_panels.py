@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,3 +147,26 @@ def test_rows_of_required_arguments_are_marked() -> None:
     drawn = module.panels(command, ctx, 60)
     assert drawn is not None
     assert re.search(r"│ \* +PLACE +Where\. \[required\] +│", ESCAPES.sub("", drawn))
+
+
+def test_manual_has_a_page_for_every_command_and_option(tmp_path: Path) -> None:
+    pages = {path.stem: path.read_text() for path in module.write_man_pages(tmp_path)}
+    assert list(pages) == ["gpt", *(line.replace(" ", "-") for line in sorted_lines())]
+    for line in LINES:
+        page = pages[f"gpt-{line.replace(' ', '-')}"]
+        for option in context(line).command.params:
+            for name in option.opts if option.param_type_name == "option" else ():
+                assert name.replace("-", r"\-") in page
+    # no line of text is read as a macro
+    macros = {".TH", ".SH", ".PP", ".TP", ".nf", ".fi"}
+    lines = [line for page in pages.values() for line in page.splitlines()]
+    assert {line.split()[0] for line in lines if line.startswith((".", "'"))} <= macros
+
+
+def sorted_lines() -> list[str]:
+    """Return the names of pages in the order in which they are written."""
+    names = []
+    for command in COMMANDS:
+        names += [f"gpt {command}"]
+        names += [f"gpt {line}" for line in LINES if line.startswith(f"{command} ")]
+    return names

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,8 +38,28 @@ def test_seeds_are_trained_continued_and_averaged(gpt_inside: Gpt, here: Path) -
     assert f"{three['mean']:.4f} ±" in page
 
 
+def test_a_lost_run_of_several_seeds_comes_back_from_the_store(gpt_inside: Gpt, here: Path) -> None:
+    again = [*OPTIONS, "--seeds", "2", "-o", "many", "--checkpoint-to", str(here / "store")]
+    one = json.loads(gpt_inside(*again, "--json")[0])
+    assert sorted(path.name for path in (here / "store").iterdir()) == ["seed-0", "seed-1"]
+    err = gpt_inside(*again, "--force", code=2)[1]
+    assert "--checkpoint-to" in err
+    assert "has checkpoints already" in err
+    shutil.rmtree(here / "many" / "seed-1")
+    out, err = gpt_inside(*again, "--resume", "--json")
+    assert "fetching that of step 10" in err
+    assert json.loads(out)["losses"] == one["losses"]
+
+
 def test_a_sweep_is_written_and_its_mistakes_are_refused(gpt_inside: Gpt, here: Path) -> None:
     wanted = [*OPTIONS[:-2], "--sweep", "ema=0,0.9", "--sweep", "seed=1", "-o", "sweep"]
+    gpt_inside(*wanted, "--force", "--checkpoint-to", "memory://b")
+    stored = (here / "sweep/commands.txt").read_text().splitlines()
+    assert [line.split("--checkpoint-to ")[1].split()[0] for line in stored] == [
+        "memory://b/ema-0,seed-1",
+        "memory://b/ema-0.9,seed-1",
+    ]
+    (here / "sweep/Makefile").unlink()
     assert gpt_inside(*wanted)[0] == "sweep/Makefile\n"
     commands = (here / "sweep/commands.txt").read_text().splitlines()
     assert [line.split(" -o ")[1] for line in commands] == [

@@ -446,6 +446,20 @@ def test_a_source_left_without_documents_is_a_warning(
     assert manifest.sources[1].dropped == {"empty file": 1}
 
 
+def test_a_source_that_is_read_too_often_is_a_warning(
+    build: BuildConfig, tmp_path: Path, byte_tokenizer: Tokenizer
+) -> None:
+    (tmp_path / "small.txt").write_text("\n".join(texts(3)))
+    small = SourceConfig(name="small", inputs=[str(tmp_path / "small.txt")], documents="line")
+    for weight, warnings in ((0.1, 0), (9.0, 1)):
+        sources = [build.sources[0], dataclasses.replace(small, weight=weight)]
+        both = dataclasses.replace(build, sources=sources, val_fraction=0.0)
+        heard = Heard()
+        begin_build(both, tmp_path / "out", resume=False, force=True)
+        finish_build(both, tmp_path / "out", events=heard)
+        assert sum("of small would be read" in text for text in heard.warnings) == warnings
+
+
 def test_progress_counts_all_documents_after_a_resume(
     build: BuildConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,13 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptcli.corpus.chunks import NO_MATCHES, Chunk, Tally, TextChunk, shuffle_keys, write_text_chunk
+from gptcli.corpus import chunks
+from gptcli.corpus.chunks import (
+    NO_MATCHES,
+    Chunk,
+    Tally,
+    TextChunk,
+    shuffle_keys,
+    write_chunk,
+    write_text_chunk,
+)
 from gptcli.corpus.decontaminate import shared_ngrams
 from gptcli.corpus.dedup import BANDINGS, band_keys, document_signatures, shingles
 from gptcli.corpus.quality import spark_features
 from gptcli.corpus.recipe import DedupMethod
 from gptcli.errors import RunError
 from gptcli.text.ngrams import NgramSet, ngram_hashes, word_hashes
+from gptcli.tokenizer.encoders import open_encoder
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 TEXTS = ["one", "two", "three", "four", "one", "five", "Grüße", "six"]
@@ -40,6 +50,25 @@ def read(chunk: Chunk, start: int, stop: int) -> list[int]:
     out = np.empty(stop - start, chunk.dtype)
     chunk.read_tokens(start, out)
     return out.tolist()
+
+
+def test_a_long_text_is_encoded_in_pieces_to_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, byte_tokenizer: Tokenizer
+) -> None:
+    texts = ["", "one two three " * 40, "", "four", "five\n six" * 30, ""]
+    monkeypatch.setattr(chunks, "ENCODE_CHARACTERS", 50)
+    found = []
+    for size in (10**9, 20):
+        path = tmp_path / f"{size}"
+        encoder = open_encoder(byte_tokenizer, "tokenizers")
+        keys = np.arange(len(texts), dtype=np.uint64)
+        write_chunk(path, encoder, 256, np.dtype("<u2"), keys, texts, 0.0, Tally(), size)
+        chunk = Chunk(path, np.dtype("<u2"))
+        assert read(chunk, 0, chunk.tokens) == [
+            token for text in texts for token in ids(text, byte_tokenizer)
+        ]
+        found.append(path.read_bytes())
+    assert found[0] == found[1]
 
 
 def test_documents_are_split_by_hash_and_sorted_by_key(

@@ -7,12 +7,15 @@ GPT_DAMAGE=2000 tries that many inputs instead of a small share of them.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
 import json
 import lzma
 import os
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -73,12 +76,34 @@ def warc_record(text: str) -> bytes:
     return head.encode() + body + b"\r\n\r\n"
 
 
+def as_tar(documents: list[str]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for number, text in enumerate(documents):
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return out.getvalue()
+
+
+def as_zip(documents: list[str]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, text in enumerate(documents):
+            archive.writestr(f"{number}.txt", text)
+    return out.getvalue()
+
+
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
 }
+with contextlib.suppress(ImportError):
+    import lz4.frame
+
+    COMPRESS[".lz4"] = lambda data: lz4.frame.compress(data, content_checksum=True)
 
 
 def json_lines(documents: list[str]) -> bytes:
@@ -92,6 +117,8 @@ FORMATS: dict[str, Callable[[list[str]], bytes]] = {
     "a.csv": as_csv,
     "a.parquet": as_parquet,
     "a.wet": lambda documents: b"".join(map(warc_record, documents)),
+    "a.tar": as_tar,
+    "a.zip": as_zip,
 }
 
 

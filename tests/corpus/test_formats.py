@@ -284,7 +284,7 @@ def test_zstd_without_its_package_names_the_extra(
     )
 
 
-@pytest.mark.parametrize("name", ["a.arrow", "a.tar.gz", "a.PDF", "a.txt.lz4"])
+@pytest.mark.parametrize("name", ["a.arrow", "a.rar", "a.PDF", "a.7z.gz"])
 def test_unsupported_formats_are_refused_at_once(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="files cannot be read"):
         read_documents(write(tmp_path / name, "x"))

@@ -5,6 +5,7 @@ dry run is close to the build.
 from __future__ import annotations
 
 import gzip
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptcli.corpus import report as report_module
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.chunks import Tally
 from gptcli.corpus.config import BuildConfig
@@ -91,7 +93,10 @@ def test_the_report_counts_documents_and_shows_the_mixture(
 ) -> None:
     text = report(tmp_path, manifest, byte_tokenizer, ["a.jsonl"])
     assert "### wikipedia\n\n1 input:\n\n- `a.jsonl`\n" in text
-    assert "| read | 4 |\n| dropped: blank | 1 |\n| dropped: quality | 2 |\n| kept | 1 |" in text
+    assert (
+        "| read | 4 | 100.0% | 4 | 100.0% |\n| dropped: blank | 1 | 25.0% | 3 | 75.0% |\n"
+        "| dropped: quality | 2 | 50.0% | 1 | 25.0% |\n| kept | 1 | 25.0% | 1 | 25.0% |" in text
+    )
     assert (
         text.count(
             "1 of the documents kept lost text to decontamination, which divided some and so added "
@@ -160,24 +165,28 @@ def test_the_estimate_is_close_to_the_build(build: BuildConfig, tmp_path: Path) 
     assert guess.seconds > 0
 
 
-def test_unknown_values_of_the_estimate_are_none(build: BuildConfig, tmp_path: Path) -> None:
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc " * 1000))
-    packed = estimate_build(
-        BuildConfig(
-            sources=[SourceConfig(inputs=[str(tmp_path / "a.txt.gz")])], tokenizer=TOKENIZER
-        ),
-        1,
-    )
-    assert packed.bytes_per_token == pytest.approx(2, rel=0.01)
-    assert packed.input_bytes == (tmp_path / "a.txt.gz").stat().st_size
-    assert (
-        packed.tokens
-        is packed.shards
-        is packed.disk_bytes
-        is packed.memory_bytes
-        is packed.seconds
-        is None
-    )
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.parquet"])
+def test_the_estimate_of_a_compressed_file_is_close_to_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(report_module, "PACKED_CHARACTERS", 1 << 20)
+    random.seed(1)
+    lines = ["".join(random.choices("abcdef", k=500)) for _ in range(8000)]
+    path = tmp_path / name
+    if name == "a.parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").table({"text": lines}), path)
+    else:
+        rows = [json.dumps({"text": line}) if "jsonl" in name else line for line in lines]
+        path.write_bytes(gzip.compress("\n".join(rows).encode()))
+    build = BuildConfig(sources=[SourceConfig(inputs=[str(path)])], tokenizer=TOKENIZER)
+    guess = estimate_build(build, 1)
+    tokens = sum(map(len, TOKENIZER.encode_batch(lines)))
+    assert guess.tokens == pytest.approx(tokens, rel=0.2)
+    assert guess.disk_bytes == pytest.approx(2 * tokens, rel=0.2)
+
+
+def test_the_estimate_of_standard_input_is_none() -> None:
     stdin = estimate_build(
         BuildConfig(sources=[SourceConfig(inputs=["-"])], tokenizer=TOKENIZER), 1
     )

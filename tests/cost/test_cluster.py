@@ -16,6 +16,7 @@ from gptcli.cost.cluster import (
     implied_cluster,
     make_cluster,
 )
+from gptcli.cost.cpu import cpu_device
 from gptcli.cost.estimate import Cluster, Estimate, price_training
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Assumption, find_gpu
@@ -224,3 +225,33 @@ def test_tokens_and_loss() -> None:
         parameters = find_size(row.name).parameters
         assert row.tokens == pytest.approx(gpu_hours * 3600 * 0.4 * 989.5e12 / (6 * parameters))
         assert row.loss == (CHINCHILLA.loss(parameters, row.tokens) if row.tokens >= 5e9 else None)
+
+
+CPU = cpu_device(2, 1e12, 2e10, 24 * 10**9)
+
+
+def test_a_processor_is_as_fast_as_the_trainer_forecasts() -> None:
+    """124M parameters, steps of 512 sequences: the range of the trainer's own forecast."""
+    model = ModelConfig.from_paper(find_size("gpt2-small"))
+    cluster, plan = make_cluster(CPU, None, model=model, sequences=512, precision="bf16")
+    assert plan is None
+    tokens = 512 * model.n_ctx
+    flops = flops_per_token(model, "causal")
+    fast = tokens / (tokens * flops / 0.75e12 + 0.003)
+    slow = tokens / (tokens * flops / 0.15e12 + 0.03)
+    middle, factor = cluster.throughput.value, cluster.uncertainty_factor
+    assert middle / factor == pytest.approx(slow * flops_per_token(model, "6N"))
+    assert middle * factor == pytest.approx(fast * flops_per_token(model, "6N"))
+    assert "15% to 75%" in cluster.throughput.source
+
+
+def test_flops_alone_on_a_processor() -> None:
+    cluster, _ = make_cluster(CPU, None, model=None)
+    assert cluster.throughput.value == pytest.approx(math.sqrt(0.15 * 0.75) * 1e12)
+
+
+def test_a_model_larger_than_this_machine_is_refused() -> None:
+    large = ModelConfig.from_paper(find_size("13B"))
+    with pytest.raises(UsageError, match="and this machine has 24 GB for it") as error:
+        make_cluster(CPU, None, model=large, sequences=512)
+    assert error.value.code == "does_not_fit_in_memory"

@@ -165,7 +165,8 @@ def test_a_report_by_hand() -> None:
     used = energy(gpu, hours)
     assert used is not None
     assert (report["energy_kwh"], report["co2_kg"]) == pytest.approx((used.kwh, used.co2_kg))
-    assert report["losses"].keys() == {"kaplan", "gpt3", "chinchilla", "chinchilla-refit"}
+    laws = {"kaplan", "kaplan-joint", "gpt3", "chinchilla", "chinchilla-refit"}
+    assert report["losses"].keys() == laws
     assert report["memory_bytes"]["training"] == 16 * 124_439_808
     assert report["least_gpus"] == {"training": 1, "inference_16bit": 1}
     assert report["layout"] == plan.as_dict()

@@ -18,9 +18,11 @@ from gptcli.cost.rank_memory import (
     StepConfig,
     layer_parameters,
     loss_memory,
+    megatron_stage,
     rank_memory,
     stage_memory,
 )
+from gptcli.cost.scoreboard import measured_runs
 from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError
@@ -28,6 +30,7 @@ from gptcli.model import loss
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT, mup_groups
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES
+from gptcli.trainer.schedule import Rates
 from gptcli.trainer.step import TrainStep
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
@@ -65,7 +68,7 @@ def measured_peak(config: ModelConfig, work: StepConfig) -> int:
         train_step.forward_backward(
             [(tokens, tokens)] * work.micro_batches, tokens.numel() * work.micro_batches, number
         )
-        train_step.update(1e-4)
+        train_step.update(Rates(1e-4))
         train_step.optimizer.zero_grad()
 
     step(0)
@@ -443,3 +446,52 @@ def test_the_last_stage_is_the_fullest_where_the_head_is_large() -> None:
         config, Layout(pp=4), StepConfig(micro_batch=8, micro_batches=4), 3
     )
     assert fullest.logits > 0
+
+
+MEGATRON_RUNS = {
+    f"{run.model}, {run.layout}": run for run in measured_runs() if run.memory_bytes is not None
+}
+
+
+@pytest.mark.parametrize("name", MEGATRON_RUNS)
+def test_measured_memory_by_megatrons_recipe(name: str) -> None:
+    """SimuMax's runs of Llama 3 on B200: allocated memory, within 2 %."""
+    run = MEGATRON_RUNS[name]
+    found = rank_memory(run.config, run.layout, run.work, "megatron")
+    assert found.total == pytest.approx(run.memory_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("layout", "micro_batches", "sequence_parallel", "measured"),
+    [  # no distributed optimizer in the last three: one replica counts
+        (Layout(dp=8), 1, True, 4_607_767_040),
+        (Layout(pp=2), 2, True, 3_637_371_904),
+        (Layout(pp=4), 4, True, 2_744_478_720),
+        (Layout(tp=4), 4, False, 1_597_092_352),
+    ],
+)
+def test_golden_values_of_megatron(
+    layout: Layout, micro_batches: int, sequence_parallel: bool, measured: int
+) -> None:
+    """Megatron-LM's functional tests of 12 layers of 512 (gpt3_345m_nightly_dgx_a100_1N8G_mcore),
+    mem-max-allocated-bytes of the last rank: attention of their own, without fusion.
+    """
+    padded = -(-50257 // (128 * layout.tp)) * 128 * layout.tp
+    config = ModelConfig(
+        n_layer=12, n_head=8, d_model=512, n_ctx=1024, vocab_size=padded, dropout=0.1
+    )
+    work = StepConfig(micro_batch=4, micro_batches=micro_batches, fused=False)
+    found = megatron_stage(config, layout, work, layout.pp - 1, sequence_parallel=sequence_parallel)
+    assert found.total == pytest.approx(measured, rel=0.05)
+
+
+def test_megatrons_state_is_eighteen_bytes_a_parameter() -> None:
+    found = rank_memory(SMALL, Layout(), WORK, "megatron")
+    assert found.parameters + found.gradients + found.optimizer == 9 * found.parameters
+    divided = rank_memory(SMALL, Layout(dp=4), WORK, "megatron")
+    assert 4 * divided.optimizer == found.optimizer
+    full, none = (
+        rank_memory(SMALL, Layout(), replace(WORK, recompute=kind), "megatron")
+        for kind in ("full", "none")
+    )
+    assert full.activations < none.activations

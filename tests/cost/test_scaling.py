@@ -44,6 +44,8 @@ def test_kaplans_critical_sizes_have_a_loss_of_one(parameters: float, tokens: fl
 def test_kaplans_limits() -> None:
     assert KAPLAN.loss(1e9, float("inf")) == pytest.approx((8.8e13 / 1e9) ** 0.076)
     assert KAPLAN.loss(float("inf"), 1e10) == pytest.approx((5.4e13 / 1e10) ** 0.095)
+    assert KAPLAN.joint_loss(1e9, float("inf")) == pytest.approx((6.4e13 / 1e9) ** 0.076)
+    assert KAPLAN.joint_loss(float("inf"), 1e10) == pytest.approx((1.8e13 / 1e10) ** 0.103)
     assert KAPLAN.loss_of_compute(3.1e8 * PF_DAY) == pytest.approx(1)
     assert KAPLAN.optimum(PF_DAY).parameters == pytest.approx(1.3e9)
     assert kaplan_batch(PF_DAY) == pytest.approx(2.0e6)
@@ -70,6 +72,7 @@ def test_losses_of_gpt3() -> None:
     assert losses["gpt3"] == pytest.approx(1.734, abs=0.001)
     assert {name for name, loss in losses.items() if loss is None} == {
         "kaplan",
+        "kaplan-joint",
         "chinchilla",
         "chinchilla-refit",
     }
@@ -85,12 +88,13 @@ def test_a_law_gives_a_loss_in_its_range_and_nowhere_else(size: str, tokens: int
     assert losses.keys() == RANGES.keys()
     for law, span in (
         ("kaplan", (22e6, 23e9)),
+        ("kaplan-joint", (22e6, 23e9)),
         ("chinchilla", (5e9, 1.4e12)),
         ("chinchilla-refit", (5e9, 1.4e12)),
     ):
         n, sizes = (
             (without_embeddings(model), (768, 1.5e9))
-            if law == "kaplan"
+            if law.startswith("kaplan")
             else (model.parameters, (70e6, 70e9))
         )
         inside = sizes[0] <= n <= sizes[1] and span[0] <= tokens <= span[1]

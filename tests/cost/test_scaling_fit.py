@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gptcli.cost.scaling import CHINCHILLA, REFIT, JointLaw, gpt3_loss
+from gptcli.cost.scaling import CHINCHILLA, KAPLAN, REFIT, JointLaw, gpt3_loss
 from gptcli.cost.scaling_fit import RunResult, fit_law
 from gptcli.errors import UsageError
 
@@ -121,7 +121,7 @@ def test_a_power_of_compute_by_hand() -> None:
     assert runs[0].pf_days == pytest.approx(6 * 1e7 * 2e8 / 8.64e19)
     assert fitted.as_dict() == {
         "law": "compute", "formula": "L = a·C^-b, C = 6ND in PF-days", "values": fitted.values, "intervals": fitted.intervals,
-        "error": fitted.error, "outliers": [],
+        "error": fitted.error, "outliers": [], "others": [], "warnings": [],
     }  # fmt: skip
 
 
@@ -237,3 +237,53 @@ def test_a_law_without_errors_is_exact() -> None:
     law = fit_law(many_runs(0.0, 1))
     for name in ("E", "A", "B", "alpha", "beta"):
         assert law.values[name] == pytest.approx(getattr(REFIT, name), rel=1e-3)
+
+
+def kaplans(count: int, noise: float) -> list[RunResult]:
+    """Runs that follow Kaplan et al.'s law."""
+    chance = random.Random(1)
+    return [
+        RunResult(
+            name="",
+            parameters=n,
+            tokens=d,
+            loss=KAPLAN.joint_loss(n, d) * math.exp(chance.gauss(0, noise)),
+        )
+        for n in (10**6 * 4**k for k in range(count))
+        for d in (10**8, 10**9, 10**10)
+    ]
+
+
+def test_the_form_without_a_floor_is_fitted_beside() -> None:
+    fitted = fit_law(kaplans(5, 0.0))
+    (other,) = fitted.others
+    assert other.formula.startswith("L = ((Nc/N)")
+    expected = {"Nc": 6.4e13, "Dc": 1.8e13, "aN": 0.076, "aD": 0.103}
+    assert other.values == pytest.approx(expected, rel=0.02)
+    assert other.bic < -2
+    assert any("describes the runs better" in warning for warning in fitted.warnings)
+
+
+def test_runs_with_a_floor_need_no_warning() -> None:
+    fitted = fit_law(grid(CHINCHILLA, 0.001))
+    (other,) = fitted.others
+    assert other.bic > 2
+    assert other.error > fitted.error
+    assert fitted.warnings == ()
+
+
+def test_a_floor_of_the_compute_is_told() -> None:
+    runs = [
+        RunResult(name="", parameters=n, tokens=20 * n, loss=2 + (120.0 * n * n / 8.64e19) ** -0.1)
+        for n in (10**6 * 3**k for k in range(7))
+    ]
+    fitted = fit_law(runs)
+    assert fitted.law == "compute"
+    (other,) = fitted.others
+    assert other.values == pytest.approx({"E": 2.0, "a": 1.0, "b": 0.1}, rel=0.02)
+    assert "L = E + a·C^-b describes the runs better" in fitted.warnings[0]
+
+
+def test_a_floor_that_nothing_determines_is_told() -> None:
+    fitted = fit_law(kaplans(3, 0.01))
+    assert any("do not determine the floor" in warning for warning in fitted.warnings)

@@ -10,10 +10,13 @@ from gptcli.cost.hardware import USER
 from gptcli.cost.options import HardwareOptions
 from gptcli.cost.target import (
     OTHER_FAMILIES,
+    Target,
     all_targets,
     batch_of,
     estimate_target,
     find_target,
+    gpt_alike,
+    llama_shape,
     target_names,
 )
 from gptcli.errors import UsageError
@@ -99,3 +102,68 @@ def test_notes_say_what_the_figures_hide() -> None:
     assert "GPUs are idle" in notes("125M", gpus=20_000)
     assert "critical batch" in notes("125M", gpus=8, batch_tokens=2**26)
     assert not notes("13B", gpus=64, mfu=0.4)
+
+
+LLAMAS: dict[str, tuple[dict[str, int], int]] = {  # shape, parameters as published
+    "Llama 2 7B": ({"n_layer": 32, "n_head": 32, "d_model": 4096}, 6_738_415_616),
+    "Llama 2 13B": (
+        {"n_layer": 40, "n_head": 40, "d_model": 5120, "d_ff": 13824},
+        13_015_864_320,
+    ),
+    "Llama 2 70B": (
+        {"n_layer": 80, "n_head": 64, "d_model": 8192, "n_kv_head": 8, "d_ff": 28672},
+        68_976_648_192,
+    ),
+    "Llama 3.1 70B": (
+        {"n_layer": 80, "n_head": 64, "d_model": 8192, "n_kv_head": 8, "d_ff": 28672},
+        70_553_706_496,
+    ),
+}
+LLAMA_2 = {"n_ctx": 4096, "vocab_size": 32_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "gpu", "gpus", "batch_tokens", "hours"),
+    [  # Llama 2 (Touvron et al. 2023, Table 2), Llama 3.1's model card; numbers of GPUs: assumed
+        ("Llama 2 7B", 2e12, "a100", 1024, 4e6, 184_320),
+        ("Llama 2 13B", 2e12, "a100", 1024, 4e6, 368_640),
+        ("Llama 2 70B", 2e12, "a100", 2000, 4e6, 1_720_320),
+        ("Llama 3.1 70B", 15e12, "h100", 4096, 16e6, 7.0e6),
+    ],
+)
+def test_gpu_hours_of_llamas(
+    name: str, tokens: float, gpu: str, gpus: int, batch_tokens: float, hours: float
+) -> None:
+    """Published GPU-hours are in the printed range. Llama 3.1 8B took 1.9 times the predicted, and
+    405B, whose trainer frees activations that ours counts, half of it.
+    """
+    words, parameters = LLAMAS[name]
+    shape = llama_shape(**words, **(LLAMA_2 if "2 " in name else {}))
+    assert shape.parameters == parameters
+    hardware = HardwareOptions(
+        gpu=gpu, gpus=gpus, batch_tokens=int(batch_tokens), trainer="megatron"
+    )
+    found = estimate_target(Target("llama", shape, 1, ""), int(tokens), hardware)
+    assert found.flops == 6 * parameters * tokens
+    low, high = found.between(found.gpu_hours) or (0, 0)
+    assert low < hours < high
+    assert found.gpu_hours == pytest.approx(hours, rel=0.4)
+
+
+def test_a_gpt_like_a_llama_has_its_size() -> None:
+    for words, _ in LLAMAS.values():
+        shape = llama_shape(**words)
+        alike = gpt_alike(shape)
+        assert alike.parameters == pytest.approx(shape.parameters, rel=0.03)
+        assert (alike.d_model, alike.n_ctx) == (shape.d_model, shape.n_ctx)
+
+
+def test_a_llama_by_default_and_what_does_not_divide() -> None:
+    shape = llama_shape(n_layer=2, n_head=4, d_model=1000)
+    assert (shape.n_kv_head, shape.d_ff, shape.tied, shape.gated) == (4, 2816, False, True)
+    with pytest.raises(UsageError, match="3 does not divide 1000"):
+        llama_shape(n_layer=2, n_head=3, d_model=1000)
+    with pytest.raises(UsageError, match="3 does not divide 4"):
+        llama_shape(n_layer=2, n_head=4, n_kv_head=3, d_model=1000)
+    with pytest.raises(UsageError, match="priced by its FLOPs alone"):
+        _ = Target("llama", shape, 1, "").model

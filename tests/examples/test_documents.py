@@ -1,29 +1,42 @@
-"""Tests of the commands in README and the examples' READMEs: every option is there, every file that
-they name too.
+"""Tests of README, the examples' READMEs and the documentation: every option is there, every file and
+page that they name too, every block of Python runs, and the reference has all options.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+
+import gptcli
+from tests.golden.surface import options
 
 ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "examples" / "docs" / "pages"
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "examples" / "FORMATS.md",
     *sorted(ROOT.glob("examples/*/README.md")),
+    *sorted(PAGES.rglob("*.md")),
 ]
-TOLD = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WITH_PYTHON = [path for path in DOCUMENTS if "```python" in path.read_text(encoding="utf-8")]
+FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELLS = ("", "sh", "bash", "console")
 SPOKEN = re.compile(r"(?<!`)`(gpt [a-z-]+ [^`\n]*)`")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_parse(document, parse):
     text = document.read_text(encoding="utf-8")
-    lines = [line for block in TOLD.findall(text) for line in parse.commands(block)]
+    shell = [block for language, block in FENCED.findall(text) if language in SHELLS]
+    lines = [line for block in shell for line in parse.commands(block)]
     lines += [words for words in SPOKEN.findall(text) if "..." not in words and "|" not in words]
     if document == ROOT / "README.md":
         assert {line.split()[1] for line in lines} == {
@@ -41,10 +54,18 @@ def test_commands_parse(document, parse):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_paths_lead_somewhere(document):
     text = document.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (document.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)", text):
+        target = document.parent / link if link else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
     for path in re.findall(r"`((?:gptcli|examples|tests)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs name them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_make_targets_exist():
@@ -79,3 +100,113 @@ def test_source_files_that_a_document_names_exist(document):
         if not (ROOT / name).exists() and not (ROOT / "gptcli" / name).exists()
     }
     assert not missing
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the documents' Python names: a text, its shards, a pickle of weights."""
+    folder = tmp_path_factory.mktemp("book")
+    lines = [f"Once upon a time, {n} and {n + 1} were {2 * n + 1}." for n in range(400)]
+    text = folder / "book.txt"
+    text.write_text("\n\n".join(lines), encoding="utf-8")
+    torch.save({"weight": torch.zeros(2)}, folder / "pytorch_model.bin")
+    tokenizer = gptcli.train_tokenizer(lines, vocab_size=300)
+    gptcli.build_shards(text, folder / "built", tokenizer=tokenizer, documents="paragraph")
+    return folder
+
+
+@pytest.mark.parametrize("document", WITH_PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_runs(
+    document: Path, book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    if document.parent.parent.name == "examples":
+        pytest.skip("what a model wrote is not a program")
+    monkeypatch.chdir(book)
+    torch.set_num_threads(1)
+    for language, source in FENCED.findall(document.read_text(encoding="utf-8")):
+        if language != "python":
+            continue
+        if "build_shards" not in source:
+            source = source.replace('"shards"', '"built"')
+        # a run of four steps in place of a million tokens
+        exec(compile(source.replace('"1M"', '"4k"'), str(document), "exec"), {})
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_errors_of_the_page_are_those_of_the_program():
+    """Each heading in code is the text of a message."""
+    source = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("gptcli/**/*.py"))
+    joined = re.sub(r'"\n\s+f?"', "", source)
+    headings = re.findall(r"^### `(.*)`$", (PAGES / "faq.md").read_text("utf-8"), re.MULTILINE)
+    assert len(headings) > 10
+    assert [message for message in headings if message not in joined] == []
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.rglob("*.md")), ids=lambda path: path.stem)
+def test_options_that_a_page_names_exist(page: Path):
+    known = {name for names in options().values() for row in names for name in row.split("/")}
+    known |= {"--debug", "--install-completion", "--help"}
+    text = page.read_text(encoding="utf-8")
+    if page.stem == "coming-from":  # the other columns have the words of others
+        text = "\n".join(line.rstrip("| ").rpartition("|")[2] for line in text.splitlines())
+    named = {name for code in re.findall(r"`(--?[a-z][^`]*)`", text) for name in code.split()[:1]}
+    assert named - known - {"--serve", "--nnodes"} == set()
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """The hook that generates the reference."""
+    sys.path.insert(0, str(PAGES.parent))
+    try:
+        import reference
+    finally:
+        sys.path.pop(0)
+    return reference
+
+
+@pytest.fixture(scope="module")
+def generated(reference: Any) -> dict[str, str]:
+    return reference.generated()
+
+
+def test_the_reference_has_every_option_and_public_name(reference: Any, generated: dict[str, str]):
+    for command, parameters in options().items():
+        page = generated[f"reference/{command.split()[0]}.md"]
+        for spellings in parameters:
+            names = [name for name in spellings.split("/") if name.startswith("-")]
+            assert all(f"`{name}`" in page for name in names), spellings
+    named = [name for names in reference.API.values() for name in names]
+    assert sorted(named) == sorted(gptcli.__all__)
+    assert all(f"### `{name}`" in generated["reference/python.md"] for name in named)
+    assert " object at 0x" not in "".join(generated.values())
+
+
+def test_the_navigation_has_every_page(generated: dict[str, str]):
+    settings = (PAGES.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r": (\S+\.md)$", settings, re.MULTILINE)
+    pages = {path.relative_to(PAGES).as_posix() for path in PAGES.rglob("*.md")}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == pages | generated.keys()
+
+
+def test_links_of_the_repository_are_links_of_the_site(reference: Callable[..., str]):
+    text = "[a](../../../mup/README.md#x) [b](faq.md) [c](https://x.org) ![d](run.svg)"
+    page = "examples/docs/pages/how-to/gpu.md"
+    assert reference.on_page_markdown(text, source=page) == (
+        "[a](../examples/mup/README.md#x) [b](faq.md) [c](https://x.org) ![d](run.svg)"
+    )
+    page = "examples/course/README.md"
+    assert reference.on_page_markdown("[t](../docs/pages/tutorial.md)", source=page) == (
+        "[t](../../tutorial.md)"
+    )
+
+
+def test_the_site_is_built_and_needs_no_network(tmp_path: Path):
+    pytest.importorskip("material", reason="mkdocs-material is not installed: the extra docs")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    settings = load_config(str(PAGES.parent / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    build(settings)
+    html = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html"))
+    assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="?https?://[^>]*', html) == []

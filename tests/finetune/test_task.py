@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -215,11 +216,37 @@ def test_a_batch_is_padded_at_the_end() -> None:
 
 def test_a_file_of_another_format_is_answered_with_an_example_of_a_line(folder: Path) -> None:
     for text in ("text,label\na,1\n", '[\n{"text": "a", "label": 1}\n]\n'):
-        (folder / "dev.csv").write_text(text)
+        (folder / "dev.jsonl").write_text(text)
         task = FinetuneTask(kind="classification", train="", validation="", labels=[0, 1])
         with pytest.raises(InputError) as caught:
-            read_examples(task, folder / "dev.csv", InputTransform(task.kind, TOKENIZER, 16))
-        assert caught.value.where == f"{folder / 'dev.csv'}:1"
+            read_examples(task, folder / "dev.jsonl", InputTransform(task.kind, TOKENIZER, 16))
+        assert caught.value.where == f"{folder / 'dev.jsonl'}:1"
         assert caught.value.hint == (
             'one example a line, as a JSON object: {"text": "...", "label": "..."}'
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b'text,label\n"a, b",1\nc,0\n'),
+        ("a.tsv", b"text\tlabel\na, b\t1\nc\t0\n"),
+        ("a.json", b'[{"text": "a, b", "label": 1}, {"text": "c", "label": 0}]'),
+        ("a.csv.gz", gzip.compress(b'text,label\n"a, b",1\nc,0\n', mtime=0)),
+    ],
+)
+def test_examples_may_be_in_a_table(folder: Path, name: str, content: bytes) -> None:
+    task = FinetuneTask(kind="classification", train="", validation="", labels=[0, 1])
+    transform = InputTransform(task.kind, TOKENIZER, 16)
+    (folder / name).write_bytes(content)
+    assert read_examples(task, folder / name, transform) == [
+        Example(transform.sequences({"text": "a, b"}), 1),
+        Example(transform.sequences({"text": "c"}), 0),
+    ]
+
+
+def test_an_open_quote_in_a_table_is_refused_with_its_line(folder: Path) -> None:
+    task = FinetuneTask(kind="classification", train="", validation="", labels=[0, 1])
+    (folder / "a.csv").write_text('text,label\na,1\n"b,0\nc,"1"\n')
+    with pytest.raises(InputError, match=r"a.csv:3: not valid CSV"):
+        read_examples(task, folder / "a.csv", InputTransform(task.kind, TOKENIZER, 16))

@@ -32,6 +32,7 @@ from gptcli.sampling.params import SamplingParams, filter_logits  # noqa: E402
 from gptcli.trainer.config import TrainConfig  # noqa: E402
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES, make_optimizer  # noqa: E402
 from gptcli.trainer.parallelize import apply_ac_and_compile, install_kernels  # noqa: E402
+from gptcli.trainer.schedule import Rates  # noqa: E402
 from gptcli.trainer.step import TrainStep, micro_batches  # noqa: E402
 
 DENSE = ModelConfig(vocab_size=300, n_ctx=16, n_layer=2, n_head=2, d_model=32)
@@ -103,7 +104,7 @@ def train(config: ModelConfig, train_config: TrainConfig) -> list[str]:
     )
     batches = micro_batches(Windows(), 0, 4, 2, MPS)
     loss, norm = step.forward_backward(batches, 64, 1), step.clip_gradients()
-    step.update(1e-3)
+    step.update(Rates(1e-3))
     return [tensor.device.type for tensor in (loss, norm, step.eval_loss(batches))]
 
 

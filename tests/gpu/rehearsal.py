@@ -46,6 +46,7 @@ def step(
     from gptcli.trainer import parallelize
     from gptcli.trainer.config import Run, TrainConfig, from_values
     from gptcli.trainer.recipe import paper_recipe
+    from gptcli.trainer.schedule import Rates
 
     place = parse_layout(layout)
     if place.processes > 1:
@@ -77,7 +78,7 @@ def step(
         with fake_gpu.counting() as record:
             train_step.forward_backward(batches, batch_tokens=micro_batch * model.n_ctx, step=2)
             train_step.clip_gradients()
-            train_step.update_unless(torch.zeros((), dtype=torch.bool, device="cuda"), 1e-3)
+            train_step.update_unless(torch.zeros((), dtype=torch.bool, device="cuda"), Rates(1e-3))
             whole = summary(record)
             products = list(record.products)
         with fake_gpu.counting() as record:

@@ -73,15 +73,17 @@ def test_replaced_gpt_neo_file_takes_precedence(tmp_path: Path) -> None:
         assert (theirs.eval()(IDX).logits - load_model(tmp_path)(IDX)).abs().max().item() < 2e-5
 
 
-def test_gpt_neo_of_transformers_survives_a_round_trip(comes_back: Any) -> None:
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
+def test_gpt_neo_of_transformers_survives_a_round_trip(comes_back: Any, activation: str) -> None:
     """Exact to the bit if 1/sqrt(D) is a power of two."""
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     config = GPTNeoConfig(
         num_layers=4, num_heads=4, hidden_size=64, max_position_embeddings=48, vocab_size=301, window_size=7,
-        attention_types=[[["global", "local"], 2]],
+        attention_types=[[["global", "local"], 2]], activation_function=activation,
     )  # fmt: skip
     ours = comes_back(GPTNeoForCausalLM(config), 2e-5).config
+    assert ours.gelu == ("exact" if activation == "gelu" else "tanh")
     assert (ours.attention, ours.band) == ("banded", 7)
 
 

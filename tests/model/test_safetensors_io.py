@@ -186,7 +186,7 @@ def edit(folder: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"model_type": "llama"}, "models of type 'llama' are not supported"),
-        ({"activation_function": "gelu"}, "activation_function is 'gelu'"),
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
         ({"n_embd": None}, "'n_embd' is missing or not an integer"),
         ({"n_layer": 4}, "tensor h.3.attn.c_attn.bias is missing"),
         ({"n_layer": 2}, "tensor h.2.attn.c_attn.bias is not part"),

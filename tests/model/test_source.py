@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from gptcli.errors import InputError, UsageError
+from gptcli.model.hub import HUB
 from gptcli.model.source import (
-    HUB,
     ModelSource,
     checkpoint_digest,
     find_model,
+    is_model_file,
     no_weights_error,
     not_a_model_error,
 )
@@ -139,7 +140,7 @@ def write(path: str, data: bytes | str = b"x") -> None:
     Path(path).write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-LLMC = struct.pack("<2i", 20240326, 3) + b"\0" * 100
+LLMC_STATE = struct.pack("<2i", 20240327, 2) + b"\0" * 100
 SHARD = struct.pack("<3i", 20240520, 1, 0) + b"\0" * 100
 # files that are there, the path named, what the answer says
 FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
@@ -151,12 +152,11 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a quoted home": ({}, "~/runs/a", "remove the quotes"),
     "weights alone": ({"m/model.safetensors": "x"}, "m/model.safetensors", "one file of a model.*\n  name its folder: m"),
     "a configuration": ({"m/config.json": "{}"}, "m/config.json", "name its folder: m"),
-    "a .pt file": ({"model.pt": b"PK\x03\x04"}, "model.pt", "model.pt is a pickle.*never loaded\n  if you trust it"),
-    "a checkpoint without an ending": ({"model": b"\x80\x02"}, "model", "is a pickle"),
-    "pytorch_model.bin": ({"m/pytorch_model.bin": b"PK\x03\x04", "m/config.json": "{}"}, "m/pytorch_model.bin", "M.from_pretrained"),
-    "nanoGPT's folder": ({"out/ckpt.pt": b"PK\x03\x04"}, "out", "it looks like a checkpoint of nanoGPT"),
-    "the folder above it": ({"nano/out/ckpt.pt": b"PK\x03\x04"}, "nano", "it looks like a checkpoint of nanoGPT"),
-    "llm.c's model": ({"gpt2_124M.bin": LLMC}, "gpt2_124M.bin", "llm.c's own format"),
+    "a .pt file": ({"model.pt": b"PK\x03\x04"}, "model.pt", "model.pt is a pickle of another kind"),
+    "a checkpoint without an ending": ({"model": b"\x80\x02"}, "model", "is a pickle of another kind"),
+    "pytorch_model.bin": ({"m/pytorch_model.bin": b"PK\x03\x04", "m/config.json": "{}"}, "m/pytorch_model.bin", "name its folder: m"),
+    "the folder above nanoGPT's": ({"nano/out/ckpt.pt": b"PK\x03\x04"}, "nano", "name the checkpoint of nanoGPT in it: nano/out/ckpt.pt"),
+    "llm.c's state": ({"gpt2_124M_debug_state.bin": LLMC_STATE}, "gpt2_124M_debug_state.bin", "name the model itself"),
     "a token file": ({"s/train.bin": SHARD}, "s/train.bin", "token file, not a model\n  gpt train --data s"),
     "a GGUF": ({"m/m.gguf": b"GGUF"}, "m", "GGUF"),
     "shards": ({"shards/manifest.json": "{}"}, "shards", "contains token shards, not a model\n  gpt train --data shards"),
@@ -192,7 +192,17 @@ def test_every_hub_name_gets_a_download_command(name: str) -> None:
 def test_folder_without_weights_is_reported() -> None:
     write("a/config.json")
     assert "contains no model.safetensors" in no_weights_error(Path("a")).what
-    write("a/pytorch_model.bin", b"PK\x03\x04")
-    assert "from_pretrained('a').save_pretrained('a-safetensors')" in str(
-        no_weights_error(Path("a")).hint
-    )
+    write("a/model.pth", b"PK\x03\x04")
+    assert "is a pickle of another kind" in no_weights_error(Path("a")).what
+
+
+def test_endings_and_first_bytes_tell_models_of_other_programs() -> None:
+    llmc = struct.pack("<2i", 20240326, 3)
+    files = {"a/ckpt.pt": b"PK\x03\x04", "b.pth": b"\x80\x02", "c.bin": llmc}
+    others = {"d.pt": b"text", "e.bin": LLMC_STATE, "f/pytorch_model.bin": b"PK\x03\x04"}
+    for path, data in {**files, **others}.items():
+        write(path, data)
+    assert [path for path in {**files, **others} if is_model_file(Path(path))] == list(files)
+    assert find_model("a").folder == Path("a/ckpt.pt")
+    write("a/config.json")  # then it is a transformers folder
+    assert find_model("a").folder == Path("a")

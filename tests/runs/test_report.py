@@ -115,6 +115,30 @@ def test_measured_metrics_are_drawn_and_others_are_shown_as_missing():
         known["updates skipped"],
     ) == ("40.0%", "35.0%", "n/a", "3")
     assert known["time in steps"] == "12 s"
+    assert "slowest process" not in known
+    more[-1]["rank_own_seconds"] = [0.2, 0.2, 0.5]
+    root = parsed(run_page(Record(folder=Path("x"), resolved="", lines=more)))
+    assert facts(root)["slowest process"] == "2, 2.50 times the median"
+
+
+def test_the_sources_of_a_mixture_have_a_table_and_a_chart():
+    more = [
+        {
+            **line,
+            "loss_web": 3.0,
+            "tokens_web": 48 * line["step"],
+            "passes_web": 0.5,
+            "tokens_books": 16 * line["step"],
+            "passes_books": 2.25,
+        }
+        for line in lines(3)
+    ]
+    more[-1]["val_loss_books"] = 4.5
+    root = parsed(run_page(Record(folder=Path("x"), resolved="", lines=more)))
+    share = f"{144 / more[-1]['tokens']:.1%}"
+    assert ["web", "144", share, "0.5", "3.0000", "n/a"] in rows(root)
+    assert rows(root)[-1][-3:] == ["2.25", "n/a", "4.5000"]
+    assert "Training loss by source " in {head.text for head in root.iter("h2")}
 
 
 def test_a_comparison_shows_results_differences_and_shared_charts():

@@ -21,11 +21,13 @@ from gptcli.model.transformer import GPT
 from gptcli.optional_kernels import decode_step
 from gptcli.sampling import engine
 from gptcli.sampling.generate import (
+    DecodeLoop,
     TextStream,
     TokenSequence,
     generate,
     generate_sequences,
     sample_generator,
+    sample_tokens,
 )
 from gptcli.sampling.params import SamplingParams
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -372,3 +374,38 @@ def test_end_of_text_ends_a_sample_and_is_left_out(model: GPT, tokenizer: Tokeni
     for made in stopped:
         assert tokenizer.eot_id not in made.tokens
         assert "endoftext" not in made.text
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_sequences_join_and_leave_between_passes(
+    model: GPT, fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that come, go and are given up, as in a server; `fixed` as on a GPU, where the pass is
+    recorded for all rows. Every sequence gets the tokens that it gets alone.
+    """
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    prompts = random_prompts(model, [3, 9, 1, 20, 5, 12, 2])
+    lengths = [9, 2, 30, 5, 1, 12, 7]
+    sequences = [
+        TokenSequence(prompt, max_tokens=length)
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    read: list[tuple[TokenSequence, int]] = []
+    loop = DecodeLoop(
+        engine.Engine(model, 3, compiled=fixed),
+        lambda logits_BV, batch: sample_tokens(logits_BV, GREEDY, batch, False),
+        lambda sequence, x_TC: read.append((sequence, len(x_TC))),
+    )
+    waiting, given_up = list(sequences), sequences[3]
+    while waiting or loop.running:
+        if waiting and loop.free:  # one at a time
+            loop.join(waiting.pop(0))
+        loop.step()
+        if given_up in loop.running and given_up.tokens:
+            loop.leave(given_up)
+        assert loop.free == 3 - len(loop.running)
+    for sequence in sequences:
+        if sequence is not given_up:
+            [alone] = made(model, [sequence.prompt], max_tokens=sequence.max_tokens)
+            assert sequence.tokens == alone
+    assert read == [(sequence, len(sequence.prompt)) for sequence in sequences]

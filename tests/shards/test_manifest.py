@@ -9,8 +9,18 @@ from typing import Any
 
 import pytest
 
-from gptcli.errors import InputError
-from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest, write_manifest
+from gptcli.errors import InputError, UsageError
+from gptcli.shards.manifest import (
+    Manifest,
+    Shard,
+    Source,
+    Stage,
+    mixture_text,
+    read_manifest,
+    read_mixture,
+    tokens_by_source,
+    write_manifest,
+)
 
 MANIFEST = Manifest(
     tokenizer_sha256="ab" * 32,
@@ -178,6 +188,39 @@ def test_shares_are_normalized_over_sources_with_tokens(tmp_path: Path) -> None:
     assert manifest.shares("val") == {"b": 1.0}
     assert manifest.tokens("train", "a") == 10
     assert manifest.shards_of("val", "a") == []
+    stages = manifest.stages("20: a=1,b=3; 60: a=0, b=2")
+    assert stages == [
+        Stage(0, {"a": 0.75, "b": 0.25}),
+        Stage(20, {"a": 0.25, "b": 0.75}),
+        Stage(60, {"a": 0.0, "b": 1.0}),
+    ]
+    assert [tokens_by_source(stages, tokens) for tokens in (8, 40, 100)] == [
+        {"a": 6.0, "b": 2.0},
+        {"a": 20.0, "b": 20.0},
+        {"a": 25.0, "b": 75.0},
+    ]
+    assert manifest.stages("a=1,b=1") == [Stage(0, {"a": 0.5, "b": 0.5})]
+    for text, words in {
+        "a=1,c=1": "no source of the shards is named 'c'",
+        "9: a=1": "the stage at 9 tokens has no weight of b",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            manifest.stages(text)
+    with pytest.raises(UsageError, match="one source"):
+        MANIFEST.stages("inputs=1")
+
+
+def test_a_mixture_is_read_and_has_one_form() -> None:
+    stages = [(0, {"web": 3.0, "books": 0.5}), (500_000_000, {"web": 1.0, "books": 2.0})]
+    assert read_mixture("web=3,books=.5; 500M: web=1, books=2;") == stages
+    text = mixture_text(stages)
+    assert text == "0: web=3,books=0.5; 500000000: web=1,books=2"
+    assert read_mixture(text) == stages
+    assert read_mixture(mixture_text([])) == []
+    for wrong in ("web", "web=x", "web=1;0: web=2", "9:web=1;3:web=1", "a=1,a=2", "a=0", "x:a=1"):
+        with pytest.raises(UsageError) as error:
+            read_mixture(wrong)
+        assert (error.value.field, error.value.code) == ("mixture", "not_a_mixture"), wrong
 
 
 def test_a_manifest_older_than_recipes_is_read(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -152,13 +153,19 @@ def test_a_small_share_gets_exactly_one_place() -> None:
     assert largest_remainder([0.5, 0.3, 0.2], 10) == [5, 3, 2]
 
 
-def mixture(lengths: list[int], shares: list[float], n_ctx: int, seed: int) -> Mixture:
+def mixture(
+    lengths: list[int],
+    shares: list[float],
+    n_ctx: int,
+    seed: int,
+    later: Sequence[tuple[int, list[float]]] = (),
+) -> Mixture:
     """Return a mixture in which source s has the tokens from 10,000·s on."""
     sources = [
         ShuffledWindows(TokenStream([np.arange(n) + 10_000 * s]), n_ctx, seed + s)
         for s, n in enumerate(lengths)
     ]
-    return Mixture(sources, shares, seed)
+    return Mixture(sources, shares, seed, later=later)
 
 
 def test_a_mixture_of_one_source_has_its_windows() -> None:
@@ -182,7 +189,7 @@ def test_a_mixture_keeps_its_weights_and_each_sources_own_order() -> None:
         counts = np.bincount(
             owners[block * MIXTURE_BLOCK : (block + 1) * MIXTURE_BLOCK], minlength=5
         )
-        assert counts.tolist() == mixed.slots
+        assert counts.tolist() == mixed.stages[0].slots
         assert np.abs(counts / MIXTURE_BLOCK - shares).max() < 1 / MIXTURE_BLOCK
     assert np.abs(np.bincount(owners[:500], minlength=5) / 500 - shares).max() < 0.08, (
         "mixed within the block, too"
@@ -209,9 +216,52 @@ def test_a_mixed_batch_equals_its_single_sequences(seed: int, first: int, count:
 def test_the_order_of_a_mixture_has_not_changed() -> None:
     """Recorded once: fix the code, not the numbers."""
     mixed = mixture([1001, 401], [0.75, 0.25], 4, 0)
-    assert mixed.slots == [3072, 1024]
+    assert mixed.stages[0].slots == [3072, 1024]
     assert mixed.batch(0, 6)[0][:, 0].tolist() == [608, 10060, 500, 284, 156, 996]
     assert mixed.batch(10 * MIXTURE_BLOCK, 3)[0][:, 0].tolist() == [412, 116, 10300]
+
+
+STARTS = st.lists(st.integers(0, 3 * MIXTURE_BLOCK), max_size=3).map(sorted)
+
+
+@settings(max_examples=15)
+@given(STARTS, SEEDS, st.integers(0, 3 * MIXTURE_BLOCK), st.integers(1, 900), st.data())
+def test_a_mixture_that_changes_is_a_function_of_the_position_alone(
+    starts: list[int], seed: int, first: int, count: int, data: st.DataObject
+) -> None:
+    """Each source is read in its own order without a gap, whatever its shares, and any processes
+    read the same windows.
+    """
+    shares = [data.draw(st.sampled_from(SHARES)) for _ in starts]
+    mixed = mixture(
+        [401, 161, 33], [0.6, 0.3, 0.1], 4, seed, list(zip(starts, shares, strict=True))
+    )
+    before = mixture([401, 161, 33], [0.6, 0.3, 0.1], 4, seed)
+    same = max(0, min([first + count, *starts]) - first)
+    assert (mixed.batch(first, same)[0] == before.batch(first, same)[0]).all()
+    owners, counted = mixed.owners(first, count), mixed.counts(first)
+    inputs, targets = mixed.batch(first, count)
+    assert (targets == inputs + 1).all()
+    for number, source in enumerate(mixed.sources):
+        mine = owners == number
+        expected = source.batch(counted[number], int(mine.sum()))[0]
+        assert (inputs[mine] == expected).all()
+        assert mixed.counts(first + count)[number] == counted[number] + mine.sum()
+    cut = data.draw(st.integers(0, count))
+    parts = [mixed.batch(first, cut)[0], mixed.batch(first + cut, count - cut)[0]]
+    assert (np.concatenate(parts) == inputs).all()
+
+
+SHARES = [[0.2, 0.2, 0.6], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0], [0.6, 0.3, 0.1]]
+
+
+def test_the_shares_of_a_stage_are_exact_in_each_of_its_blocks() -> None:
+    later = [(1000, [0.0, 0.25, 0.75]), (1000 + MIXTURE_BLOCK, [1.0, 0.0, 0.0])]
+    mixed = mixture([401, 161, 33], [0.6, 0.3, 0.1], 4, 5, later)
+    shares = np.bincount(mixed.owners(1000, MIXTURE_BLOCK), minlength=3) / MIXTURE_BLOCK
+    assert shares.tolist() == [0.0, 0.25, 0.75]
+    assert set(mixed.owners(1000 + MIXTURE_BLOCK, 3000)) == {0}
+    assert [stage.block for stage in mixed.stages] == [0, 1, 2], "no block is shuffled alike twice"
 
 
 def shard_folder(folder: Path, sources: dict[str, tuple[int, float]]) -> Path:
@@ -260,7 +310,7 @@ def test_several_sources_are_mixed_and_one_keeps_its_order(tmp_path: Path) -> No
     two = shard_folder(tmp_path / "two", {"web": (900, 3.0), "books": (500, 1.0)})
     mixed = open_order(two, "train", 8, 3)
     assert isinstance(mixed, Mixture)
-    assert mixed.slots == [3072, 1024]
+    assert mixed.stages[0].slots == [3072, 1024]
     assert mixed.windows == 112 + 62
     assert np.bincount(mixed.batch(0, MIXTURE_BLOCK)[0][:, 0] // 10_000).tolist() == [3072, 1024]
     with pytest.raises(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from gptcli.trainer.checkpoint import load_weights_, plain_named_parameters
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import averaged_weights, update_average
 from gptcli.trainer.parallelize import build_train_step
-from gptcli.trainer.step import micro_batches
+from gptcli.trainer.schedule import Schedule
+from gptcli.trainer.step import micro_batch_sources, micro_batches
 from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, small_batch_sequences
 from tests.extent import WHOLE
 
@@ -49,6 +51,10 @@ MODEL = {
     "document_mask": False,
     "optimizer": "adamw",
     "ema": 0.0,
+    "weight_decay_schedule": "constant",
+    "end_weight_decay": None,
+    "beta2_schedule": "constant",
+    "end_beta2": None,
 }
 
 
@@ -69,6 +75,9 @@ class Tokens:
         ]
         windows[(np.arange(first, first + count) % 2 == 0), 3] = EOT
         return windows[:, :-1], windows[:, 1:]
+
+    def owners(self, first: int, count: int) -> np.ndarray:
+        return np.arange(first, first + count) % 3 // 2  # as if every third came from a source
 
 
 def make_run(
@@ -113,12 +122,18 @@ def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
     """Return losses and gradient norms of a run's steps, and the final loss on unseen windows."""
     context = RankContext(torch.device("cpu"), rank, world, parse_layout(run.train.layout))
     train_step, order = build_train_step(run, context, SILENT), Tokens(run.model.vocab_size)
-    losses, norms = [], []
+    train_step.observe_sources(2)
+    assert train_step.source_losses is not None
+    losses, norms, by_source = [], [], []
     for step in range(steps):
         batches = micro_batches(order, step * SEQUENCES, SEQUENCES, run.train.micro_batch, context)
+        places = (step * SEQUENCES, SEQUENCES, run.train.micro_batch, context)
+        train_step.source_losses.begin(micro_batch_sources(order, *places))
         loss = train_step.forward_backward(batches, run.train.batch_tokens, step)
+        by_source.append(context.all_reduce_sum(train_step.source_losses.end()).tolist())
         norms.append(train_step.clip_gradients().item())
-        train_step.update(run.train.lr)
+        rates = Schedule(run.train, N_CTX).rates(run.train.batch_tokens * (step + 1))
+        train_step.update(replace(rates, lr=run.train.lr))
         if run.train.ema:
             update_average(train_step.optimizer, run.train.ema, step + 1)
         train_step.optimizer.zero_grad()
@@ -129,6 +144,7 @@ def curve(run: Run, rank: int, world: int, steps: int) -> dict[str, object]:
         )
     return {
         "losses": losses,
+        "by_source": by_source,
         "norms": norms,
         "unseen": context.all_reduce_sum(unseen).item() / run.train.batch_tokens,
     }
@@ -145,6 +161,10 @@ def cases(world: int) -> list[dict[str, Any]]:
         "attention": "banded",
         "optimizer": "muon",
         "ema": 0.8,
+        "weight_decay_schedule": "linear",
+        "end_weight_decay": 0.3,
+        "beta2_schedule": "cosine",
+        "end_beta2": 0.8,
         "n_layer": 2,
         "mup": None,
     }

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from gptcli.cost.memory import SCHEDULES
+from tests.system.layout_worker import N_CTX, SEQUENCES
 
 # sequences in the part of the batch that the noise scale measures
 SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}
@@ -66,6 +67,11 @@ def test_every_layout_follows_the_loss_curve_of_one_process(folder: Path) -> Non
         assert case["norms"] == pytest.approx(
             one["norms"][: len(case["norms"])], rel=1e-3 if exact else 5e-2
         ), told
+        for mine, its, loss in zip(
+            case["by_source"], one["by_source"], case["losses"], strict=False
+        ):
+            assert mine == pytest.approx(its, rel=1e-4 if exact else 3e-2), told
+            assert sum(mine) == pytest.approx(loss * SEQUENCES * N_CTX, rel=1e-4), told
         if "steps" not in case:
             assert abs(case["unseen"] - one["unseen"]) < 1e-4, told
     masked = [model for model in alone if model[MASK]]

@@ -122,7 +122,10 @@ def same_model(one, other):
 
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_run, start, finish):
     options = {"checkpoint_every": 6, "micro_batch": 1, "dropout": 0.1}
-    beside = {"optimizer": "muon", "lr_schedule": "wsd", "ema": 0.9}
+    beside = {
+        "optimizer": "muon", "lr_schedule": "wsd", "ema": 0.9, "weight_decay_schedule": "linear",
+        "end_weight_decay": 0.3, "beta2_schedule": "cosine", "end_beta2": 0.8,
+    }  # fmt: skip
     for layout, more in itertools.product(("dp=1", "shard=2", "tp=2", "pp=2"), ({}, beside)):
         whole, killed = (
             make_run(f"{layout} {len(more)} {name}", layout=layout, **options, **more)

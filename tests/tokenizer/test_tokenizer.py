@@ -18,11 +18,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import tiktoken
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, UsageError
 from gptcli.tokenizer import tokenizer as module
 from gptcli.tokenizer.encoders import open_encoder
 from gptcli.tokenizer.tokenizer import GPT2_SHA256, Tokenizer, byte_alphabet, load_tokenizer, pieces
@@ -258,19 +259,19 @@ def test_a_vocabulary_without_end_of_text(release: Path, tmp_path: Path) -> None
         ),
         (
             lambda value: value["pre_tokenizer"].update(add_prefix_space=True),
-            "not a byte-level BPE with GPT-2's pattern",
+            "not a byte-level BPE that splits text by one pattern",
         ),
         (
             lambda value: value.update(pre_tokenizer={"type": "Whitespace"}),
-            "not a byte-level BPE with GPT-2's pattern",
+            "not a byte-level BPE that splits text by one pattern",
         ),
         (
             lambda value: value.update(normalizer={"type": "NFC"}),
-            "not a byte-level BPE with GPT-2's pattern",
+            "not a byte-level BPE that splits text by one pattern",
         ),
         (
             lambda value: value["model"].update(ignore_merges=True),
-            "not a byte-level BPE with GPT-2's pattern",
+            "not a byte-level BPE that splits text by one pattern",
         ),
         (lambda value: value["model"]["vocab"].pop("!"), "without a gap"),
         (lambda value: value["model"]["vocab"].update({"!": "0"}), "without a gap"),
@@ -443,3 +444,80 @@ def test_added_words_are_recognised_as_tokenizers_does(
     assert (again.sha256, again.encode(text)) == (found.sha256, expected)
     ids, _ = open_encoder(found).encode([text])
     assert ids.tolist() == expected
+
+
+GPT4_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def test_a_pattern_and_special_tokens_of_ones_own(text: str, tmp_path: Path) -> None:
+    """Beside `tokenizers`, which trains and encodes with the same pattern, and tiktoken."""
+    special = ["<|user|>", "<|user|>x", "[end]"]
+    made = train_tokenizer([text], 700, pattern=GPT4_PATTERN, special=special)
+    assert made.vocab_size == 700
+    assert made.decode([696, 697, 698, 699]) == "<|endoftext|>" + "".join(special)
+    assert made.sha256 != train_tokenizer([text], 700, special=special).sha256
+    made.save(tmp_path / "tokenizer.json")
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.sha256 == made.sha256
+    assert loaded.to_json() == made.to_json()
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    model = json.loads(made.to_json())["model"]
+    alphabet = byte_alphabet()
+    ranks = {
+        bytes(alphabet[character] for character in token): number
+        for token, number in model["vocab"].items()
+        if number < 696
+    }
+    oracle = tiktoken.Encoding(
+        "own", pat_str=GPT4_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
+    for sample in (text[:5000], "It'S 12345 tests!\r\n\r\n x", "<|user", "", " \n  a"):
+        assert loaded.encode(sample) == oracle.encode_ordinary(sample)
+        assert loaded.encode(sample) == theirs.encode(sample).ids
+    # Text never gives a special token, a prompt that spells one does.
+    for prompt in ("<|user|>Hello[end] <|user|>xy<|endoftext|>", "a", "<|user|>"):
+        assert max(loaded.encode(prompt)) < 696
+        assert loaded.encode_prompt(prompt) == theirs.encode(prompt).ids
+    assert open_encoder(loaded).name == "tokenizers"
+    with pytest.raises(UsageError, match="cannot encode for this tokenizer"):
+        open_encoder(loaded, "tiktoken")
+
+
+def test_training_equals_the_librarys_with_the_same_pattern(text: str) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(GPT4_PATTERN), "isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        min_frequency=2,
+        initial_alphabet=list(byte_alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator([text], trainer)
+    merges = json.loads(backend.to_str())["model"]["merges"]
+    made = json.loads(train_tokenizer([text], 501, pattern=GPT4_PATTERN).to_json())
+    assert [merge.split(" ") for merge in made["model"]["merges"]] == merges
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"pattern": "("}, "not a regular expression"),
+        ({"special": ["a", "a"]}, "empty or given twice"),
+        ({"special": [" "]}, "empty or given twice"),
+        ({"special": ["e"]}, "is an ordinary token"),
+        ({"special": [f"<{n}>" for n in range(300)]}, "is too small"),
+    ],
+)
+def test_impossible_patterns_and_special_tokens_are_refused(
+    asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train_tokenizer(["some text to learn from"], 300, **asked)

@@ -18,7 +18,7 @@ from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.trainer import checkpoint, checkpoint_storage
 from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, plain_named_parameters
 from gptcli.trainer.parallelize import build_train_step
-from gptcli.trainer.schedule import Position
+from gptcli.trainer.schedule import Position, Rates
 from tests.waiting import HANG_S
 
 CONTEXT = RankContext(torch.device("cpu"))
@@ -37,7 +37,7 @@ def train_step(make_run):
     train_step = build_train_step(make_run(), CONTEXT, SILENT)
     batch = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
     train_step.forward_backward([batch], 32, 1)
-    train_step.update(1e-3)
+    train_step.update(Rates(1e-3))
     train_step.optimizer.zero_grad()
     return train_step
 

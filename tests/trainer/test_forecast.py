@@ -106,6 +106,8 @@ def test_sources_of_a_mixture_are_passed_over_at_their_own_rates(foretell):
     assert found.passes == pytest.approx(12_800 / 11_000)
     assert found.passes_by_source == pytest.approx({"web": 0.96, "books": 3.2})
     assert codes(found) == []
+    changing = foretell(manifest, mixture="6400: web=1,books=0")
+    assert changing.passes_by_source == pytest.approx({"web": 1.12, "books": 1.6})
     warned = foretell(manifest, tokens=17_600)
     assert codes(warned) == ["many-passes"]
     assert "source 'books' 4.4 times" in warned.warnings[0].message
@@ -209,4 +211,4 @@ def test_a_run_that_does_not_fit_names_the_largest_size_that_does(make_run, monk
         assert caution.code == "does-not-fit"
         assert memory in caution.message
         assert "22.3 GB" in caution.message
-        assert "the largest paper size that fits here is 1.3B" in caution.hint
+        assert "the largest paper size that fits here is 350M" in caution.hint

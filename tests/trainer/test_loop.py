@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import signal
 import time
 from dataclasses import replace
@@ -19,7 +18,6 @@ from gptcli.errors import Interrupted, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.interrupts import SIGNALS
 from gptcli.runs.metrics import read_metrics
-from gptcli.shards.manifest import Source, read_manifest, write_manifest
 from gptcli.trainer.config import Run
 from gptcli.trainer.loop import StopSignal, train
 from gptcli.trainer.monitors import TimeLeft
@@ -41,7 +39,9 @@ class SignalAt(Events):
 
 
 # of the machine, not of the run
-MEASURED = {"tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory", "time"}
+MEASURED = {
+    "tokens_per_second", "tflops", "mfu", "mfu_causal", "peak_memory", "data_seconds", "time",
+}  # fmt: skip
 
 
 def without_time(run):
@@ -276,34 +276,17 @@ def test_losses_do_not_depend_on_the_micro_batch(make_run, train_here):
         assert curve == pytest.approx(curves[0], abs=1e-4)
 
 
-def test_several_sources_are_mixed_in_training_and_validation(
-    make_run, train_here, write_shards, tmp_path
-):
-    folder = write_shards(tmp_path / "two", train=3000, val=300)
-    manifest = read_manifest(folder)
-    shutil.copy(folder / "train-000000.bin", folder / "train-b-000000.bin")
-    shutil.copy(folder / "val-000000.bin", folder / "val-b-000000.bin")
-    counts: dict[str, Any] = {
-        "documents_in": 1,
-        "documents_kept": 1,
-        "dropped": {},
-        "text_bytes": 1,
-        "tokens": 3300,
-    }
+@pytest.fixture
+def weighted(make_run, write_sources):
+    """Runs on two sources with the same tokens, of which "b" has any weight."""
 
-    def weighted(weight: float) -> Run:
-        shards = [replace(shard, source="a") for shard in manifest.shards]
-        shards += [
-            replace(shard, file=shard.file.replace("-0", "-b-0"), source="b")
-            for shard in manifest.shards
-        ]
-        sources = [
-            Source(name="a", weight=1.0, **counts),
-            Source(name="b", weight=weight, **counts),
-        ]
-        write_manifest(folder, replace(manifest, shards=shards, sources=sources))
-        return make_run(f"weight {weight}", data=folder)
+    def make(weight: float, name: str = "", **changes: Any) -> Run:
+        return make_run(name or f"weight {weight}", write_sources(a=1.0, b=weight), **changes)
 
+    return make
+
+
+def test_several_sources_are_mixed_in_training_and_validation(weighted, train_here):
     run = replace(weighted(3.0), val_by_source=True)
     assert train_here(run)["val_loss"] > 0
     last = read_metrics(run.out)[-1]
@@ -312,6 +295,38 @@ def test_several_sources_are_mixed_in_training_and_validation(
     assert check_resume(replace(run, resume=True))
     with pytest.raises(UsageError, match="the data changed"):
         check_resume(replace(weighted(2.0), out=run.out))
+
+
+def test_a_mixture_changes_by_tokens_and_each_source_is_recorded(weighted, train_here):
+    changes = {"mixture": "640: a=0,b=1", "micro_batch": 3, "checkpoint_every": 4}
+    run, halved = (weighted(1.0, name, **changes) for name in ("whole", "halved"))
+    train_here(run)
+    lines, seen = read_metrics(run.out), {"a": 0, "b": 0}
+    for line in lines:
+        total = 0.0
+        for name, before in seen.items():
+            seen[name] = line[f"tokens_{name}"]
+            assert line[f"passes_{name}"] == pytest.approx(seen[name] / 16 / 187, abs=1e-4)
+            assert (f"loss_{name}" in line) == (seen[name] > before)
+            total += line.get(f"loss_{name}", 0.0) * (seen[name] - before)
+        assert sum(seen.values()) == line["tokens"]
+        assert total / line["batch_tokens"] == pytest.approx(line["loss"], rel=1e-5)
+    half = lines[9]
+    assert (half["tokens"], half["tokens_a"]) == (640, lines[-1]["tokens_a"])
+    assert 0.3 < half["tokens_a"] / 640 < 0.7
+    train(halved, CPU, SignalAt(576, signal.SIGTERM))
+    train_here(replace(halved, resume=True))
+    assert without_time(halved) == without_time(run)
+    assert (run.out / "model.safetensors").read_bytes() == (
+        halved.out / "model.safetensors"
+    ).read_bytes()
+    page = (run.out / "report.html").read_text()
+    assert "Training loss by source" in page
+    assert ">passes</th>" in page
+    with pytest.raises(UsageError, match=r"mixture was 640: a=0,b=1, now None"):
+        check_resume(weighted(1.0, "whole"))
+    with pytest.raises(UsageError, match="no source of the shards is named 'c'"):
+        train_here(weighted(1.0, "other", mixture="a=1,b=1,c=1"))
 
 
 def test_a_resume_uses_as_many_threads_as_before(make_run, monkeypatch):

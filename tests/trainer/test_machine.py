@@ -12,6 +12,7 @@ import torch
 
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer import machine as module
+from gptcli.trainer.auto import host_memory
 from gptcli.trainer.forecast import forecast
 from gptcli.trainer.machine import this_machine
 
@@ -77,3 +78,17 @@ def test_a_known_gpu_has_the_cost_model_s_speed_and_an_unknown_one_none(make_run
     assert 5e4 < slow < fast < 1e6
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA of tomorrow")
     assert this_machine(model, train, make_run().out).tokens_per_second is None
+
+
+def test_this_processor_is_a_device():
+    gpu = module.this_cpu("fp32")
+    assert gpu.name == "cpu"
+    assert gpu.peak_flops > 0
+    assert gpu.bandwidth > 0
+    assert gpu.memory_bytes == int(0.93 * host_memory())
+
+
+def test_a_copy_reads_and_writes(monkeypatch):
+    seconds = iter([0.0, 0.5, 1.0, 1.25, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
+    assert module.copy_rate() == 2 * module.COPIED / 0.25

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptcli.cost.layout import parse_layout
 from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.model.source import TRACE
 from gptcli.trainer.loop import train
-from gptcli.trainer.monitors import TimeLeft
+from gptcli.trainer.monitors import GATHER_EVERY_STEPS, RankMonitor, TimeLeft
+from gptcli.trainer.schedule import Position
 
 
 def estimates(
@@ -59,6 +63,41 @@ def test_the_time_left_waits_for_the_end_of_a_short_ramp_only() -> None:
     time_left = TimeLeft(10**9)
     first = (step for step in range(1, 99) if time_left.step(step * 100, 10.0 * step, ramping=True))
     assert next(first) == 14
+
+
+def test_a_slow_process_is_named_once_when_it_is_slow_for_a_while(monkeypatch) -> None:
+    """Four processes, of which number 2 takes 1.6 times the others' time from step 40 to 100."""
+    events, monitors = RecordedEvents(), []
+    for rank in range(4):
+        context = RankContext(torch.device("cpu"), rank, 4, parse_layout("dp=4"))
+        progress: Any = SimpleNamespace(context=context, events=events, position=Position())
+        monitors.append(RankMonitor(progress))
+    gathered: list[Any] = []
+
+    def gather(self: RankContext, value: Any, group: Any) -> list[Any]:
+        gathered.insert(0, value)
+        return gathered
+
+    monkeypatch.setattr(RankContext, "all_gather", gather)
+    lines = {}
+    for step in range(1, 161):
+        gathered.clear()
+        for rank, monitor in reversed(list(enumerate(monitors))):  # the main one comes last
+            own = 0.1 if rank != 2 or not 40 < step <= 100 else 0.16
+            result: Any = SimpleNamespace(own_seconds=own, data_seconds=rank / 100)
+            monitor.progress.position = Position(step)
+            line: dict[str, Any] = {}
+            monitor.on_step_end(result, line)
+            if rank == 0 and line:
+                lines[step] = line
+                gathered.clear()
+    assert list(lines) == list(range(GATHER_EVERY_STEPS, 161, GATHER_EVERY_STEPS))
+    assert lines[60]["rank_own_seconds"] == pytest.approx([0.1, 0.1, 0.16, 0.1])
+    assert lines[20]["rank_data_seconds"] == pytest.approx([0.0, 0.01, 0.02, 0.03])
+    assert len(lines[20]["rank_memory"]) == 4
+    assert len(events.texts) == 1
+    assert "process 2 on " in events.texts[0]
+    assert "a step takes it 0.16 s, more than 1.5 times the 0.1 s of the median" in events.texts[0]
 
 
 class RecordedEvents(Events):

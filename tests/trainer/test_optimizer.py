@@ -18,9 +18,11 @@ from gptcli.trainer.optimizer import (
     check_precision,
     clip_gradients,
     make_optimizer,
+    set_rates,
     update_average,
 )
 from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.schedule import Rates
 
 
 @pytest.fixture
@@ -59,6 +61,27 @@ def test_an_update_is_adamw_as_published(make_run, model):
         assert torch.allclose(new, expected, atol=1e-6)
 
 
+def test_weight_decay_and_beta2_may_change_between_updates(make_run, model):
+    """What has no weight decay keeps none; Adam corrects its second moment by the newest beta2."""
+    config = make_run(weight_decay=0.0).train
+    optimizer = make_optimizer(model, config)
+    m = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    v = copy.deepcopy(m)
+    for step, rates in enumerate([Rates(1e-3), Rates(2e-3, 0.3, 0.8), Rates(1e-3, 0.2, 0.9)]):
+        before = copy.deepcopy(model)
+        gradients(model, step)
+        set_rates(optimizer, rates)
+        optimizer.step()
+        beta2, decay = rates.beta2 or config.beta2, rates.weight_decay or 0.0
+        for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
+            m[name] = 0.9 * m[name] + 0.1 * new.grad
+            v[name] = beta2 * v[name] + (1 - beta2) * new.grad**2
+            second = v[name] / (1 - beta2 ** (step + 1))
+            change = m[name] / (1 - 0.9 ** (step + 1)) / (second.sqrt() + 1e-8)
+            kept = old * (1 - rates.lr * decay) if old.dim() >= 2 else old
+            assert torch.allclose(new, kept - rates.lr * change, atol=1e-6), name
+
+
 def gradients(model: GPT, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -85,6 +108,12 @@ def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(make
     for step in range(4):
         gradients(model, step)
         gradients(theirs, step)
+        if step > 1:  # weight decay and beta2 may change
+            set_rates(optimizer, Rates(3e-3, 0.1 * step, 0.8))
+            for group in (muon.param_groups[0], adamw.param_groups[0]):
+                group["weight_decay"] = 0.1 * step
+            for group in adamw.param_groups:
+                group["betas"] = (0.9, 0.8)
         optimizer.step()
         muon.step()
         adamw.step()
@@ -224,7 +253,7 @@ def test_an_overflow_skips_the_update_and_halves_the_scale(make_run):
     assert train_step.loss_scale is not None
     train_step.loss_scale.state["scale"] = 2.0**60
     before = [parameter.clone() for parameter in train_step.model.parameters()]
-    result = train_step([BATCH], step=1, batch_tokens=32, lr=1e-3)
+    result = train_step([BATCH], step=1, batch_tokens=32, rates=Rates(1e-3))
     assert not math.isfinite(result.grad_norm)
     assert result.skip_reason is not None
     assert train_step.loss_scale.value == 2.0**59

@@ -18,7 +18,7 @@ from gptcli.model.config import find_size
 from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.recipe import paper_recipe
-from gptcli.trainer.schedule import GROW_EVERY_STEPS, Position, Schedule
+from gptcli.trainer.schedule import GROW_EVERY_STEPS, Position, Rates, Schedule
 
 MACHINE: dict[str, Any] = {
     "seed": 0, "micro_batch": 1, "layout": "dp=1", "precision": "fp32", "compile": False, "checkpoint_every": 1, "eval_every": 1,
@@ -253,6 +253,24 @@ def test_the_schedules_beside_the_papers_match_closed_forms():
     assert TrainConfig(**LATER, lr_schedule="wsd").cooldown_tokens == 2000
 
 
+def test_weight_decay_and_beta2_go_to_their_ends_over_the_run():
+    ends: dict[str, Any] = {
+        "end_weight_decay": 0.5,
+        "end_beta2": 0.75,
+        "weight_decay": 0.1,
+        "beta2": 0.95,
+    }
+    line = Schedule(
+        TrainConfig(**LATER, **ends, weight_decay_schedule="linear", beta2_schedule="cosine"), 10
+    )
+    rates = [line.rates(at) for at in (0, 2500, 5000, 10_000, 11_000)]
+    assert [one.weight_decay for one in rates] == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.5])
+    quarter = 0.95 - 0.2 * (1 - math.sqrt(0.5)) / 2
+    assert [one.beta2 for one in rates] == pytest.approx([0.95, quarter, 0.85, 0.75, 0.75])
+    papers = Schedule(TrainConfig(**LATER), 10)
+    assert papers.rates(5000) == Rates(papers.lr(5000)), "the papers change neither"
+
+
 @given(
     tokens=st.integers(5000, 10**6), more=st.integers(0, 10**6), cooldown=st.integers(1, 4000),
     at=st.floats(0, 1),
@@ -281,6 +299,10 @@ def test_runs_of_any_length_under_wsd_share_all_steps_before_the_shorter_ones_co
         ({"optimizer": "lion"}, "optimizer"),
         ({"optimizer": "muon", "mup": 8}, "mup"),
         ({"ema": 1.0}, "ema"),
+        ({"weight_decay_schedule": "linear"}, "end_weight_decay"),
+        ({"end_weight_decay": 0.1}, "end_weight_decay"),
+        ({"beta2_schedule": "sine"}, "beta2_schedule"),
+        ({"beta2_schedule": "cosine", "end_beta2": 1.0}, "end_beta2"),
     ],
 )
 def test_settings_that_contradict_each_other_name_their_field(changes, field):
@@ -300,3 +322,8 @@ def test_a_schedule_of_the_users_own(tmp_path, monkeypatch):
         Schedule(TrainConfig(**LATER, lr_schedule="course:wrong"), 10).lr(100)
     with pytest.raises(UsageError, match="cannot be imported"):
         Schedule(TrainConfig(**LATER, lr_schedule="course:none"), 10)
+    own = TrainConfig(**LATER, weight_decay_schedule="course:half", beta2_schedule="course:half")
+    assert Schedule(own, 10).weight_decay(0) == 0.5
+    with pytest.raises(UsageError, match=r"returned 1.0 at 0 tokens") as error:
+        Schedule(replace(own, lr=2.0), 10).beta2(0)
+    assert error.value.field == "beta2_schedule"

@@ -157,6 +157,25 @@ def test_a_branch_that_would_cheat_is_refused(make_run, trunk, changes, code, wo
     assert not branch.out.exists()
 
 
+def test_a_branch_may_go_on_with_another_mixture_and_not_have_begun_with_it(
+    make_run, train_here, write_sources
+):
+    """As for a cooldown on better data."""
+    data = write_sources(a=1.0, b=1.0)
+    options = {"data": data, "lr_schedule": "constant"}
+    trunk = make_run("trunk", keep=9, **options)
+    train_here(trunk)
+    options |= {"init_from": trunk.out, "init_step": 14, "continues": True, "tokens": 1920}
+    branch = make_run("branch", mixture="896: a=0,b=1", **options)
+    train_here(go_on(branch))
+    lines = read_metrics(branch.out)
+    assert lines[13]["tokens_a"] == lines[-1]["tokens_a"]
+    assert lines[:13] == read_metrics(trunk.out)[:13]
+    with pytest.raises(UsageError) as caught:
+        continued_state(make_run("other", mixture="895: a=0,b=1", **options))
+    assert caught.value.code == "another_mixture"
+
+
 def test_checkpoints_of_some_steps_and_the_best_one_are_kept(make_run, train_here):
     options = {"checkpoint_every": 2, "eval_every": 2, "keep": 1, "keep_every": 6, "lr": 0.05}
     run = make_run(keep_best="val_loss", clip=1e9, **options)

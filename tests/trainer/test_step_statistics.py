@@ -210,8 +210,11 @@ from gptcli.model.transformer import GPT
 from gptcli.cost.layout import parse_layout
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
+from gptcli.trainer import step_statistics
 from gptcli.trainer.step import TrainStep
 
+clock = [0.0]
+step_statistics.time.perf_counter = lambda: clock[-1]
 x = torch.arange(4 * 16).view(4, 16) * 7 % 60
 halves = [(part, part.roll(-1, 1)) for part in x.split(2)]
 
@@ -240,9 +243,14 @@ for layout in ("dp=2", "shard=2"):
         engine = apply_ddp(laid_out, context.layout)
         train_step = TrainStep(laid_out, optimizer, context, engine=engine, clip=1e9, compute_dtype=None, dropout_seed=None)
         own = list(zip(*(rows.split(size) for rows in halves[rank])))
+        laid_out.register_forward_hook(lambda *_: clock.append(clock[-1] + rank + 1.0))
         for step in (1, 2):  # the second starts anew
+            train_step.small_batch_norm.own_time.start()
             train_step.forward_backward(own, 64, step)
             train_step.optimizer.zero_grad()
+            clock.append(clock[-1] + 100)  # as if it waited for the other one
+        told = train_step.small_batch_norm.own_time.seconds()
+        assert told == (None if layout == "shard=2" else (rank + 1.0) * len(own)), told
         total = context.all_reduce_sum(train_step.small_batch_norm.norm2.clone()).item()
         part = size if layout == "shard=2" else 2  # shards exchange the gradients of every micro-batch
         assert abs(total / expected(part) - 1) < 1e-5, (layout, size, total)

@@ -1,4 +1,4 @@
-"""Documents inside files: text, JSON lines, JSON, CSV, TSV, Parquet, WARC, WET and HTML.
+"""Documents inside files: text, JSON lines, JSON, CSV, TSV, Parquet, WARC, WET, HTML, tar and zip.
 
 `find_format` chooses a format: the one asked for, or the one that the suffix of the file names, or
 else the one that its first bytes look like. `scan` runs its reader over the file or a range of it,
@@ -22,6 +22,7 @@ from gptcli.corpus.documents import (
     bad_document,
     extract_text,
 )
+from gptcli.corpus.formats.archives import tar_reader, zip_reader
 from gptcli.corpus.formats.json_files import (
     json_file_values,
     json_lines_reader,
@@ -33,6 +34,7 @@ from gptcli.corpus.formats.text import DocumentKind as DocumentKind
 from gptcli.corpus.formats.text import read_html, text_reader
 from gptcli.corpus.formats.warc import read_warc
 from gptcli.corpus.inputs import KNOWN_SUFFIXES, STDIN, file_suffixes, fingerprint, open_input
+from gptcli.encodings import MAGIC
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.text.compression import SNIFFED_BYTES, StreamDamageError
 from gptcli.toml_json import parse_json
@@ -48,10 +50,12 @@ SUFFIX_FORMATS: dict[str, FormatName] = {
 }
 """Format that the suffix of a file names."""
 UNSUPPORTED_SUFFIXES = (
-    ".arrow", ".zip", ".tar", ".tgz", ".lz4", ".br", ".7z", ".rar", ".npy", ".npz", ".safetensors",
+    ".arrow", ".br", ".7z", ".rar", ".npy", ".npz", ".safetensors",
     ".pdf", ".doc", ".docx", ".odt", ".rtf", ".epub", ".xls", ".xlsx", ".xml",
 )  # fmt: skip
-TEXT_ALONE = ("text", "jsonl")
+ARCHIVES = ("tar", "zip")
+"""Formats with files inside."""
+TEXT_ALONE = ("text", "jsonl", *ARCHIVES)
 """Formats in which `<|endoftext|>` can divide documents."""
 
 
@@ -105,8 +109,8 @@ def find_format(path: str, input_format: str = "auto") -> FormatName | None:
         raise InputError(
             f"{suffix} files cannot be read",
             where=path,
-            hint="convert it to .txt, .jsonl or .parquet, plain or compressed by gzip, zstd, bzip2 "
-            "or xz; if the name is wrong, say what it is with {option:input_format}",
+            hint="convert it to .txt, .jsonl or .parquet, plain or compressed by gzip, zstd, bzip2, "
+            "xz or lz4; if the name is wrong, say what it is with {option:input_format}",
         )
     if path == STDIN:
         return None
@@ -152,6 +156,25 @@ def find_reader(
     # A name is not proof: text that is JSON, HTML or binary is reported.
     is_asked = input_format != "auto"
 
+    def member_reader(name: str, head: bytes) -> Reader | str:
+        """Return the reader of a file inside an archive, or why it is left out."""
+        suffix = file_suffixes(name)[0]
+        is_archive = recognize(head) in ARCHIVES
+        if suffix in UNSUPPORTED_SUFFIXES or is_archive or SUFFIX_FORMATS.get(suffix) in ARCHIVES:
+            return "an archive inside the archive" if is_archive else f"a {suffix} file"
+        if is_asked and input_format not in ARCHIVES:
+            return of(find_format(name, input_format) or "text")
+        known = SUFFIX_FORMATS.get(suffix)
+        if known is None:
+            if b"\0" in head or head.startswith(tuple(MAGIC)):
+                return "not text"
+            known = recognize(head)
+            if suffix == ".json":
+                known = "jsonl" if known == "jsonl" else "json"
+        if eot_in_text and known not in TEXT_ALONE:
+            return f"{known}, in which <|endoftext|> divides nothing"
+        return of(known)
+
     def of(name: FormatName) -> Reader:
         if eot_in_text and name not in TEXT_ALONE:
             raise UsageError(
@@ -165,6 +188,8 @@ def find_reader(
             "parquet": parquet_reader(field),
             "warc": read_warc,
             "html": read_html,
+            "tar": tar_reader(member_reader),
+            "zip": zip_reader(member_reader),
         }
         return readers.get(name) or text_reader(
             documents, eot_in_text=eot_in_text, is_asked=is_asked

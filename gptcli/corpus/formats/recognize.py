@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from gptcli.encodings import without_bom
 
-FormatName = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "warc", "html"]
+FormatName = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "warc", "html", "tar", "zip"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
 _JSON_OBJECT = re.compile(rb'\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\}\s*$)')
@@ -27,6 +27,10 @@ def recognize(head: bytes) -> FormatName:
         return "parquet"
     if re.match(rb"WARC/\d", head):
         return "warc"
+    if head[257:262] == b"ustar":
+        return "tar"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
     text = without_bom(head)
     if _HTML.match(text):
         return "html"
@@ -68,9 +72,9 @@ def disguise(head: bytes) -> str:
         "html": "an HTML page",
         "parquet": "Parquet",
         "warc": "a WARC archive",
+        "tar": "a tar archive",
+        "zip": "a zip archive",
     }
-    if re.match(rb"ustar", head[257:262]):
-        return "a tar archive"
     found = recognize(head)
     if found == "json" and not _begins_json(without_bom(head)):
         return ""

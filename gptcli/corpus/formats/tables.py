@@ -12,7 +12,6 @@ from typing import IO, Any
 
 from gptcli.corpus.documents import (
     BLOCK_RECORDS,
-    MAX_DOCUMENT_BYTES,
     Document,
     FileRange,
     Reader,
@@ -24,6 +23,7 @@ from gptcli.corpus.inputs import file_suffixes, open_input
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
 from gptcli.text.compression import MissingPackageError
+from gptcli.text.csv_rows import CsvRows
 
 SKIP_HINT = "leave it out, or count and skip what is broken with {option:on_error} skip"
 
@@ -31,97 +31,37 @@ SKIP_HINT = "leave it out, or count and skip what is broken with {option:on_erro
 def csv_reader(field: str, delimiter: str = ",") -> Reader:
     """Return a reader of CSV, or of TSV, with a header row: text in the column `field`.
 
-    Quotes are those of RFC 4180, strictly: a row whose quote is never closed is a bad document, and
-    the lines behind its first one are read as rows again. In TSV, where quotes are often ordinary
-    characters, such a line is taken as it stands if it has the columns of the header.
+    A row that `CsvRows` finds damaged, or one of other columns than the header's, is a bad document.
     """
 
     def read(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
-        csv.field_size_limit(MAX_DOCUMENT_BYTES)
-        lines = _Lines(io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline=""))
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        lines = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
         try:
-            header = next(rows, [])
+            rows = CsvRows(lines.readline, delimiter)
         except csv.Error as error:
             raise InputError(f"its header is not valid CSV: {error}", where=name) from None
+        header = rows.header
         column_problem = _column_problem(header, field)
+        if column_problem and rows.header_lines > 1:
+            what = f"its header goes over {rows.header_lines} lines, and has {column_problem}"
+            raise InputError(what, where=name, hint="close the quote in the first line")
         text_column = header.index(field) if field in header else -1
         url_column = header.index("url") if "url" in header else None
-        number = -1
-        while True:
-            number += 1
-            lines.begin_row()
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                first = lines.go_back()
-                row = first.rstrip("\r\n").split(delimiter) if delimiter == "\t" else []
-                if len(row) != len(header):
-                    if part.selects(number):
-                        what, where = (
-                            f"not valid CSV: {_csv_problem(error)}",
-                            f"{name}:{lines.number}",
-                        )
-                        yield bad_document("not valid CSV", what, where, number, SKIP_HINT)
-                    continue
-            if row is None:
-                return
-            if not part.selects(number) or not row:
+        for row in rows:
+            number = row.number
+            if not part.selects(number):
                 continue
-            where = f"{name}:{lines.number}"
-            if column_problem or len(row) != len(header):
-                what = column_problem or f"{len(row)} columns, but the header has {len(header)}"
-                yield bad_document("no text field", what, where, number)
-                continue
-            url = row[url_column] if url_column is not None else ""
-            yield reject_escaped_bytes(Document(row[text_column], where, number, url))
+            where = f"{name}:{row.line}"
+            if not row.is_valid:
+                yield bad_document("not valid CSV", row.problem, where, number, SKIP_HINT)
+            elif column_problem or row.problem:
+                yield bad_document("no text field", column_problem or row.problem, where, number)
+            else:
+                url = row.cells[url_column] if url_column is not None else ""
+                document = Document(row.cells[text_column], where, number, url)
+                yield reject_escaped_bytes(document)
 
     return read
-
-
-class _Lines:
-    """Lines of a CSV file, which can go back to the second line of the row being read."""
-
-    def __init__(self, text: IO[str]) -> None:
-        self._text = text
-        self._row: list[str] = []  # lines of the row being read
-        self._again: list[str] = []  # lines to read again, last one first
-        self._characters = 0  # in the row being read
-        self.number = 0
-        """Number of the line read last, from 1."""
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if self._characters > MAX_DOCUMENT_BYTES:
-            raise csv.Error("a row is longer than a document may be")
-        line = self._again.pop() if self._again else self._text.readline(MAX_DOCUMENT_BYTES)
-        if not line:
-            raise StopIteration
-        self._row.append(line)
-        self._characters += len(line)
-        self.number += 1
-        return line
-
-    def begin_row(self) -> None:
-        """Forget the lines of the row before."""
-        self._row.clear()
-        self._characters = 0
-
-    def go_back(self) -> str:
-        """Return the first line of the row; the lines after it are read again."""
-        first, *others = self._row
-        self._again += reversed(others)
-        self.number -= len(others)
-        return first
-
-
-def _csv_problem(error: csv.Error) -> str:
-    """Return what is wrong with a row, in words for a person."""
-    if "unexpected end of data" in str(error):
-        return "the quote is never closed"
-    return str(error).replace("'\"'", "a quote")
 
 
 def _column_problem(names: list[str], field: str) -> str:
@@ -142,8 +82,8 @@ def parquet_reader(field: str) -> Reader:
     def read(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
         pyarrow = _import_pyarrow(name)
         try:
-            compressed = file_suffixes(name)[1]
-            file = pyarrow.parquet.ParquetFile(_seekable_copy(stream) if compressed else stream)
+            whole = stream if stream.seekable() else seekable_copy(stream)
+            file = pyarrow.parquet.ParquetFile(whole)
             names = file.schema_arrow.names
             first, last = part.groups or (0, file.num_row_groups)
             group_rows = (file.metadata.row_group(group).num_rows for group in range(last))
@@ -213,10 +153,10 @@ def _import_pyarrow(name: str) -> Any:
     return pyarrow
 
 
-def _seekable_copy(stream: IO[bytes]) -> IO[bytes]:
+def seekable_copy(stream: IO[bytes]) -> IO[bytes]:
     """Return a temporary copy of a decompressed stream, deleted when it is closed.
 
-    Parquet is read from its end, and a compressed stream cannot seek.
+    Parquet and zip are read from their end, and a compressed stream cannot seek.
     """
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     with temporary_room("the file, decompressed"):
@@ -241,3 +181,15 @@ def row_group_bytes(path: str) -> list[int]:
             sum(group.column(column).total_compressed_size for column in range(group.num_columns))
             for group in groups
         ]
+
+
+def parquet_rows(path: str) -> int | None:
+    """Return the number of rows of a Parquet file, or None if it is damaged or compressed again."""
+    if file_suffixes(path)[1]:
+        return None
+    pyarrow = _import_pyarrow(path)
+    with open_input(path) as stream:
+        try:
+            return int(pyarrow.parquet.read_metadata(stream).num_rows)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
+            return None

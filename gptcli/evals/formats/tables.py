@@ -31,6 +31,7 @@ from gptcli.evals.formats.files import (
     read_whole_text,
 )
 from gptcli.text.compression import MissingPackageError
+from gptcli.text.csv_rows import CsvRows
 from gptcli.toml_json import parse_json
 
 PARQUET, ARROW, ARROW_STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"
@@ -131,30 +132,20 @@ def _list_rows(node: JsonNode, key: str | None) -> Iterator[JsonNode]:
 
 def _csv_rows(path: Path) -> Iterator[JsonNode]:
     """Yield the rows of a table with a header; a cell that is a JSON list or object is read as one."""
-    position = [str(path)]
-
-    def texts() -> Iterator[str]:
-        for where, line in numbered_lines(path):
-            position[0] = where
-            yield line + "\n"
-
-    lines = texts()
-    header = next((line for line in lines if line.strip()), "")
+    texts = enumerate(line + "\n" for _, line in numbered_lines(path))
+    blank, header = next(((n, line) for n, line in texts if line.strip()), (0, ""))
     tabs = content_suffix(path) == ".tsv" or ("\t" in header and "," not in header)
-    csv.field_size_limit(1 << 28)
-    rows = csv.DictReader(chain([header], lines), delimiter="\t" if tabs else ",", strict=True)
+    lines = chain([header], (line for _, line in texts))
     try:
-        for row in rows:
-            if None in row or None in row.values():
-                raise InputError(
-                    f"does not have the {len(rows.fieldnames or ())} fields of the header",
-                    where=position[0],
-                )
-            yield JsonNode(
-                {name: _cell(text, position[0]) for name, text in row.items()}, position[0]
-            )
+        rows = CsvRows(lambda _: next(lines, ""), "\t" if tabs else ",")
     except csv.Error as error:
-        raise InputError(f"not valid CSV: {error}", where=position[0]) from None
+        raise InputError(f"its header is not valid CSV: {error}", where=path) from None
+    for row in rows:
+        where = f"{path}:{blank + row.line}"
+        if row.problem:
+            raise InputError(row.problem, where=where)
+        cells = zip(rows.header, row.cells, strict=True)
+        yield JsonNode({name: _cell(text, where) for name, text in cells}, where)
 
 
 def _cell(text: str, where: str) -> Any:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
 from gptcli.corpus.formats import DocumentKind, find_reader, scan
@@ -78,26 +74,17 @@ def test_a_quote_that_is_never_closed_is_counted_and_swallows_nothing(tmp_path: 
     assert "b.csv:3: not valid CSV: the quote is never closed" in str(flaw.error)
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    st.lists(st.text(alphabet='ab",\n é', max_size=12), min_size=1, max_size=8),
-    st.integers(0, 200),
-    st.sampled_from(['"', "x", "", "\n"]),
-)
-def test_rows_of_csv_are_whole_or_counted(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], at: int, junk: str
-) -> None:
-    out = io.StringIO(newline="")
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["id", "text"])
-    for number, text in enumerate(texts):
-        rows.writerow([number, text])
-    path = tmp_path_factory.mktemp("csv") / "a.csv"
-    path.write_text(out.getvalue(), newline="")
-    assert [row.text for row in scanned(path)] == texts
-    at = 8 + at % (len(out.getvalue()) - 7)
-    path.write_text(out.getvalue()[:at] + junk + out.getvalue()[at + 1 :], newline="")
-    assert len(scanned(path)) >= len(texts) - 2  # a line end may be lost, or a row become blank
+def test_a_quote_that_takes_in_rows_costs_none_of_them(tmp_path: Path) -> None:
+    """The open quote of row 0 meets those of row 4, which makes one row of three columns."""
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n0," \n1,é\n2,\n3,é\n4,""",éé"\n')
+    found = scanned(path)
+    assert [row.text for row in found] == ["", "é", "", "é", '",éé']
+    assert [row.where.rpartition(":")[2] for row in found] == ["2", "3", "4", "5", "6"]
+    assert "a quote opens a row of 3 columns, but the header has 2" in str(found[0].error)
+    path.write_text('id,"text\n0,a\n1,"b"\n')
+    with pytest.raises(InputError, match="its header"):
+        scanned(path)
 
 
 def test_tsv_takes_a_quote_as_it_stands_where_it_opens_nothing(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_tables_lines_and_running_text_are_read(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n{"a": \n', ":2", "not valid JSON"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', ":2", "not a JSON object"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ":2", "not valid UTF-8 at byte 7"),
-        ("a.csv", b"a,b\n1\n", ":2", "does not have the 2 fields"),
+        ("a.csv", b"a,b\n1\n", ":2", "1 column, but the header has 2"),
         ("a.csv", b'a,b\n1,"2\n', ":2", "not valid CSV"),
         (
             "a.jsonl.gz",

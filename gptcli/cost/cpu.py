@@ -1,0 +1,137 @@
+"""CPUs as devices: the memory of a training process, and the speed of training.
+
+A process on a CPU holds more than the tensors that `rank_memory` counts. The rest was measured in
+runs of `gpt train` with 0.1M to 124M parameters (tests/benchmarks/LOG.md):
+
+    libraries    Python and PyTorch, and its compiler if the run is compiled
+    checkpoint   weights, optimizer and average, copied while they are written, beside the next step;
+                 and the largest matrix, which is read again for the copy in transformers' format
+    heap         freed blocks too small for the next tensor: C libraries do not move what is in use
+
+The speed is a share of the rate of a single matrix product, which the trainer measures in
+milliseconds before its first step (`gptcli.trainer.machine`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from gptcli.cost.hardware import Gpu
+from gptcli.cost.layout import Layout
+from gptcli.cost.rank_memory import ELEMENT_BYTES, StepConfig, rank_memory
+from gptcli.model.config import ModelConfig
+
+NAME = "cpu"
+"""Name of this machine's processor as a device of `gpt cost`."""
+FAMILY = "cpu"
+PIECE = 3200  # vocabulary entries per product of the head: gptcli.model.loss
+LIBRARIES = 445_000_000  # bytes of a process that has imported and initialized everything
+TOKENIZER = 1_100  # bytes of a tokenizer per entry of its vocabulary
+COMPILER = 90_000_000  # bytes of torch.compile's libraries
+SYNC_BYTES = 1 << 26  # a smaller checkpoint is written before the next step
+# share of the tensors of a step that are freed and found again only in part. The copies of a
+# checkpoint fill such blocks, unless the kernels in C need them for their operands.
+HEAP = 0.30
+# with full recomputation the input of each layer stays between the blocks of its forward pass:
+# widths of them that no later layer uses
+HOLES_OF_LAYER = 8
+# share of the rate of a single matrix product that a training step on a CPU reaches: low, high
+UTILISATION = (0.15, 0.75)
+STEP_SECONDS = (0.003, 0.03)  # constant part of a step on a CPU: low, high
+MICRO_BATCH_TOKENS = 4096  # more tokens at a time gain no speed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuMemory:
+    """Peak bytes of a training process on a CPU by what they are for."""
+
+    tensors: int
+    """Tensors of a step, as `rank_memory` counts them, and the average of the weights."""
+    checkpoint: int
+    """Copies of weights and optimizer that are being written while the next step runs."""
+    heap: int
+    """Freed memory that no other tensor fits into."""
+    libraries: int
+    """Python, PyTorch and the tokenizer."""
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return self.tensors + self.checkpoint + self.heap + self.libraries
+
+
+def on_cpu(work: StepConfig, config: ModelConfig, *, has_kernels: bool) -> StepConfig:
+    """Return a step as a CPU computes it; `has_kernels` if the kernels in C can be built."""
+    kernel = has_kernels and work.precision == "bf16"
+    return replace(work, piece=PIECE, fused=config.dropout == 0, head_kernel=kernel)
+
+
+def cpu_memory(
+    config: ModelConfig,
+    layout: Layout,
+    work: StepConfig,
+    *,
+    average_bytes: int = 0,
+    fewer_moments: int = 0,
+    compiled: bool = False,
+) -> CpuMemory:
+    """Return the memory of the fullest process of a run whose step is `on_cpu`.
+
+    `average_bytes` are those of the weights' moving average; the optimizer is AdamW without
+    `fewer_moments` of its numbers.
+    """
+    found = rank_memory(config, layout, work)
+    temporary = found.activations + found.logits + found.workspace
+    extra = average_bytes - 4 * fewer_moments
+    written = found.parameters + found.optimizer + extra
+    table = 4 * config.vocab_size * config.d_model
+    checkpoint = 0 if written < SYNC_BYTES else written + table
+    heap = HEAP * temporary
+    if checkpoint and not work.head_kernel:
+        heap = max(0.0, heap - checkpoint)
+    if work.recompute == "full":
+        stream = ELEMENT_BYTES[work.precision] * work.micro_batch * config.n_ctx * config.d_model
+        heap += HOLES_OF_LAYER * stream * config.n_layer / (layout.pp * layout.tp)
+    return CpuMemory(
+        tensors=found.total + extra,
+        checkpoint=checkpoint,
+        heap=round(heap),
+        libraries=LIBRARIES + TOKENIZER * config.vocab_size + COMPILER * compiled,
+    )
+
+
+def cpu_device(cores: int, rate: float, bandwidth: float, memory_bytes: int, name: str = "") -> Gpu:
+    """Return this machine's processor as a row of the hardware table.
+
+    `rate` is the measured FLOP/s of a single matrix product, which takes the place of a peak, and
+    `bandwidth` that of a copy in bytes per second.
+    """
+    what = f"{name or 'this processor'}, {cores} core{'s' * (cores != 1)}"
+    return Gpu(
+        name=NAME,
+        aliases=(),
+        family=FAMILY,
+        device_names=(),
+        peak_flops=rate,
+        fp32_flops=rate,
+        bf16=True,
+        memory_bytes=memory_bytes,
+        bandwidth=bandwidth,
+        fp8_flops=None,
+        link=None,
+        network=None,
+        watts=None,
+        source=f"{what}: a matrix product measured now",
+        url="",
+        date="",
+    )
+
+
+def seconds_per_token(rate: float, flops: float, batch_tokens: int) -> tuple[float, float]:
+    """Return the low and high seconds of a token of `flops` on a CPU, in steps of `batch_tokens`.
+
+    `rate` is the FLOP/s of a single matrix product.
+    """
+    low, high = UTILISATION
+    least, most = STEP_SECONDS
+    return flops / (high * rate) + least / batch_tokens, flops / (low * rate) + most / batch_tokens

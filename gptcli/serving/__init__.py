@@ -1,0 +1,1 @@
+"""HTTP server: OpenAI's completions API and a page to try a model, on the decode loop of `sampling`."""

@@ -1,0 +1,531 @@
+"""OpenAI's completions API: requests are checked, samples become responses.
+
+`POST /v1/completions` accepts `model`, `prompt` (a text, a list of texts, token ids, a list of
+those), `max_tokens`, `temperature` (0 is greedy), `top_p`, `n`, `best_of`, `stream`,
+`stream_options`, `logprobs` (0 to MAX_LOGPROBS), `echo`, `stop`, `seed`, `presence_penalty`,
+`frequency_penalty`, `logit_bias` and `user`, and beyond OpenAI's `top_k` and `repetition_penalty`.
+`suffix` and unknown fields are refused unless null. `max_tokens` 0 with `echo` and `logprobs` scores
+the prompt.
+
+Where OpenAI's reference leaves a choice:
+
+- Special tokens are not recognised in the text of a prompt, as in `gpt sample`; give them as ids. An
+  empty prompt is the end-of-text token, which is not part of the text.
+- `text_offset` counts characters of the returned text. A token that is not whole characters is
+  written "bytes:\\xe2\\x80", as OpenAI does.
+- An end-of-text token that ends a sample is listed in `logprobs`, and counted in `usage`.
+- With a seed, sample i of prompt k is that of `gpt sample --prompts` (k = 0: of `gpt sample`).
+- A prompt and `max_tokens` must fit into the context together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import GptError, InputError, UsageError, close_to
+from gptcli.sampling.generate import encode_prompt, sample_generator
+from gptcli.sampling.load import Loaded
+from gptcli.sampling.params import SamplingParams
+from gptcli.serving.scheduler import MAX_WAITING, Entry, Job, RowOptions, SampleRow
+from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.toml_json import parse_json
+
+DEFAULT_MAX_TOKENS = 16
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_BIAS = 100
+Json = dict[str, Any]
+
+
+class ApiError(Exception):
+    """An error of a request: HTTP status, message, parameter and stable code."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def as_dict(self) -> Json:
+        """Return the error in OpenAI's form."""
+        kind = {401: "authentication_error", 403: "permission_error"}.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model under the name by which requests select it."""
+
+    id: str
+    """Name in requests and responses."""
+    path: Path
+    """Folder as it was given, which is accepted as a name too."""
+    loaded: Loaded
+    """Model, tokenizer and settings."""
+    created: int
+    """Unix time at which the server loaded it."""
+
+    def as_dict(self) -> Json:
+        """Return the entry of `/v1/models`; the fields after `owned_by` are not OpenAI's."""
+        config = self.loaded.model.config
+        return {
+            "id": self.id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "gpt",
+            "max_model_len": config.n_ctx,
+            "vocab_size": config.vocab_size,
+            "step": self.loaded.source.step,
+            "precision": self.loaded.precision,
+            "tokenizer_sha256": self.loaded.tokenizer.sha256,
+        }
+
+
+def serve_names(models: Sequence[tuple[Path, Loaded]]) -> list[ServedModel]:
+    """Return the models with a name each: the run's folder and step, numbered if that is not unique."""
+    named: dict[str, ServedModel] = {}
+    for path, loaded in models:
+        source = loaded.source
+        name = source.folder.resolve().name or "model"
+        name += "" if source.step is None else f"@{source.step}"
+        same = sum(one.split("#")[0] == name for one in named)
+        name += f"#{same + 1}" if same else ""
+        named[name] = ServedModel(name, path, loaded, int(time.time()))
+    return list(named.values())
+
+
+def find_model(models: Sequence[ServedModel], name: str | None) -> int:
+    """Return the number of the model that a request names. Raises ApiError if there is none."""
+    known = ", ".join(one.id for one in models)
+    if name is None:
+        if len(models) == 1:
+            return 0
+        raise ApiError(
+            f"say which model: {known}", param="model", code="missing_required_parameter"
+        )
+    for number, one in enumerate(models):
+        if name in (one.id, str(one.path)):
+            return number
+    raise ApiError(
+        f"there is no model {name!r}; this server has {known}",
+        status=404,
+        param="model",
+        code="model_not_found",
+    )
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """Reader of a number in a range."""
+
+    low: float
+    high: float
+    whole: bool = False
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """Return the number. Raises ApiError."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and self.whole and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not number or (self.whole and not isinstance(value, int)):
+            kind = "a whole number" if self.whole else "a number"
+            raise ApiError(f"{name} must be {kind}, not {_shown(value)}", param=name)
+        if not self.low <= value <= self.high:
+            raise ApiError(
+                f"{name} is {_shown(value)}: use a value from {self.low:,} to {self.high:,}",
+                param=name,
+            )
+        return value
+
+
+def _true_or_false(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ApiError(f"{name} must be true or false, not {_shown(value)}", param=name)
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ApiError(f"{name} must be a text, not {_shown(value)}", param=name)
+    return value
+
+
+def _stops(name: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ApiError(f"{name} must be a text or a list of texts, not {_shown(value)}", param=name)
+    if "" in texts:
+        raise ApiError(f"{name} has an empty text, with which every text begins", param=name)
+    if len(texts) > MAX_STOPS:
+        raise ApiError(f"{name} has {len(texts)} texts: at most {MAX_STOPS}", param=name)
+    return texts
+
+
+def _bias(name: str, value: Any) -> dict[int, float]:
+    if not isinstance(value, dict) or not all(key.isdecimal() for key in value):
+        raise ApiError(
+            f'{name} must be an object from token ids to numbers, such as {{"50256": -100}}',
+            param=name,
+        )
+    number = _Number(-MAX_BIAS, MAX_BIAS)
+    return {int(key): float(number(name, one)) for key, one in value.items()}
+
+
+def _stream_options(name: str, value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() - {"include_usage", "include_obfuscation"}:
+        raise ApiError(f'{name} must be an object such as {{"include_usage": true}}', param=name)
+    return _true_or_false(f"{name}.include_usage", value.get("include_usage") or False)
+
+
+def _unchanged(name: str, value: Any) -> Any:
+    return value
+
+
+FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
+    "model": _text,
+    "prompt": _unchanged,
+    "max_tokens": _Number(0, 10**9, whole=True),
+    "temperature": _Number(0, 100),
+    "top_p": _Number(0, 1),
+    "top_k": _Number(1, 10**9, whole=True),
+    "repetition_penalty": _Number(0.01, 100),
+    "n": _Number(1, 128, whole=True),
+    "best_of": _Number(1, 128, whole=True),
+    "stream": _true_or_false,
+    "stream_options": _stream_options,
+    "logprobs": _Number(0, MAX_LOGPROBS, whole=True),
+    "echo": _true_or_false,
+    "stop": _stops,
+    "seed": _Number(-(2**63), 2**63 - 1, whole=True),
+    "presence_penalty": _Number(-2, 2),
+    "frequency_penalty": _Number(-2, 2),
+    "logit_bias": _bias,
+    "user": _text,
+}
+"""Fields of a request and their readers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """A checked request, with the samples to generate."""
+
+    id: str
+    """Name of the response."""
+    created: int
+    """Unix time."""
+    model: int
+    """Number of the model."""
+    served: ServedModel
+    """The model."""
+    rows: list[SampleRow]
+    """Samples to generate: for each prompt `best_of` or `n` of them."""
+    prompt_tokens: int
+    """Number of tokens of all prompts."""
+    n: int
+    """Samples of each prompt to return."""
+    best_of: int
+    """Samples of each prompt to generate."""
+    logprobs: int | None
+    """Number of alternatives to report at each token; None for no log-probabilities."""
+    stream: bool
+    """Send the text as it is generated."""
+    include_usage: bool
+    """Send the usage at the end of a stream."""
+
+
+def read_request(body: bytes, models: Sequence[ServedModel]) -> CompletionRequest:
+    """Check a request and return it. Raises ApiError."""
+    try:
+        value = parse_json(body, "the body of the request")
+    except InputError as error:
+        raise ApiError(str(error)) from None
+    if not isinstance(value, dict):
+        raise ApiError(
+            f'the body must be a JSON object such as {{"prompt": "Once"}}, not {_shown(value)}'
+        )
+    given = {name: one for name, one in value.items() if one is not None}
+    if "suffix" in given:
+        raise ApiError("suffix is not supported: these models only continue a text", param="suffix")
+    for name in given:
+        if name not in FIELDS:
+            close = close_to(name, FIELDS)
+            also = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ApiError(f"unknown field {name!r}{also}", param=name, code="unknown_parameter")
+    fields = {name: FIELDS[name](name, one) for name, one in given.items()}
+    number = find_model(models, fields.get("model"))
+    try:
+        return _checked(fields, number, models[number])
+    except GptError as error:
+        raise ApiError(str(error), param=error.field, code=error.code) from None
+
+
+def _checked(fields: Json, number: int, served: ServedModel) -> CompletionRequest:
+    """Return the request of fields that are valid, each by itself. Raises ApiError and UsageError."""
+    tokenizer, n_ctx = served.loaded.tokenizer, served.loaded.model.config.n_ctx
+    n: int = fields.get("n", 1)
+    best_of: int = fields.get("best_of", n)
+    max_tokens: int = fields.get("max_tokens", DEFAULT_MAX_TOKENS)
+    logprobs: int | None = fields.get("logprobs")
+    echo, stream = fields.get("echo", False), fields.get("stream", False)
+    if best_of < n:
+        raise ApiError(f"best_of is {best_of}, and n {n}: it must be at least n", param="best_of")
+    if stream and best_of > n:
+        raise ApiError("best_of cannot be combined with stream: the best is known at the end")
+    if "stream_options" in fields and not stream:
+        raise ApiError("stream_options needs stream", param="stream_options")
+    bias = fields.get("logit_bias", {})
+    if bias and max(bias) >= tokenizer.vocab_size:
+        raise ApiError(
+            f"logit_bias names token {max(bias):,}: the vocabulary has {tokenizer.vocab_size:,}",
+            param="logit_bias",
+        )
+    prompts = _prompts(fields.get("prompt", ""), tokenizer)
+    if len(prompts) * best_of > MAX_WAITING:
+        raise ApiError(
+            f"{len(prompts):,} prompts of {best_of} samples are {len(prompts) * best_of:,} samples: "
+            f"at most {MAX_WAITING:,} in one request",
+            param="prompt",
+        )
+    for index, (tokens, _) in enumerate(prompts):
+        if len(tokens) + max_tokens > n_ctx:
+            which = f"prompt {index}" if len(prompts) > 1 else "the prompt"
+            left = n_ctx - max_tokens
+            todo = f"shorten the prompt to {left:,}, or lower max_tokens"
+            raise ApiError(
+                f"{which} has {len(tokens):,} tokens and max_tokens is {max_tokens:,}, but the "
+                f"model's context has only {n_ctx:,}: {todo if left > 0 else 'lower max_tokens'}",
+                param="prompt" if len(tokens) > n_ctx else "max_tokens",
+                code="context_length_exceeded",
+            )
+    seed = fields.get("seed")
+    seed = secrets.randbits(63) if seed is None else seed
+    options = RowOptions(
+        params=_params(fields),
+        max_tokens=max_tokens,
+        stops=tuple(fields.get("stop", ())),
+        top=0 if logprobs is None and best_of > n else logprobs,
+        echo=echo,
+        bias=bias,
+        presence_penalty=fields.get("presence_penalty", 0.0),
+        frequency_penalty=fields.get("frequency_penalty", 0.0),
+    )
+    rows = [
+        SampleRow(
+            tokenizer,
+            tokens,
+            options,
+            generator=sample_generator(seed, sample, index),
+            implied=implied,
+        )
+        for index, (tokens, implied) in enumerate(prompts)
+        for sample in range(best_of)
+    ]
+    return CompletionRequest(
+        id=f"cmpl-{secrets.token_hex(12)}",
+        created=int(time.time()),
+        model=number,
+        served=served,
+        rows=rows,
+        prompt_tokens=sum(len(tokens) for tokens, _ in prompts),
+        n=n,
+        best_of=best_of,
+        logprobs=logprobs,
+        stream=stream,
+        include_usage=fields.get("stream_options", False),
+    )
+
+
+def _params(fields: Json) -> SamplingParams:
+    """Return the sampling parameters; temperature 0 is greedy, and so is top_p 0."""
+    penalty = fields.get("repetition_penalty", 1.0)
+    if fields.get("temperature") == 0 or fields.get("top_p") == 0:
+        return SamplingParams(greedy=True, repetition_penalty=penalty)
+    return SamplingParams(
+        temperature=fields.get("temperature", 1.0),
+        top_p=fields.get("top_p"),
+        top_k=fields.get("top_k"),
+        repetition_penalty=penalty,
+    )
+
+
+def _prompts(value: Any, tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
+    """Return the tokens of each prompt, and how many of them are implied and not part of its text."""
+    if isinstance(value, str) or (isinstance(value, list) and value and _is_id(value[0])):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise ApiError(
+            "prompt must be a text, a list of texts, a list of token ids or a list of those, not "
+            f"{_shown(value)}",
+            param="prompt",
+        )
+    prompts = []
+    for one in value:
+        if isinstance(one, str):
+            prompts.append((encode_prompt(tokenizer, one), 0 if one else 1))
+            continue
+        if not isinstance(one, list) or not one or not all(map(_is_id, one)):
+            raise ApiError(
+                f"a prompt must be a text or a list of at least one token id, not {_shown(one)}",
+                param="prompt",
+            )
+        if strange := [token for token in one if not 0 <= token < tokenizer.vocab_size]:
+            raise ApiError(
+                f"token {strange[0]} is not in the vocabulary, 0 to {tokenizer.vocab_size - 1}",
+                param="prompt",
+            )
+        prompts.append((one, 0))
+    return prompts
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def response(request: CompletionRequest) -> Json:
+    """Return the response to a request whose samples are complete."""
+    choices: list[Json] = []
+    for first in range(0, len(request.rows), request.best_of):
+        rows = request.rows[first : first + request.best_of]
+        if request.best_of > request.n:
+            rows = sorted(rows, key=lambda row: -row.mean_log_prob)[: request.n]
+        choices += [
+            _choice(request, len(choices) + place, row, row.text, row.entries, row.finish_reason)
+            for place, row in enumerate(rows)
+        ]
+    return _envelope(request, choices) | {"usage": _usage(request)}
+
+
+class Stream:
+    """Chunks of a response as its samples grow."""
+
+    def __init__(self, request: CompletionRequest) -> None:
+        """Begin at the start of every sample."""
+        self.request = request
+        self._sent = [(0, 0)] * len(request.rows)  # characters and entries
+        self._open = set(range(len(request.rows)))
+
+    def chunks(self) -> Iterator[Json]:
+        """Yield what is new in each sample since the last call, as one chunk each."""
+        for index in sorted(self._open):
+            row = self.request.rows[index]
+            done, started = row.done, row.started  # before what they say is complete
+            if not started:
+                continue
+            (characters, count), text, entries = self._sent[index], row.text, row.entries
+            end = count
+            # a token is sent with its first character
+            while end < len(entries) and (done or entries[end].offset < len(text)):
+                end += 1
+            if done:
+                self._open.discard(index)
+            elif len(text) == characters and end == count:
+                continue
+            self._sent[index] = len(text), end
+            reason = row.finish_reason if done else None
+            choice = _choice(
+                self.request, index, row, text[characters:], entries[count:end], reason
+            )
+            yield self._envelope([choice])
+        if not self._open and self.request.include_usage:
+            yield self._envelope([]) | {"usage": _usage(self.request)}
+
+    def _envelope(self, choices: list[Json]) -> Json:
+        usage = {"usage": None} if self.request.include_usage else {}
+        return _envelope(self.request, choices) | usage
+
+
+def _envelope(request: CompletionRequest, choices: list[Json]) -> Json:
+    return {
+        "id": request.id,
+        "object": "text_completion",
+        "created": request.created,
+        "model": request.served.id,
+        "choices": choices,
+    }
+
+
+def _usage(request: CompletionRequest) -> Json:
+    generated = sum(row.generated for row in request.rows)
+    return {
+        "prompt_tokens": request.prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": request.prompt_tokens + generated,
+    }
+
+
+def _choice(
+    request: CompletionRequest,
+    index: int,
+    row: SampleRow,
+    text: str,
+    entries: Sequence[Entry],
+    finish_reason: str | None,
+) -> Json:
+    logprobs = None
+    if request.logprobs is not None:
+        logprobs = _logprobs(row.tokenizer, entries)
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _logprobs(tokenizer: Tokenizer, entries: Sequence[Entry]) -> Json:
+    """Return the four lists of `logprobs`; the alternatives include the token itself."""
+    tops: list[dict[str, float] | None] = []
+    for one in entries:
+        if one.top is None or one.log_prob is None:
+            tops.append(None)
+            continue
+        top: dict[str, float] = {}
+        for token, log_prob in [*one.top, (one.token, one.log_prob)]:
+            # of two tokens that are spelled the same, the more probable one
+            top.setdefault(token_text(tokenizer, token), _rounded(log_prob))
+        tops.append(top)
+    return {
+        "tokens": [token_text(tokenizer, one.token) for one in entries],
+        "token_logprobs": [
+            None if one.log_prob is None else _rounded(one.log_prob) for one in entries
+        ],
+        "top_logprobs": tops,
+        "text_offset": [one.offset for one in entries],
+    }
+
+
+def _rounded(log_prob: float) -> float:
+    """Return a log-probability with seven digits, as many as fp32 has; JSON has no infinity."""
+    return float(f"{log_prob:.7g}") if math.isfinite(log_prob) else -9999.0
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """Return the text of a token, or its bytes in OpenAI's spelling if they are no whole characters."""
+    piece = tokenizer.decode_bytes([token])
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def job_of(request: CompletionRequest) -> Job:
+    """Return the request as work for the decode thread."""
+    return Job(request.rows, streams=request.stream)
+
+
+def error_of(error: Exception) -> ApiError:
+    """Return the error of a failed pass as an error of the API."""
+    if isinstance(error, UsageError | InputError):
+        return ApiError(str(error), param=error.field, code=error.code)
+    text = str(error) if isinstance(error, GptError) else f"{type(error).__name__}: {error}"
+    return ApiError(text, status=500)

@@ -1,0 +1,194 @@
+"""Files inside tar and zip are read as files of their own would be, and what is left out is counted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import pytest
+
+from gptcli.corpus.documents import Document
+from gptcli.corpus.formats import archives, find_format, find_reader, read_documents, scan
+from gptcli.corpus.inputs import find_inputs
+from gptcli.errors import InputError
+
+FILES = {
+    "a/one.txt": b"one",
+    "a/two.jsonl": b'{"text": "two"}\n{"text": "three"}\nbroken\n',
+    "b/three.csv": b"id,text\n1,four\n",
+    "b/four.jsonl.gz": gzip.compress(b'{"text": "five"}\n'),
+    "source.py": b"print('six')",
+    "page": b"<!doctype html><html><body><p>seven</p></body></html>",
+}
+LEFT_OUT = {
+    "picture.png": b"\x89PNG\r\n\x1a\n",
+    ".hidden/a.txt": b"hidden",
+    "inner.zip": b"PK\x05\x06" + bytes(18),
+    "empty.txt": b"",
+    "paper.pdf": b"%PDF-1.4",
+}
+
+
+def tar_of(files: dict[str, bytes], form: Literal[0, 1, 2] = tarfile.PAX_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def scanned(path: Path, **settings: str) -> list[Document]:
+    return list(scan(str(path), find_reader(str(path), "file", **settings)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.tar.gz", "a.zip", "noname"])
+def test_each_member_is_read_in_its_format(tmp_path: Path, name: str) -> None:
+    data = (zip_of if name == "a.zip" else tar_of)(FILES | LEFT_OUT)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if "gz" in name else data)
+    found = scanned(path)
+    assert [document.text for document in found if not document.error_kind] == [
+        *("one", "two", "three", "four", "five", "print('six')", "")
+    ]
+    assert found[7].html is not None
+    kinds = [document.error_kind for document in found if document.error_kind]
+    assert kinds == ["not valid JSON", *["left out of an archive"] * len(LEFT_OUT)]
+    assert [document.position for document in found] == list(range(len(found)))
+    assert "member b/three.csv" in found[4].where
+    assert "left out: a .pdf file" in str(found[-1].error)
+    if name != "noname":
+        assert find_inputs([str(tmp_path)]) == [str(path)]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_of_every_form_of_tar(tmp_path: Path, form: Literal[0, 1, 2]) -> None:
+    folder = "/".join(["folder"] * 12)
+    names = [f"{folder}/a.txt", "é.txt"] + (
+        [] if form == tarfile.USTAR_FORMAT else [f"{folder * 4}/{'b' * 90}.txt"]
+    )
+    (tmp_path / "a.tar").write_bytes(tar_of({name: name.encode() for name in names}, form))
+    found = scanned(tmp_path / "a.tar")
+    assert [document.text for document in found] == names
+    assert [document.where.partition(", member ")[2] for document in found] == names
+
+
+def test_links_are_counted_and_folders_are_not(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, kind in (("folder", tarfile.DIRTYPE), ("link", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type = kind
+            archive.addfile(member)
+    (one,) = scanned(tmp_path / "a.tar")
+    assert "a link or a device" in str(one.error)
+    (tmp_path / "b.tar").write_bytes(tar_of({}))
+    (one,) = scanned(tmp_path / "b.tar")
+    assert "the archive has no files" in str(one.error)
+
+
+def test_a_format_that_is_asked_for_is_that_of_every_member(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(
+        zip_of({"a.log": b'{"text": "one"}\n', "b": b'{"text": "two"}'})
+    )
+    found = scanned(tmp_path / "a.zip", input_format="zip")
+    assert [document.text for document in found] == ["one", "two"]
+    (tmp_path / "a.zip").write_bytes(zip_of({"a.log": b'{"a": 1}'}))
+    reader = find_reader(str(tmp_path / "a.zip"), "file", input_format="zip")
+    assert next(scan(str(tmp_path / "a.zip"), reader)).error_kind == "no text field"
+
+
+def test_a_damaged_tar_costs_no_other_member(tmp_path: Path) -> None:
+    """Whatever is flipped, removed or inserted: the members it does not touch are read."""
+    files = {f"{number}.txt": f"{number} ".encode() * 300 for number in range(12)}
+    data, path = tar_of(files), tmp_path / "a.tar"
+    random = Random(1)
+    for _ in range(150):
+        at, size = random.randrange(len(data)), random.choice([1, 20, 600])
+        how = random.choice(["flip", "remove", "insert"])
+        middle = {"flip": random.randbytes(size), "remove": b"", "insert": random.randbytes(size)}
+        skipped = 0 if how == "insert" else size
+        path.write_bytes(data[:at] + middle[how] + data[at + skipped :])
+        found = scanned(path)
+        texts = {document.text for document in found if not document.error_kind}
+        lost = [text for text in files.values() if text.decode() not in texts]
+        bad = len(found) - len(files) + len(lost)
+        assert len(lost) <= 3, (at, how, size)
+        assert bad >= 0
+        assert not lost or any(
+            document.error_kind or document.text.encode() not in files.values()
+            for document in found
+        ), (at, how, size)
+
+
+def test_a_tar_that_is_cut_short_is_counted(tmp_path: Path) -> None:
+    files = {f"{number}.txt": f"{number} ".encode() * 300 for number in range(5)}
+    data = tar_of(files)
+    for stop in range(1, 5 * 1536, 97):
+        (tmp_path / "a.tar").write_bytes(data[:stop])
+        found = scanned(tmp_path / "a.tar", input_format="tar")
+        assert found[-1].error_kind == "damaged member", stop
+
+
+def test_a_damaged_member_of_a_zip_costs_no_other(tmp_path: Path) -> None:
+    lines = {
+        f"{name}.jsonl": "".join(
+            json.dumps({"text": f"{name} {number} {Random(number).random()}"}) + "\n"
+            for number in range(50)
+        ).encode()
+        for name in "abc"
+    }
+    data = zip_of(lines)
+    at = data.index(b"b.jsonl") + 300
+    (tmp_path / "a.zip").write_bytes(data[:at] + b"\xff\xff\xff" + data[at + 3 :])
+    found = scanned(tmp_path / "a.zip")
+    assert sum(document.text.startswith("a ") for document in found) == 50
+    assert sum(document.text.startswith("c ") for document in found) == 50
+    assert any(document.error_kind == "damaged member" for document in found)
+    (tmp_path / "a.zip").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="the archive is damaged"):
+        scanned(tmp_path / "a.zip")
+
+
+def test_a_zip_that_would_unpack_to_far_more_than_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED_BYTES", 1 << 16)
+    (tmp_path / "a.zip").write_bytes(zip_of({"a.txt": bytes(1 << 20)}))
+    with pytest.raises(InputError, match="would unpack to 1,048,576 bytes"):
+        list(read_documents(str(tmp_path / "a.zip")))
+
+
+def test_archives_are_recognized_by_their_first_bytes(tmp_path: Path) -> None:
+    for name, data in (("one", tar_of(FILES)), ("two", zip_of(FILES))):
+        (tmp_path / name).write_bytes(data)
+    assert find_format(str(tmp_path / "one")) == "tar"
+    assert find_format(str(tmp_path / "two")) == "zip"
+
+
+def test_lz4_is_read(tmp_path: Path) -> None:
+    frame = pytest.importorskip("lz4.frame")
+    data = frame.compress(b"one\n") + frame.compress(b"two\n", content_checksum=True)
+    path = tmp_path / "a.txt.lz4"
+    path.write_bytes(data)
+    (one,) = scanned(path)
+    assert one.text == "one\ntwo\n"
+    path.write_bytes(data[:-5])
+    with pytest.raises(InputError, match="cut short"):
+        scanned(path)
+    (tmp_path / "a.tar.lz4").write_bytes(frame.compress(tar_of(FILES)))
+    assert scanned(tmp_path / "a.tar.lz4")[0].text == "one"

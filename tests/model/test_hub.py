@@ -1,0 +1,345 @@
+"""Models by their names on the Hub, against a stand-in that speaks its protocol."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gptcli.cli import build_app
+from gptcli.errors import GptError, InputError, UsageError
+from gptcli.events import Events
+from gptcli.model.config import ModelConfig
+from gptcli.model.hub import HUB, cached_model, fetch_model, hub_repository
+from gptcli.model.safetensors_io import load_model, save_model
+from gptcli.model.source import find_model
+from gptcli.model.transformer import GPT
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "lab/tiny-gpt"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Repositories of the Hub by name, each a folder, and what went over the wire."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.repositories: dict[str, Path] = {}
+        self.requests: list[str] = []
+        self.cut: str | None = None
+        """File whose body ends early."""
+        self.status: int | None = None
+        """Status of every answer, if set."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.requests.append(f"{self.command} {self.path}")
+        path = self.path.partition("?")[0].strip("/")
+        if self.server.status is not None:
+            self.answer(self.server.status, b"{}")
+        elif path.startswith("api/models/"):
+            name = path.removeprefix("api/models/").partition("/revision/")[0]
+            self.repository(name)
+        else:
+            name, _, rest = path.partition("/resolve/")
+            self.file(name, rest.partition("/")[2])
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def repository(self, name: str) -> None:
+        if (folder := self.server.repositories.get(name)) is None:
+            self.answer(401, b"{}", {"X-Error-Message": "Invalid username or password."})
+            return
+        files = [{"rfilename": path.name, "size": path.stat().st_size} for path in folder.iterdir()]
+        about = {"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "siblings": files}
+        self.answer(200, json.dumps(about).encode())
+
+    def file(self, name: str, file: str) -> None:
+        path = self.server.repositories.get(name, Path("/nowhere")) / file
+        if not path.is_file():
+            self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return
+        data = path.read_bytes()
+        self.answer(
+            200,
+            data,
+            {"X-Repo-Commit": COMMIT, "ETag": f'"{hash(data)}"'},
+            cut=file == self.server.cut,
+        )
+
+    def answer(
+        self, status: int, data: bytes, headers: dict[str, str] | None = None, *, cut: bool = False
+    ) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection = cut
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve a Hub, empty, and point everything to it and to an empty cache and folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    # a truncated download is tried again after a second, five times
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    server = Hub()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+TINY = ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=16, vocab_size=257)
+
+
+def publish(hub: Hub, folder: Path, name: str = NAME, **config: Any) -> GPT:
+    """Put a small GPT-2 with a tokenizer on the Hub."""
+    from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
+
+    torch.manual_seed(0)
+    model = GPT(TINY).eval()
+    save_model(folder, model, TINY)
+    Tokenizer([*byte_alphabet(), END_OF_TEXT], []).save(folder / "tokenizer.json")
+    (folder / "README.md").write_text("a card")
+    (folder / "pytorch_model.bin").write_bytes(b"the same weights, which are not needed")
+    if config:
+        table = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**table, **config}))
+    hub.repositories[name] = folder
+    return model
+
+
+class Told(Events):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.done: list[float] = []
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
+
+    def progress(self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object) -> None:  # fmt: skip
+        assert total is not None
+        self.done.append(done / total)
+
+
+def test_model_is_downloaded_once_and_then_used_offline(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, told = publish(hub, tmp_path / "model"), Told()
+    fetch_model(NAME, told)
+    [line] = told.lines
+    assert line.startswith("downloading lab/tiny-gpt: 2 files, ")
+    assert told.done == sorted(told.done)
+    assert told.done[-1] == 1
+    asked = "\n".join(hub.requests)
+    assert "README.md" not in asked
+    assert "pytorch_model.bin" not in asked
+    # the cache is the one that huggingface_hub reads
+    from huggingface_hub import snapshot_download
+
+    folder = cached_model(NAME)
+    cache = str(tmp_path / "hf/hub")
+    assert str(folder) == snapshot_download(NAME, cache_dir=cache, local_files_only=True)
+    hub.requests.clear()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    fetch_model(NAME, told)
+    assert not hub.requests
+    idx = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(load_model(Path(NAME))(idx), published(idx))
+
+
+def test_short_names_have_their_repositories(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model", "openai-community/gpt2")
+    fetch_model("gpt2")
+    assert find_model("gpt2").folder == cached_model("openai-community/gpt2")
+    assert {hub_repository(name) for name in HUB} == set(HUB.values())
+
+
+def test_cache_of_an_old_name_is_used(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+    snapshot = tmp_path / "hf/hub/models--gpt2/snapshots" / COMMIT
+    shutil.copytree(tmp_path / "model", snapshot)
+    (tmp_path / "hf/hub/models--gpt2/refs").mkdir()
+    (tmp_path / "hf/hub/models--gpt2/refs/main").write_text(COMMIT)
+    fetch_model("gpt2")
+    assert not hub.requests
+    assert cached_model("gpt2") == snapshot
+
+
+@pytest.mark.parametrize("name", ["gpt2", NAME])
+def test_local_folder_is_preferred(hub: Hub, tmp_path: Path, name: str) -> None:
+    publish(hub, tmp_path / "model", HUB.get(name, name))
+    fetch_model(name)
+    save_model(Path(name), GPT(TINY), TINY)
+    hub.requests.clear()
+    fetch_model(name)
+    assert not hub.requests
+    assert find_model(name).folder == Path(name)
+
+
+def test_another_architecture_is_refused_before_its_weights(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model", model_type="llama")
+    with pytest.raises(InputError, match="models of type 'llama' are not supported") as caught:
+        fetch_model(NAME)
+    assert caught.value.where == NAME
+    assert "safetensors" not in "\n".join(hub.requests)
+
+
+def test_truncated_download_is_not_used(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+    hub.cut = "model.safetensors"
+    with pytest.raises(InputError, match=NAME):
+        fetch_model(NAME)
+    assert cached_model(NAME) is None
+    with pytest.raises(InputError, match="has to be downloaded"):
+        load_model(Path(NAME))
+    hub.cut = None
+    fetch_model(NAME)
+    load_model(Path(NAME))
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_incomplete_snapshot_is_completed(hub: Hub, tmp_path: Path, lost: str) -> None:
+    publish(hub, tmp_path / "model")
+    fetch_model(NAME)
+    folder = cached_model(NAME)
+    assert folder is not None
+    (folder / lost).unlink()
+    assert cached_model(NAME) is None
+    fetch_model(NAME)
+    assert cached_model(NAME) == folder
+
+
+def test_files_of_an_index_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+    model = publish(hub, tmp_path / "model")
+    whole = tmp_path / "model/model.safetensors"
+    whole.rename(whole.with_name("model-00001-of-00001.safetensors"))
+    index = {"weight_map": dict.fromkeys(model.state_dict(), "model-00001-of-00001.safetensors")}
+    (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps(index))
+    fetch_model(NAME)
+    load_model(Path(NAME))
+
+
+def test_pickled_weights_are_the_last_choice(hub: Hub, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    publish(hub, tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    torch.save(load_file(weights), tmp_path / "model/pytorch_model.bin")
+    weights.unlink()
+    fetch_model(NAME)
+    load_model(Path(NAME))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "an unknown name": ({"repositories": {}}, "no public model of this name", "check the spelling"),
+    "missing rights": ({"status": 403}, "no public model of this name", "hf auth login"),
+    "a failing server": ({"status": 500}, "cannot be reached", "hf download lab/tiny-gpt"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal_says_what_to_do(hub: Hub, tmp_path: Path, case: str) -> None:
+    publish(hub, tmp_path / "model")
+    state, what, hint = REFUSED[case]
+    vars(hub).update(state)
+    with pytest.raises(InputError, match=what) as caught:
+        fetch_model(NAME)
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [("tokenizer.json", "has no tokenizer.json"), ("config.json", "is not a model")],
+)
+def test_repository_without_a_file_is_refused(
+    hub: Hub, tmp_path: Path, lost: str, message: str
+) -> None:
+    publish(hub, tmp_path / "model")
+    (tmp_path / "model" / lost).unlink()
+    with pytest.raises(InputError, match=message):
+        fetch_model(NAME)
+    assert "safetensors" not in "\n".join(hub.requests)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_unreachable_hub_says_how_to_bring_the_files(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    if offline:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="no such folder, and the Hub cannot be reached") as caught:
+        fetch_model("gpt2")
+    hint = "hf download openai-community/gpt2 config.json model.safetensors tokenizer.json --local-dir gpt2"
+    assert hint in str(caught.value.hint)
+
+
+def test_missing_package_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(UsageError, match="needs the package huggingface_hub") as caught:
+        fetch_model("gpt2")
+    assert "hf download openai-community/gpt2" in str(caught.value.hint)
+
+
+def test_full_disk_is_reported_before_the_download(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, tmp_path / "model")
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr("gptcli.model.hub.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(GptError, match=r"the disk has .* free"):
+        fetch_model(NAME)
+    assert "GET /lab/tiny-gpt/resolve/main/model.safetensors" not in hub.requests
+
+
+@pytest.mark.parametrize("path", ["runs/x", "out/y", "../gpt2", "a/b/c", "some words", "/gpt2"])
+def test_paths_are_not_names(hub: Hub, path: str) -> None:
+    fetch_model(path)
+    assert not hub.requests
+
+
+def test_commands_take_a_name(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "model")
+    argv = ["sample", NAME, "a", "--greedy", "--max-tokens", "3"]
+    done = CliRunner().invoke(build_app(argv), argv, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "downloading lab/tiny-gpt: 2 files" in done.stderr
+    assert done.stdout.startswith("a")
+    argv = ["export", NAME, "-o", "tiny.gguf"]
+    assert CliRunner().invoke(build_app(argv), argv).exit_code == 0

@@ -1,0 +1,285 @@
+"""The server as a client meets it: addresses, keys, broken requests, clients that hang up, many
+clients at once, ports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from gptcli.errors import UsageError
+from gptcli.serving import server as module
+from gptcli.serving.protocol import ServedModel
+from gptcli.serving.scheduler import Scheduler
+from gptcli.serving.server import application, is_loopback, listen, page, require_server
+
+
+def test_models_are_listed(client: TestClient, served: list[ServedModel]) -> None:
+    [one] = client.get("/v1/models").json()["data"]
+    assert (one["id"], one["object"], one["max_model_len"]) == ("run", "model", 96)
+    assert client.get("/v1/models/run").json() == one
+    assert client.get("/v1/models/other").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "says"),
+    [
+        ("POST", "/v1/chat/completions", 404, "do not chat: use /v1/completions"),
+        ("GET", "/nothing", 404, "there is no /nothing here"),
+        ("GET", "/v1/completions", 405, "does not take GET"),
+        ("POST", "/v1/models", 405, "does not take POST"),
+    ],
+)
+def test_other_addresses(
+    client: TestClient, method: str, path: str, status: int, says: str
+) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert says in answer.json()["error"]["message"]
+
+
+BODIES: list[tuple[bytes, str]] = [
+    (b"", "not valid JSON"),
+    (b"{", "not valid JSON"),
+    (b"prompt=a", "not valid JSON"),
+    (b"\xff\xfe", "not valid UTF-8"),
+    (b"[1]", "must be a JSON object"),
+    (b"null", "must be a JSON object"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"temperature": NaN}', "from 0 to 100"),
+    (b'{"seed": ' + b"9" * 5000 + b"}", "not readable JSON"),
+]
+
+
+@pytest.mark.parametrize(("body", "says"), BODIES, ids=lambda one: repr(one)[:20])
+def test_bodies_that_are_no_request(client: TestClient, body: bytes, says: str) -> None:
+    answer = client.post(
+        "/v1/completions", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert says in answer.json()["error"]["message"]
+
+
+def test_long_prompts_and_bodies(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = client.post("/v1/completions", json={"prompt": "a word " * 150_000})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert "shorten the prompt to 80" in error["message"]
+    assert error["code"] == "context_length_exceeded"
+    monkeypatch.setattr(module, "MAX_BODY", 1 << 20)
+    answer = client.post("/v1/completions", json={"prompt": "a" * (1 << 20)})
+    assert answer.status_code == 413
+    assert "larger than 1 MB" in answer.json()["error"]["message"]
+
+
+def test_a_form_is_not_json(client: TestClient) -> None:
+    """What the page of another site can send without asking."""
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        answer = client.post("/v1/completions", content="{}", headers={"Content-Type": kind})
+        assert answer.status_code == 415
+        assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_on_this_machine_only_by_its_name(served: list[ServedModel], scheduler: Scheduler) -> None:
+    """A name of another site that leads here is refused, unless a key or another host is used."""
+    app = application(served, scheduler)
+    for name in ("localhost:8000", "127.0.0.1:8000", "[::1]:8000", "localhost"):
+        assert TestClient(app, base_url=f"http://{name}").get("/v1/models").status_code == 200
+    for path in ("/", "/v1/models"):
+        assert TestClient(app, base_url="http://evil.example").get(path).status_code == 403
+    opened = application(served, scheduler, local_only=False, api_key="k")
+    headers = {"Authorization": "Bearer k"}
+    there = TestClient(opened, base_url="http://10.0.0.1:8000", headers=headers)
+    assert there.get("/v1/models").status_code == 200
+
+
+def test_key(served: list[ServedModel], scheduler: Scheduler) -> None:
+    app = application(served, scheduler, api_key="geheim ü")
+    there = TestClient(app, base_url="http://localhost")
+    assert there.get("/").status_code == 200  # the page asks for the key
+    for given, says in (
+        ({}, "a key is needed"),
+        ({"Authorization": "Bearer other"}, "the key is wrong"),
+        ({"Authorization": "geheim"}, "a key is needed"),
+    ):
+        answer = there.get("/v1/models", headers=given)
+        assert answer.status_code == 401
+        assert says in answer.json()["error"]["message"]
+        error = answer.json()["error"]
+        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+    right = {b"Authorization": "Bearer geheim ü".encode()}
+    assert there.get("/v1/models", headers=right).status_code == 200
+
+
+def test_full_queue_is_503_and_says_when_to_try_again(served: list[ServedModel]) -> None:
+    idle = Scheduler([served[0].loaded], batch_size=1, max_waiting=0)
+    answer = TestClient(application(served, idle), base_url="http://localhost").post(
+        "/v1/completions", json={"prompt": "a"}
+    )
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "1"
+    assert answer.json()["error"]["code"] == "queue_full"
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+def test_an_unexpected_error_is_an_answer(served: list[ServedModel]) -> None:
+    broken: Any = object()
+    answer = TestClient(application(served, broken), base_url="http://localhost").post(
+        "/v1/completions", json={"prompt": "a"}
+    )
+    assert answer.status_code == 500
+    assert "AttributeError" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_client_that_hangs_up_frees_its_rows(served: list[ServedModel], streams: bool) -> None:
+    """Spoken in ASGI: after the request, the connection is lost before anything is decoded."""
+    scheduler = Scheduler([served[0].loaded], batch_size=2)  # not started
+    body = json.dumps({"prompt": "a", "n": 3, "max_tokens": 50, "stream": streams}).encode()
+    messages = [{"type": "http.request", "body": body}]
+    waited = []
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        while not scheduler.waiting:
+            await asyncio.sleep(0)
+        waited.append(scheduler.waiting)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+        "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions", "root_path": "",
+        "query_string": b"", "scheme": "http", "server": ("localhost", 80), "client": ("::1", 1),
+        "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
+    }  # fmt: skip
+    asyncio.run(application(served, scheduler)(scope, receive, send))
+    assert waited == [3]
+    scheduler._admit(scheduler.loops[0], scheduler.queues[0])
+    assert scheduler.waiting == len(scheduler.loops[0].running) == 0
+
+
+def test_many_clients_at_once(served: list[ServedModel], scheduler: Scheduler) -> None:
+    """200 requests through four rows: each gets the text that it gets alone."""
+    app = application(served, scheduler)
+    bodies = [{"prompt": "ab "[: n % 3], "seed": n % 7, "max_tokens": n % 5} for n in range(200)]
+
+    async def ask() -> list[str]:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as many:
+            answers = await asyncio.gather(
+                *(many.post("/v1/completions", json=body) for body in bodies)
+            )
+        return [answer.json()["choices"][0]["text"] for answer in answers]
+
+    texts = asyncio.run(ask())
+    alone: dict[str, str] = {}
+    for body, text in zip(bodies, texts, strict=True):
+        name = json.dumps(body)
+        assert alone.setdefault(name, text) == text
+    assert len({*texts}) > 20
+
+
+def test_a_port_in_use_is_one_message() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 is in use") as caught:
+            listen("127.0.0.1", port)
+        assert caught.value.field == "port"
+    for host in ("no.such.host.invalid", "256.1.1.1", "a" * 99):
+        with pytest.raises(UsageError, match="no such host"):
+            listen(host, 0)
+    with pytest.raises(UsageError, match="cannot listen on 192"):
+        listen("192.0.2.1", 0)
+
+
+def test_loopback() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "::1", "localhost", "127.8.8.8")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.com")))
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_server()
+    monkeypatch.setattr(module, "_is_installed", lambda name: name != "uvicorn")
+    with pytest.raises(UsageError, match="uvicorn is not installed") as caught:
+        require_server()
+    assert "gptcli[serve]" in str(caught.value.hint)
+
+
+class Elements(HTMLParser):
+    """Elements of a page with their attributes, and the text of its labels."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_page_is_one_file_whose_fields_have_names(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.text == page()
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "/*LIGHT*/" not in answer.text
+    assert "--c0: #0b62c4" in answer.text
+    elements = Elements(answer.text).found
+    assert not [one for one in elements if "src" in one[1]]
+    assert [one[1]["href"] for one in elements if "href" in one[1]] == ["data:,"]
+    assert "http" not in answer.text.replace("http-equiv", "")
+    ids = [attrs["id"] for _, attrs in elements if "id" in attrs]
+    assert len(ids) == len({*ids})
+    labelled = {attrs.get("for") for tag, attrs in elements if tag == "label"}
+    for tag, attrs in elements:
+        if tag in ("input", "select", "textarea") and attrs.get("type") != "checkbox":
+            named = attrs.get("aria-label") or attrs.get("id") in labelled
+            assert named or attrs.get("id") == "between", attrs
+
+
+@pytest.fixture
+def address(served: list[ServedModel]) -> Iterator[str]:
+    """A real server in a thread of this process."""
+    import uvicorn
+
+    scheduler = Scheduler([served[0].loaded], batch_size=2)
+    scheduler.start()
+    listening = listen("127.0.0.1", 0)
+    config = uvicorn.Config(application(served, scheduler), log_config=None, lifespan="off")
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+    thread.start()
+    host, port = listening.getsockname()
+    yield f"{host}:{port}"
+    running.should_exit = True
+    thread.join()
+    scheduler.close()
+
+
+def test_over_a_socket(address: str) -> None:
+    """A request as curl sends it, a client that hangs up in a stream, noise, and another request."""
+    host, port = address.split(":")
+    body = json.dumps({"prompt": "a", "max_tokens": 90, "stream": True, "n": 2}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with socket.create_connection((host, int(port))) as leaving:
+        leaving.sendall(request)
+        assert leaving.recv(15) == b"HTTP/1.1 200 OK"
+    with socket.create_connection((host, int(port))) as noise:
+        noise.sendall(b"\x16\x03\x01 not HTTP\r\n\r\n")
+        assert noise.recv(12) == b"HTTP/1.1 400"
+    answer = httpx2.post(f"http://{address}/v1/completions", json={"prompt": "a", "seed": 1})
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 16
