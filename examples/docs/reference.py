@@ -37,7 +37,13 @@ FILES = ("examples/*/*.svg", "examples/*/*.ipynb", "examples/*.ipynb", "examples
 LINK = re.compile(r"(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
 API = {  # heading: names of `gptcli`
     "From text to a model": ("train_tokenizer", "load_tokenizer", "build_shards", "train"),
-    "From a model to text and scores": ("load_model", "generate", "evaluate", "estimate_cost"),
+    "From a model to text and scores": (
+        "load_model",
+        "generate",
+        "evaluate",
+        "export_model",
+        "estimate_cost",
+    ),
     "Settings": ("ModelConfig", "TrainConfig", "SamplingParams"),
     "Objects": ("GPT", "Tokenizer", "DataLoader", "Events"),
     "Errors": ("GptError", "UsageError", "InputError", "RunError", "Interrupted"),

@@ -21,7 +21,6 @@ COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --hel
     "train": ("train", "Train a GPT on shards with the paper's recipe."),
     "sample": ("sample", "Generate text with a trained model."),
     "eval": ("eval", "Measure loss, perplexity and bits per byte, or score tasks."),
-    "export": ("export", "Write a model for transformers or llama.cpp."),
     "cost": ("cost", "Estimate FLOPs, memory, GPU-years and dollars of a model."),
 }
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

@@ -221,7 +221,7 @@ def man_page(command: Any, ctx: typer.Context, version: str) -> str:
             lines += [".nf", _man_text(paragraph), ".fi"]
         else:
             lines += [".PP", _man_text(paragraph)]
-    for title, rows in _sections(command, ctx).items():
+    for title, rows in sections(command, ctx).items():
         lines.append(f".SH {title.upper()}")
         for row in rows:
             # the mark of a required one is the first cell of several

@@ -27,7 +27,6 @@ from gptcli.cli.options import (
     declaring,
     flag,
     help_texts,
-    option,
     quantity,
     read_option,
     shared,
@@ -69,7 +68,9 @@ def train(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", show_default=False, help="Run folders to draw, with --report."
+            metavar="RUN",
+            show_default=False,
+            help="Run folders to draw, with --report; or the model to write, with --export.",
         ),
     ] = None,
     finetune: Annotated[
@@ -130,6 +131,15 @@ def train(
             WATCH,
         ),
     ] = False,
+    export: Annotated[
+        bool,
+        flag(
+            "--export",
+            "Only write one RUN or other model to -o: FILE.gguf for llama.cpp, or a folder for "
+            "transformers; --checkpoint and --precision (fp32, fp16 or bf16) choose what.",
+            WATCH,
+        ),
+    ] = False,
     profile: Annotated[
         bool, flag("--profile", "Profile a few steps and show where their time goes.", WATCH)
     ] = False,
@@ -167,6 +177,8 @@ def train(
         gpt train --size gpt2 --n-layer 4 --tokens 10M -o runs/small
 
         gpt train --report runs/350M runs/small -o compare.html
+
+        gpt train --export runs/350M -o 350M.gguf --precision fp16
     """
     if print_schema:
         print(toml_json.dumps(schema(), indent=2))
@@ -174,16 +186,14 @@ def train(
     given_options = {
         name: value for name, value in options.items() if value not in (None, False, [])
     }
-    if report:
-        if conflicting := [name for name in given_options if name != "out"]:
-            raise UsageError(
-                "--report only draws, and trains nothing",
-                where=option(conflicting[0]),
-                hint="leave one of the two out",
-            )
-        from gptcli.cli.train_series import draw_report
+    if report or export:
+        from gptcli.cli.train_series import check_mode, draw_report, export_model
 
-        draw_report(runs or [], options["out"], force=force, as_json=json)
+        check_mode(given_options, report=report, export=export)
+        if report:
+            draw_report(runs or [], options["out"], force=force, as_json=json)
+        else:
+            export_model(runs or [], given_options, force=force, as_json=json)
         return
     if runs:
         raise _unexpected(str(runs[0]))

@@ -1,5 +1,5 @@
-"""Several runs of one `gpt train`: the seeds of `--seeds`, the Makefile of `--sweep`, and `--report`,
-which draws one run or compares several.
+"""What `gpt train` does with finished or several runs: the seeds of `--seeds`, the Makefile of
+`--sweep`, `--report`, which draws one run or compares several, and `--export`.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.console import print_file, print_json
+from gptcli.cli.console import ConsoleEvents, print_file, print_json
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.options import option, read_option
 from gptcli.cli.sweep import MAKEFILE, SEEDS_REPORT, parse_sweep, write_sweep
@@ -18,7 +18,7 @@ from gptcli.cli.train import (
     prepare,
     train_and_tell,
 )
-from gptcli.cli.train_options import READERS, given_values
+from gptcli.cli.train_options import OPTIONS, READERS, given_values
 from gptcli.errors import RunError, UsageError
 from gptcli.files import atomic_write, claim_file, write_json
 from gptcli.model.source import REPORT
@@ -28,6 +28,8 @@ from gptcli.runs.report import draw
 from gptcli.runtime import is_main
 from gptcli.shards.manifest import read_manifest
 from gptcli.trainer.resolve import resolve_run
+
+EXPORT_OPTIONS = ("out", "checkpoint", "precision")
 
 
 def train_seeds(
@@ -123,6 +125,54 @@ def write_sweep_files(
     print_json(
         "train", {"makefile": str(path), "runs": list(map(str, runs))}
     ) if as_json else print(path)
+
+
+def check_mode(options: dict[str, Any], *, report: bool, export: bool) -> None:
+    """Raise UsageError for an option, or a second mode, that --report or --export has no use for."""
+    mode, used = ("--report", ["out"]) if report else ("--export", EXPORT_OPTIONS)
+    others = [option(name) for name in options if name not in used]
+    if report and export:
+        others.append("--export")
+    if others:
+        does = "draws" if report else "writes a model"
+        raise UsageError(
+            f"{mode} only {does}, and trains nothing",
+            where=others[0],
+            hint="leave one of the two out",
+        )
+
+
+def export_model(
+    models: list[Path], options: dict[str, Any], *, force: bool, as_json: bool
+) -> None:
+    """Write a model for other programs, and print the path. Raises UsageError, or InputError."""
+    from gptcli import api
+
+    if len(models) != 1:
+        raise UsageError(
+            f"--export takes one model, not {len(models)}" if models else "the model is missing",
+            hint="name one: gpt train --export runs/350M -o 350M.gguf",
+        )
+    if (out := options.get("out")) is None:
+        raise UsageError(
+            "the output is missing",
+            where="--out",
+            hint="-o FILE.gguf is for llama.cpp, -o FOLDER for transformers",
+        )
+    chosen = {
+        name: read_option(name, options[name], OPTIONS[name].reader_of(name))
+        for name in ("checkpoint", "precision")
+        if name in options
+    }
+    api.export_model(
+        models[0],
+        out,
+        checkpoint=chosen.get("checkpoint"),
+        precision=chosen.get("precision", "fp32"),
+        force=force,
+        events=ConsoleEvents(),
+    )
+    print_json("train", {"model": str(models[0]), "export": out}) if as_json else print(out)
 
 
 def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> None:

@@ -69,7 +69,8 @@ class ReadingProgress:
         self._work, self._total, self._events, self._task = work, total_bytes, events, task
         self._unfinished: dict[str, int] = {}  # name of a split: its size, if that is known
         self._done = [0, 0]  # bytes and documents of finished splits
-        self._reported = 0.0
+        self._reported = time.monotonic()
+        self._is_short = True  # nothing has been reported
 
     def hand_out(self, splits: Iterable[InputSplit]) -> Iterator[InputSplit]:
         """Yield the splits, and count what is read of them from now on."""
@@ -83,7 +84,7 @@ class ReadingProgress:
         done = self._read(name) or (size, 0)  # an earlier attempt has read it
         self._done = [self._done[0] + done[0], self._done[1] + done[1]]
         (self._work / FOLDER / name).unlink(missing_ok=True)
-        self.report()
+        self.tick()
 
     def _read(self, name: str) -> tuple[int, int] | None:
         with contextlib.suppress(OSError, ValueError):
@@ -100,7 +101,7 @@ class ReadingProgress:
         """Report progress now."""
         running = [found for name in self._unfinished if (found := self._read(name))]
         done, documents = (sum(counts) for counts in zip(self._done, *running, strict=True))
-        self._reported = time.monotonic()
+        self._reported, self._is_short = time.monotonic(), False
         total = None if self._total is None else self._total / 1e6
         done_mb = done / 1e6 if total is None else min(done / 1e6, total)
         facts: dict[str, Any] = {"documents": documents} if documents else {}
@@ -116,6 +117,8 @@ class ReadingProgress:
         finally:
             _listeners.remove(self.tick)
             pool.on_wait = None
+            if not self._is_short:
+                self.report()
             self._events.finish(self._task)
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gptcli.corpus.chunks import Tally
 from gptcli.corpus.config import BuildConfig
@@ -127,7 +128,8 @@ def _sample(path: str, source: SourceConfig) -> _Sample:
         read += size
 
     by_lines = replace(source, documents="line", inputs=[])
-    with watch_reads(count), contextlib.closing(scan(path, by_lines.reader(path))) as documents:
+    documents: Any = scan(path, by_lines.reader(path))  # a generator
+    with watch_reads(count), contextlib.closing(documents):
         for document in documents:
             if document.error is not None:
                 if source.on_error == "stop" and document.error_kind not in NON_FATAL_ERRORS:

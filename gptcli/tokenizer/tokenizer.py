@@ -178,10 +178,10 @@ class Tokenizer:
             return self.encode(text)
         longest_first = sorted(special, key=len, reverse=True)
         parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-        ids = []
+        ids: list[int] = []
         for number, part in enumerate(parts):
             if number % 2:
-                ids.append(self._backend.token_to_id(part))
+                ids.append(self._backend.token_to_id(part) or 0)  # there is always one
             elif part:
                 ids += self.encode(part)
         return ids

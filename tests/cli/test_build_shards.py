@@ -69,7 +69,8 @@ def shards(folder: Path) -> dict[str, str]:
 def test_text_becomes_shards(corpus: Path, gpt: Gpt) -> None:
     done = gpt(*ARGUMENTS)
     manifest = read_manifest(corpus / "shards")
-    assert done.stderr == ""
+    # A slow machine says how far it is.
+    assert [line for line in done.stderr.splitlines() if not line.startswith("read: ")] == []
     assert done.stdout.splitlines() == [
         f"train: {manifest.tokens('train'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('train')):,} documents, "
         f"{len(manifest.shards_of('train'))} shards",

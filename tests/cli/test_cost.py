@@ -104,7 +104,7 @@ def test_tiny_runs_are_reported_in_small_units(gpt: Any, tmp_path: Path) -> None
             assert not re.search(r"^  \S.* {2,}(0|0\.0+)(?: |$)(?!.*tied)", text, re.MULTILINE), (
                 text
             )
-            assert text.count("  outside  range ") == (0 if "--flops" in more else 4)
+            assert text.count("  outside  range ") == (0 if "--flops" in more else 5)
     table = gpt("cost", "--table", "--tokens", "1k").stdout
     assert "GPU-ms" in table
     assert not re.search(r"\de-\d| 0 | 0\.0+ |\$0\.00", table)

@@ -487,7 +487,10 @@ def test_the_report_shows_what_is_in_the_shards(build: BuildConfig, tmp_path: Pa
     manifest = run(build, tmp_path / "out")
     report = (tmp_path / "out/report.md").read_text()
     first = documents(tmp_path / "out", build.tokenizer, "val")[0]
-    assert "| read | 161 |\n| dropped: blank | 1 |\n| kept | 160 |" in report
+    assert (
+        "| read | 161 | 100.0% | 161 | 100.0% |\n| dropped: blank | 1 | 0.6% | 160 | 99.4% |\n"
+        "| kept | 160 | 99.4% | 160 | 99.4% |" in report
+    )
     assert f"| train | {len(manifest.shards_of('train'))} |" in report
     assert f"## val, document 1\n\n    {first[:60].rstrip()}" in report
     assert build.inputs[0] in report

@@ -102,7 +102,7 @@ def _member_documents(member: _Member, archive: str, find: FindMember) -> Iterat
         yield bad_document(LEFT_OUT, f"left out: {problem}", where)
         return
     try:
-        content = decompressed(member.stream, file_suffixes(member.name)[1], where)
+        content: Any = decompressed(member.stream, file_suffixes(member.name)[1], where)
         if not isinstance(content, io.BufferedReader):
             content = io.BufferedReader(content, BUFFER_BYTES)
         head = content.peek(SNIFFED_BYTES)
