@@ -118,12 +118,17 @@ def _rebuild(
     return kind(what, where=where, hint=hint, field=field, code=code)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return a hint that names the choices closest to `word`, or all: "did you mean 350M?"."""
+def nearest(word: str, choices: Iterable[str], *, beyond: str = "") -> str:
+    """Return a hint that names the choices closest to `word`, or all: "did you mean 350M?".
+
+    `beyond` says what is possible apart from them.
+    """
     choices = list(choices)
     if close := close_to(word, choices):
-        return f"did you mean {' or '.join(close)}?"
-    return f"one of: {', '.join(choices)}"
+        return (
+            f"did you mean {' or '.join(close)}?{beyond and ' ' + beyond[0].upper() + beyond[1:]}"
+        )
+    return f"one of: {', '.join(choices)}{beyond and '; ' + beyond}"
 
 
 def close_to(word: str, choices: Iterable[str]) -> list[str]:

@@ -42,10 +42,10 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         {} if "b" in mode else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     )
     if written_through(path):
-        with open(path, mode, **text) as file:  # type: ignore[call-overload]
+        with naming(path), open(path, mode, **text) as file:  # type: ignore[call-overload]
             yield file
         return
-    path = Path(os.path.realpath(path))
+    path = resolved(path)
     partial = partial_name(path, secrets.token_hex(4))
     with Cleanup(partial.unlink):
         try:
@@ -70,7 +70,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     A link to a folder is followed.
     """
-    path = Path(os.path.realpath(path))
+    path = resolved(path)
     partial = partial_name(path, str(os.getpid()))
     shutil.rmtree(partial, ignore_errors=True)
     with Cleanup(shutil.rmtree, partial, True):
@@ -165,6 +165,27 @@ def _name_final(error: BaseException, partial: Path, path: Path) -> None:
     elif os.fsdecode(error.filename).startswith(str(partial)):
         error.filename = str(path) + os.fsdecode(error.filename).removeprefix(str(partial))
     error.filename2 = None
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Run a block that writes `path`, or an unnamed file beside it; an OSError names `path`."""
+    try:
+        yield
+    except OSError as error:
+        _name_final(error, path, path)
+        raise
+
+
+def resolved(path: Path) -> Path:
+    """Return the path that a link leads to, which need not exist.
+
+    Raises UsageError if links lead in a circle.
+    """
+    path = Path(os.path.realpath(path))
+    if os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises if the name is too long)
+        raise UsageError("this link leads back to itself", where=path, hint="choose another path")
+    return path
 
 
 @contextlib.contextmanager
@@ -356,6 +377,7 @@ def check_writable(path: Path) -> None:
 
     Touches nothing.
     """
+    resolved(path)
     path = Path(path)
     for part in path.parts:
         if len(os.fsencode(part)) > NAME_BYTES:

@@ -36,7 +36,7 @@ from pathlib import Path
 from gptcli import toml_json
 from gptcli.errors import UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import LOCK, NAME_BYTES, PARTIAL, check_writable, written_through
+from gptcli.files import LOCK, NAME_BYTES, PARTIAL, check_writable, claim_output, written_through
 from gptcli.interrupts import Cleanup
 from gptcli.runtime import process_gone, process_place, process_start
 
@@ -261,6 +261,22 @@ def own_file(file: Path, *, events: Events = SILENT) -> Iterator[None]:
     real = Path(os.path.realpath(file))
     with Lock(real.with_name(_lock_name(real.name)), file, events=events):
         yield
+
+
+def claim_owned(folder: Path, *, resume: bool, force: bool, events: Events = SILENT) -> None:
+    """Take an output folder that this process owns, by the rule of `claim_output`.
+
+    Raises UsageError too if `force` would delete an output inside it that a process is writing.
+    """
+    if force:
+        real = _real(folder)
+        for path in sorted(real.rglob(f"*{LOCK}")):
+            # of its own locks the folder's owner has made sure
+            own = path.parent == real and (path.name == LOCK or path.name.startswith(".part-"))
+            if path.name.startswith(".") and not own:
+                inside = path.parent.relative_to(real)
+                refuse_held(path, Path(folder) / inside, events)
+    claim_output(folder, resume=resume, force=force)
 
 
 def refuse_held(path: Path, subject: Path, events: Events = SILENT) -> Holder | None:

@@ -58,9 +58,22 @@ def _read_number(text: str) -> float:
         raise UsageError(
             f"{text!r} is not a quantity",
             code="not_a_quantity",
-            hint="write a number, with a suffix if you like: 12k, 0.5M, 300B, 3.14e23",
+            hint=_number_meant(text)
+            or "write a number, with a suffix if you like: 12k, 0.5M, 300B, 3.14e23",
         )
     return float(match[1]) * SUFFIXES[match[2]]
+
+
+def _number_meant(text: str) -> str:
+    """Return a hint that spells the number which `text` means elsewhere; "" if it means none."""
+    text = text.strip().lower()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*%", text):
+        return f"write {float(text.rstrip('% ')) / 100:.12g}: a share is a number up to 1"
+    if re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{3})+", text):
+        return f"write {text.replace(',', '')}, or {text.replace(',', '_')}"
+    if re.fullmatch(r"[0-9]+,[0-9]+", text):
+        return f"write {text.replace(',', '.')}, with a point"
+    return "leave the option out, and a value is chosen" if text in ("auto", "none") else ""
 
 
 def count(text: str | int | float) -> int:

@@ -131,6 +131,8 @@ def corrected_toml(line: str) -> str | None:
     if head is None:
         return None
     key, rest = head[1], head[2].strip()
+    if line[head.end(1) :].lstrip()[:1] not in ("=", ":") and len(rest.split()) > 1:
+        return None  # a sentence, not a name and its value
     if rest in ("None", "none", "null", "nil", "~"):
         return ""
     return next((f"{key} = {one}" for one in _meant(rest) if _is_toml(f"{key} = {one}")), None)

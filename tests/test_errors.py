@@ -108,6 +108,8 @@ def test_no_message_outside_cli_names_an_option() -> None:
 def test_nearest() -> None:
     assert nearest("350m", ["125M", "350M", "13B"]) == "did you mean 350M?"
     assert nearest("zzz", ["125M", "13B"]) == "one of: 125M, 13B"
+    assert nearest("350m", ["350M"], beyond="or a file") == "did you mean 350M? Or a file"
+    assert nearest("zzz", ["125M"], beyond="or a file") == "one of: 125M; or a file"
 
 
 NAMES = [

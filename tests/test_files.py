@@ -28,6 +28,7 @@ from gptcli.files import (
     claim_file,
     claim_output,
     contents,
+    naming,
     read_json,
     read_toml,
     sha256,
@@ -163,6 +164,16 @@ def test_a_link_is_followed_to_the_file_that_is_replaced(tmp_path: Path) -> None
     with atomic_write(tmp_path / "dangling", "w") as file:
         file.write("made")
     assert (tmp_path / "not" / "there").read_text() == "made"
+
+
+def test_links_in_a_circle_are_refused_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(UsageError, match="leads back to itself"):
+        check_writable(tmp_path / "a")
+    with pytest.raises(UsageError, match="leads back to itself"), atomic_write(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").readlink() == Path("b")
 
 
 def test_a_device_a_pipe_and_an_open_file_are_written_to_and_never_replaced(tmp_path: Path) -> None:
@@ -326,6 +337,17 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space") as caught, atomic_write(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe")  # written through, never replaced
+    with (
+        pytest.raises(OSError, match="No space") as piped,
+        open(os.open(tmp_path / "pipe", os.O_RDWR), "rb"),
+        atomic_write(tmp_path / "pipe"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert piped.value.filename == str(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No space") as beside, naming(tmp_path / "x.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert beside.value.filename == str(tmp_path / "x.bin")
     with (
         pytest.raises(RunError, match="must hold all of the text") as told,
         temporary_room("all of the text"),

@@ -25,6 +25,7 @@ from gptcli.files import LOCK, PARTIAL
 from gptcli.locks import (
     Holder,
     Lock,
+    claim_owned,
     own_file,
     own_folder,
     own_part,
@@ -128,6 +129,22 @@ def test_a_lock_says_who_holds_it_and_leaves_nothing(tmp_path, never_watches):
     with pytest.raises(ZeroDivisionError), lock(folder):
         raise ZeroDivisionError
     assert not list(folder.iterdir())
+
+
+def test_force_deletes_no_output_inside_that_is_being_written(tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").touch()
+    with own_folder(tmp_path / "runs"):
+        with lock(run), pytest.raises(UsageError, match=r"runs/a: in use by process"):
+            claim_owned(tmp_path / "runs", resume=False, force=True)
+        with own_file(run / "x.json"), pytest.raises(UsageError, match=r"runs/a: in use by"):
+            claim_owned(tmp_path / "runs", resume=False, force=True)
+        assert (run / "metrics.jsonl").exists()
+        monkeypatch.setattr(locks, "process_gone", lambda *_: True)
+        forge(run, DEAD)
+        claim_owned(tmp_path / "runs", resume=False, force=True)
+        assert not run.exists()
 
 
 def test_a_process_that_was_killed_holds_nothing_even_before_its_parent_knows(

@@ -44,6 +44,25 @@ def test_other_texts_are_no_quantities(text: str) -> None:
         quantity(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("5%", "write 0.05:"),
+        ("12.5 %", "write 0.125:"),
+        ("1,000", "write 1000, or 1_000"),
+        ("2,000,000", "write 2000000,"),
+        ("0,8", "write 0.8,"),
+        ("1,5", "write 1.5,"),
+        ("auto", "leave the option out"),
+        ("5 apples", "write a number, with a suffix"),
+    ],
+)
+def test_a_number_written_another_way_is_spelled(text: str, hint: str) -> None:
+    with pytest.raises(UsageError, match="is not a quantity") as caught:
+        quantity(text)
+    assert str(caught.value.hint).startswith(hint)
+
+
 def test_counts_are_whole() -> None:
     assert count("1.5k") == 1500
     assert count("0.1M") == 100_000

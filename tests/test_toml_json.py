@@ -91,6 +91,12 @@ def test_the_line_as_it_should_be(line: str, better: str) -> None:
     tomllib.loads(better)
 
 
+def test_a_sentence_is_not_taken_for_a_name_and_its_value() -> None:
+    with pytest.raises(InputError) as caught:
+        toml_json.parse_toml(b'The "assert" statement\n', "book.txt")
+    assert str(caught.value.hint).startswith("a line of TOML is: name = value")
+
+
 @pytest.mark.parametrize(
     ("text", "where", "hint"),
     [

@@ -147,6 +147,8 @@ def _os_error(error: OSError) -> str:
 
     where = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
+        # writers of files name them
+        where = where or "standard output: "
         return (
             f"{where}the disk is full\n"
             "  free some space and run the command again; complete files are kept"

@@ -85,6 +85,19 @@ def _precision(value: str, given: Given) -> str:
     return {**known, "float": "fp32"}.get(value.lower(), value)
 
 
+def _model_of_arguments(value: str, given: Given) -> str:
+    """Return the model of lm-evaluation-harness's --model_args: pretrained=MODEL,dtype=..."""
+    pairs = dict(part.partition("=")[::2] for part in value.split(","))
+    return pairs.get("pretrained") or pairs.get("path") or value
+
+
+def _model_unless_kind(value: str, given: Given) -> str:
+    """Return a model, or "" for the name of a kind of model of lm-evaluation-harness."""
+    return (
+        "" if value in ("hf", "hf-auto", "hf-causal", "huggingface", "vllm", "nemo_lm") else value
+    )
+
+
 def _no_conversion(value: str, given: Given) -> str:
     raise UsageError("the two options count different things")
 
@@ -104,7 +117,7 @@ CONVERSIONS: dict[str, Conversion] = {
         convert.__name__.removeprefix("_"): convert
         for convert in (
             _batch_tokens, _tokens_of_steps, _tokens_of_epochs, _share_of_tokens, _share_of_lr,
-            _hours_of_days, _precision, _no_conversion,
+            _hours_of_days, _precision, _model_of_arguments, _model_unless_kind, _no_conversion,
         )
     },
     **{f"axis {name}": _axis(name) for name in ("dp", "tp", "pp")},
@@ -284,7 +297,7 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
             return None
         return not alias.option or takes[alias.option]
 
-    words = list(read_words([_dashed(word, command, takes) for word in args], takes_value))
+    words = list(read_words(_all_dashed(args, command, takes, takes_value), takes_value))
     given: dict[str, str | None] = {}
     for word in words:
         if word.name:
@@ -319,7 +332,7 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
             except (GptError, KeyError, OSError):
                 return ""
             if by_name.target == "RUN":
-                first.insert(0, value)
+                first[:0] = [value] if value else []
             elif not by_name.option:
                 last.append(value)
             elif by_name.option == "--layout" and "--layout" in options:
@@ -335,6 +348,21 @@ def _option_for(name: str, takes: Mapping[str, bool]) -> str | None:
         if candidate in takes:
             return candidate
     return None
+
+
+def _all_dashed(
+    args: list[str],
+    command: str,
+    takes: Mapping[str, bool],
+    takes_value: Callable[[str], bool | None],
+) -> list[str]:
+    """Return the words, each name=value that is not the value of an option as --name=value."""
+    words: list[str] = []
+    is_value = False
+    for word in args:
+        words.append(word if is_value else _dashed(word, command, takes))
+        is_value = is_option(word) and "=" not in word and bool(takes_value(word))
+    return words
 
 
 def _dashed(word: str, command: str, takes: Mapping[str, bool]) -> str:

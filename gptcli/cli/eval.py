@@ -21,9 +21,11 @@ from gptcli.settings import OneOf
 
 if TYPE_CHECKING:
     from gptcli.evals.core import Convention
+    from gptcli.events import Events
     from gptcli.sampling.load import PrecisionChoice
 
 PAPER_SHOTS = -1  # --shots paper
+HEAD = 1 << 12  # bytes of a text that are looked at
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
 
@@ -314,8 +316,20 @@ def evaluate(
         raise UsageError("--shared-shots goes with --shots")
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
+    if as_json and markdown:
+        raise UsageError("--json and --markdown contradict each other", hint="choose one")
     if output == Path("-"):
         output, as_json = None, True
+    if resume and not (tasks or chosen):
+        raise UsageError(
+            "--resume goes with --task: the results of a task's items are kept",
+            hint="leave it out: a text is measured from its beginning",
+        )
+    if resume and records is None and (output is None or written_through(output)):
+        raise UsageError(
+            "--resume has nothing to continue from: no results were kept",
+            hint="name the folder of the stopped evaluation with --records, or its report with -o",
+        )
     options_of_all = EvalOptions(
         fewshot=FewShotConfig(shots=max(0, shots), seed=shots_seed, shared=shared_shots),
         paper_shots=shots == PAPER_SHOTS,
@@ -351,6 +365,8 @@ def evaluate(
     events = ConsoleEvents() if is_main() else SILENT
     if (note := unused_launch()) is not None:
         events.warn(note)
+    for file in text or []:
+        _warn_of_structure(file, events)
     if not compare and records is None and output and tasks and not written_through(output):
         records = output.with_suffix(".records")
     if compare and (records is not None or samples is not None):
@@ -396,3 +412,19 @@ def evaluate(
         eval_output.compare_evaluations(evaluations, output, as_json=as_json, markdown=markdown)
         return
     eval_output.write_evaluation(evaluation, output, samples, as_json=as_json, markdown=markdown)
+
+
+def _warn_of_structure(path: Path, events: Events) -> None:
+    """Warn if a text that is measured as it stands looks like a file of documents."""
+    from gptcli.corpus.formats.recognize import disguise
+
+    try:
+        with open(path, "rb") as file:
+            kind = disguise(file.read(HEAD))
+    except OSError:
+        return  # the reader says what is wrong
+    if kind:
+        events.warn(
+            f"{path} looks like {kind}, which is measured as it stands, marks and names included: "
+            "for its documents, gpt build-shards makes shards of it, and --data names them"
+        )

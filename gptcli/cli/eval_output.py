@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from gptcli.model.source import ModelSource
 
 PIPE_WIDTH = 200  # columns, if there is no terminal
+GAP = 3  # columns of the screen between two of a table
+LEAST_TEXT = 8  # columns of the screen that a column of text, which is folded, keeps
 
 
 def print_evaluation(evaluation: Evaluation, *, markdown: bool) -> None:
@@ -141,11 +143,28 @@ def _console(*, soft_wrap: bool = False) -> Console:
 
 
 def _print_table(console: Console, rows: TableRows) -> None:
+    """Print rows as a table; on a screen too narrow for its numbers, each row on lines of its own.
+
+    A number that is cut is another number.
+    """
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
 
     from gptcli.evals.report import TEXT_COLUMNS
 
+    widths = {
+        name: max(cell_len(name), *(cell_len(str(row[name])) for row in rows)) for name in rows[0]
+    }
+    least = [
+        min(width, LEAST_TEXT) if name in TEXT_COLUMNS else width for name, width in widths.items()
+    ]
+    if sum(least) + GAP * (len(least) - 1) > console.width:
+        for row in rows:
+            first, *rest = [(name, text) for name, text in row.items() if text]
+            print(first[1])
+            print("".join(f"  {name}: {text}\n" for name, text in rest), end="")
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in rows[0]:
         table.add_column(

@@ -331,12 +331,16 @@ def _check_output(prompts: Path | None, output: Path | None, *, is_used: bool) -
 def _read_prompt(prompt: str | None) -> str:
     """Return the prompt, or the text of stdin if it is piped. Raises InputError if not UTF-8."""
     if prompt is not None and prompt != "-":
-        # Python passes bytes of the command line that are not UTF-8 as surrogates
+        # Python passes bytes of the command line that the locale does not know as surrogates: those
+        # that are not UTF-8, and in the C locale those that are not ASCII.
         if any("\udc80" <= char <= "\udcff" for char in prompt):
-            raise InputError(
-                "the prompt is not valid UTF-8",
-                hint="type it in a terminal that uses UTF-8, or pipe it to stdin",
-            )
+            try:
+                return os.fsencode(prompt).decode()
+            except UnicodeError:
+                raise InputError(
+                    "the prompt is not valid UTF-8",
+                    hint="type it in a terminal that uses UTF-8, or pipe it to stdin",
+                ) from None
         return prompt
     if prompt is None and sys.stdin.isatty():
         return ""

@@ -17,7 +17,7 @@ from gptcli.cli.console import ConsoleEvents, print_file, print_json
 from gptcli.cli.options import INPUT, OUTPUT, quantity, shared, value
 from gptcli.encodings import BOM
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import atomic_write, claim_file
+from gptcli.files import atomic_write, claim_file, naming
 from gptcli.numbers import counted
 
 if TYPE_CHECKING:
@@ -398,7 +398,7 @@ def _write_token_file(
     dtype = token_dtype(tokenizer.vocab_size)
     lengths = array("q")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent) as spool:
+    with naming(path), tempfile.TemporaryFile(dir=path.parent) as spool:
         for ids in documents:
             spool.write(np.concatenate([[tokenizer.eot_id], ids]).astype(dtype).data)
             lengths.append(len(ids) + 1)

@@ -19,7 +19,7 @@ from gptcli.cli.train import (
     train_and_tell,
 )
 from gptcli.cli.train_options import OPTIONS, READERS, given_values
-from gptcli.errors import RunError, UsageError, nearest
+from gptcli.errors import RunError, UsageError
 from gptcli.files import atomic_write, claim_file, write_json
 from gptcli.model.source import REPORT
 from gptcli.runs.groups import expanded, grouped
@@ -101,8 +101,12 @@ def write_sweep_files(
     sweep = parse_sweep(items)
     for key, values in sweep.items():
         if key not in READERS:
+            from gptcli.cli.aliases import key_hint
+
             raise UsageError(
-                f"there is no option {option(key)}", field="sweep", hint=nearest(key, READERS)
+                f"there is no option {option(key)}",
+                field="sweep",
+                hint=key_hint("gpt train", key, READERS),
             )
         if key in options:
             raise UsageError(f"{option(key)} is given and swept", field="sweep", hint="choose one")

@@ -45,7 +45,8 @@ from gptcli.corpus.shuffle import write_shards
 from gptcli.corpus.text_out import write_text_out
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import claim_output, contents, empty, read_json, write_json
+from gptcli.files import contents, empty, read_json, write_json
+from gptcli.locks import claim_owned
 from gptcli.numbers import counted
 from gptcli.shards.format import open_shard
 from gptcli.shards.manifest import (
@@ -104,7 +105,7 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
     """
     build.check_inputs_outside(out)
     record = build.resume_record()
-    claim_output(out, resume=resume, force=force)
+    claim_owned(out, resume=resume, force=force)
     if contents(out):
         if not (out / RESUME_RECORD).exists():
             raise UsageError(
@@ -306,7 +307,7 @@ def _empty_validation(build: BuildConfig, train: int) -> str:
         advice = "divide the text into more documents with {option:documents} paragraph"
     else:
         share = min(0.5, 10 / train)
-        advice = f"raise it: at {share:.1g}, about {round(share * train)} documents would be chosen"
+        advice = f"raise it: at {share:.1g}, about {counted(round(share * train), 'document')} would be chosen"
     return (
         f"the validation split is empty: of {train} document{'s' * (train != 1)} none was chosen "
         f"for it at {{option:val_fraction}} {build.val_fraction:g}\n  {advice}"

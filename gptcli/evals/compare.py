@@ -22,7 +22,7 @@ import numpy as np
 from gptcli.errors import InputError
 from gptcli.evals.metrics import METRICS
 from gptcli.evals.records import INDEX
-from gptcli.files import complete_lines
+from gptcli.files import complete_lines, read_json
 from gptcli.toml_json import parse_json
 
 BOOTSTRAP_SAMPLES = 10_000
@@ -78,10 +78,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Beside a report, eval.json, are its records, in eval.records. Raises InputError if there are
     none.
     """
+    report = None
     if path.suffix == ".json" and path.is_file():
-        path = path.with_suffix(".records")
+        report, path = path, path.with_suffix(".records")
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
+        if report is not None and not _tasks_of(report):
+            raise InputError(
+                "this report has no task, and models are compared on the items of tasks",
+                where=report,
+                hint="gpt eval RUN {option:task} NAME {option:data} FOLDER -o eval.json",
+            )
         raise InputError(
             "contains no records of items",
             where=path,
@@ -97,6 +104,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 continue  # the header of a task's records
             items.append({"task": file.stem, **record})
     return items
+
+
+def _tasks_of(report: Path) -> object:
+    found = read_json(report)
+    return found.get("tasks") if isinstance(found, dict) else None
 
 
 def group_items(items: Sequence[dict[str, Any]], where: str) -> Items:

@@ -56,7 +56,7 @@ def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path 
                 hint=f"name one of them with {{option:data}}: "
                 f"{', '.join(str(file.relative_to(data)) for file in found)}"
                 if found
-                else f"get it from {task.source}",
+                else _source_hint(task),
             )
         data = found[0]
     if (other := _other_task(task, data)) is not None:
@@ -66,6 +66,13 @@ def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path 
             hint=f"{{option:task}} {other}, or the data of {task.name}: {shown}",
         )
     return data
+
+
+def _source_hint(task: Task) -> str:
+    """Return where to get the data of a task."""
+    if task.hub:
+        return f"its source: {task.source}; {{option:data}} hf downloads it: {task.hub['dataset']}"
+    return f"its source: {task.source}"
 
 
 def has_data(task: Task, data: Path | None) -> bool:
@@ -184,7 +191,7 @@ def _has_name(task: Task, path: Path) -> bool:
 def split_data(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
     """Return the folders that TASK=FOLDER names by task, and the one of all other tasks.
 
-    Raises UsageError if there are several of all.
+    Raises UsageError if there are several of all, or if a folder is empty.
     """
     folders: dict[str, Path] = {}
     others: list[Path] = []
@@ -192,6 +199,12 @@ def split_data(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
         name, sign, path = text.partition("=")
         known = name in task_names() or name.endswith(".toml")
         if sign and known and not Path(text).exists():
+            if not path.strip():  # which would be the current folder
+                raise UsageError(
+                    f"{text!r} names no folder",
+                    where="{option:data}",
+                    hint="TASK=FOLDER; a shell variable in the command may be unset",
+                )
             folders[Path(name).stem if name.endswith(".toml") else name] = Path(path)
         else:
             others.append(Path(text))

@@ -180,7 +180,7 @@ def find_task(name: str) -> Task:
         return read_task(Path(name))
     raise UsageError(
         f"unknown task {name!r}",
-        hint=f"{nearest(name, task_names())}; for a custom task give a path that ends in .toml",
+        hint=nearest(name, task_names(), beyond="for a custom task give a path that ends in .toml"),
     )
 
 

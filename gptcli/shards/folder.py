@@ -101,10 +101,6 @@ def verify_shards(folder: Path, *, events: Events = SILENT) -> Manifest:
     each document has to begin with an end-of-text and contain no other, and no token may be outside
     the vocabulary. Raises InputError that names the first file with a fault, and the fault.
     """
-    if not (folder / MANIFEST).exists():
-        raise InputError(
-            f"not a shard folder: it has no {MANIFEST} to verify shards against", where=folder
-        )
     manifest = read_manifest(folder)
     if load_tokenizer(folder / "tokenizer.json").sha256 != manifest.tokenizer_sha256:
         raise InputError("is not the tokenizer in the manifest", where=folder / "tokenizer.json")

@@ -38,6 +38,7 @@ from gptcli.tokenizer.tokenizer import (
     readable_text,
     refuse_surrogates,
 )
+from gptcli.tokenizer.training import check_largest
 
 UNKNOWN, END_OF_WORD = "<unk>", "</w>"
 VOCAB_SIZE = 40478
@@ -132,8 +133,9 @@ def train_gpt1_tokenizer(
     the most frequent pair on, `<|endoftext|>`.
 
     The same texts give the same tokenizer in any order. Raises UsageError if the size leaves no
-    room for merges, InputError if there is no text.
+    room for merges or is too large, InputError if there is no text.
     """
+    check_largest(vocab_size)
     words = _count_words(texts, events)
     characters: Counter[str] = Counter()
     for word, count in words.items():

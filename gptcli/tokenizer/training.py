@@ -36,6 +36,7 @@ from gptcli.tokenizer.tokenizer import (
 )
 
 MIN_VOCAB = 256 + 1  # the bytes and <|endoftext|>
+MAX_VOCAB = 1 << 24  # the libraries reserve memory for every entry: about 70 bytes
 MIN_FREQUENCY = 2  # a pair that occurs once teaches nothing
 PIECE = 1 << 10  # characters; the time the library takes is quadratic in the length of a word
 Merges = list[tuple[str, str]]
@@ -58,9 +59,10 @@ def train_tokenizer(
     `pattern` is the regular expression of a word; with one that is not GPT-2's, `tokenizers` learns
     from the whole texts in memory. The same texts give the same tokenizer in any order. If they
     contain too few pairs the vocabulary stays smaller, with a warning. Raises UsageError on a size
-    that has no room for the bytes and the special tokens, on a special token that is empty or given
-    twice, and on an invalid pattern; InputError if there is no text.
+    that has no room for the bytes and the special tokens or is above `MAX_VOCAB`, on a special token
+    that is empty or given twice, and on an invalid pattern; InputError if there is no text.
     """
+    check_largest(vocab_size)
     named = [END_OF_TEXT, *(token for token in special if token != END_OF_TEXT)]
     if len(set(named)) != len(named) or not all(token.strip() for token in named):
         raise UsageError(
@@ -96,6 +98,17 @@ def train_tokenizer(
             f"the text has pairs for a vocabulary of {tokenizer.vocab_size:,} only, not {vocab_size:,}: give more text or a smaller size"
         )
     return tokenizer
+
+
+def check_largest(vocab_size: int) -> None:
+    """Raise UsageError if a vocabulary is too large to be learned."""
+    if vocab_size > MAX_VOCAB:
+        raise UsageError(
+            f"a vocabulary of {vocab_size:,} is too large",
+            field="vocab_size",
+            code="out_of_range",
+            hint=f"at most {MAX_VOCAB:,}; GPT-2's is 50257",
+        )
 
 
 def _reference(texts: Iterable[str], vocab_size: int, splitter: Any) -> list[tuple[str, str]]:

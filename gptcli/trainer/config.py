@@ -252,7 +252,7 @@ class TrainConfig:
                     f"unknown {name.replace('_', ' ')} {value!r}",
                     field=name,
                     code="unknown_value",
-                    hint=f"{nearest(value, names)}; or your own, as module:function",
+                    hint=nearest(value, names, beyond="or your own, as module:function"),
                 )
         for name in ("weight_decay", "beta2"):
             course, end = getattr(self, f"{name}_schedule"), getattr(self, f"end_{name}")

@@ -17,6 +17,9 @@ Checkpoints rely on the following under every layout:
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from dataclasses import replace
 from functools import partial
 
@@ -273,6 +276,11 @@ def _compile_error(reason: str) -> RunError:
 
 def _compiler_message(error: RuntimeError) -> str:
     """Return the first line of an error of torch.compile that says what went wrong."""
+    if os.strerror(errno.ENOSPC) in str(error):
+        return (
+            f"its folder for temporary files, {tempfile.gettempdir()}, is full; "
+            "TMPDIR=/path gpt ... names another"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # torch names the backend in a line of its own: "backend='inductor' raised:"
     return next((line for line in lines if not line.endswith("raised:")), type(error).__name__)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
-from gptcli.files import atomic_folder, claim_output, read_json, write_json
+from gptcli.files import atomic_folder, read_json, write_json
+from gptcli.locks import claim_owned
 from gptcli.model.source import (
     CHECKPOINTS,
     CONFIG,
@@ -63,7 +64,7 @@ def claim_run_folder(
     been kept or has checkpoints of its own keeps no other. `newest` as in `keep_initial_weights`.
     Raises UsageError or InputError.
     """
-    claim_output(out, resume=resume, force=force)
+    claim_owned(out, resume=resume, force=force, events=events)
     if init_from is None or step is None or (out / INIT).is_dir() or newest_state(out) is not None:
         return step
     return keep_initial_weights(init_from, out, step, events, newest=newest)

@@ -311,7 +311,7 @@ def find_tracker(name: str) -> type[Callback]:
             f"unknown tracker {name!r}",
             field="track",
             code="unknown_tracker",
-            hint=f"{nearest(name, TRACKERS)}; or your own, as module:Class",
+            hint=nearest(name, TRACKERS, beyond="or your own, as module:Class"),
         )
     tracker = TRACKERS[name]
     if importlib.util.find_spec(tracker.package) is None:

@@ -19,12 +19,8 @@ from gptcli.distributed.join import join
 from gptcli.distributed.launch import launch
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import (
-    atomic_write,
-    check_output,
-    claim_output,
-)
-from gptcli.locks import own_folder
+from gptcli.files import atomic_write, check_output
+from gptcli.locks import claim_owned, own_folder
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.hub import fetch_model
 from gptcli.model.source import (
@@ -249,7 +245,7 @@ def prepare_run(
     if is_main():
         origin = resolved_run.resolved.origin.get("checkpoint", "")
         if run.continues:
-            claim_output(out, resume=resume, force=force)
+            claim_owned(out, resume=resume, force=force, events=events)
             copy_checkpoint(run, events)
             step = run.init_step
         else:

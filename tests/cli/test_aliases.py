@@ -210,3 +210,16 @@ def test_out_and_output_are_the_same_key(tmp_path: Path) -> None:
     assert read_config(path, {"out": str}) == {"out": "x"}
     path.write_text('out = "x"\n')
     assert read_config(path, {"output": str}) == {"output": "x"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("--model hf --model_args pretrained=gpt2 --tasks lambada", "gpt2 --task lambada"),
+        ("--model vllm --model_args=pretrained=a/b,dtype=float16", "a/b"),
+        ("--model runs/a --num_fewshot 5", "runs/a --shots 5"),
+    ],
+)
+def test_a_command_line_of_lm_evaluation_harness(typed: str, line: str) -> None:
+    takes = options_of("gpt eval")
+    assert corrected("gpt eval", typed.split(), takes) == f"gpt eval {line}"

@@ -286,7 +286,8 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -
             ["corpus", "-t", "tokenizer.json", "--format", "nano"],
             "gpt: --format: unknown format 'nano'\n  did you mean nanogpt",
         ),
-        (["--verify", "corpus"], "gpt: corpus: not a shard folder"),
+        (["--verify", "corpus"], "gpt: corpus: contains text, not shards"),
+        (["--verify", "nowhere"], "gpt: nowhere: no such shard folder"),
         (["corpus", "-t", "tokenizer.json", "-o", "."], "is inside the output folder"),
         (
             ["corpus", "-t", "tokenizer.json", "-o", "tokenizer.json"],

@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from gptcli.cli import build_app
+from gptcli.cli.console import ConsoleEvents
 from gptcli.cli.eval_output import PIPE_WIDTH, print_report, print_tasks
 from gptcli.errors import GptError
 from gptcli.evals.results import Conditions, MetricValue, TaskResult
@@ -406,6 +407,9 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
         ),
         (["run", "--task", "lambada", "--data", ".", "--normalise", "tokn"], "did you mean token"),
         (["run", "--task", "lambada", "--data", ".", "--resume", "--force"], "contradict"),
+        (["run", "--task", "lambada", "--data", ".", "--resume"], "nothing to continue from"),
+        (["run", "--resume"], "--resume goes with --task"),
+        (["run", "--json", "--markdown"], "contradict"),
         (
             ["run", "--task", "lambada", "--task", "lambada", "--data", "."],
             "lambada is named twice",
@@ -419,6 +423,22 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
 def test_more_bad_usage(evaluate: Callable[..., str], args: list[str], message: str) -> None:
     with pytest.raises(GptError, match=message):
         evaluate(*args)
+
+
+def test_a_text_of_json_lines_is_measured_with_a_warning(
+    evaluate: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(ConsoleEvents, "warn", lambda self, text: warned.append(text))
+    path = tmp_path / "two.txt"
+    path.write_text('{"text": "and some words"}\n{"text": "of prose"}\n')
+    assert "two.txt" in evaluate("run", "--text", path)
+    assert [text.partition("two.txt ")[2][:56] for text in warned] == [
+        "looks like JSON lines, which is measured as it stands, m"
+    ]
+    path.write_text("and some words of prose\n")
+    evaluate("run", "--text", path)
+    assert len(warned) == 1
 
 
 def test_the_location_of_the_data_is_listed(

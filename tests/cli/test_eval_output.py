@@ -52,6 +52,20 @@ def test_tasks_with_different_metrics_fit_into_one_table(
     assert "…" not in "".join(table)
 
 
+def test_a_number_is_whole_on_a_screen_too_narrow_for_the_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.cli.eval_output.PIPE_WIDTH", 60)
+    results = [
+        result("hellaswag", "token", {"accuracy": 45.99}),
+        result("lambada", "last_token_filtered", {"perplexity": 35.13}),
+    ]
+    print_report("run", [], results, markdown=False)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines.count("items: 10,042") == 2
+    assert {"hellaswag", "score: 45.99% ±0.69", "score: 35.13 ±0.69"} <= {*lines}
+
+
 def test_a_comparison_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
 

@@ -188,6 +188,13 @@ def test_prompts_that_are_not_utf8_are_refused(run: Path) -> None:
         sample(run, "caf\udce9")
 
 
+def test_a_prompt_in_the_c_locale_is_read_as_utf8(run: Path) -> None:
+    # as Python passes "é" on there: each byte that is not ASCII is a surrogate
+    typed, prompt = "caf\udcc3\udca9", "café"
+    options = ("--max-tokens", 2, "--greedy")
+    assert sample(run, typed, *options) == sample(run, prompt, *options)
+
+
 def test_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GptError, match="no such folder"):
         sample(tmp_path / "gone", "x")

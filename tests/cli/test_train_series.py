@@ -83,6 +83,7 @@ def test_a_sweep_is_written_and_its_mistakes_are_refused(gpt_inside: Gpt, here: 
     for items, words in (
         (["--sweep", "lr=1"], "is given and swept"),
         (["--sweep", "emma=1"], "did you mean ema"),
+        (["--sweep", "learning_rate=1"], "it is called lr here"),
         (["--sweep", "ema=2"], "2 is out of range"),
         (["--seeds", "2", "--dry-run"], "is about one run"),
     ):

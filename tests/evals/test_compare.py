@@ -93,5 +93,9 @@ def test_records_are_paired_and_seeds_are_one_model(tmp_path: Path) -> None:
     assert (seeds.b, seeds.test) == (62.5, "bootstrap")
     with pytest.raises(InputError, match="contains no records of items"):
         read_records(tmp_path)
+    (tmp_path / "loss.json").write_text('{"losses": [{"name": "book.txt"}], "tasks": []}')
+    with pytest.raises(InputError, match="has no task") as caught:
+        read_records(tmp_path / "loss.json")
+    assert caught.value.where == str(tmp_path / "loss.json")
     with pytest.raises(InputError, match="share no scored item"):
         compare_items([first], [{}])

@@ -93,3 +93,5 @@ def test_folders_of_single_tasks() -> None:
     assert split_data(["a=b"]) == ({}, Path("a=b"))
     with pytest.raises(UsageError, match="2 folders for all tasks"):
         split_data(["a", "b"])
+    with pytest.raises(UsageError, match="'piqa=' names no folder"):
+        split_data(["piqa="])

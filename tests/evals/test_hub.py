@@ -50,6 +50,21 @@ def test_the_splits_of_a_task_are_downloaded_once(hub: dict[str, Path], tmp_path
     assert download_tasks([task], shots=True) == folder
 
 
+def test_an_unreachable_hub_is_one_message(
+    hub: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ConnectError(Exception):
+        """As httpx raises it: neither an OSError nor a RuntimeError."""
+
+    def unreachable(dataset: str, **_: Any) -> list[str]:
+        raise ConnectError("Name or service not known")
+
+    module = sys.modules["huggingface_hub"]
+    monkeypatch.setattr(module, "HfApi", lambda: SimpleNamespace(list_repo_files=unreachable))
+    with pytest.raises(InputError, match="from the hub: Name or service not known"):
+        download_tasks([find_task("piqa")], shots=False)
+
+
 def test_what_cannot_be_downloaded_says_what_to_do(hub: dict[str, Path]) -> None:
     with pytest.raises(
         InputError, match=r"piqa could not be downloaded(.|\n)*hf download ybisk/piqa"

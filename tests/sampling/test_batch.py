@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.errors import UsageError
+from gptcli.errors import InputError, UsageError
 from gptcli.model.transformer import GPT
 from gptcli.sampling import batch
 from gptcli.sampling.batch import BatchJob, generate_file, read_prompts, unfinished_path
@@ -76,3 +76,7 @@ def test_header_names_of_a_job_are_those_of_existing_files() -> None:
 def test_prompts_are_the_field_prompt_of_each_line(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"prompt": "a", "id": 1}\n{"prompt": ""}\n')
     assert read_prompts(tmp_path / "in.jsonl") == ["a", ""]
+    (tmp_path / "in.jsonl").write_text("Once upon a time\n")
+    with pytest.raises(InputError, match="not valid JSON") as caught:
+        read_prompts(tmp_path / "in.jsonl")
+    assert "each line is a JSON object" in str(caught.value.hint)

@@ -21,6 +21,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
 from gptcli.tokenizer import training
 from gptcli.tokenizer.encoders import UNICODE_17
+from gptcli.tokenizer.gpt1 import train_gpt1_tokenizer
 from gptcli.tokenizer.tokenizer import PATTERN, Tokenizer, byte_alphabet
 from gptcli.tokenizer.training import MIN_VOCAB, PIECE, train_tokenizer
 
@@ -128,9 +129,14 @@ def test_the_smallest_vocabulary_is_the_bytes() -> None:
     assert tokenizer.decode(tokenizer.encode("héllo\n")) == "héllo\n"
 
 
-def test_no_vocabulary_below_the_bytes() -> None:
+def test_no_vocabulary_below_the_bytes_or_beyond_what_memory_holds() -> None:
     with pytest.raises(UsageError, match="vocabulary of 256 is too small"):
         train_tokenizer(["hello"], 256)
+    # the library would end the process: it reserves memory for every entry
+    for train in (train_tokenizer, train_gpt1_tokenizer):
+        with pytest.raises(UsageError, match=r"vocabulary of 1,000,000,000 is too large") as caught:
+            train(["hello"], 10**9)
+        assert caught.value.field == "vocab_size"
 
 
 @pytest.mark.parametrize("texts", [[], [""]])

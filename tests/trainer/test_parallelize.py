@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tempfile
+
 import pytest
 import torch
 
@@ -50,6 +52,21 @@ def test_a_failing_compiler_is_a_warning_or_if_required_an_error(make_run, monke
     assert events.texts == ["torch.compile failed, training without it: no compiler"]
     assert train_step.forward_backward([BATCH], 32, 1).isfinite()
     with pytest.raises(RunError, match="compile off"):
+        build_train_step(make_run(compile=True, must_compile=True), CONTEXT, SILENT)
+
+
+def test_a_full_folder_for_the_compilers_files_is_named(make_run, monkeypatch):
+    def broken(function, **kwargs):
+        def call(*args, **kwargs):
+            raise torch._dynamo.exc.TorchDynamoException(
+                "backend='inductor' raised:\nCppCompileError: C++ compile error\n"
+                "fatal error: error writing to /t/a.s: No space left on device"
+            )
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(RunError, match=f"{tempfile.gettempdir()}, is full; TMPDIR"):
         build_train_step(make_run(compile=True, must_compile=True), CONTEXT, SILENT)
 
 
