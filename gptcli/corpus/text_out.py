@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from gptcli.errors import UsageError, install_hint
 from gptcli.files import atomic_write
+from gptcli.toml_json import dumps
 
 Recorded = Literal["", "kept", "all"]
 """Documents that are recorded: none, those kept, or the dropped ones as well."""
@@ -91,8 +92,8 @@ def write_records(
         }
         if record.text is None:
             row["number"] = record.number
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    data = "".join(lines).encode("utf-8", "backslashreplace")
+        lines.append(dumps(row) + "\n")
+    data = "".join(lines).encode()
     with atomic_write(path) as file:
         file.write(zstandard.ZstdCompressor(LEVEL, write_checksum=True).compress(data))
 

@@ -20,7 +20,6 @@ Where OpenAI's reference leaves a choice:
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import time
@@ -35,7 +34,7 @@ from gptcli.sampling.load import Loaded
 from gptcli.sampling.params import SamplingParams
 from gptcli.serving.scheduler import MAX_WAITING, Entry, Job, RowOptions, SampleRow
 from gptcli.tokenizer.tokenizer import Tokenizer
-from gptcli.toml_json import parse_json
+from gptcli.toml_json import dumps, parse_json
 
 DEFAULT_MAX_TOKENS = 16
 MAX_LOGPROBS = 20
@@ -125,7 +124,7 @@ def find_model(models: Sequence[ServedModel], name: str | None) -> int:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 

@@ -15,7 +15,6 @@ import errno
 import hmac
 import importlib.util
 import ipaddress
-import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -42,6 +41,7 @@ from gptcli.serving.protocol import (
     serve_names,
 )
 from gptcli.serving.scheduler import QueueFullError, Scheduler
+from gptcli.toml_json import dumps
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -333,7 +333,7 @@ def application(
 
 
 def _event(value: Json) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {dumps(value)}\n\n"
 
 
 async def _body(request: Request) -> bytes:
