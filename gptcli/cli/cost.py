@@ -175,11 +175,23 @@ def cost(
     ] = None,
     server: Annotated[
         float | None,
-        quantity("server", "Power of a server's share over its GPU's.", POWER, "1.1", metavar="X"),
+        quantity(
+            "server",
+            "Power of a server, per GPU, divided by the power of a GPU.",
+            POWER,
+            "1.1",
+            metavar="X",
+        ),
     ] = None,
     pue: Annotated[
         float | None,
-        quantity("pue", "Power of the building over its servers'.", POWER, "1.1", metavar="X"),
+        quantity(
+            "pue",
+            "Power usage effectiveness: power of the data centre divided by that of its servers.",
+            POWER,
+            "1.1",
+            metavar="X",
+        ),
     ] = None,
     carbon: Annotated[
         float | None,

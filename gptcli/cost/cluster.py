@@ -65,8 +65,9 @@ def goodput_of(gpu: Gpu, flops: float) -> Assumption:
         "goodput",
         share,
         "of the time",
-        f"for {f'{expected:.2g}' if expected >= 0.01 else 'hardly any'} interruptions at Llama 3's rate, 419 in 54 days of 16,384 GPUs; "
-        f"at most {table['source']}",
+        f"{SMALL_RUN_GOODPUT:.0%} (assumed) without interruptions, {table['value']:.0%} with many "
+        f"({table['source']}); {f'{expected:.2g}' if expected >= 0.01 else 'hardly any'} expected here, "
+        "at Llama 3's 419 in 54 days on 16,384 GPUs",
         table["date"],
         table["url"],
     )
