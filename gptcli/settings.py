@@ -193,11 +193,16 @@ NUMBERS: dict[str, Number] = {
 """Range of every numeric option and configuration key, by name."""
 
 
-def nonempty_text(value: Any) -> str:
-    """Return a text that is not empty. Raises UsageError otherwise."""
+def text(value: Any) -> str:
+    """Return a text. Raises UsageError for anything else."""
     if not isinstance(value, str):
         raise UsageError(f"{value!r} is not text")
-    if not value:
+    return value
+
+
+def nonempty_text(value: Any) -> str:
+    """Return a text that is not empty. Raises UsageError otherwise."""
+    if not text(value):
         raise UsageError("is empty")
     return value
 

@@ -76,7 +76,7 @@ def test_exact_gelu_is_left_to_pytorch() -> None:
     assert places(exact)["block"] is block_forward
     with torch.no_grad():
         prepared = prepare_for_inference(exact)(idx)
-    assert (prepared - logits).abs().max() < 1e-5
+    assert torch.allclose(prepared, logits, rtol=1e-5, atol=1e-4)
     assert kernels.decode_step(exact) is None
 
 

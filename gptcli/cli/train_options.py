@@ -15,7 +15,16 @@ from gptcli.cli.options import (
 from gptcli.cost.hardware import PRECISIONS
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES
 from gptcli.model.config import find_size
-from gptcli.settings import NUMBERS, AutoOr, OneOf, Resolved, boolean, name_list, nonempty_text
+from gptcli.settings import (
+    NUMBERS,
+    AutoOr,
+    OneOf,
+    Resolved,
+    boolean,
+    name_list,
+    nonempty_text,
+    text,
+)
 from gptcli.trainer.resolve import complete_given
 
 MODEL, RECIPE, OUTPUT, WATCH, MACHINE = (
@@ -128,7 +137,7 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "mixture": Option(
         RECIPE, "the shards'",
         'Weights of the shards\' sources by tokens: "web=3,books=1; 500M: web=1,books=2", each '
-        "stage from that many tokens on; 0 leaves a source out.", "STAGES"),
+        "stage from that many tokens on; 0 leaves a source out.", "STAGES", text),
     "seed": Option(RECIPE, "0", "Random seed for initialization, data order and dropout."),
     "data": Option(
         OUTPUT, "shards",

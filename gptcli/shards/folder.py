@@ -102,6 +102,11 @@ def verify_shards(folder: Path, *, events: Events = SILENT) -> Manifest:
     the vocabulary. Raises InputError that names the first file with a fault, and the fault.
     """
     manifest = read_manifest(folder)
+    if not (folder / MANIFEST).exists():
+        raise InputError(
+            f"has no {MANIFEST} to verify these token files of another program against",
+            where=folder,
+        )
     if load_tokenizer(folder / "tokenizer.json").sha256 != manifest.tokenizer_sha256:
         raise InputError("is not the tokenizer in the manifest", where=folder / "tokenizer.json")
     for number, shard in enumerate(manifest.shards):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import socket
 import statistics
 import sys
@@ -232,6 +233,13 @@ def peak_memory(device: torch.device) -> int:
     """Return this process's peak memory so far in bytes: of tensors on a GPU, of all on a CPU."""
     if (used := gpu_memory_in_use(device)) is not None:
         return used
+    # not ru_maxrss on Linux: a process begins with that of the one that started it
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    if found := re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE):
+        return int(found[1]) * 1024
     import resource  # absent on Windows, where training needs a GPU
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

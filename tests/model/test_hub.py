@@ -341,5 +341,5 @@ def test_commands_take_a_name(hub: Hub, tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "downloading lab/tiny-gpt: 2 files" in done.stderr
     assert done.stdout.startswith("a")
-    argv = ["export", NAME, "-o", "tiny.gguf"]
+    argv = ["train", "--export", NAME, "-o", "tiny.gguf"]
     assert CliRunner().invoke(build_app(argv), argv).exit_code == 0
