@@ -223,8 +223,8 @@ def given_values(options: Mapping[str, Any], config: Path | None, *, resume: boo
     given = Resolved()
     if config is not None:
         given.put(read_config(config, READERS, "gpt train"), str(config))
-    for name, text in options.items():
-        value = None if text is None else read_option(name, text, READERS[name])
+    for name, typed in options.items():
+        value = None if typed is None else read_option(name, typed, READERS[name])
         given.put({name: value}, "option")
     return complete_given(
         given, lambda path: read_config(path, READERS, "gpt train"), resume=resume
