@@ -35,6 +35,9 @@ __all__ = [
     "train",
 ]
 
+# formats of other programs that export_model does not write
+WEIGHT_FILES = {".bin", ".ckpt", ".onnx", ".pt", ".pth", ".safetensors"}
+
 DEFAULT_GPU = "h100"
 
 
@@ -125,6 +128,14 @@ def export_model(
 
     out = Path(out)
     as_gguf = out.suffix == ".gguf"
+    if out.suffix in WEIGHT_FILES and not out.is_dir():
+        raise UsageError(
+            f"no {out.suffix} file can be written",
+            where=out,
+            field="out",
+            code="not_representable",
+            hint="name a file that ends in .gguf for llama.cpp, or a folder for transformers",
+        )
     if as_gguf:
         claim_file(out, force=force)
     else:

@@ -79,6 +79,14 @@ report: dict[str, object] = gptcli.estimate_cost("175B").as_dict()
     )
 
 
+@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.safetensors"])
+def test_a_folder_is_not_written_under_the_name_of_a_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(gptcli.UsageError, match=r"no \.\w+ file can be written") as caught:
+        gptcli.export_model("run", tmp_path / name)
+    assert "ends in .gguf" in str(caught.value.hint)
+    assert not (tmp_path / name).exists()
+
+
 def test_train_config_has_defaults_and_recipes() -> None:
     plain = gptcli.TrainConfig(tokens=1000, batch_tokens=100, lr=1e-3)
     assert (plain.decay_tokens, plain.beta2, plain.layout) == (1000, 0.95, "dp=1")

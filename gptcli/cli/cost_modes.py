@@ -123,11 +123,13 @@ def requested_target(options: dict[str, Any]) -> Target:
                 "a run folder cannot be combined with another model",
                 hint="name one run without --size or a shape; only --fit takes several runs",
             )
-        from gptcli.runs.metrics import read_run_result
+        from gptcli.runs.metrics import read_batch_tokens, read_run_result
 
         tokens = read_run_result(runs[0]).tokens
         config = read_model_config(runs[0])
-        return Target(str(runs[0]), config, tokens, "trained, by its metrics.jsonl")
+        source = "trained, by its metrics.jsonl"
+        batch = read_batch_tokens(runs[0])
+        return Target(str(runs[0]), config, tokens, source, batch_tokens=batch)
     if size is None and shape:
         required = ("n_layer", "n_head", "d_model")
         if missing := [option(name) for name in required if name not in shape]:
@@ -294,7 +296,7 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
     hardware, target = hardware_options(options), requested_target(options)
     gpu, gpus, model = hardware.gpu_row, hardware.gpus or 1, target.model
     assert gpu is not None, "only --tflops describes a custom GPU, and --plan does not take it"
-    batch, batch_source = batch_of(model, target.paper, hardware.batch_tokens)
+    batch, batch_source = batch_of(model, target.paper, hardware.batch_tokens, target.batch_tokens)
     sequences = batch // model.n_ctx
     ranked = hardware.plans(model, gpu, gpus, sequences, most=MAX_PLANS)
     if not ranked:

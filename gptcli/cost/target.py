@@ -50,6 +50,8 @@ class Target:
     """Source of that number."""
     paper: PaperModel | None = None
     """Paper's size whose batch the recipe takes; None for a shape of no paper."""
+    batch_tokens: int | None = None
+    """Tokens per step that a run had, before its last remainder; None if it is not a run."""
 
     @property
     def model(self) -> ModelConfig:
@@ -156,12 +158,16 @@ def gpt_alike(shape: Shape) -> ModelConfig:
     return replace(one, n_layer=max(1, layers))
 
 
-def batch_of(model: ModelConfig, paper: PaperModel | None, given: int | None) -> tuple[int, str]:
-    """Return the tokens of a step, in whole sequences, and where the number is from: `given`, the
-    paper's, or that of the GPT-3 model with the nearest parameter count.
+def batch_of(
+    model: ModelConfig, paper: PaperModel | None, given: int | None, trained: int | None = None
+) -> tuple[int, str]:
+    """Return the tokens of a step, in whole sequences, and where the number is from: `given`, what
+    a run `trained` with, the paper's, or that of the GPT-3 model with the nearest parameter count.
     """
     if given is not None:
         tokens, source = given, USER
+    elif trained is not None:
+        tokens, source = trained, "the run's, by its metrics.jsonl"
     elif paper is not None:
         tokens, source = paper.batch_tokens, f"{paper.paper}, {paper.name}"
     else:
@@ -200,7 +206,7 @@ def estimate_target(
     if isinstance(target.shape, Shape):
         return estimate_shape(target.shape, n, source, hardware)
     model = target.model
-    batch, batch_source = batch_of(model, target.paper, hardware.batch_tokens)
+    batch, batch_source = batch_of(model, target.paper, hardware.batch_tokens, target.batch_tokens)
     check_limit("batch_tokens", batch)
     flops = flops_per_token(model, "6N") * n
     cluster, plan = hardware.cluster(model, flops, batch // model.n_ctx, published=published)

@@ -134,6 +134,17 @@ def read_run_result(path: Path) -> RunResult:
     return RunResult(name=str(path), parameters=config.parameters, tokens=tokens, loss=loss)
 
 
+def read_batch_tokens(path: Path) -> int | None:
+    """Return the tokens of a run's largest step: a ramp is below it, and so is the last remainder.
+
+    `path` is a run folder or its metrics.jsonl. None if no line has them.
+    """
+    found = [
+        line.get("batch_tokens") for line in read_lines(path if path.is_file() else path / METRICS)
+    ]
+    return max((n for n in found if isinstance(n, int) and n > 0), default=None)
+
+
 def _final_loss(path: Path) -> tuple[int, float]:
     """Return tokens and validation loss at the last validation of a metrics file.
 

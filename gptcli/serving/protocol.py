@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import GptError, InputError, UsageError, close_to
+from gptcli.numbers import counted
 from gptcli.sampling.generate import encode_prompt, sample_generator
 from gptcli.sampling.load import Loaded
 from gptcli.sampling.params import SamplingParams
@@ -124,7 +125,8 @@ def find_model(models: Sequence[ServedModel], name: str | None) -> int:
 
 
 def _shown(value: object) -> str:
-    text = dumps(value)
+    # JSON has no NaN and no infinity, and would call both null
+    text = str(value) if isinstance(value, float) and not math.isfinite(value) else dumps(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
@@ -306,7 +308,7 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
             left = n_ctx - max_tokens
             todo = f"shorten the prompt to {left:,}, or lower max_tokens"
             raise ApiError(
-                f"{which} has {len(tokens):,} tokens and max_tokens is {max_tokens:,}, but the "
+                f"{which} has {counted(len(tokens), 'token')} and max_tokens is {max_tokens:,}, but the "
                 f"model's context has only {n_ctx:,}: {todo if left > 0 else 'lower max_tokens'}",
                 param="prompt" if len(tokens) > n_ctx else "max_tokens",
                 code="context_length_exceeded",

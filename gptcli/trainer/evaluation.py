@@ -254,9 +254,9 @@ class SampleWriter(BackgroundCallback):
         for _ in generate_sequences(model, sequences, SAMPLING, batch_size=len(sequences)):
             pass
         to_text = self.tokenizer.decode
+        # the end-of-text that begins a document is no text; one between two documents separates
         return [
-            (to_text([token for token in row.prompt if token != eot]), to_text(row.tokens))
-            for row in sequences
+            (to_text(row.prompt[row.prompt[0] == eot :]), to_text(row.tokens)) for row in sequences
         ]
 
 

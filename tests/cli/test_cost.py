@@ -88,7 +88,7 @@ def test_without_a_gpu_the_default_is_assumed(gpt: Any, args: list[str]) -> None
     text = gpt("cost", *args).stdout
     assert re.search(r"^Time and money on h100 +assumed: --gpu names another$", text, re.MULTILINE)
     assert re.search(r"^price: .*\(2026-03-14\)$", text, re.MULTILINE)
-    assert "assumed" not in gpt("cost", *args, "--gpu", "h100").stdout
+    assert "assumed: --gpu" not in gpt("cost", *args, "--gpu", "h100").stdout
 
 
 def test_tiny_runs_are_reported_in_small_units(gpt: Any, tmp_path: Path) -> None:
@@ -493,6 +493,19 @@ def test_run_folder_is_a_model(gpt: Any, tmp_path: Path) -> None:
     got = report(gpt, make_run(tmp_path / "run", 3, 12_345, 4.0))
     assert (got["model"]["n_layer"], got["tokens"]) == (3, 12_345)
     assert got["parameters"] == 12 * 3 * 256 + 13 * 3 * 16 + 132 * 16 + 32
+
+
+def test_a_run_is_priced_at_its_own_batch(gpt: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 3, 12_345, 4.0)
+    assert "the run is shorter than one step" in gpt("cost", run).stdout  # of GPT-3's batch
+    line = {**json.loads((run / "metrics.jsonl").read_text()), "batch_tokens": 2048}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    text = gpt("cost", run).stdout
+    assert figure(text, "batch") == "2048"
+    assert "the run is shorter" not in text
+    assert "batch: the run's, by its metrics.jsonl" in text
+    assert report(gpt, run)["batch_tokens"] == 2048
+    assert report(gpt, run, "--batch-tokens", 4096)["batch_tokens"] == 4096
 
 
 def test_fit_reads_run_folders(gpt: Any, tmp_path: Path) -> None:

@@ -132,6 +132,16 @@ def test_python_runs(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_commands_and_python_of_the_readme_follow_each_other_in_one_folder() -> None:
+    """The Python must not want to build into the shards or the run that the commands have made."""
+    blocks = FENCED.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    [python] = [source for language, source in blocks if language == "python"]
+    outputs = re.findall(r'"book.txt", "(.*?)"|out="(.*?)"', python)
+    assert len(outputs) == 2
+    commands = next(source for _, source in blocks if "gpt build-shards" in source)
+    assert not {"shards", *re.findall(r"-o (\S+)", commands)} & {a or b for a, b in outputs}
+
+
 def test_errors_of_the_page_are_those_of_the_program():
     """Each heading in code is the text of a message."""
     source = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("gptcli/**/*.py"))

@@ -15,6 +15,7 @@ from gptcli.model.source import METRICS, SAMPLES
 from gptcli.runs.metrics import (
     MAX_MEAN_STEPS,
     MetricsLog,
+    read_batch_tokens,
     read_metrics,
     read_run_result,
     smoothed_loss,
@@ -136,6 +137,15 @@ def test_loss_of_a_run_is_that_of_its_last_validation(tmp_path: Path) -> None:
     run = read_run_result(make_run(tmp_path / "a", *steps))
     assert (run.parameters, run.tokens, run.loss) == (CONFIG.parameters, 20, 3.5)
     assert run.name == str(tmp_path / "a")
+
+
+def test_batch_of_a_run_is_its_largest_step(tmp_path: Path) -> None:
+    """The first steps may grow, and the last has the rest."""
+    sizes = [64, 128, 128, 32]
+    lines = [{"step": n, "batch_tokens": size} for n, size in enumerate(sizes, 1)]
+    run = make_run(tmp_path / "a", *lines)
+    assert read_batch_tokens(run) == read_batch_tokens(run / "metrics.jsonl") == 128
+    assert read_batch_tokens(make_run(tmp_path / "b", {"step": 1, "loss": 2.0})) is None
 
 
 def test_loss_of_a_run_without_validation_is_the_running_mean(tmp_path: Path) -> None:

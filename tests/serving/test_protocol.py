@@ -5,6 +5,7 @@ offsets and stop strings of drawn requests.
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -283,13 +284,16 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"prompt": [True]}, "must be a text or a list", "prompt"),
     ({"prompt": "\ud800"}, "surrogate", None),
     ({"prompt": "word " * 96}, "context has only 96: shorten the prompt to 80", "prompt"),
-    ({"prompt": "a", "max_tokens": 96}, "only 96: lower max_tokens", "max_tokens"),
+    ({"prompt": "a", "max_tokens": 96}, "has 1 token and max_tokens is 96", "max_tokens"),
+    ({"prompt": "a", "max_tokens": 97}, "only 96: lower max_tokens", "max_tokens"),
     ({"prompt": ["a"] * 1025}, "at most 1,024 in one request", "prompt"),
     ({"max_tokens": -1}, "from 0 to", "max_tokens"),
     ({"max_tokens": 1.5}, "a whole number, not 1.5", "max_tokens"),
     ({"max_tokens": "9"}, "a whole number", "max_tokens"),
     ({"temperature": -0.1}, "from 0 to 100", "temperature"),
     ({"temperature": True}, "must be a number", "temperature"),
+    ({"temperature": math.nan}, "temperature is nan: use a value from 0", "temperature"),
+    ({"temperature": math.inf}, "temperature is inf: use a value from 0", "temperature"),
     ({"top_p": 1.1}, "from 0 to 1", "top_p"),
     ({"n": 0}, "from 1 to 128", "n"),
     ({"n": 3, "best_of": 2}, "at least n", "best_of"),

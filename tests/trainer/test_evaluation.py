@@ -12,6 +12,7 @@ from gptcli.runs.metrics import read_lines
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.load import load
 from gptcli.shards.order import TokenStream
+from gptcli.trainer import evaluation
 from gptcli.trainer.evaluation import (
     PROMPT_TOKENS,
     SAMPLE_TOKENS,
@@ -37,14 +38,19 @@ def test_validation_loss_is_the_mean_over_the_first_windows(make_run, micro_batc
     assert all(parameter.grad is None for parameter in train_step.model.parameters())
 
 
-def test_samples_are_what_the_model_of_the_checkpoint_decodes(make_run, train_here):
+def test_samples_are_what_the_model_of_the_checkpoint_decodes(make_run, train_here, monkeypatch):
+    def prompts(run):
+        """A document's beginning, and a place where a document ends and another begins."""
+        return [[run.eot_id, 65, 66], [67, run.eot_id, 68]]
+
+    monkeypatch.setattr(evaluation, "sample_prompts", prompts)
     threads = torch.get_num_threads()
     run = make_run(samples=2, checkpoint_every=20, n_ctx=32, seed=3)
     train_here(run)
     rows = read_lines(run.out / SAMPLES)
     assert [row["step"] for row in rows] == [20, 20]  # the only checkpoint is the last
     loaded = load(run.out, device="cpu", precision="fp32")
-    for index, (row, prompt) in enumerate(zip(rows, sample_prompts(run), strict=True)):
+    for index, (row, prompt) in enumerate(zip(rows, prompts(run), strict=True)):
         alone = TokenSequence(
             prompt,
             max_tokens=SAMPLE_TOKENS,
@@ -53,7 +59,9 @@ def test_samples_are_what_the_model_of_the_checkpoint_decodes(make_run, train_he
         )
         assert list(generate_sequences(loaded.model, [alone], SAMPLING, batch_size=1)) == [alone]
         assert row["text"] == loaded.tokenizer.decode(alone.tokens)
-    assert row["prompt"] == loaded.tokenizer.decode(prompt)
+    decode = loaded.tokenizer.decode
+    assert rows[0]["prompt"] == decode([65, 66])
+    assert rows[1]["prompt"] == f"{decode([67])}<|endoftext|>{decode([68])}"
     assert torch.get_num_threads() == threads
     assert "Samples" in (run.out / "report.html").read_text()
 
