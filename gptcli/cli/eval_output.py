@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200  # columns, if there is no terminal
 GAP = 3  # columns of the screen between two of a table
+NARROW_GAP = 2  # where the table would otherwise fold words
 LEAST_TEXT = 8  # columns of the screen that a column of text, which is folded, keeps
 
 
@@ -159,13 +160,17 @@ def _print_table(console: Console, rows: TableRows) -> None:
     least = [
         min(width, LEAST_TEXT) if name in TEXT_COLUMNS else width for name, width in widths.items()
     ]
-    if sum(least) + GAP * (len(least) - 1) > console.width:
+    gaps = len(widths) - 1
+    gap = GAP if sum(widths.values()) + GAP * gaps <= console.width else NARROW_GAP
+    if sum(least) + gap * gaps > console.width:
         for row in rows:
             first, *rest = [(name, text) for name, text in row.items() if text]
             print(first[1])
             print("".join(f"  {name}: {text}\n" for name, text in rest), end="")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, gap - NARROW_GAP)
+    )
     for name in rows[0]:
         table.add_column(
             name,

@@ -164,10 +164,16 @@ def _other_task(task: Task, path: Path) -> str | None:
     """Return the built-in task whose published name a file has, if it has none of this task's.
 
     Names are compared with the folders that they contain: R2/test.jsonl is ANLI's second round.
-    Only tasks of the same format are looked at, and only names that tell them apart.
+    Only tasks of the same format are looked at, and only names that tell them apart. A folder named
+    after a task, DATA/TASK/, holds the data of that task, or of those with the same data on the hub.
     """
     if _has_name(task, path) or task.name not in task_names():
         return None
+    folder = path.absolute().parent.name
+    if folder in task_names() and task.hub:
+        hub = find_task(folder).hub
+        if hub and any(hub[key] != task.hub[key] for key in ("dataset", "config", "items")):
+            return folder
     for name in sorted(task_names(), key=len):
         other = find_task(name)
         if other.reader == task.reader and other.files != task.files and _has_name(other, path):

@@ -136,21 +136,26 @@ def make_item(task: Task, row: Row, path: Path | None) -> Item:
             _Fields({**row, "choice": choice}, where=fields.where).fill(task.choice)
             for choice in listed
         )
+        gold = fields.gold(task.gold, listed, task.labels)
+        if not task.group:  # in ReCoRD's, every entity of a passage may be an accepted answer
+            fields.check_wrong_choice(gold, listed)
         return Item(
             **common,
             choices=choices,
             answers=tuple(listed),
             accepted=tuple(fields.texts(task.answers)) if task.answers else (),
-            gold=fields.gold(task.gold, listed, task.labels),
+            gold=gold,
             empty=not all(choice.strip() for choice in listed),
         )
     if task.kind == "partial":
         contexts = tuple(fields.texts(task.contexts))
+        gold = fields.gold(task.gold, contexts, task.labels)
+        fields.check_wrong_choice(gold, contexts)
         return Item(
             **common,
             contexts=contexts,
             target=fields.fill(task.target),
-            gold=fields.gold(task.gold, contexts, task.labels),
+            gold=gold,
         )
     if task.kind == "freeform":
         return Item(**common, answers=tuple(fields.texts(task.answers)))
@@ -231,7 +236,26 @@ class _Fields:
                 where=self.where,
                 hint="'labels' has a label for each choice, in their order",
             )
-        return tuple(correct_choice(one, choices, names, self.where) for one in gold)
+        found = tuple(correct_choice(one, choices, names, self.where) for one in gold)
+        if len({*found}) != len(found):
+            raise InputError(
+                f"{field!r} marks a choice as correct twice: {gold!r}",
+                where=self.where,
+                hint="it names the correct choices, and has no mark for each of all choices",
+            )
+        return found
+
+    def check_wrong_choice(self, gold: tuple[int, ...], choices: Sequence[str]) -> None:
+        """Raise InputError if every choice is correct, so that any model would be right."""
+        if len(gold) == len(choices):
+            shown = ", ".join(repr(one) for one in choices[:6])
+            raise InputError(
+                f"no choice is wrong: there are {len(choices)} ({shown}), all marked as correct"
+                if len(choices) > 1
+                else f"there is only one choice: {shown}",
+                where=self.where,
+                hint="the choices are a list of texts; the field of the correct one names it",
+            )
 
 
 BOOLEANS = {"yes": True, "true": True, "no": False, "false": False}

@@ -52,6 +52,21 @@ def test_tasks_with_different_metrics_fit_into_one_table(
     assert "…" not in "".join(table)
 
 
+def test_words_of_a_table_are_whole_at_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.cli.eval_output.PIPE_WIDTH", 80)
+    results = [
+        result("arc_easy", "unconditional", {"accuracy": 45.99}),
+        result("lambada", "last_word", {"perplexity": 35.13}),
+    ]
+    print_report("run", [], results, markdown=False)
+    told = capsys.readouterr().out
+    table = told[: told.index("* The")]
+    assert all(len(line.rstrip()) <= 80 for line in table.splitlines())
+    assert {"unconditional", "perplexity", "accuracy", "last"} <= {*table.split()}
+
+
 def test_a_number_is_whole_on_a_screen_too_narrow_for_the_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,30 @@ def test_the_data_of_another_task_is_refused(
     assert find_data(find_task(task), own) == own
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "other"),
+    [
+        ("rte", "cb/validation-00000-of-00001.parquet", "cb"),  # of the same fields
+        ("arc_challenge", "arc_easy/test.jsonl", "arc_easy"),
+        ("anli_r1", "anli_r3/test.jsonl", "anli_r3"),
+        ("lambada_fill", "lambada/test.jsonl", None),  # the same data
+        ("rte", "rte/val.jsonl", None),
+        ("rte", "RTE/val.jsonl", None),
+    ],
+)
+def test_a_folder_named_after_a_task_is_that_of_its_data(
+    tmp_path: Path, name: str, file: str, other: str | None
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.touch()
+    if other is None:
+        assert find_data(find_task(name), path) == path
+        return
+    with pytest.raises(InputError, match=f"this is the data of {other}, not of {name}"):
+        find_data(find_task(name), path)
+
+
 def test_rows_of_another_task_are_refused(tmp_path: Path) -> None:
     row = {"uid": "u", "context": "C", "hypothesis": "H", "label": "e", "tag": "r2_test"}
     (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")

@@ -85,11 +85,30 @@ def test_a_choice_item_is_built_from_its_row(tmp_path: Path) -> None:
 def test_choices_listed_by_the_task_are_used(tmp_path: Path) -> None:
     task, path = written(
         tmp_path,
-        CHOICE.replace('choices = "c"', 'choices = ["True", "False"]\nchoice = "{choice}"'),
-        {"q": "?", "g": [0, 1]},
+        CHOICE.replace('choices = "c"', 'choices = ["True", "False", "Both"]\nchoice = "{choice}"'),
+        {"q": "?", "g": [0, 2]},
     )
     [item] = read_items(task, path)
-    assert (item.choices, item.gold, item.id) == (("True", "False"), (0, 1), "a.jsonl:1")
+    assert (item.choices, item.gold, item.id) == (("True", "False", "Both"), (0, 2), "a.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    ("choices", "gold", "message"),
+    [
+        (["a", "b", "c", "d"], [0, 0, 1, 0], "marks a choice as correct twice"),
+        (["yes", "no"], [True, False], "no choice is wrong: there are 2"),
+        (["a", "b"], [0, 1], "no choice is wrong: there are 2"),
+        (["a"], 0, "there is only one choice: 'a'"),
+        ("a|b", 0, r"there is only one choice: 'a\|b'"),
+        ("['a', 'b']", "A", "there is only one choice"),
+    ],
+)
+def test_an_item_that_every_model_gets_right_is_refused(
+    tmp_path: Path, choices: object, gold: object, message: str
+) -> None:
+    task, path = written(tmp_path, CHOICE, {"q": "?", "c": choices, "g": gold})
+    with pytest.raises(InputError, match=rf"a\.jsonl:1: .*{message}"):
+        read_items(task, path)
 
 
 def test_a_partial_item_is_built_from_its_row(tmp_path: Path) -> None:

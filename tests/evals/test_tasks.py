@@ -143,16 +143,27 @@ def test_prompts_equal_the_papers() -> None:
             " So Ann ran.",
         ),
         "sat_analogies": (
-            {"a": "lull", "b": "trust", "choices": ["cajole is to compliance"], "gold": 0},
+            {
+                "a": "lull",
+                "b": "trust",
+                "choices": ["cajole is to compliance", "hinder is to destination"],
+                "gold": 0,
+            },
             "lull is to trust as",
             " cajole is to compliance",
         ),
         "cbt_cn": (
-            {"context": "C.", "before": "the ", "after": " ran.", "choices": ["dog"], "gold": 0},
+            {
+                "context": "C.",
+                "before": "the ",
+                "after": " ran.",
+                "choices": ["dog", "cat"],
+                "gold": 0,
+            },
             "C. the ",
             "dog ran.",
         ),
-        "winograd_full": ({"sentences": ["It is."], "gold": 0}, "", "It is."),
+        "winograd_full": ({"sentences": ["It is.", "He is."], "gold": 0}, "", "It is."),
     }
     for name, (fields, prompt, choice) in ready.items():
         assert isinstance(fields, dict)

@@ -40,16 +40,19 @@ def read_arc(path: Path) -> Iterator[Row]:
             continue
         inner = node.node("question") if isinstance(node.value.get("question"), dict) else node
         stem = next((key for key in ("stem", "question_stem") if inner.has(key)), "question")
-        labels, choices = zip(*inner.columns("choices", "label", "text"), strict=True)
+        pairs = inner.columns("choices", "label", "text")
+        labels, choices = [label for label, _ in pairs], [text for _, text in pairs]
         key = node.text("answerKey")
-        if key not in labels:
+        if labels.count(key) != 1:
+            found = f"not one of {', '.join(labels)}" if key not in labels else "that of several"
             raise InputError(
-                f"the answer {key!r} is not one of {', '.join(labels)}", where=node.where
+                f"the answer {key!r} is {found if labels else 'given, but no choices'}",
+                where=node.where,
             )
         yield {
             "id": row_id,
             "question": inner.text(stem),
-            "choices": list(choices),
+            "choices": choices,
             "gold": labels.index(key),
         }
 
@@ -69,7 +72,7 @@ def _hellaswag_rows(path: Path) -> Iterator[Row]:
             f"{node.text('activity_label')}: {node.text('ctx_a')} {node.text('ctx_b').capitalize()}"
         )
         label = node.value.get("label")
-        if label not in (0, 1, 2, 3, "0", "1", "2", "3"):
+        if isinstance(label, bool) or label not in (0, 1, 2, 3, "0", "1", "2", "3"):
             raise InputError(
                 f"the correct ending is {label!r}, not 0 to 3",
                 where=node.where,
@@ -237,19 +240,27 @@ def _race_exported(path: Path) -> Iterator[tuple[str, Row]]:
 def read_anli(path: Path) -> Iterator[Row]:
     """Read ANLI: {premise, hypothesis, gold, round}, 0 for true, 1 for false, 2 for neither.
 
-    The round, such as "r2", is that of the item's tag or of the folder, if one of them has it.
+    The round, such as "r2", is that of the item's tag, or else of the file (test_r2.jsonl) or of the
+    folder, if one of them has it.
     """
-    folder = path.absolute().parent.name.lower()
+    names = [path.name, path.absolute().parent.name]
     for node in table_rows(path):
-        tag = str(node.value.get("tag", folder)).partition("_")[0].lower()
+        found = map(_anli_round, [str(node.value.get("tag")), *names])
+        part = next(filter(None, found), None)
         yield {
             "id": node.text("uid"),
             "premise": node.text("context" if node.has("context") else "premise"),
             "hypothesis": node.text("hypothesis"),
             # the hub numbers entailment, neutral, contradiction
             "gold": node.one_of("label", {**ENTAILMENT_LABELS, "0": 0, "1": 2, "2": 1}),
-            **({"round": tag} if re.fullmatch("r[123]", tag) else {}),
+            **({"round": part} if part else {}),
         }
+
+
+def _anli_round(name: str) -> str | None:
+    """Return the round in a name whose parts are separated, such as "r2" in test_r2.jsonl."""
+    parts = re.split(r"[\W_]+", name.lower())
+    return next((part for part in parts if part in ("r1", "r2", "r3")), None)
 
 
 def read_sat(path: Path) -> Iterator[Row]:

@@ -36,7 +36,14 @@ def read_boolq(path: Path) -> Iterator[Row]:
             )
             if not found:
                 raise InputError("the query contains no question", where=node.where)
-            gold = node.number("gold")
+            words, gold = ["yes", "no"], node.number("gold")
+            listed = node.texts("choices") if node.has("choices") else words
+            if sorted(listed) != ["no", "yes"] or gold not in (0, 1):
+                raise InputError(
+                    f"the correct choice is number {gold} of {listed}, not yes or no",
+                    where=node.where,
+                )
+            gold = words.index(listed[gold])
         else:
             passage, question = node.text("passage"), node.text("question")
             key = "label" if node.has("label") else "answer"  # "answer" before SuperGLUE renamed it

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -140,6 +141,11 @@ def _csv_rows(path: Path) -> Iterator[JsonNode]:
         rows = CsvRows(lambda _: next(lines, ""), "\t" if tabs else ",")
     except csv.Error as error:
         raise InputError(f"its header is not valid CSV: {error}", where=path) from None
+    if twice := [name for name, times in Counter(rows.header).items() if times > 1]:
+        raise InputError(
+            f"its header names the column {twice[0]!r} {rows.header.count(twice[0])} times",
+            where=f"{path}:{blank + 1}",
+        )
     for row in rows:
         where = f"{path}:{blank + row.line}"
         if row.problem:

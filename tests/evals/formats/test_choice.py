@@ -132,6 +132,30 @@ def test_anli_is_read(tmp_path: Path) -> None:
     assert [row["gold"] for row in rows("anli", tmp_path / "a.jsonl", items)] == [0, 1, 2]
 
 
+def test_anli_finds_its_round_in_the_tag_the_file_or_the_folder(tmp_path: Path) -> None:
+    item = {"uid": "u", "premise": "p", "hypothesis": "h", "label": 0}
+    for name, tag, expected in [
+        ("R3/test.jsonl", None, "r3"),
+        ("test_r2-00000-of-00001.jsonl", None, "r2"),
+        ("R3/test_r1.jsonl", None, "r1"),
+        ("R3/other.jsonl", "r2_dev", "r2"),
+        ("data/r22.jsonl", None, None),
+    ]:
+        [row] = rows("anli", tmp_path / name, [{**item, "tag": tag}])
+        assert row.get("round") == expected
+
+
+def test_labels_that_name_no_single_choice_are_refused(tmp_path: Path) -> None:
+    arc = {"id": "q", "question": "?", "answerKey": "B"}
+    for labels, message in ([], "given, but no choices"), (["B", "B"], "that of several"):
+        choices = {"label": labels, "text": ["so"] * len(labels)}
+        with pytest.raises(InputError, match=rf"a\.jsonl:1: the answer 'B' is {message}"):
+            rows("arc", tmp_path / "a.jsonl", [{**arc, "choices": choices}])
+    scene = {"activity_label": "", "ctx_a": "", "ctx_b": "", "endings": ["a", "b", "c", "d"]}
+    with pytest.raises(InputError, match="the correct ending is True"):
+        rows("hellaswag", tmp_path / "a.jsonl", [{**scene, "label": True}])
+
+
 def test_sat_analogies_are_read(tmp_path: Path) -> None:
     block = "# a comment\n\n190 FROM REAL SATs\nlull trust v:n\nbalk fortitude v:n\nbetray loyalty v:n\ncajole compliance v:n\n"
     file = block + "hinder destination v:n\nsoothe passion v:n\nc\n"

@@ -27,7 +27,14 @@ def test_boolq_is_read_in_three_forms(tmp_path: Path) -> None:
         "choices": ["yes", "no"],
         "gold": 1,
     }
-    assert rows("boolq", tmp_path / "a.jsonl", original, older, prepared) == [expected] * 3
+    other_order = {**prepared, "choices": ["no", "yes"], "gold": 0}
+    assert (
+        rows("boolq", tmp_path / "a.jsonl", original, older, prepared, other_order)
+        == [expected] * 4
+    )
+    for wrong in {"gold": 2}, {"gold": -1}, {"choices": ["so", "no"]}:
+        with pytest.raises(InputError, match=r"a\.jsonl:1: the correct choice is number"):
+            rows("boolq", tmp_path / "a.jsonl", {**prepared, **wrong})
 
 
 def test_entailment_labels_are_read(tmp_path: Path) -> None:

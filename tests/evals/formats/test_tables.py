@@ -111,6 +111,12 @@ def test_a_table_of_several_files_is_read_from_its_first(tmp_path: Path) -> None
         list(table_rows(first))
 
 
+def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\nq,a,a\nwhy,so,no\n")
+    with pytest.raises(InputError, match=r"a\.csv:2: its header names the column 'a' 2 times"):
+        list(read_table(tmp_path / "a.csv"))
+
+
 def test_a_row_knows_its_line_even_if_it_has_an_id(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": 7}\n\n{"id": 7}\n')
     places = [getattr(row, "where", "") for row in read_table(tmp_path / "a.jsonl")]
