@@ -1,4 +1,4 @@
-"""What `gpt train` does with finished or several runs: the seeds of `--seeds`, the Makefile of
+"""Modes of `gpt train` on finished or several runs: the seeds of `--seeds`, the Makefile of
 `--sweep`, `--report`, which draws one run or compares several, and `--export`.
 """
 
