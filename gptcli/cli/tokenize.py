@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -298,7 +299,7 @@ def _documents(
     if line := left_out_line(paths.left_out):
         events.warn(line)
     total = None if STDIN in paths else sum(fingerprint(path)[0] for path in paths) / 1e6
-    spelled, done = 0, 0.0
+    spelled, done, no_documents = 0, 0.0, Counter[str]()
 
     def read(count: int) -> None:
         nonlocal done
@@ -307,11 +308,15 @@ def _documents(
 
     with watch_reads(read):
         for path in paths:
-            found = read_documents(path, documents=cast("DocumentKind", documents), **reading)
+            kind = cast("DocumentKind", documents)
+            found = read_documents(path, documents=kind, left_out=no_documents, **reading)
             for document in found:
                 spelled += END_OF_TEXT in document.text
                 yield document
     events.finish("read")
+    if no_documents:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(no_documents.items()))
+        events.warn(f"not counted as documents: {reasons}")
     if spelled:
         events.warn(
             f"{counted(spelled, 'document')} spell{'s' * (spelled == 1)} {END_OF_TEXT}, which is "

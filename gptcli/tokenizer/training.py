@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import IO, Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, trainers
 
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, temporary_room
 from gptcli.interrupts import Cleanup
@@ -43,6 +44,21 @@ Merges = list[tuple[str, str]]
 SEPARATOR = b"\xff"  # no byte of UTF-8
 SMALL_CHARACTERS = 1 << 24  # for which gigatoken, if its merges have to be learned again, is slower
 CHUNK = 1 << 24  # bytes read at once to count the last merge
+REPORT_S = 0.2  # between two reports of progress
+LEARN = """
+import json, sys
+job = json.load(sys.stdin)
+sys.path[:] = job["modules"]
+import gigatoken
+from pathlib import Path
+source = gigatoken.TextFileSource([Path(job["text"])], bytes.fromhex(job["separator"]))
+_, pairs = gigatoken.train_bpe(source, job["size"], [], tie_breaking="huggingface")
+with open(job["merges"], "w") as file:
+    json.dump([[left.hex(), right.hex()] for left, right in pairs], file)
+"""
+"""Program of the process in which gigatoken learns: it lets no other thread run meanwhile, and
+writes its own progress to standard output and error.
+"""
 
 
 def train_tokenizer(
@@ -80,7 +96,7 @@ def train_tokenizer(
         return _reference(texts, 256 + count, splitter)
 
     if pattern == PATTERN:
-        merges = learn_merges(_reported(texts, events), count, reference)
+        merges = learn_merges(_reported(texts, events), count, reference, events)
     else:
         merges = reference(_reported(texts, events, is_cut=False))
     # two merges may make one token
@@ -149,7 +165,10 @@ def _reported(texts: Iterable[str], events: Events, *, is_cut: bool = True) -> I
 
 
 def learn_merges(
-    texts: Iterable[str], count: int, reference: Callable[[Iterable[str]], Merges]
+    texts: Iterable[str],
+    count: int,
+    reference: Callable[[Iterable[str]], Merges],
+    events: Events = SILENT,
 ) -> Merges:
     """Return up to `count` merges of pairs that occur at least twice, most frequent first, spelt in
     the byte alphabet, as `reference` learns them.
@@ -177,7 +196,8 @@ def learn_merges(
         scratch_folder() as folder,
         open(folder / "text", "w+b") as spool,
     ):
-        if not _spooled(texts, spool) or not (pairs := _learnt(gigatoken, Path(spool.name), count)):
+        alike = _spooled(texts, spool)
+        if not alike or not (pairs := _learnt(gigatoken, Path(spool.name), count, events)):
             return reference(_read_back(spool))
     spelling = {byte: character for character, byte in byte_alphabet().items()}
     return [
@@ -209,14 +229,61 @@ def _documents(spool: IO[bytes]) -> Iterator[bytes]:
         yield from whole
 
 
-def _learnt(gigatoken: Any, path: Path, count: int) -> list[tuple[bytes, bytes]] | None:
+def _learnt(
+    gigatoken: Any, path: Path, count: int, events: Events
+) -> list[tuple[bytes, bytes]] | None:
     """Return the merges, or None if tokenizers would learn others."""
-    with _quiet():
-        source = gigatoken.TextFileSource([path], SEPARATOR)
-        _, pairs = gigatoken.train_bpe(source, 256 + count, [], tie_breaking="huggingface")
+    pairs = _learnt_apart(path, 256 + count, events)
     if len(pairs) != count or len({left + right for left, right in pairs}) != count:
         return None  # pairs ran out; or two merges make one token, which tokenizers count once
     return pairs if _occurs_twice(gigatoken, path, pairs) else None
+
+
+def _learnt_apart(path: Path, size: int, events: Events) -> list[tuple[bytes, bytes]]:
+    """Return the merges that gigatoken learns in a process of its own; report the seconds it takes.
+
+    Raises RunError if the process fails.
+    """
+    merges = path.with_name("merges")
+    job = {
+        "text": str(path),
+        "merges": str(merges),
+        "size": size,
+        "separator": SEPARATOR.hex(),
+        "modules": sys.path,
+    }
+    started = time.monotonic()
+    with (
+        open(path.with_name("messages"), "w+b") as messages,
+        subprocess.Popen(
+            [sys.executable, "-c", LEARN],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+        ) as child,
+        Cleanup(child.kill),
+    ):
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(job).encode())
+        child.stdin.close()
+        try:
+            while child.poll() is None:
+                events.progress("learning merges", time.monotonic() - started, unit="s")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(REPORT_S)
+        except BaseException:
+            child.kill()
+            raise
+        events.finish("learning merges")
+        if child.returncode:
+            messages.seek(0)
+            lines = messages.read().decode("utf-8", "replace").strip().splitlines()
+            what = lines[-1] if lines else f"status {child.returncode}"
+            raise RunError(f"the process that learns the merges failed: {what}")
+    return [
+        (bytes.fromhex(left), bytes.fromhex(right))
+        for left, right in json.loads(merges.read_bytes())
+    ]
 
 
 def _occurs_twice(gigatoken: Any, path: Path, pairs: list[tuple[bytes, bytes]]) -> bool:
@@ -255,22 +322,3 @@ def _merged(word: bytes, ranks: dict[tuple[bytes, bytes], int]) -> list[bytes]:
                 joined.append(part)
         parts = joined
     return parts
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence gigatoken's progress, which it writes to standard output, where a command's result
-    goes.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    kept = os.dup(1), os.dup(2)
-    try:
-        with Cleanup(os.dup2, kept[1], 2), open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        for handle, copy in enumerate(kept, 1):
-            os.dup2(copy, handle)
-            os.close(copy)

@@ -85,6 +85,7 @@ def test_token_file_is_a_shard(here: Path, tokenizer: Tokenizer, gpt: Any) -> No
     assert sorted(path.name for path in (here / "out").iterdir()) == ["tokens.bin", "tokens.idx"]
     assert (done.stdout, done.stderr) == (
         "",
+        "warning: not counted as documents: 1 without text\n"
         "warning: 1 document spells <|endoftext|>, which is ordinary text: "
         "--eot-in-text divides documents there\n"
         f"3 documents, {sum(map(len, documents))} tokens -> out/tokens.bin\n",

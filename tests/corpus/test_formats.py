@@ -6,11 +6,15 @@ import builtins
 import gzip
 import io
 import json
+import os
 import sys
 import tracemalloc
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 import pytest
 import zstandard
@@ -329,3 +333,30 @@ def test_an_empty_file_is_counted(tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     documents = scan(path, find_reader(path, "file"))
     assert [document.error_kind for document in documents] == ["empty file"]
+
+
+def test_a_pipe_is_recognized_and_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = Thread(target=path.write_text, args=('{"text": "a"}\n{"text": "b"}\n',))
+    writer.start()
+    assert [document.text for document in read_documents(str(path))] == ["a", "b"]
+    writer.join()
+
+
+def test_what_is_no_document_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("a.txt", "alpha"), ("b.png", "\x89PNG\0"), ("c.csv", "text\n")):
+            archive.writestr(name, content)
+        archive.writestr("d.csv", 'text,id\n"",1\n')
+    left_out = Counter[str]()
+    assert [each.text for each in read_documents(str(path), left_out=left_out)] == ["alpha"]
+    assert left_out == {"left out of an archive": 1, "without text": 1}
+
+
+def test_a_table_of_a_header_alone_needs_the_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("just a line")
+    with pytest.raises(InputError, match='no column "text" among just a line'):
+        list(read_documents(str(path)))

@@ -10,14 +10,14 @@ import sysconfig
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events
 from gptcli.tokenizer import training
 from gptcli.tokenizer.encoders import UNICODE_17
@@ -181,7 +181,7 @@ def merges(
     monkeypatch.setattr(training, "SMALL_CHARACTERS", 0)
     learnt = train_tokenizer(texts, size)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "learn_merges", lambda pieces, _, reference: reference(pieces))
+        patch.setattr(training, "learn_merges", lambda pieces, _, reference, __: reference(pieces))
         expected = train_tokenizer(texts, size)
     assert learnt.sha256 == expected.sha256
     ours, theirs = (
@@ -229,12 +229,29 @@ def test_a_character_of_unicode_17_sends_the_text_to_the_reference(
     assert asked == 1
 
 
-def test_standard_output_stays_clean(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_learning_shows_that_it_goes_on_and_is_silent_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    class Seen(Events):
+        tasks: ClassVar[list[str]] = []
+
+        def progress(self, task: str, *_: object, **__: object) -> None:
+            self.tasks.append(task)
+
+        def finish(self, task: str) -> None:
+            self.tasks.append(f"{task} is over")
+
     monkeypatch.setattr(training, "SMALL_CHARACTERS", 0)
-    train_tokenizer(["the cat sat on the mat " * 9], 262)
+    train_tokenizer(["the cat sat on the mat " * 9], 262, events=Seen())
+    assert Seen.tasks[-2:] == ["learning merges", "learning merges is over"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_process_that_cannot_learn_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SMALL_CHARACTERS", 0)
+    monkeypatch.setattr(training, "LEARN", "import sys\nsys.exit('no memory')")
+    with pytest.raises(RunError, match="the process that learns the merges failed: no memory"):
+        train_tokenizer(["the cat sat on the mat " * 9], 262)
 
 
 def test_a_long_spool_is_read_back_whole(monkeypatch: pytest.MonkeyPatch) -> None:

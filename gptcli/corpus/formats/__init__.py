@@ -8,8 +8,10 @@ newline or byte order mark inside a document is removed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, get_args
 
 from gptcli.corpus.documents import (
@@ -33,7 +35,14 @@ from gptcli.corpus.formats.tables import csv_reader, parquet_reader
 from gptcli.corpus.formats.text import DocumentKind as DocumentKind
 from gptcli.corpus.formats.text import read_html, text_reader
 from gptcli.corpus.formats.warc import read_warc
-from gptcli.corpus.inputs import KNOWN_SUFFIXES, STDIN, file_suffixes, fingerprint, open_input
+from gptcli.corpus.inputs import (
+    KNOWN_SUFFIXES,
+    STDIN,
+    file_suffixes,
+    fingerprint,
+    is_url,
+    open_input,
+)
 from gptcli.encodings import MAGIC
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.text.compression import SNIFFED_BYTES, StreamDamageError
@@ -66,8 +75,11 @@ def read_documents(
     field: str = "text",
     input_format: str = "auto",
     eot_in_text: bool = False,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of one file, or of stdin ("-"), that have any text.
+
+    What is no document, such as a picture in an archive, is counted in `left_out` by its kind.
 
     `documents` says which part of a text file is one document: the whole "file", a "line" (without
     its \\n or \\r\\n) or a "paragraph" (lines between blank lines). Other formats take the text
@@ -75,10 +87,10 @@ def read_documents(
     missing, empty, cut short, not UTF-8 or otherwise broken.
     """
     reader = find_reader(path, documents, field, input_format, eot_in_text=eot_in_text)
-    return _readable(scan(path, reader))
+    return _readable(scan(path, reader), Counter() if left_out is None else left_out)
 
 
-def _readable(documents: Iterator[Document]) -> Iterator[Document]:
+def _readable(documents: Iterator[Document], left_out: Counter[str]) -> Iterator[Document]:
     for document in documents:
         kind = document.error_kind
         if document.error is not None and (kind == EMPTY_FILE or kind not in NON_FATAL_ERRORS):
@@ -87,10 +99,12 @@ def _readable(documents: Iterator[Document]) -> Iterator[Document]:
             document.text = extract_text(document.html, charset=document.charset)
         if document.text:
             yield document
+        else:
+            left_out[kind or "without text"] += 1
 
 
 def find_format(path: str, input_format: str = "auto") -> FormatName | None:
-    """Return the format of a file; None for standard input, which is recognized as it is read.
+    """Return the format of a file; None for standard input or a pipe, recognized as it is read.
 
     Raises InputError if the format cannot be read or the file is missing, UsageError if
     `input_format` is not one of INPUT_FORMATS.
@@ -112,7 +126,9 @@ def find_format(path: str, input_format: str = "auto") -> FormatName | None:
             hint="convert it to .txt, .jsonl or .parquet, plain or compressed by gzip, zstd, bzip2, "
             "xz or lz4; if the name is wrong, say what it is with {option:input_format}",
         )
-    if path == STDIN:
+    if path == STDIN or (
+        suffix not in SUFFIX_FORMATS and not is_url(path) and Path(path).is_fifo()
+    ):
         return None
     return SUFFIX_FORMATS.get(suffix) or _recognized(path, suffix, fingerprint(path))
 

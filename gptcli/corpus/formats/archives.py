@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ MAX_HEADER_BYTES = 1 << 20  # of the long names and other facts of a member
 MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 200, 1 << 30
 """A zip file may unpack to so many times its size, or to that size if it is more."""
 REGULAR, DIRECTORY = (b"0", b"\0", b"7"), b"5"  # types of members
+WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", DIRECTORY, b"6")  # whatever size their header has
 MAGIC_OFFSET = 257  # of "ustar" in a header
 SPARSE = "GNU.sparse."  # begins the names of pax fields of a file with holes
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
@@ -219,7 +221,10 @@ def _tar_members(stream: Any, _: str) -> Iterator[_Member]:
             is_end = False
             facts = always | once
             name = _text(facts.get("path", header.name))
-            content = _Part(archive, int(facts.get("size", header.size)))
+            size = int(facts.get("size", header.size))
+            if size < 0:
+                raise ValueError
+            content = _Part(archive, 0 if header.type in WITHOUT_CONTENT else size)
             padding = -content.left % BLOCK
             if header.type in (b"x", b"g", b"L", b"K"):
                 found = _facts(header.type, content)
@@ -303,6 +308,9 @@ def _zip_members(stream: Any, name: str) -> Iterator[_Member]:
                 hint="unpack it, and name the files",
             )
         for member in files:
+            if stat.S_ISLNK(member.external_attr >> 16):
+                yield _Member(member.filename, problem="a link")
+                continue
             if member.flag_bits & 1:
                 yield _Member(member.filename, problem="it is encrypted", is_damaged=True)
                 continue

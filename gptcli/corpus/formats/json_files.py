@@ -74,7 +74,7 @@ def json_reader(field: str) -> Reader:
             if isinstance(value, _InvalidJsonError):
                 yield bad_document("not valid JSON", str(value), where, number)
             elif isinstance(value, str):
-                yield reject_escaped_bytes(Document(value, where, number))
+                yield _document_of({field: value}, field, where, number, is_escaped=True)
             else:
                 yield _document_of(value, field, where, number, is_escaped=True)
 
@@ -147,7 +147,7 @@ def _behind_object(buffer: str, at: int, text: IO[str]) -> tuple[str, int, bool]
     while (found := _NEXT_OBJECT.search(buffer, at)) is None:
         more = text.read(JSON_CHARACTERS)
         if not more:
-            closing = buffer.rstrip().endswith("]")
+            closing = buffer[at:].rstrip().endswith("]")
             return "]" if closing else "", 0, True
         buffer, at = buffer[max(at, len(buffer) - 256) :] + more, 0
     return buffer, found.end(), False
@@ -167,15 +167,13 @@ def _document_of(
 ) -> Document:
     """Return the document of a JSON object; `is_escaped` if bytes not UTF-8 are surrogates."""
     text = field_of(record, field)
-    if is_escaped and isinstance(text, str):
-        document = reject_escaped_bytes(Document(text, where, position))
-        if document.error is not None:
-            return document
     if not isinstance(text, str):
         what = f'no "{field}" field that is a string'
         hint = f'a line looks like {{"{field}": "..."}}'
         return bad_document("no text field", what, where, position, hint)
     if found := _SURROGATE.search(text):
+        if is_escaped and all("\udc80" <= each <= "\udcff" for each in _SURROGATE.findall(text)):
+            return reject_escaped_bytes(Document(text, where, position))
         what = (
             f'"{field}" has a lone surrogate (\\u{ord(found[0]):04x}) at character '
             f"{found.start()}: it is not valid Unicode"

@@ -47,6 +47,7 @@ def csv_reader(field: str, delimiter: str = ",") -> Reader:
             raise InputError(what, where=name, hint="close the quote in the first line")
         text_column = header.index(field) if field in header else -1
         url_column = header.index("url") if "url" in header else None
+        number = -1
         for row in rows:
             number = row.number
             if not part.selects(number):
@@ -60,6 +61,8 @@ def csv_reader(field: str, delimiter: str = ",") -> Reader:
                 url = row.cells[url_column] if url_column is not None else ""
                 document = Document(row.cells[text_column], where, number, url)
                 yield reject_escaped_bytes(document)
+        if number < 0 and column_problem and part.selects(0):
+            yield bad_document("no text field", column_problem, name)
 
     return read
 

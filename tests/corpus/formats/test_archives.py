@@ -192,3 +192,40 @@ def test_lz4_is_read(tmp_path: Path) -> None:
         scanned(path)
     (tmp_path / "a.tar.lz4").write_bytes(frame.compress(tar_of(FILES)))
     assert scanned(tmp_path / "a.tar.lz4")[0].text == "one"
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+)
+def test_a_member_without_content_takes_none_whatever_its_size(tmp_path: Path, kind: bytes) -> None:
+    member = tarfile.TarInfo("other")
+    member.type, member.size, member.linkname = kind, 4096, "a.txt"
+    path = tmp_path / "a.tar"
+    path.write_bytes(member.tobuf() + tar_of({"a.txt": b"alpha"}))
+    texts = [document.text for document in scanned(path) if document.error is None]
+    assert texts == ["alpha"]
+    assert {document.error_kind for document in scanned(path)} <= {"", "left out of an archive"}
+
+
+def test_a_negative_size_in_a_tar_is_damage_that_costs_no_other_member(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, headers in (("a.txt", {"size": "-5"}), ("b.txt", {})):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = 4, headers
+            archive.addfile(member, io.BytesIO(b"text"))
+    path = tmp_path / "a.tar"
+    path.write_bytes(content.getvalue())
+    found = [(document.text, document.error_kind) for document in scanned(path)]
+    assert found == [("", "damaged member"), ("text", "")]
+
+
+def test_a_link_in_a_zip_is_no_text(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("link.txt")
+    link.create_system, link.external_attr = 3, 0o120777 << 16
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "alpha")
+        archive.writestr(link, "a.txt")
+    found = [(document.text, document.error_kind) for document in scanned(path)]
+    assert found == [("alpha", ""), ("", "left out of an archive")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,34 @@ def test_an_array_of_texts_is_read(tmp_path: Path) -> None:
         ("", "not valid UTF-8"),
         ("", "no text field"),
     ]
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"text": "a"}]]', '[{"text": "a"}] x]', '[{"text": "a"}]\0]']
+)
+def test_what_follows_an_array_is_counted_once(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    documents = scan(str(path), find_reader(str(path), "file"))
+    found = [document.text or document.error_kind for document in islice(documents, 9)]
+    assert found[0] == "a"
+    assert set(found[1:]) == {"not valid JSON"}
+    assert len(found) < 4
+
+
+@pytest.mark.parametrize("form", ['["%s", "b"]', '[{"text": "%s"}, {"text": "b"}]'])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (rb"\ud800", "lone surrogate"),
+        (rb"\ud800 \udc85", "lone surrogate"),
+        (b"\xff", "not valid UTF-8"),
+    ],
+)
+def test_a_text_that_is_not_unicode_is_counted(
+    tmp_path: Path, form: str, text: bytes, kind: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(form.encode() % text)
+    found = [(document.text, document.error_kind) for document in scanned(path)]
+    assert found == [("", kind), ("b", "")]
