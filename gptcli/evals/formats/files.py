@@ -6,6 +6,7 @@ The format of enwik8 and text8 is here too.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,11 @@ def read_whole_text(path: Path) -> str:
         raise not_utf8(data, error.start, path) from None
 
 
+WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
+"""Whole number in a file, also as a number with a point, into which a table with gaps turns it."""
+TRUE, FALSE = ("true", "1", "1.0"), ("false", "0", "0.0")
+
+
 @dataclass(frozen=True, slots=True)
 class JsonNode:
     """JSON value with its place; methods raise InputError if a value has another type."""
@@ -142,21 +148,21 @@ class JsonNode:
         return str(self._get(key, str, "text"))
 
     def number(self, key: str) -> int:
-        """Return the integer under `key`, which may be written as text."""
-        value = self._get(key, (int, str), "a whole number")
-        try:
-            return int(value)
-        except ValueError:
-            raise InputError(
-                f"{key!r} is {value!r}, not a whole number", where=self.where
-            ) from None
+        """Return the integer under `key`, which may be written as text or as 1.0, as pandas does."""
+        value = self._get(key, (int, float, str), "a whole number")
+        if isinstance(value, int):
+            return value
+        if found := WHOLE.fullmatch(str(value).strip()):
+            return int(found[1])
+        raise InputError(f"{key!r} is {value!r}, not a whole number", where=self.where)
 
     def boolean(self, key: str) -> bool:
         """Return the boolean under `key`, which the hub's exports and tables write 1 or 0."""
-        value = self._get(key, (bool, int, str), "true or false")
-        if str(value).lower() not in ("true", "false", "1", "0"):
+        value = self._get(key, (bool, int, float, str), "true or false")
+        word = str(value).strip().lower()
+        if word not in (*TRUE, *FALSE):
             raise InputError(f"{key!r} is {value!r}, neither true nor false", where=self.where)
-        return str(value).lower() in ("true", "1")
+        return word in TRUE
 
     def node(self, key: str) -> JsonNode:
         """Return the object under `key`."""

@@ -132,6 +132,22 @@ def test_fields_of_the_wrong_type_are_refused() -> None:
             ask()
 
 
+@pytest.mark.parametrize("one", [1, 1.0, "1", " 1 ", "1.0", "1."])
+def test_whole_numbers_are_read_as_tables_write_them(one: object) -> None:
+    node = JsonNode({"n": one}, "f:1")
+    assert node.number("n") == 1
+    if one != "1.":
+        assert node.boolean("n") is True
+
+
+@pytest.mark.parametrize(
+    "other", [1.5, "1.5", "", "one", float("nan"), "1e0", "0x1", "²", None, [1], True]
+)
+def test_other_numbers_are_refused(other: object) -> None:
+    with pytest.raises(InputError, match="whole number"):
+        JsonNode({"n": other}, "f:1").number("n")
+
+
 @pytest.mark.parametrize(
     "name", sorted(set(READERS) - {"lines", "text", "table", "jsonl", "csv", "enwik8", "sat"})
 )
