@@ -139,23 +139,25 @@ class _Part(io.RawIOBase):
         self._stream, self.left = stream, size
         self.is_cut = False
         """True if the stream ended before."""
+        self.is_told = False
+        """True if its reader has got the error that says so."""
 
     def readable(self) -> bool:
         """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`. Raises StreamDamageError where the stream ends too early."""
+        """Fill `buffer`. Raises StreamDamageError, once, where the stream ends too early."""
         wanted = min(len(buffer), self.left)
-        if not wanted or self.is_cut:
+        if not wanted or self.is_told:
             return 0
-        data = self._stream.read(wanted)
+        data = b"" if self.is_cut else self._stream.read(wanted)
         buffer[: len(data)] = data
         self.left -= len(data)
-        if len(data) < wanted:
-            self.is_cut = True
-            if not data:
-                raise StreamDamageError("the archive is cut short")
+        self.is_cut = self.is_cut or len(data) < wanted
+        if not data:
+            self.is_told = True
+            raise StreamDamageError("the archive is cut short")
         return len(data)
 
     def skip(self) -> None:
@@ -238,6 +240,7 @@ def _tar_members(stream: Any, _: str) -> Iterator[_Member]:
                     yield _Member(name, content, problem)
             content.skip()
             archive.read(padding)
+            is_end = content.is_told  # the damage is counted
         except (StreamDamageError, ValueError) as error:
             problem = error.what if isinstance(error, InputError) else "a header is not valid"
             yield _Member(name, problem=problem, is_damaged=True)

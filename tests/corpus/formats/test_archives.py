@@ -142,6 +142,9 @@ def test_a_tar_that_is_cut_short_is_counted(tmp_path: Path) -> None:
         (tmp_path / "a.tar").write_bytes(data[:stop])
         found = scanned(tmp_path / "a.tar", input_format="tar")
         assert found[-1].error_kind == "damaged member", stop
+        whole = [document.text for document in found if not document.error_kind]
+        assert whole == [text.decode() for text in list(files.values())[: len(whole)]], stop
+        assert len(found) == len(whole) + 1, "counted once"
 
 
 def test_a_damaged_member_of_a_zip_costs_no_other(tmp_path: Path) -> None:
