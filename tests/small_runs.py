@@ -17,6 +17,8 @@ import torch
 from gptcli.distributed.context import RankContext
 from gptcli.events import SILENT
 from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_model
+from gptcli.model.transformer import GPT
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.manifest import (
     Manifest,
@@ -38,6 +40,18 @@ COUNTED = Source(
 )  # fmt: skip
 RunMaker = Callable[..., Run]
 Train = Callable[[Run], dict[str, Any]]
+
+
+def save_small_model(folder: Path, text: str, vocab_size: int) -> Path:
+    """A model folder with random weights, a context of 16 and a tokenizer learned from `text`."""
+    tokenizer = train_tokenizer([text], vocab_size)
+    model = GPT(
+        ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=tokenizer.vocab_size)
+    )
+    model.init_weights(0)
+    save_model(folder, model, model.config, eot_id=tokenizer.eot_id)
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
 
 
 def make_shards(folder: Path, *, train: int = 6000, val: int = 400) -> Path:

@@ -120,7 +120,7 @@ class FittedLaw:
     others: tuple[OtherForm, ...] = ()
     """Other forms of law, fitted to the same runs."""
     warnings: tuple[str, ...] = ()
-    """What the runs do not decide."""
+    """Questions that the runs leave open, a sentence each."""
 
     def loss(self, parameters: float, tokens: float) -> float:
         """Return the predicted loss of a model, in nats per token."""

@@ -33,7 +33,7 @@ class CsvRow:
     last_line: int
     """Number of its last line."""
     problem: str = ""
-    """What is wrong, in words for a person, or ""."""
+    """Fault of the row, in words for a person; empty if there is none."""
     is_valid: bool = True
     """False if it is not valid CSV; a row of other columns than the header's is valid."""
 

@@ -18,12 +18,10 @@ from typer.testing import CliRunner
 
 from gptcli.cli import build_app
 from gptcli.errors import GptError, RunError
-from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import load_model, save_model
-from gptcli.model.transformer import GPT
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
-from gptcli.tokenizer.training import train_tokenizer
+from tests.small_runs import save_small_model
 from tests.waiting import HANG_S
 
 torch.set_num_threads(1)
@@ -32,14 +30,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample") / "run"
-    tokenizer = train_tokenizer(["naïve café, 日本語 🙂 and some words of prose " * 9], 290)
-    model = GPT(
-        ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=tokenizer.vocab_size)
-    )
-    model.init_weights(0)
-    save_model(folder, model, model.config, eot_id=tokenizer.eot_id)
-    tokenizer.save(folder / "tokenizer.json")
-    return folder
+    return save_small_model(folder, "naïve café, 日本語 🙂 and some words of prose " * 9, 290)
 
 
 def sample(*args: object, stdin: bytes | None = None) -> str:

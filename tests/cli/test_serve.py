@@ -15,24 +15,14 @@ from typer.testing import CliRunner
 
 from gptcli.cli import build_app
 from gptcli.errors import GptError
-from gptcli.model.config import ModelConfig
-from gptcli.model.safetensors_io import save_model
-from gptcli.model.transformer import GPT
-from gptcli.tokenizer.training import train_tokenizer
+from tests.small_runs import save_small_model
 from tests.waiting import HANG_S
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serve") / "run"
-    tokenizer = train_tokenizer(["some words of prose " * 9], 270)
-    model = GPT(
-        ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=16, vocab_size=tokenizer.vocab_size)
-    )
-    model.init_weights(0)
-    save_model(folder, model, model.config, eot_id=tokenizer.eot_id)
-    tokenizer.save(folder / "tokenizer.json")
-    return folder
+    return save_small_model(folder, "some words of prose " * 9, 270)
 
 
 def sample(*args: object) -> None:

@@ -21,6 +21,24 @@ from gptcli.events import Events
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 
+class Listener(Events):
+    """Listener to the progress of reading, with its facts."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[float, float | None, dict[str, object]]] = []
+
+    def progress(
+        self,
+        task: str,
+        done: float,
+        total: float | None = None,
+        unit: str = "",
+        **facts: object,
+    ) -> None:
+        if task == "read":
+            self.heard.append((done, total, facts))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv", "a.parquet", "a.wet"])
 def test_progress_tells_how_much_of_an_input_is_read(
     tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str
@@ -44,29 +62,17 @@ def test_progress_tells_how_much_of_an_input_is_read(
     build = BuildConfig(
         sources=[SourceConfig(inputs=[str(path)])], tokenizer=byte_tokenizer, val_fraction=0.0
     )
-    heard: list[tuple[float, float | None, object]] = []
-
-    class Listener(Events):
-        def progress(
-            self,
-            task: str,
-            done: float,
-            total: float | None = None,
-            unit: str = "",
-            **facts: object,
-        ) -> None:
-            if task == "read":
-                heard.append((done, total, facts.get("documents", 0)))
-
+    listener = Listener()
     begin_build(build, tmp_path / "out", resume=False, force=False)
-    finish_build(build, tmp_path / "out", events=Listener())
+    finish_build(build, tmp_path / "out", events=listener)
+    heard = listener.heard
     size = path.stat().st_size / 1e6
     steps = [done for done, _, _ in heard]
     assert steps == sorted(steps)
     assert {total for _, total, _ in heard} == {size}
     assert steps[-1] == pytest.approx(size, rel=0.02)
-    assert heard[-1][2] == len(lines)
-    assert len({(done, documents) for done, _, documents in heard}) > 4
+    assert heard[-1][2]["documents"] == len(lines)
+    assert len({(done, facts.get("documents", 0)) for done, _, facts in heard}) > 4
 
 
 def test_the_splits_of_all_workers_are_added_up(
@@ -76,20 +82,8 @@ def test_the_splits_of_all_workers_are_added_up(
     monkeypatch.setattr(reading_progress, "INTERVAL_S", 0.0)
     path = tmp_path / "a.txt"
     path.write_bytes(bytes(300_000))
-    heard: list[tuple[float, float | None, dict[str, object]]] = []
-
-    class Listener(Events):
-        def progress(
-            self,
-            task: str,
-            done: float,
-            total: float | None = None,
-            unit: str = "",
-            **facts: object,
-        ) -> None:
-            heard.append((done, total, facts))
-
-    progress = ReadingProgress(tmp_path, 300_000, Listener())
+    listener = Listener()
+    progress = ReadingProgress(tmp_path, 300_000, listener)
     splits = [
         InputSplit(0, 0, (str(path),), FileRange(stripe=stripe, stripes=2, block=1))
         for stripe in range(2)
@@ -101,9 +95,9 @@ def test_the_splits_of_all_workers_are_added_up(
         stream.read()
         assert len(list(passed)) == 10
     progress.tick()
-    assert heard[-1] == (0.15, 0.3, {"documents": 5})
+    assert listener.heard[-1] == (0.15, 0.3, {"documents": 5})
     progress.finish(splits[1].name)  # of an earlier attempt: no file, but its size is known
-    assert heard[-1][0] == pytest.approx(0.3)
+    assert listener.heard[-1][0] == pytest.approx(0.3)
     progress.finish(splits[0].name)
-    assert heard[-1] == (0.3, 0.3, {"documents": 5})
+    assert listener.heard[-1] == (0.3, 0.3, {"documents": 5})
     assert not list((tmp_path / "reading").iterdir())

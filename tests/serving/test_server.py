@@ -82,7 +82,7 @@ def test_long_prompts_and_bodies(client: TestClient, monkeypatch: pytest.MonkeyP
 
 
 def test_a_form_is_not_json(client: TestClient) -> None:
-    """What the page of another site can send without asking."""
+    """The page of another site can send these without asking."""
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         answer = client.post("/v1/completions", content="{}", headers={"Content-Type": kind})
         assert answer.status_code == 415

@@ -62,7 +62,7 @@ def test_an_update_is_adamw_as_published(make_run, model):
 
 
 def test_weight_decay_and_beta2_may_change_between_updates(make_run, model):
-    """What has no weight decay keeps none; Adam corrects its second moment by the newest beta2."""
+    """A tensor without weight decay stays without; Adam corrects its second moment by the newest beta2."""
     config = make_run(weight_decay=0.0).train
     optimizer = make_optimizer(model, config)
     m = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
