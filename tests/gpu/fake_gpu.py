@@ -59,19 +59,15 @@ INDEXED = {"gather", "index", "index_put", "index_put_", "embedding", "scatter_"
 
 
 def build_device(source: Path = SOURCE) -> Path:
-    """Compile the source of a device against the installed torch, once for each version of both."""
-    import hashlib
-    from importlib.metadata import version
+    """Compile the source of a device against the installed torch, once for each of both."""
     from importlib.util import find_spec
 
     spec = find_spec("torch")
     assert spec is not None
     assert spec.origin is not None
-    torch_folder = Path(spec.origin).parent
-    key = hashlib.sha256(source.read_bytes() + version("torch").encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir(), f"gpt-rehearsal-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    built = folder / f"{source.stem}-{key}.so"
+    torch_folder = Path(spec.origin).resolve().parent
+    built = device_path(source, torch_folder)
+    built.parent.mkdir(mode=0o700, exist_ok=True)
     if not built.exists():
         partial = built.with_suffix(f".{os.getpid()}")
         include = torch_folder / "include"
@@ -83,6 +79,20 @@ def build_device(source: Path = SOURCE) -> Path:
         )  # fmt: skip
         partial.replace(built)
     return built
+
+
+def device_path(source: Path, torch_folder: Path) -> Path:
+    """Return where the device is built.
+
+    It loads the libraries of the torch that it was built against, whose environment may be gone
+    when the next one runs these tests: the folder is part of the name.
+    """
+    import hashlib
+    from importlib.metadata import version
+
+    made_from = (source.read_bytes(), version("torch").encode(), bytes(torch_folder))
+    key = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"gpt-rehearsal-{os.getuid()}", f"{source.stem}-{key}.so")
 
 
 def prepare(architecture: int = 90, *, gpus: int = 1) -> None:
