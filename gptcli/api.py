@@ -13,7 +13,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.evals.evaluate import evaluate
 from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.papers.training import TRAINING
+from gptcli.papers.models import TRAINING
 from gptcli.sampling.load import Loaded, PrecisionChoice
 from gptcli.sampling.load import load as _load
 from gptcli.trainer.train import train

@@ -354,7 +354,7 @@ def _read_texts(value: object) -> list[str]:
 
 def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     """Print the size of each split, and the documents of each source if there are several."""
-    from gptcli.papers.training import GPT3_MIXTURE
+    from gptcli.papers.models import GPT3_MIXTURE
     from gptcli.shards.manifest import SPLITS
 
     splits: dict[str, dict[str, int]] = {

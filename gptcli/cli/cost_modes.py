@@ -61,7 +61,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import read_model_config
 from gptcli.numbers import amount, short
-from gptcli.papers.training import GPT3_TRAINING
+from gptcli.papers.models import GPT3_TRAINING
 
 ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
 MAX_PLANS = 12

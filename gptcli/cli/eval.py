@@ -288,9 +288,9 @@ def evaluate(
     from gptcli.evals.check import EvalOptions, check_task
     from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
     from gptcli.evals.fewshot import FewShotConfig
+    from gptcli.evals.find_data import download_tasks
     from gptcli.evals.forecast import forecast_evaluation, show_items
-    from gptcli.evals.hub import download_tasks
-    from gptcli.evals.suites import check_suite, plan_suite
+    from gptcli.evals.suites import check_suite, downloadable_tasks, plan_suite
 
     tasks = find_tasks(task or [])
     chosen = None if suite is None else check_suite(suite)
@@ -342,7 +342,8 @@ def evaluate(
         prompts=samples is not None,
     )
     if place == Path("hf") and not place.exists():
-        place = download_tasks(tasks, chosen, shots=bool(shots), events=ConsoleEvents())
+        others = [] if chosen is None else downloadable_tasks(chosen, shots=bool(shots))
+        place = download_tasks(tasks, others, shots=bool(shots), events=ConsoleEvents())
     plan = None if chosen is None else plan_suite(chosen, place, options_of_all)
     if plan is not None:
         known = {one.name for one in tasks}

@@ -187,7 +187,7 @@ def train(
         name: value for name, value in options.items() if value not in (None, False, [])
     }
     if report or export:
-        from gptcli.cli.train_series import check_mode, draw_report, export_model
+        from gptcli.cli.train_modes import check_mode, draw_report, export_model
 
         check_mode(given_options, report=report, export=export)
         if report:
@@ -207,7 +207,7 @@ def train(
         _finetune(finetune, given_options, unsupported, resume=resume, force=force, as_json=json)
         return
     if sweep:
-        from gptcli.cli.train_series import write_sweep_files
+        from gptcli.cli.train_modes import write_sweep_files
 
         write_sweep_files(sweep, given_options, config, seeds, force=force, as_json=json)
         return
@@ -218,7 +218,7 @@ def train(
                 where="--lr-range" if lr_range else "--dry-run",
                 hint="leave --seeds out",
             )
-        from gptcli.cli.train_series import train_seeds
+        from gptcli.cli.train_modes import train_seeds
 
         train_seeds(
             seeds, given_options, config, resume=resume, force=force, strict=strict, as_json=json

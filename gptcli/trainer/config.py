@@ -108,7 +108,7 @@ class TrainConfig:
     """Order of micro-batches in a pipeline (`gptcli.distributed.pipeline_parallel`)."""
     recompute: Recompute = "none"
     """Activations to recompute in the backward pass
-    (`gptcli.distributed.activation_checkpoint`).
+    (`gptcli.trainer.parallelize`).
     """
     precision: Precision = "fp32"
     """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.optimizer`)."""

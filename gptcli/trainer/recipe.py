@@ -10,8 +10,7 @@ from typing import Any
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import amount
-from gptcli.papers.models import MODELS, PaperModel
-from gptcli.papers.training import RAMP_TOKENS, TRAINING
+from gptcli.papers.models import MODELS, RAMP_TOKENS, TRAINING, PaperModel
 from gptcli.settings import Resolved
 
 # parameters below which samples and copies of a checkpoint take a CPU little time

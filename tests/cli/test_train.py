@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
 from gptcli.cli.train import train
-from gptcli.cli.train_series import draw_report
+from gptcli.cli.train_modes import draw_report
 from gptcli.errors import UsageError
 from gptcli.files import read_toml
 from gptcli.runs.metrics import read_metrics
