@@ -124,7 +124,7 @@ def export_model(
     from gptcli.model.hub import fetch_model
     from gptcli.model.safetensors_io import read_weights, save_model
     from gptcli.model.source import find_model
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     out = Path(out)
     as_gguf = out.suffix == ".gguf"

@@ -184,7 +184,7 @@ def build_shards(
     from gptcli.corpus.recipe import evaluation_of, sources_of
     from gptcli.shards.folder import EXPORT_FORMATS, EXPORTERS
     from gptcli.shards.manifest import MANIFEST, read_manifest
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     values = resolved.values
     refuse_url(values["output"])

@@ -204,7 +204,7 @@ def encode(
         gpt tokenize encode books/ --tokenizer tokenizer.json -o tokens.bin
     """
     from gptcli.tokenizer.encoders import check_encoder
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     events = ConsoleEvents()
     check_encoder(encoder)
@@ -254,7 +254,7 @@ def decode(
 
         gpt tokenize decode tokens.bin --tokenizer tokenizer.json > books.txt
     """
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     if documents not in SEPARATORS:
         raise UsageError(

@@ -30,7 +30,7 @@ from gptcli.events import SILENT, Events
 from gptcli.model.source import ModelSource
 from gptcli.sampling.load import Loaded, PrecisionChoice, load
 from gptcli.shards.manifest import read_manifest
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 MAX_CHECKPOINT_ITEMS = 1000  # of each task scored at a checkpoint, if no number is given
 

@@ -37,7 +37,8 @@ from gptcli.model.source import (
 from gptcli.model.transformer import GPT, MLP, Block
 from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, set_cuda_arithmetic, warm_up_vector_math
-from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer
 
 InferencePrecision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", InferencePrecision]

@@ -22,7 +22,7 @@ from gptcli.shards.format import (
     token_dtype,
 )
 from gptcli.shards.manifest import DEFAULT_SOURCE, MANIFEST, SPLITS, Manifest, Shard, read_manifest
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 BLOCK_ITEMS = 1 << 24  # tokens or documents written at a time
 VERIFIED_TOKENS = 1 << 24  # checked at a time

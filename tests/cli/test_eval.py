@@ -25,7 +25,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
 from gptcli.shards.format import token_dtype, write_shard
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 
 torch.set_num_threads(1)

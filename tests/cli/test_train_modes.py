@@ -18,7 +18,7 @@ from gptcli.cli import build_app
 from gptcli.cli.train_modes import parse_sweep, write_sweep
 from gptcli.errors import GptError, InputError, UsageError
 from gptcli.model.safetensors_io import load_model
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 from tests.cli.test_train import _one_thread, gpt_inside, here, made  # noqa: F401
 from tests.model.test_external import NanoGPT, save_llmc, save_nanogpt
 from tests.small_runs import make_shards
