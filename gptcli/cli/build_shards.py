@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command, hold, read_config, releasing
+from gptcli.cli.command import Command, Mode, hold, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import (
     INPUT,
@@ -89,9 +89,28 @@ DEFAULTED = tuple(name for name, row in OPTIONS.items() if row.shown not in ("",
 """Options with a default that does not depend on the machine."""
 
 
+MODES = (
+    Mode("verify", "only checks finished shards", ("json",)),
+    Mode("overlap", "only reads shards and test files", ("inputs", "workers", "json")),
+    Mode(
+        "part",
+        "reads one part of the input, and continues it by itself",
+        # of OPTIONS those of the whole build as well, so that all jobs share one line
+        ("inputs", "config", *OPTIONS, "json", "dry_run", "force"),
+        hint="leave it out here; --resume without --part completes the build",
+    ),
+)
+
+
+class BuildCommand(Command):
+    """`gpt build-shards`, whose modes check or read shards, or build a part of them."""
+
+    modes = MODES
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command("build-shards", cls=Command)(releasing(build_shards))
+    app.command("build-shards", cls=BuildCommand)(releasing(build_shards))
 
 
 @declaring(OPTIONS)

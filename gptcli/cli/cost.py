@@ -21,24 +21,24 @@ POWER, SERVING = "Energy", "Serving"
 FLOPS_OF_RUN = "auto"  # value of --flops without a number
 MODEL_OPTIONS = ("size", "runs", *SHAPE)
 LLAMA_OPTIONS = ("shape", "n_kv_head", "d_ff")
-OUTPUT_OPTIONS = ("json", "markdown", "explain")
+OUTPUT_OPTIONS = ("json", "markdown")
 STEP_OPTIONS = tuple(name for name in LAYOUT_FIELDS if name != "layout")
 # option that selects a mode: the options that can be combined with it
 MODES: dict[str, tuple[str, ...]] = {
     "fit": ("runs", "predict", "size", *SHAPE, "tokens", "plot"),
     "optimal": ("plot",),
-    "check": (),
+    "check": ("explain",),
     "serve": (*MODEL_OPTIONS, "gpu", "precision", "price", "prompt_tokens", "output_tokens"),
     "plan": (*MODEL_OPTIONS, "gpu", "gpus", *STEP_OPTIONS, "plot"),
-    "table": ("tokens", *HARDWARE_FIELDS, "precision", "trainer", "plot"),
+    "table": ("tokens", *HARDWARE_FIELDS, "precision", "trainer", "plot", "explain"),
     "budget": ("hours", *HARDWARE_FIELDS, "precision", "trainer"),
-    "flops": ("hours", *HARDWARE_FIELDS, "plot"),
+    "flops": ("hours", *HARDWARE_FIELDS, "plot", "explain"),
     "hours": (*HARDWARE_FIELDS, "precision", "trainer"),
 }
 # options of the mode without an option of its own: the estimate of one model
 ESTIMATE_OPTIONS = (
     *(*MODEL_OPTIONS, *LLAMA_OPTIONS, "tokens", "flops", "hours"),
-    *(*HARDWARE_FIELDS, *LAYOUT_FIELDS, "plot"),
+    *(*HARDWARE_FIELDS, *LAYOUT_FIELDS, "plot", "explain"),
 )
 
 
@@ -342,6 +342,10 @@ def select_mode(options: dict[str, Any]) -> str:
         mode = "model"
     if mode == "flops" and options["flops"] == FLOPS_OF_RUN:
         mode = "model"
+    if "json" in options and "markdown" in options:
+        raise UsageError(
+            "--json cannot be combined with --markdown", hint="leave out one of the two"
+        )
     allowed = ESTIMATE_OPTIONS if mode == "model" else (mode, *MODES[mode])
     for name in options:
         if name in (*allowed, *OUTPUT_OPTIONS):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.command import Command, hold, releasing
+from gptcli.cli.command import Command, Mode, given_parameters, hold, refuse_unused, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import flag, quantity, value
 from gptcli.errors import UsageError, nearest
@@ -29,9 +29,52 @@ HEAD = 1 << 12  # bytes of a text that are looked at
 WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
 
 
+SCORED = ("task", "suite", "text")
+MODES = (
+    Mode("list_tasks", "only lists tasks", ("run", "data")),
+    Mode("plot", "only draws reports", ("run", "force")),
+    Mode(
+        "compare",
+        "compares finished reports unless a --task, --suite or --text is named",
+        ("run", "output", "force", "as_json", "markdown"),
+        unless=SCORED,
+    ),
+    Mode(
+        "show",
+        "only prints what the model reads",
+        (
+            *("run", "checkpoint", "task", "suite", "data", "normalise", "as_json"),
+            *("shots", "shots_seed", "shared_shots"),
+        ),
+    ),
+    Mode(
+        "compare",
+        "evaluates two models and keeps no records of items",
+        (
+            *("run", *SCORED, "checkpoint", "convention", "data", "shots", "shots_seed"),
+            *("shared_shots", "limit", "stride", "normalise", "batch_size", "output", "force"),
+            *("dry_run", "markdown", "as_json", "device", "precision"),
+        ),
+        hint="leave it out, or evaluate each model with -o and compare the two reports",
+    ),
+)
+FINETUNED = Mode(
+    "a fine-tuned run",
+    "is scored on the examples of its task file, or on those of --data",
+    ("run", "data", "as_json"),
+    hint="leave it out, or name what to score with --task or --text",
+)
+
+
+class EvalCommand(Command):
+    """`gpt eval`, whose modes score nothing or two models."""
+
+    modes = MODES
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("eval", cls=Command)(releasing(evaluate))
+    app.command("eval", cls=EvalCommand)(releasing(evaluate))
 
 
 def _complete_task(incomplete: str) -> list[str]:
@@ -46,6 +89,7 @@ def _shots(text: str) -> int:
 
 
 def evaluate(
+    ctx: typer.Context,
     run: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -274,7 +318,11 @@ def evaluate(
             hint="gpt eval A B --compare; several seeds of one model with commas: A1,A2",
         )
     if compare and not (task or suite or text):
-        eval_output.compare_records(run or [], as_json=as_json, markdown=markdown)
+        if output == Path("-"):
+            output, as_json = None, True
+        if output is not None:
+            claim_file(output, force=force)
+        eval_output.compare_records(run or [], output, as_json=as_json, markdown=markdown)
         return
     if not compare and (not run or len(run) > 1):
         raise eval_output.not_one_run(run or [])
@@ -283,6 +331,7 @@ def evaluate(
         fetch_model(one_run, ConsoleEvents())
     folder = runs[0]
     if not (task or text or suite) and checkpoint is None and is_finetuned(folder):
+        refuse_unused(ctx.command, ctx, given_parameters(ctx), FINETUNED)
         eval_output.evaluate_finetuned(folder, place, as_json=as_json)
         return
     from gptcli.evals.check import EvalOptions, check_task
@@ -312,8 +361,15 @@ def evaluate(
         raise UsageError(
             f"unknown rule {normalise!r}", where="--normalise", hint=nearest(normalise, NORMALISERS)
         )
-    if shared_shots and not shots:
-        raise UsageError("--shared-shots goes with --shots")
+    for name, is_given in {"--shots-seed": shots_seed, "--shared-shots": shared_shots}.items():
+        if is_given and not shots:
+            raise UsageError(
+                f"{name} needs --shots, the number of solved examples", hint=f"--shots 5 {name} ..."
+            )
+    if "convention" in given_parameters(ctx) and chosen != "core":
+        raise UsageError("--convention needs --suite core: it chooses the form of its prompts")
+    if show is not None and chosen == "core":
+        raise UsageError("--show cannot print the prompts of --suite core", hint="leave out one")
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
     if as_json and markdown:
@@ -370,11 +426,6 @@ def evaluate(
         _warn_of_structure(file, events)
     if not compare and records is None and output and tasks and not written_through(output):
         records = output.with_suffix(".records")
-    if compare and (records is not None or samples is not None):
-        raise UsageError(
-            "--compare of two runs keeps no records of items",
-            hint="evaluate each with -o, and compare the two reports",
-        )
     if is_main():
         for path in (output, samples):
             if path is not None:

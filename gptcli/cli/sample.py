@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command, read_config, releasing
+from gptcli.cli.command import Command, Mode, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_json, print_piece, terminal_restored
 from gptcli.cli.options import (
     MACHINE,
@@ -27,7 +27,15 @@ from gptcli.cli.options import (
     shared,
     value,
 )
-from gptcli.cli.serve import ApiKey, Host, Port, ServeFlag, ServerOptions, load_options
+from gptcli.cli.serve import (
+    OF_THE_MODEL,
+    ApiKey,
+    Host,
+    Port,
+    ServeFlag,
+    ServerOptions,
+    load_options,
+)
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.interrupts import Cleanup, Raise, write
@@ -48,9 +56,7 @@ CONFLICTS = (
     ("--best-of", "--draft"),
     ("--best-of", "--prompts"),
     ("--draft", "--prompts"),
-    ("-i", "--prompts"),
     ("-i", "--json"),
-    ("--prompts", "--json"),
 )
 
 
@@ -119,9 +125,31 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+SERVER_OPTIONS = ("host", "port", "api_key")
+MODES = (
+    Mode(
+        "serve",
+        "takes prompts and options from the requests and the page",
+        ("run", "prompt", "config", *SERVER_OPTIONS, *OF_THE_MODEL),
+        hint="leave it out: each request contains its own",
+    ),
+    Mode(
+        "prompts",
+        "samples the prompts of a file into another",
+        ("run", "output", "resume", "force", "config", *OPTIONS),
+    ),
+)
+
+
+class SampleCommand(Command):
+    """`gpt sample`, whose modes take the prompts from elsewhere."""
+
+    modes = MODES
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command("sample", cls=Command)(releasing(sample))
+    app.command("sample", cls=SampleCommand)(releasing(sample))
 
 
 @declaring(OPTIONS)
@@ -237,31 +265,21 @@ def sample(
     }
     server = ServerOptions(host, port, api_key)
     if serve:
-        used |= {
-            "--instruction": instruction is not None,
-            "--example": bool(example),
-            "--title": title is not None,
-            "--subtitle": subtitle is not None,
-            "--article": bool(article),
-            "-o": output is not None,
-            "--resume": resume,
-            "--force": force,
-        }
-        from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
-        given = {*read_options(OPTIONS, options), *from_file}
-        server.refuse([*(name for name, is_used in used.items() if is_used)], given)
+        if config is not None:
+            server.refuse(read_config(config, readers(OPTIONS), "gpt sample"), config)
         server.start(run, prompt, values)
         return
     server.require_serve()
+    if options["batch_size"] is not None and prompts is None:
+        raise UsageError(
+            "--batch-size needs --prompts or --serve",
+            hint="the samples of one prompt are generated together: --num-samples",
+        )
     params = sampling_params(values)
     check_conflicts({name for name, is_used in used.items() if is_used}, values["num_samples"])
     _check_output(prompts, output, is_used=output is not None or resume or force)
     parts = PromptParts(instruction, example or [], title, subtitle, article or [])
     if prompts is not None and output is not None:
-        if prompt is not None or parts != PromptParts():
-            raise UsageError(
-                "--prompts cannot be combined with a prompt", hint="leave out one of them"
-            )
         _sample_file(run, prompts, output, params, values, resume=resume, force=force)
         return
     waits_for_line = interactive and prompt is None and title is None

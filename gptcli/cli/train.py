@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import toml_json
-from gptcli.cli.command import Command, hold, releasing
+from gptcli.cli.command import Command, Mode, hold, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.dashboard import Dashboard, print_forecast, print_plan
 from gptcli.cli.options import (
@@ -55,12 +55,60 @@ if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
 
-FINETUNE_OPTIONS = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
+OF_THE_LOSS = (  # options that a range test of the learning rate replaces or leaves out
+    *("lr", "scale_lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "lr_schedule"),
+    *("cooldown_tokens", "ramp_tokens", "ema", "spike", "max_skipped"),
+)
+MODES = (
+    Mode("print_schema", "only prints the JSON schema of --config", ()),
+    Mode("report", "only draws runs", ("runs", "out", "force", "json")),
+    Mode(
+        "export",
+        "only writes a model for other programs",
+        ("runs", "out", "checkpoint", "precision", "force", "json"),
+    ),
+    Mode(
+        "finetune",
+        "takes its settings from the task file",
+        ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json"),
+        hint="leave it out, or set it in the task file",
+    ),
+    Mode(
+        "sweep",
+        "only writes a Makefile of runs",
+        (*OPTIONS, "config", "seeds", "force", "json"),
+        hint="leave it out, or add it to the commands in the Makefile",
+    ),
+    Mode(
+        "seeds",
+        "trains several runs",
+        (*OPTIONS, "config", "resume", "force", "strict", "json"),
+        hint="leave out --seeds for one run",
+    ),
+    Mode(
+        "lr_range",
+        "only sweeps the learning rate",
+        (
+            *(
+                name
+                for name, row in OPTIONS.items()
+                if row.panel != WATCH and name not in OF_THE_LOSS
+            ),
+            *("config", "resume", "force", "strict", "json", "dry_run"),
+        ),
+    ),
+)
+
+
+class TrainCommand(Command):
+    """`gpt train`, whose modes train nothing or more than one run."""
+
+    modes = MODES
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("train", cls=Command)(releasing(train))
+    app.command("train", cls=TrainCommand)(releasing(train))
 
 
 @declaring(OPTIONS)
@@ -187,9 +235,8 @@ def train(
         name: value for name, value in options.items() if value not in (None, False, [])
     }
     if report or export:
-        from gptcli.cli.train_modes import check_mode, draw_report, export_model
+        from gptcli.cli.train_modes import draw_report, export_model
 
-        check_mode(given_options, report=report, export=export)
         if report:
             draw_report(runs or [], options["out"], force=force, as_json=json)
         else:
@@ -200,11 +247,7 @@ def train(
     if restarted():
         resume, force = True, False
     if finetune is not None:
-        own = {"config": config, "lr_range": lr_range, "seeds": seeds, "sweep": sweep}
-        own |= {"profile": profile, "dry_run": dry_run, "strict": strict}
-        chosen = [*given_options, *(name for name, value in own.items() if value)]
-        unsupported = [name for name in chosen if name not in FINETUNE_OPTIONS]
-        _finetune(finetune, given_options, unsupported, resume=resume, force=force, as_json=json)
+        _finetune(finetune, given_options, resume=resume, force=force, as_json=json)
         return
     if sweep:
         from gptcli.cli.train_modes import write_sweep_files
@@ -212,12 +255,6 @@ def train(
         write_sweep_files(sweep, given_options, config, seeds, force=force, as_json=json)
         return
     if seeds is not None:
-        if lr_range or dry_run:
-            raise UsageError(
-                "is about one run",
-                where="--lr-range" if lr_range else "--dry-run",
-                hint="leave --seeds out",
-            )
         from gptcli.cli.train_modes import train_seeds
 
         train_seeds(
@@ -335,19 +372,12 @@ def train_and_tell(run: Run, events: Events) -> dict[str, Any]:
 def _finetune(
     task_file: Path,
     given: dict[str, Any],
-    unsupported: list[str],
     *,
     resume: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Fine-tune the model of --init-from and print the run folder."""
-    if unsupported:
-        raise UsageError(
-            "is not supported with --finetune",
-            field=unsupported[0],
-            hint=f"leave it out, or set it in {task_file}",
-        )
     if "init_from" not in given:
         raise UsageError(
             "--finetune needs a model to start from",

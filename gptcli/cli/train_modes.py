@@ -35,7 +35,6 @@ from gptcli.trainer.resolve import resolve_run
 
 MAKEFILE, COMMANDS, COMPARISON = "Makefile", "commands.txt", "compare.html"
 SEEDS_REPORT = "seeds.json"  # written last by a run of several seeds
-EXPORT_OPTIONS = ("out", "checkpoint", "precision")
 
 
 def train_seeds(
@@ -232,21 +231,6 @@ def _malformed(what: str) -> UsageError:
         code="not_a_sweep",
         hint="one option with its values: {option:sweep} lr=1e-3,2e-3; repeat it for another option",
     )
-
-
-def check_mode(options: dict[str, Any], *, report: bool, export: bool) -> None:
-    """Raise UsageError for an option, or a second mode, that --report or --export has no use for."""
-    mode, used = ("--report", ["out"]) if report else ("--export", EXPORT_OPTIONS)
-    others = [option(name) for name in options if name not in used]
-    if report and export:
-        others.append("--export")
-    if others:
-        does = "draws" if report else "writes a model"
-        raise UsageError(
-            f"{mode} only {does}, and trains nothing",
-            where=others[0],
-            hint="leave one of the two out",
-        )
 
 
 def export_model(

@@ -403,7 +403,7 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
         (["run", "--records", "x"], "--records goes with --task"),
         (
             ["run", "--task", "lambada", "--data", ".", "--shared-shots"],
-            "--shared-shots goes with --shots",
+            "--shared-shots needs --shots",
         ),
         (["run", "--task", "lambada", "--data", ".", "--normalise", "tokn"], "did you mean token"),
         (["run", "--task", "lambada", "--data", ".", "--resume", "--force"], "contradict"),

@@ -956,4 +956,4 @@ def test_from_the_command_line_without_torch(runs, gpt, tmp_path):
     stray = gpt("train", "a", code=2)
     assert "a: unexpected run folder" in stray.stderr
     both = gpt("train", "--report", "a", "--lr", "1e-3", code=2)
-    assert "--lr: --report only draws" in both.stderr
+    assert "--lr has no effect with --report, which only draws runs" in both.stderr

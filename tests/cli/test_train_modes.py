@@ -87,7 +87,7 @@ def test_a_sweep_is_written_and_its_mistakes_are_refused(gpt_inside: Gpt, here: 
         (["--sweep", "emma=1"], "did you mean ema"),
         (["--sweep", "learning_rate=1"], "it is called lr here"),
         (["--sweep", "ema=2"], "2 is out of range"),
-        (["--seeds", "2", "--dry-run"], "is about one run"),
+        (["--seeds", "2", "--dry-run"], "--dry-run has no effect with --seeds"),
     ):
         assert words in gpt_inside(*OPTIONS, *items, "-o", "other", code=2)[1]
 
@@ -205,8 +205,8 @@ MESSAGES = {
     "two models": "takes one model, not 2",
     "no model": "the model is missing",
     "no output": "the output is missing",
-    "an option of training": "--export only writes a model",
-    "another mode": "only draws, and trains nothing",
+    "an option of training": "--lr has no effect with --export, which only writes",
+    "another mode": "--export has no effect with --report, which only draws",
 }
 
 
