@@ -38,9 +38,10 @@ TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path | None:
     """Return the file with the task's items, or None if no `data` is given and they are generated.
 
-    With `generate`, they are also generated if a folder does not contain them. It is `data` itself, or the file in that folder, or in its subfolder named after the task, that
-    has a name of the task's. Raises UsageError if `data` is needed and not given, InputError if
-    there is no such file, or several, or if it is that of another task.
+    The file is `data` itself, or the one in that folder, or in its subfolder named after the task,
+    that has a name of the task's. With `generate`, items are also generated if a folder does not
+    contain them. Raises UsageError if `data` is needed and not given, InputError if there is no
+    such file, or several, or if it is that of another task.
     """
     pattern = task.files["items"]
     shown = pattern.replace("|", " or ")
@@ -174,7 +175,8 @@ def _other_task(task: Task, path: Path) -> str | None:
 
     Names are compared with the folders that they contain: R2/test.jsonl is ANLI's second round.
     Only tasks of the same format are looked at, and only names that tell them apart. A folder named
-    after a task, DATA/TASK/, holds the data of that task, or of those with the same data on the hub.
+    after a task, DATA/TASK/, holds the data of that task, or of those with the same data on the
+    hub.
     """
     if _has_name(task, path) or task.name not in task_names():
         return None

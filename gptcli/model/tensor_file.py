@@ -4,8 +4,8 @@ Format: the length of the header as 8 little-endian bytes, the header as JSON, p
 of 8 bytes, and the data of the tensors. `write_tensors` computes the checksum in the same pass.
 
 Weights are in model.safetensors, in the files that its index names, or in a checkpoint folder,
-independent of the layout that wrote it: `index.json` lists the type, size and pieces of each tensor,
-and the file of each piece.
+independent of the layout that wrote it: `index.json` lists the type, size and pieces of each
+tensor, and the file of each piece.
 
     {"wte.weight": {"dtype": "F32", "size": [V, C], "pieces": [{"file": "model.safetensors",
     "offset": [0, 0], "size": [V, C]}]}}

@@ -6,9 +6,10 @@ counts (GPT-3, Table D.1): 13B is 5120 wide (printed 5140) and XL has 16 heads o
 "0.5M", "1M" and "2M" tokens are 2^19, 2^20 and 2^21; "3.2M" is 1,536 sequences of 2,048.
 
 Then their training: schedules in tokens, Adam's constants and GPT-3's mixture (Brown et al. 2020,
-Table 2.2) as printed. And the training compute of seventeen language models: GPT-3's Table D.1 as printed. It leaves
-attention out and counts embeddings as parameters; one PF-day is 8.64e19 FLOP. T5 takes 3 FLOPs per
-parameter and token instead of 6, because encoder and decoder each process half of the tokens.
+Table 2.2) as printed. And the training compute of seventeen language models: GPT-3's Table D.1 as
+printed. It leaves attention out and counts embeddings as parameters; one PF-day is 8.64e19 FLOP. T5
+takes 3 FLOPs per parameter and token instead of 6, because encoder and decoder each process half of
+the tokens.
 """
 
 from __future__ import annotations
@@ -193,10 +194,12 @@ class PaperTraining:
     warmup_tokens: int
     """Length of the learning rate's linear warm-up."""
     decay_tokens: int
-    """End of the cosine decay; the learning rate stays at `min_lr_ratio` times its peak afterwards."""
+    """End of the cosine decay; the learning rate stays at `min_lr_ratio` times its peak afterwards.
+    """
     min_lr_ratio: float
     ramp_tokens: int
-    """The batch grows linearly from `ramp_from` to its full size over these tokens; 0 for no ramp."""
+    """The batch grows linearly from `ramp_from` to its full size over these tokens; 0 for no ramp.
+    """
     ramp_from: int
     beta1: float
     beta2: float

@@ -4,13 +4,13 @@
 those), `max_tokens`, `temperature` (0 is greedy), `top_p`, `n`, `best_of`, `stream`,
 `stream_options`, `logprobs` (0 to MAX_LOGPROBS), `echo`, `stop`, `seed`, `presence_penalty`,
 `frequency_penalty`, `logit_bias` and `user`, and beyond OpenAI's `top_k` and `repetition_penalty`.
-`suffix` and unknown fields are refused unless null. `max_tokens` 0 with `echo` and `logprobs` scores
-the prompt.
+`suffix` and unknown fields are refused unless null. `max_tokens` 0 with `echo` and `logprobs`
+scores the prompt.
 
 Where OpenAI's reference leaves a choice:
 
-- Special tokens are not recognised in the text of a prompt, as in `gpt sample`; give them as ids. An
-  empty prompt is the end-of-text token, which is not part of the text.
+- Special tokens are not recognised in the text of a prompt, as in `gpt sample`; give them as ids.
+  An empty prompt is the end-of-text token, which is not part of the text.
 - With a seed, sample i of prompt k is that of `gpt sample --prompts` (k = 0: of `gpt sample`).
 - A prompt and `max_tokens` must fit into the context together.
 """
@@ -89,7 +89,9 @@ class ServedModel:
 
 
 def serve_names(models: Sequence[tuple[Path, Loaded]]) -> list[ServedModel]:
-    """Return the models with a name each: the run's folder and step, numbered if that is not unique."""
+    """Return the models with a name each: the run's folder and step, numbered if that is not
+    unique.
+    """
     named: dict[str, ServedModel] = {}
     for path, loaded in models:
         source = loaded.source

@@ -131,7 +131,9 @@ def _rounded(log_prob: float) -> float:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """Return the text of a token, or its bytes in OpenAI's spelling if they are no whole characters."""
+    """Return the text of a token, or its bytes in OpenAI's spelling if they are no whole
+    characters.
+    """
     piece = tokenizer.decode_bytes([token])
     try:
         return piece.decode("utf-8")

@@ -1,7 +1,8 @@
 """A finished shard folder: its verification, and exports of its tokens for other programs.
 
-A folder is verified against its manifest, byte for byte and document for document. llm.c and Megatron read the shards as they are. nanoGPT needs one bare file per split, and Megatron
-can take a source under one name if its shards are joined.
+A folder is verified against its manifest, byte for byte and document for document. llm.c and
+Megatron read the shards as they are. nanoGPT needs one bare file per split, and Megatron can take a
+source under one name if its shards are joined.
 """
 
 from __future__ import annotations

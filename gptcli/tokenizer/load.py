@@ -1,5 +1,5 @@
-"""Tokenizers by a path or a name: a tokenizer.json, a folder with one, the two files of a release, or
-GPT-2's own.
+"""Tokenizers by a path or a name: a tokenizer.json, a folder with one, the two files of a release,
+or GPT-2's own.
 """
 
 from __future__ import annotations

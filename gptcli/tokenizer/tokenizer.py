@@ -77,7 +77,8 @@ class Tokenizer:
     first learned first. `added` are those of `tokens` that no merge makes, spelt as plain text,
     which other programs treat as special, except those of `words`, which are recognised in text as
     `tokenizers` does: the settings of each in a tokenizer.json. `pattern` is the regular expression
-    of a word. Raises InputError if these do not make a byte-level BPE. Picklable, so that worker processes can receive one.
+    of a word. Raises InputError if these do not make a byte-level BPE. Picklable, so that worker
+    processes can receive one.
     """
 
     vocab_size: int

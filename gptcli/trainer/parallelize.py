@@ -208,7 +208,8 @@ def checkpoint_forward(
     "full" saves the input of a layer and runs the layer again in the backward pass (Chen et al.
     2016). "selective" saves the outputs of the expensive operators, matrix products and attention,
     and recomputes norms, GELU, residual sums and dropout. The attention scores, which Korthikanti
-    et al. (2022) recompute, are never materialized by the kernels used here. With `preserve_rng` the recomputation draws the same dropout masks.
+    et al. (2022) recompute, are never materialized by the kernels used here. With `preserve_rng`
+    the recomputation draws the same dropout masks.
     """
     if recompute == "none":
         return forward
