@@ -51,8 +51,8 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
     "input_format": Option(INPUT, "auto"),
     "eot_in_text": Option(
         INPUT,
-        help="Divide documents where a text or JSON line spells <|endoftext|>; otherwise it is "
-        "text.", reader=boolean),
+        help="Begin a new document where a text or JSON line spells <|endoftext|>, which is "
+             "ordinary text otherwise.", reader=boolean),
     "on_error": Option(
         INPUT, "stop", "Action for a document that cannot be read: stop, or skip and count it.",
         "RULE"),
@@ -74,18 +74,20 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
         "without headers) or megatron (a .bin and .idx for each source).", "F"),
     "text_out": Option(
         OUTPUT,
-        help="File to write the documents to as well, with source, scores and the reason of each "
-        "that is dropped: .jsonl.zst, .jsonl or .parquet.", metavar="FILE"),
+        help="Also write the documents to this file, with their source, scores and the reason if "
+             "one is dropped: .jsonl.zst, .jsonl or .parquet.", metavar="FILE"),
     "text_dropped": Option(
         OUTPUT, help="Write the documents that are dropped to --text-out, too.", reader=boolean),
     "workers": Option(
-        RUN, "cores", "Number of worker processes; the output does not depend on it."),
+        RUN, "this machine's cores",
+        "Number of worker processes; the output does not depend on it."),
     "runner": Option(
         RUN, "local",
-        "Location of the workers: local, or ray for all cores of a running Ray cluster.", "R"),
+        "Workers to use: local for this machine's cores, or ray for all cores of a running Ray "
+        "cluster.", "R"),
 }
 # fmt: on
-DEFAULTED = tuple(name for name, row in OPTIONS.items() if row.shown not in ("", "cores"))
+DEFAULTED = tuple(name for name, row in OPTIONS.items() if row.shown and name != "workers")
 """Options with a default that does not depend on the machine."""
 
 
@@ -152,8 +154,8 @@ def build_shards(
     part: Annotated[
         str | None,
         value(
-            "Part of the input that this job reads, as job I of an array of N; then --resume "
-            "without --part completes the build.",
+            "Read only part I of N of the input, as one job of an array; when all parts are read,"
+            " --resume without --part completes the build.",
             *("I/N", RUN, False),
         ),
     ] = None,

@@ -105,8 +105,8 @@ def cost(
     shape: Annotated[
         str | None,
         value(
-            "Family of a custom model: gpt, or llama (gated feed-forward layers, grouped heads, an "
-            "output head of its own), which only gpt cost has.",
+            "Family of a custom model: gpt, or llama (gated feed-forward layers, grouped heads, a"
+            " separate output head), which only gpt cost knows.",
             *("KIND", MODEL, "gpt"),
         ),
     ] = None,
@@ -177,7 +177,7 @@ def cost(
         float | None,
         quantity(
             "server",
-            "Power of a server, per GPU, divided by the power of a GPU.",
+            "Power of a server per GPU, as a multiple of the power of the GPU itself.",
             POWER,
             "1.1",
             metavar="X",
@@ -242,8 +242,8 @@ def cost(
         float | None,
         quantity(
             "hours",
-            "Duration in hours: lists the models that can be trained in it; with a model, finds "
-            "the number of GPUs, or with --gpus their speed.",
+            "Hours that the training may take: list the models that can be trained in them; for "
+            "one model, find the number of GPUs, or with --gpus the speed that they need.",
             *(TRAINING, False),
             metavar="X",
         ),
@@ -268,7 +268,7 @@ def cost(
     predict: Annotated[
         Path | None,
         value(
-            "Run to predict with the law of --fit, and not to fit the law to.",
+            "Run whose loss the law of --fit predicts; the law is not fitted to it.",
             *("RUN", SCALING, False),
         ),
     ] = None,
@@ -287,7 +287,7 @@ def cost(
     ] = None,
     output_tokens: Annotated[
         int | None,
-        quantity("output_tokens", "Tokens to generate for each.", SERVING, "the rest of it"),
+        quantity("output_tokens", "Tokens to generate for each prompt.", SERVING, "the rest of it"),
     ] = None,
     check: Annotated[
         bool,

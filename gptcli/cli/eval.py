@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PAPER_SHOTS = -1  # --shots paper
 HEAD = 1 << 12  # bytes of a text that are looked at
-WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
+WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "Scoring", "Output", "Machine"
 
 
 SCORED = ("task", "suite", "text")
@@ -125,8 +125,8 @@ def evaluate(
     suite: Annotated[
         str | None,
         value(
-            "Tasks of a paper to score: gpt2 (Table 3), gpt3 (Table H.1) or core (DCLM); "
-            "those without data are named.",
+            "Tasks of a paper to score: gpt2 (Table 3), gpt3 (Table H.1) or core (DCLM); tasks "
+            "without data are left out and named.",
             "NAME",
             WHAT,
         ),
@@ -134,7 +134,7 @@ def evaluate(
     convention: Annotated[
         str,
         value(
-            "Prompts of --suite core: as nanochat or as dclm.",
+            "Form of the prompts of --suite core: that of nanochat or of dclm.",
             "NAME",
             WHAT,
             parser=OneOf(("nanochat", "dclm")),
@@ -143,8 +143,8 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         value(
-            "With --task, the folder or file of its data, TASK=FOLDER for one of several, or hf to "
-            "download it; otherwise shards to use instead of the run's own.",
+            "Data of the tasks: a folder or file, TASK=FOLDER for a single task, or hf to "
+            "download it from the Hub; without --task, shards to use instead of the run's own.",
             "FOLDER",
             WHAT,
         ),
@@ -152,8 +152,8 @@ def evaluate(
     against: Annotated[
         Path | None,
         value(
-            "Training shards to search for the items of each --task; "
-            "clean items are scored separately.",
+            "Training shards to search for the text of each item; items that do not occur there "
+            "are also scored separately.",
             "FOLDER",
             WHAT,
         ),
@@ -162,15 +162,16 @@ def evaluate(
         bool,
         flag(
             "--list",
-            "List the tasks and whether their data is in --data, or say of each TASK where its "
-            "data is from, and stop.",
+            "List all tasks and whether --data contains their data; --list TASK says where the "
+            "data of a task comes from.",
             WHAT,
         ),
     ] = False,
     shots: Annotated[
         int,
         value(
-            "Solved examples in front of each item; paper is the paper's number for each task.",
+            "Number of solved examples in front of each item; the word paper takes the paper's "
+            "number for each task.",
             "K",
             FEW,
             parser=_shots,
@@ -180,7 +181,7 @@ def evaluate(
         int,
         quantity(
             "shots_seed",
-            "Random seed that chooses the solved examples, for each item by a hash.",
+            "Random seed for the choice of the solved examples.",
             FEW,
         ),
     ] = 0,
@@ -188,8 +189,8 @@ def evaluate(
         bool,
         flag(
             "--shared-shots",
-            "Use the same solved examples for all items: not the papers' protocol, "
-            "but much faster.",
+            "Use the same solved examples for all items, which is much faster but not what the "
+            "papers do.",
             FEW,
         ),
     ] = False,
@@ -232,7 +233,7 @@ def evaluate(
             "Folder that keeps the result of every item as soon as it is measured.",
             "FOLDER",
             OUTPUT,
-            "beside -o",
+            "next to -o",
         ),
     ] = None,
     samples: Annotated[
@@ -253,14 +254,15 @@ def evaluate(
         bool,
         flag(
             "--compare",
-            "Compare two models on the items that both were asked; seeds of one model with commas.",
+            "Compare two models on the items that both have answered, with a significance test; "
+            "join several seeds of one model by commas.",
             OUTPUT,
         ),
     ] = False,
     plot: Annotated[
         Path | None,
         value(
-            "Draw accuracy by shots and size, from reports, as an SVG, and stop.",
+            "Draw the accuracies of finished reports by shots and model size, as an SVG, and stop.",
             "FILE.svg",
             OUTPUT,
         ),
@@ -273,7 +275,12 @@ def evaluate(
         bool, flag("--force", "Replace existing output files and --records.", OUTPUT)
     ] = False,
     dry_run: Annotated[
-        bool, flag("--dry-run", "Print what would be read, its sizes and work, and stop.", OUTPUT)
+        bool,
+        flag(
+            "--dry-run",
+            "Print what would be evaluated, its tokens, FLOPs and memory, and stop.",
+            OUTPUT,
+        ),
     ] = False,
     markdown: Annotated[bool, flag("--markdown", "Print the tables as Markdown.", OUTPUT)] = False,
     as_json: Annotated[

@@ -205,7 +205,10 @@ def print_forecast(report: dict[str, Any], source: ModelSource) -> None:
 def compare_records(
     runs: list[Path], output: Path | None, *, as_json: bool, markdown: bool
 ) -> None:
-    """Compare two models by the records of earlier evaluations; write the report to `output`."""
+    """Compare two models by the records of earlier evaluations; write the report to `output`.
+
+    Raises UsageError if one of `runs` is a model, InputError if its records cannot be read.
+    """
     from gptcli.evals.compare import group_items, read_records
 
     models = []

@@ -71,7 +71,8 @@ def _texts(value: object) -> list[str]:
 # fmt: off
 OPTIONS = {  # also the keys of --config, which may name a preset too
     "checkpoint": Option(None, "the finished model, or the newest checkpoint"),
-    "num_samples": Option(None, "1", "Number of samples; their number does not change their text."),
+    "num_samples": Option(None, "1", "Number of samples; the text of each does not depend on how "
+                                     "many there are."),
     "max_tokens": Option(
         None, "200", "Maximum length of a sample, in tokens; it ends earlier at end-of-text."),
     "stop": Option(
@@ -105,7 +106,7 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
     "quantize": Option(MACHINE, "none", "Quantization of the weights: none or int8.", "KIND"),
     "batch_size": Option(
         MACHINE, "8, or 16 with --serve",
-        "Samples to generate at once with --prompts or, of each model, with --serve."),
+        "Samples that --prompts, or --serve for each model, generates at once."),
 }
 # fmt: on
 DEFAULTS: dict[str, Any] = {
@@ -297,7 +298,10 @@ def sample(
 
 
 def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
-    """Return the values of the options: option over file over preset over default."""
+    """Return the values of the options: option over file over preset over default.
+
+    Raises UsageError for an unknown preset or an empty --stop.
+    """
     from gptcli.sampling.params import PRESETS
 
     from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")

@@ -89,14 +89,15 @@ def train(
     pattern: Annotated[
         str | None,
         value(
-            "Regular expression of a word, within which pairs are merged.",
+            "Regular expression that splits text into words; merges stay within a word.",
             *("REGEX", OUTPUT, "GPT-2's"),
         ),
     ] = None,
     special_token: Annotated[
         list[str] | None,
         value(
-            "Token beside <|endoftext|> that text never gives and a prompt may spell; repeatable.",
+            "Special token in addition to <|endoftext|>: no text is encoded to it, but a prompt "
+            "may spell it; repeat the option for several.",
             *("TOKEN", OUTPUT, False),
         ),
     ] = None,

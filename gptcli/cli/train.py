@@ -1,8 +1,8 @@
 """`gpt train`: train a model on shards, by the papers' recipes.
 
-Editors complete and check TOML with a JSON schema of `--config`, which this module prints:
+Editors complete and check TOML with a JSON schema of `--config`:
 
-    python -m gptcli.cli.train > examples/config.schema.json
+    gpt train --schema > examples/config.schema.json
 
 A file that begins with `#:schema PATH` is checked against it by Taplo, and so in most editors.
 """
@@ -118,7 +118,7 @@ def train(
         typer.Argument(
             metavar="RUN",
             show_default=False,
-            help="Run folders to draw, with --report; or the model to write, with --export.",
+            help="Run folders to draw, with --report; or the model to convert, with --export.",
         ),
     ] = None,
     finetune: Annotated[
@@ -150,8 +150,8 @@ def train(
         int | None,
         quantity(
             "seeds",
-            "Train this many runs, in OUT/seed-N from --seed on, and report their mean; with "
-            "--resume, continue them.",
+            "Train this many runs, with the seeds from --seed on, in OUT/seed-N, and report their"
+            " mean loss; --resume continues them.",
             RECIPE,
             False,
         ),
@@ -159,8 +159,9 @@ def train(
     sweep: Annotated[
         list[str] | None,
         value(
-            "Train nothing: write OUT/Makefile, with a run for each value of an option, "
-            "and OUT/commands.txt for job arrays; repeat it for all combinations.",
+            "Train nothing: write OUT/Makefile, with a run for each value X, Y, ... of the option"
+            " KEY, and OUT/commands.txt for job arrays; repeat it for all combinations of several"
+            " options.",
             "KEY=X,Y",
             RECIPE,
             False,
@@ -168,14 +169,19 @@ def train(
     ] = None,
     lr_range: Annotated[
         bool,
-        flag("--lr-range", "Only sweep the learning rate over a short run and suggest one.", WATCH),
+        flag(
+            "--lr-range",
+            "Range test: raise the learning rate over the run's tokens until the "
+            "loss grows, and suggest a value for --lr.",
+            WATCH,
+        ),
     ] = False,
     report: Annotated[
         bool,
         flag(
             "--report",
-            "Only draw the report of one RUN, or of several compared; with -o FILE.svg, "
-            "the losses alone.",
+            "Train nothing: draw the report of one RUN, or compare several; with -o FILE.svg, "
+            "draw the losses alone.",
             WATCH,
         ),
     ] = False,
@@ -183,8 +189,9 @@ def train(
         bool,
         flag(
             "--export",
-            "Only write one RUN or other model to -o: FILE.gguf for llama.cpp, or a folder for "
-            "transformers; --checkpoint and --precision (fp32, fp16 or bf16) choose what.",
+            "Train nothing: convert the model RUN to -o FILE.gguf for llama.cpp, or to -o FOLDER "
+            "for transformers; --checkpoint and --precision (fp32, fp16 or bf16) choose what is "
+            "written.",
             WATCH,
         ),
     ] = False,

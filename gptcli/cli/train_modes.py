@@ -47,7 +47,10 @@ def train_seeds(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Train the runs of several seeds one after another, and print their folder or their mean."""
+    """Train the runs of several seeds one after another, and print their folder or their mean.
+
+    Raises RunError if the finished runs cannot be compared.
+    """
     whole = given_values(options, config, resume=False)
     fetch_initial_model(whole)
     out, first = Path(whole.values["out"]), whole.values.get("seed", 0)
@@ -102,7 +105,10 @@ def write_sweep_files(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the Makefile of a sweep, and print its path."""
+    """Write the Makefile of a sweep, and print its path.
+
+    Raises UsageError for an option that does not exist, is given as well, or has a wrong value.
+    """
     sweep = parse_sweep(items)
     for key, values in sweep.items():
         if key not in READERS:

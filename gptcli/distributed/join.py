@@ -87,7 +87,10 @@ def join(run: Launchable, events: Events) -> None:
 
 
 def join_group(run: Launchable, events: Events) -> RankContext:
-    """Make the process group, unless that is done, and return this process's place in it."""
+    """Make the process group, unless that is done, and return this process's place in it.
+
+    Raises RunError if a process does not join in time, UsageError if they do not belong together.
+    """
     launch = launch_environment()
     assert launch is not None, "called only in a process that a launcher started"
     device, timeout = own_device(run, launch.local_rank), timedelta(seconds=run.timeout)

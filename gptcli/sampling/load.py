@@ -156,7 +156,7 @@ class SmallBatchLinear(nn.Linear):
     linear_fn: LinearFn | None = None
 
     def forward(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
-        """Return x·Wᵀ + b, then GELU if `gelu`."""
+        """Return x·Wᵀ + b, then GELU if `gelu`: (.., K) -> (.., N)."""
         if self.linear_fn is not None:
             y = self.linear_fn(x, self.weight, None, self.bias, gelu)
             if y is not None:
@@ -199,7 +199,7 @@ class Int8Linear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().float()
 
     def forward(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
-        """Return x·Wᵀ·scale + b, then GELU if `gelu`."""
+        """Return x·Wᵀ·scale + b, then GELU if `gelu`: (.., K) -> (.., N)."""
         if self.linear_fn is not None:
             y = self.linear_fn(x, self.weight_NK, self.scale_N, self.bias, gelu)
             if y is not None:
