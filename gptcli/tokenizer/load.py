@@ -73,7 +73,7 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
             beside = path.parent / TOKENIZER
             return _load_json(beside) if beside.is_file() else _load_gpt2()
         if path.suffix not in ("", ".json"):
-            hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
+            hint = "gpt tokenize train makes one; the name gpt2 stands for GPT-2's"
             raise InputError("is not a tokenizer.json", where=path, hint=hint)
         return _load_json(path)
     if str(where) == "gpt2":
