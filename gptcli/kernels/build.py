@@ -60,8 +60,9 @@ INSTRUCTION_SETS: dict[str, dict[str, str]] = {
     "avx2": _AVX2,
     "neon": {"asimd": ""},
 }
-"""Instruction sets, the fastest first: the processor's features that each needs, as the system names
-them, and the compiler's flags for them."""
+"""Instruction sets, the fastest first: the processor's features that each needs, as the system
+names them, and the compiler's flags for them.
+"""
 
 
 class Library(ctypes.CDLL):

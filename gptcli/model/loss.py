@@ -58,7 +58,7 @@ def scale(exp_nv: torch.Tensor, factor_n1: torch.Tensor) -> None:
 
 
 def accumulate(total: torch.Tensor, part: torch.Tensor) -> None:
-    """Add `part` to `total`, in place."""
+    """Add `part` to `total`, tensors of one shape, in place."""
     total += part
 
 
