@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -90,6 +91,11 @@ def instruction_sets() -> list[str]:
         )
         raise UsageError(f"{LIMIT} is {limit!r}", hint=hint)
     return []
+
+
+def has_triton() -> bool:
+    """Return whether kernels for GPUs can be built: Triton is installed, GPT_KERNELS not "off"."""
+    return os.environ.get(LIMIT) != OFF and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from gptcli.finetune.task import FinetuneTask
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_config
 from tests.fork_server import python
-from tests.golden.surface import keys
+from tests.golden.surface import TINY, keys
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -96,11 +96,6 @@ labels = [0, 1]
 epochs = 1
 batch = 4
 """
-
-SWEPT = [  # a run whose learning rate is swept
-    *("--n-layer", "1", "--n-head", "2", "--d-model", "8", "--n-ctx", "32", "--tokens", "5120"),
-    *("--batch-tokens", "256", "--compile", "off", "--precision", "fp32"),
-]
 
 
 def documented() -> dict[str, set[str]]:
@@ -180,9 +175,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "prompts.jsonl").write_text('{"prompt": "the river"}\n')
     reports = {}
+    pairs = zip(TINY[::2], TINY[1::2], strict=True)
+    without = ("--lr", "--warmup-tokens", "--eval-tokens", "--samples", "--checkpoint-every")
+    swept = [word for pair in pairs if pair[0] not in without for word in pair]
     for name, words in {
         "resume": ["train", "--data", "shards", "--out", "run", "--resume", "--samples", "1"],
-        "range": ["train", "--data", "shards", "--out", "range", *SWEPT, "--lr-range"],
+        "range": ["train", "--data", "shards", "--out", "range", *swept, "--lr-range"],
         "finetune": ["train", "--finetune", "task.toml", "--init-from", "finished", "--out", "tuned", "--json"],
         "eval": ["eval", "finished", *tasks, "--data", ".", "-o", "report.json", "--samples", "items-scored.jsonl"],
         "batch": ["sample", "finished", "--prompts", "prompts.jsonl", "--max-tokens", "2", "-o", "answers.jsonl"],
