@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from gptcli.cli import build_app
+from gptcli.cli.command import given_parameters, refuse_unused
 from gptcli.cli.console import ConsoleEvents
+from gptcli.cli.eval import FINETUNED
 from gptcli.cli.eval_output import PIPE_WIDTH, print_report, print_tasks
-from gptcli.errors import GptError
+from gptcli.errors import GptError, UsageError
 from gptcli.evals.results import Conditions, MetricValue, TaskResult
 from gptcli.evals.rolling import LossReport
 from gptcli.evals.task import find_task
@@ -518,3 +521,29 @@ def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> 
     print_tasks([task], Path(name))
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(name))
     assert row.rstrip().endswith(name)
+
+
+def test_a_comparison_of_finished_reports_is_written(evaluate: Callable[..., str]) -> None:
+    for name in ("a.json", "b.json"):
+        evaluate("run", "--task", "lambada", "--data", "lambada", "-o", name)
+    assert "lambada" in evaluate("a.json", "b.json", "--compare", "-o", "c.json")
+    written = json.loads(Path("c.json").read_text(encoding="utf-8"))
+    assert (written["a"], written["b"]) == ("a.json", "b.json")
+    assert [one["task"] for one in written["comparisons"]] == ["lambada"]
+    printed = json.loads(evaluate("a.json", "b.json", "--compare", "-o", "-"))
+    assert printed["comparisons"] == written["comparisons"]
+    with pytest.raises(GptError, match="the output file exists already"):
+        evaluate("a.json", "b.json", "--compare", "-o", "c.json")
+    with pytest.raises(GptError, match="--device has no effect with --compare"):
+        evaluate("a.json", "b.json", "--compare", "--device", "cpu")
+
+
+def test_options_without_effect_on_a_fine_tuned_run_are_refused() -> None:
+    command: Any = get_command(build_app(["eval"]))
+    ctx = command.commands["eval"].make_context(
+        "eval", ["run", "--data", "x", "--json", "--shots", "2", "--device", "cpu"]
+    )
+    with pytest.raises(UsageError, match="--shots and --device have no effect with a fine-tuned"):
+        refuse_unused(ctx.command, ctx, given_parameters(ctx), FINETUNED)
+    ctx = command.commands["eval"].make_context("eval", ["run", "--data", "x", "--json"])
+    refuse_unused(ctx.command, ctx, given_parameters(ctx), FINETUNED)
