@@ -449,7 +449,11 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
     if not is_main():
         return
     if report["suggested_lr"] is None:
-        raise RunError("not one step was finite", where=run.out)
+        raise RunError(
+            "the loss was not a finite number at any step",
+            where=run.out,
+            hint="check the data and the model it starts from, or try --precision fp32",
+        )
     events.info(
         f"the smoothed loss is lowest at {report['lowest_loss_lr']:.2g}; "
         f"a tenth of it is suggested: see {run.out / LR_RANGE_REPORT}"

@@ -163,7 +163,7 @@ def judge_gpus(facts: list[list[float]], needed_bytes: int, events: Events) -> N
         raise RunError(
             f"the GPU of process {wrong[0]} computes wrong products",
             code="broken_gpu",
-            hint="leave it out (CUDA_VISIBLE_DEVICES) and have it tested",
+            hint="exclude this GPU with CUDA_VISIBLE_DEVICES, and have it tested",
         )
     least = min(range(len(facts)), key=lambda rank: facts[rank][1])
     if facts[least][1] < (1 - MEMORY_MODEL_ERROR) * needed_bytes:

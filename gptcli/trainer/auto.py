@@ -216,7 +216,7 @@ def check_processes(layout: Layout) -> None:
                 f"{layout} is {processes} processes, but {world} were started",
                 field="layout",
                 code="layout_is_not_the_launch",
-                hint="make the product equal",
+                hint=f"choose axes whose product is {world}",
             )
     elif torch.cuda.is_available():
         if processes > (gpus := torch.cuda.device_count()):

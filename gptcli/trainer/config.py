@@ -260,7 +260,8 @@ class TrainConfig:
             course, end = getattr(self, f"{name}_schedule"), getattr(self, f"end_{name}")
             if (end is not None) != (course in COURSES[1:]):
                 raise UsageError(
-                    f"the course {course} " + ("needs its end" if end is None else "has no end"),
+                    f"the schedule {course} "
+                    + ("needs a final value" if end is None else "has no final value"),
                     field=f"end_{name}",
                     code="end_without_course",
                     hint=f"give both: {{option:{name}_schedule}} {' or '.join(COURSES[1:])}, and "
@@ -271,7 +272,7 @@ class TrainConfig:
                 "muP is a rule for AdamW; Muon's updates have the same size at every width",
                 field="mup",
                 code="mup_with_muon",
-                hint="leave one of {option:mup} and {option:optimizer} muon out",
+                hint="leave out {option:mup}, or {option:optimizer} muon",
             )
         if self.lr_schedule != "wsd":
             if self.cooldown_tokens:

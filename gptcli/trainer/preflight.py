@@ -106,7 +106,7 @@ def check_run(run: Run, manifest: Manifest) -> None:
         raise InputError(
             "the model to start from has a different tokenizer than the shards",
             where=run.init_from,
-            hint="build shards with its own",
+            hint="build the shards again, with the model's tokenizer",
         )
     for name, folder in run.val.items():
         if read_manifest(folder).tokenizer_sha256 != manifest.tokenizer_sha256:
