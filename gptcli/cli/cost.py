@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli.command import Command
-from gptcli.cli.options import MODEL, OUTPUT, flag, number, option, quantity, shared, value
+from gptcli.cli.options import (
+    MODEL,
+    OUTPUT,
+    flag,
+    model_path,
+    number,
+    option,
+    quantity,
+    shared,
+    value,
+)
 from gptcli.cli.options import precision as precision_option
 from gptcli.cost.hardware import gpu_names
 from gptcli.cost.options import DEFAULT_GPU, DEFAULT_N_CTX, HARDWARE_FIELDS, LAYOUT_FIELDS, SHAPE
@@ -82,6 +92,7 @@ def cost(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             show_default=False,
             help="Run folder with the model to price; with --fit, several, or tables of runs "
             "(.csv, .jsonl).",

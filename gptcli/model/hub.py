@@ -81,17 +81,19 @@ def cached_model(path: str | Path) -> Path | None:
     return None
 
 
-def fetch_model(path: str | Path, events: Events = SILENT) -> None:
+def fetch_model(path: str | Path, events: Events = SILENT, *, dry_run: bool = False) -> Path | None:
     """Download the model that a path names into the Hub's cache, unless it is there.
 
     Does nothing for a path that exists or cannot be a name: a local folder is always preferred.
     The configuration comes first, and a model of another architecture is refused before its
-    weights are downloaded. `events` reports files, size and progress. Raises InputError if the Hub
-    cannot be reached or has no such model; UsageError if huggingface_hub is not installed.
+    weights are downloaded. `events` reports files, size and progress. With `dry_run` it reports
+    what would be downloaded, and downloads the configuration alone: its folder is returned.
+    Otherwise returns None. Raises InputError if the Hub cannot be reached or has no such model;
+    UsageError if huggingface_hub is not installed.
     """
     repository = hub_repository(path)
     if repository is None or cached_model(path) is not None:
-        return
+        return None
     try:
         from huggingface_hub import HfApi, hf_hub_download
     except ImportError:
@@ -122,7 +124,8 @@ def fetch_model(path: str | Path, events: Events = SILENT) -> None:
             f"the repository {repository} of the Hub has no {CONFIG}: it is not a model",
             where=path,
         )
-    _check_architecture(download(CONFIG).parent, path, repository)
+    configured = download(CONFIG).parent
+    _check_architecture(configured, path, repository)
     files = _files(sizes, path, repository, download)
     total = sum(sizes[file] for file in files)
     free = shutil.disk_usage(next(p for p in (_cache(), *_cache().parents) if p.exists())).free
@@ -132,10 +135,12 @@ def fetch_model(path: str | Path, events: Events = SILENT) -> None:
             where=_cache(),
             hint="free some space, or set HF_HOME to a folder on another disk",
         )
+    verb = "the run will first download" if dry_run else "downloading"
     events.info(
-        f"downloading {repository}: {counted(len(files), 'file')}, {in_bytes(total)}, into "
-        f"{_cache()}"
+        f"{verb} {repository}: {counted(len(files), 'file')}, {in_bytes(total)}, into {_cache()}"
     )
+    if dry_run:
+        return configured
     done = _Progress(events, repository, total)
     if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
         options["tqdm_class"] = done.bar_class()
@@ -149,6 +154,7 @@ def fetch_model(path: str | Path, events: Events = SILENT) -> None:
             where=_cache(),
             hint="run the command again",
         )
+    return None
 
 
 def by_hand(repository: str) -> str:

@@ -353,10 +353,11 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
     """Return the tokenizer in `where`: a tokenizer.json, a folder with one (a run or shards) or
     with a release's two files, or "gpt2".
 
-    For a model in a single file (nanoGPT, llm.c), it is the tokenizer.json next to the file, or
-    else GPT-2's.
+    For a model in a single file (nanoGPT, llm.c), it is the tokenizer.json next to the file, or the
+    characters in nanoGPT's meta.pkl, or else GPT-2's.
 
-    Raises InputError if there is none, or if it is neither a byte-level BPE nor of GPT-1's kind.
+    Raises InputError if there is none, or if it is neither a byte-level BPE, nor of GPT-1's kind, nor
+    one of single characters.
     """
     path = Path(where)
     if path.is_dir():
@@ -369,8 +370,11 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
         )
     if path.exists():
         if path.suffix in MODEL_FILES:
-            beside = path.parent / TOKENIZER
-            return _load_json(beside) if beside.is_file() else _load_gpt2()
+            return _load_for_file(path)
+        if path.name == "meta.pkl":
+            from gptcli.tokenizer.characters import read_meta  # which is built on this module
+
+            return read_meta(path)
         if path.suffix not in ("", ".json"):
             hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
             raise InputError("is not a tokenizer.json", where=path, hint=hint)
@@ -389,9 +393,21 @@ def _nearest_tokenizer(name: str, path: Path) -> str:
     return "name a tokenizer.json, a folder that contains one, or gpt2"
 
 
+def _load_for_file(model: Path) -> Tokenizer:
+    """Return the tokenizer of a model in a single file."""
+    from gptcli.tokenizer.characters import find_meta, read_meta  # which are built on this module
+
+    if (beside := model.parent / TOKENIZER).is_file():
+        return _load_json(beside)
+    meta = find_meta(model) if model.suffix == ".pt" else None
+    return _load_gpt2() if meta is None else read_meta(meta)
+
+
 def _load_folder(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return _load_json(folder / "tokenizer.json")
+    if (folder / "meta.pkl").is_file():
+        return load_tokenizer(folder / "meta.pkl")
     for merges, vocab in RELEASES:
         if (folder / merges).exists() and (folder / vocab).exists():
             return _load_release(folder / merges, folder / vocab)
@@ -419,9 +435,25 @@ def _load_release(merges: Path, vocab: Path) -> Tokenizer:
     return _build(read_json(vocab), pairs, [END_OF_TEXT], where=vocab)
 
 
+def _build_characters(vocab: dict[str, int], *, where: Path) -> Tokenizer:
+    from gptcli.tokenizer.characters import CharacterTokenizer  # which is built on this module
+
+    if sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
+        raise InputError(
+            "the vocabulary does not map characters to the ids 0, 1, 2, ... without a gap",
+            where=where,
+        )
+    return CharacterTokenizer(sorted(vocab, key=vocab.__getitem__))
+
+
 def _load_json(path: Path) -> Tokenizer:
+    from gptcli.tokenizer.characters import is_character_json  # which is built on this module
+
     value = read_json(path)
     try:
+        if is_character_json(value):
+            vocab = value["model"]["vocab"]
+            return _build_characters(vocab, where=path)
         model = value["model"]
         merges = [
             tuple(merge.split(" ") if isinstance(merge, str) else map(str, merge))
