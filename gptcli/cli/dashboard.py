@@ -118,13 +118,21 @@ class Dashboard(ConsoleEvents):
         head.add_column(no_wrap=True)
         head.add_column(ratio=1)
         head.add_column(no_wrap=True, justify="right")
+        steps = f"/{facts['total_steps']:,}" if facts.get("total_steps") else ""
         head.add_row(
-            f"step {facts['step']:,}  {amount(done)}/{amount(total)} tokens",
+            f"step {facts['step']:,}{steps}  {amount(done)}/{amount(total)} tokens",
             ProgressBar(total, done),
             f"{done / total:.1%}  {left} left",
         )
-        body = _Body(self.curve.means(), format_facts(facts))
-        return Panel(Group(head, body), title=Text(self.title), title_align="left")
+        body = _Body(self.curve.means(), format_facts(facts, done / total))
+        where = ", ".join(str(facts[name]) for name in ("device", "precision") if facts.get(name))
+        return Panel(
+            Group(head, body),
+            title=Text(self.title),
+            title_align="left",
+            subtitle=Text(where) if where else None,
+            subtitle_align="right",
+        )
 
 
 class _Body:
@@ -215,8 +223,8 @@ def flowed(words: list[str], width: int) -> list[str]:
     return lines
 
 
-def format_facts(facts: dict[str, Any]) -> list[str]:
-    """Return the facts of the newest step as text."""
+def format_facts(facts: dict[str, Any], share: float) -> list[str]:
+    """Return the facts of the newest step as text; `share` of the run is done."""
 
     def known(name: str, form: str) -> str:
         return "n/a" if facts.get(name) is None else f"{facts[name]:{form}}"
@@ -235,6 +243,11 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
         + ("" if facts.get("mfu_causal") is None else f" ({facts['mfu_causal']:.1%} causal)"),
         f"memory {in_bytes(facts['peak_memory'])}",
     ]
+    if passes := facts.get("total_passes"):
+        words.append(f"pass {passes * share:.2f} of {passes:.3g} over the data")
+    if "checkpoint_step" in facts:
+        age = duration(round(facts["checkpoint_age"]))
+        words.append(f"checkpoint of step {facts['checkpoint_step']:,}, {age} ago")
     if "skipped" in facts:
         words.append("update skipped")
     return words
