@@ -212,7 +212,8 @@ def install(extra: str) -> None:
             f"Installing {what}: about {download} to download, less what pip has cached, "
             f"and {disk} on disk."
         )
-    pip("-e", f"{ROOT}[dev]" if extra == "dev" else str(ROOT))
+    # the server, which README shows, is small
+    pip("-e", f"{ROOT}[{'dev' if extra == 'dev' else 'serve'}]")
     record = {"extra": extra, "requirements": requirements()}
     partial = VENV / "ready.partial"
     partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
