@@ -328,3 +328,19 @@ def test_every_example_includes_what_finds_it() -> None:
         text = makefile.read_text(encoding="utf-8")
         assert "\ninclude ../common.mk\n" in text, makefile
         assert "\tpython" not in text, f"{makefile}: $(python)"
+
+
+def test_a_path_that_is_not_ascii_does_not_stop_python_in_another_locale(machine, tmp_path) -> None:
+    """A .pth file in UTF-8 stops Python below 3.13 under LC_ALL=C."""
+    machine.make()
+    folder = tmp_path / "Größe 文"
+    folder.mkdir()
+    (folder / "module_of_umlauts.py").write_text("")
+    packages = machine.root / ".venv" / "lib" / f"python{VERSION}" / "site-packages"
+    (packages / "editable.pth").write_text(f"{folder}\nimport os\n", encoding="utf-8")
+    machine.bootstrap().spell_paths_in_ascii()
+    first, second = (packages / "editable.pth").read_text(encoding="ascii").splitlines()
+    assert second == "import os"
+    script = f"import site; site.addsitedir({str(packages)!r}); import module_of_umlauts"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)
