@@ -339,7 +339,7 @@ def test_a_path_that_is_not_ascii_does_not_stop_python_in_another_locale(machine
     packages = machine.root / ".venv" / "lib" / f"python{VERSION}" / "site-packages"
     (packages / "editable.pth").write_text(f"{folder}\nimport os\n", encoding="utf-8")
     machine.bootstrap().spell_paths_in_ascii()
-    first, second = (packages / "editable.pth").read_text(encoding="ascii").splitlines()
+    _, second = (packages / "editable.pth").read_text(encoding="ascii").splitlines()
     assert second == "import os"
     script = f"import site; site.addsitedir({str(packages)!r}); import module_of_umlauts"
     env = {**os.environ, "LC_ALL": "C", "PYTHONPATH": ""}

@@ -123,8 +123,15 @@ def requested_target(options: dict[str, Any]) -> Target:
                 "a run folder cannot be combined with another model",
                 hint="name one run without --size or a shape; only --fit takes several runs",
             )
+        from gptcli.model.source import METRICS, find_model
         from gptcli.runs.metrics import read_batch_tokens, read_run_result
 
+        run = runs[0]
+        if run.exists() and run.suffix != ".jsonl" and not (run / METRICS).is_file():
+            # a model of another program: how long it was trained is not known
+            config = read_model_config(find_model(run).folder)
+            tokens = GPT3_TRAINING.tokens
+            return Target(str(run), config, tokens, "assumed: as many as GPT-3")
         tokens = read_run_result(runs[0]).tokens
         config = read_model_config(runs[0])
         source = "trained, by its metrics.jsonl"

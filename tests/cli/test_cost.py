@@ -23,6 +23,8 @@ from gptcli.cli.cost import (
 from gptcli.cli.options import number
 from gptcli.cost.target import OTHER_FAMILIES
 from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_config
 from gptcli.papers.models import MODELS
 from tests.runs.test_charts import check_picture
 
@@ -727,3 +729,14 @@ def test_prices_are_positive_numbers(text: str) -> None:
         number("price")(text)
     assert caught.value.field == "price"
     assert caught.value.hint
+
+
+def test_a_model_without_metrics_is_priced(gpt: Any, tmp_path: Path) -> None:
+    """Such as one of transformers: it has no record of its training."""
+    (tmp_path / "model").mkdir()
+    save_config(
+        tmp_path / "model", ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=16, vocab_size=257)
+    )
+    got = report(gpt, "model")
+    assert got["tokens"] == 300_000_000_000
+    assert "no such" in gpt("cost", "nothing", code=2).stderr
