@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import InputError, UsageError
+from gptcli.files import find_nanogpt_meta
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import BUFFERS, HEAD, Tensors, qkv_rows_from_hf
+from gptcli.model.hub import TOKENIZER
 from gptcli.model.source import LLMC_MODEL
 
 if TYPE_CHECKING:
@@ -157,10 +159,7 @@ def _nanogpt(path: Path) -> tuple[ModelConfig, Tensors]:
 
 def has_characters(path: Path) -> bool:
     """Return whether a checkpoint of nanoGPT has a vocabulary of its own next to it."""
-    from gptcli.tokenizer.characters import find_meta
-    from gptcli.tokenizer.tokenizer import TOKENIZER
-
-    return (path.parent / TOKENIZER).is_file() or find_meta(path) is not None
+    return (path.parent / TOKENIZER).is_file() or find_nanogpt_meta(path) is not None
 
 
 def _check_vocabulary(config: ModelConfig, path: Path) -> None:

@@ -110,7 +110,7 @@ def chart_data(
         if not curve:
             continue
         points = thin(curve, MAX_DATA_POINTS)
-        places = [round(x) for x, _ in points]
+        places: list[float] = [round(x) for x, _ in points]
         if places not in xs:
             xs.append([*places])
         found.append(

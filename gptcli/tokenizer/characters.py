@@ -20,7 +20,6 @@ from tokenizers import decoders, models
 from gptcli.errors import InputError
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 
-META = "meta.pkl"
 MAX_META_BYTES = 64 << 20
 """More than all characters of Unicode, twice, need."""
 
@@ -78,6 +77,7 @@ def is_character_json(value: dict[str, Any]) -> bool:
     return (
         isinstance(vocab, dict)
         and bool(vocab)
+        and model.get("type", "BPE") == "BPE"
         and not (model.get("merges") or any(value.get(name) for name in parts))
         and all(len(token) == 1 for token in vocab)
     )
@@ -123,17 +123,3 @@ def read_meta(path: Path) -> CharacterTokenizer:
         return CharacterTokenizer([table[number] for number in range(len(table))])
     except InputError as error:
         raise InputError(error.what, where=path) from None
-
-
-def find_meta(checkpoint: Path) -> Path | None:
-    """Return the meta.pkl of a checkpoint of nanoGPT, or None.
-
-    It is next to the checkpoint, or where nanoGPT keeps it: out-shakespeare-char/ckpt.pt belongs to
-    data/shakespeare_char.
-    """
-    folder = checkpoint.absolute().parent
-    name = folder.name.removeprefix("out-").replace("-", "_")
-    for path in (folder / META, folder.parent / "data" / name / META):
-        if path.is_file():
-            return path
-    return None

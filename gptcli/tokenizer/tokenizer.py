@@ -26,7 +26,15 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError, UsageError
-from gptcli.files import atomic_write, read_json, read_text, similar, write_json
+from gptcli.files import (
+    NANOGPT_META,
+    atomic_write,
+    find_nanogpt_meta,
+    read_json,
+    read_text,
+    similar,
+    write_json,
+)
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -371,7 +379,7 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
     if path.exists():
         if path.suffix in MODEL_FILES:
             return _load_for_file(path)
-        if path.name == "meta.pkl":
+        if path.name == NANOGPT_META:
             from gptcli.tokenizer.characters import read_meta  # which is built on this module
 
             return read_meta(path)
@@ -395,19 +403,19 @@ def _nearest_tokenizer(name: str, path: Path) -> str:
 
 def _load_for_file(model: Path) -> Tokenizer:
     """Return the tokenizer of a model in a single file."""
-    from gptcli.tokenizer.characters import find_meta, read_meta  # which are built on this module
+    from gptcli.tokenizer.characters import read_meta  # which is built on this module
 
     if (beside := model.parent / TOKENIZER).is_file():
         return _load_json(beside)
-    meta = find_meta(model) if model.suffix == ".pt" else None
+    meta = find_nanogpt_meta(model) if model.suffix == ".pt" else None
     return _load_gpt2() if meta is None else read_meta(meta)
 
 
 def _load_folder(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return _load_json(folder / "tokenizer.json")
-    if (folder / "meta.pkl").is_file():
-        return load_tokenizer(folder / "meta.pkl")
+    if (folder / NANOGPT_META).is_file():
+        return load_tokenizer(folder / NANOGPT_META)
     for merges, vocab in RELEASES:
         if (folder / merges).exists() and (folder / vocab).exists():
             return _load_release(folder / merges, folder / vocab)

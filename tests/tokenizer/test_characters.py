@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError
-from gptcli.tokenizer.characters import CharacterTokenizer, find_meta, read_meta
+from gptcli.files import find_nanogpt_meta
+from gptcli.tokenizer.characters import CharacterTokenizer, read_meta
 from gptcli.tokenizer.encoders import open_encoder
 from gptcli.tokenizer.tokenizer import load_tokenizer
 
@@ -125,8 +126,8 @@ def test_the_vocabulary_of_a_checkpoint_is_found(tmp_path: Path) -> None:
     far = tmp_path / "data" / "tiny_char" / "meta.pkl"
     out.mkdir()
     far.parent.mkdir(parents=True)
-    assert find_meta(out / "ckpt.pt") is None
+    assert find_nanogpt_meta(out / "ckpt.pt") is None
     far.touch()
-    assert find_meta(out / "ckpt.pt") == far
+    assert find_nanogpt_meta(out / "ckpt.pt") == far
     (out / "meta.pkl").touch()
-    assert find_meta(out / "ckpt.pt") == out / "meta.pkl"
+    assert find_nanogpt_meta(out / "ckpt.pt") == out / "meta.pkl"
