@@ -338,13 +338,13 @@ def comparison_page(records: list[Record], link_base: Path) -> str:
         "time in steps",
     ]
     pictures, data = _drawn(_comparison_charts(names, records), records)
-    following = _table_by_run(keys, rest)
+    derived = _table_by_run(keys, rest)
     more = f"{len(rest)} more settings that differ follow from these, the data or the machine"
     return document(
         f"{len(records)} runs",
         table(heads, rows),
         headed("Settings that differ", "" if columns else _table_by_run(keys, first)),
-        folded(more, following) if following else "",
+        folded(more, derived) if derived else "",
         headed("Seeds", _seeds_table(records), SEEDS_NOTE),
         CONTROLS,
         gallery(pictures, dashed=True),
