@@ -18,7 +18,7 @@ from gptcli.errors import InputError
 from gptcli.files import find_nanogpt_meta
 from gptcli.tokenizer.characters import CharacterTokenizer, read_meta
 from gptcli.tokenizer.encoders import open_encoder
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 CHARACTERS = "\n !,.abcABCöß文🙂"
 texts = st.text(st.sampled_from(CHARACTERS), max_size=200)
