@@ -51,6 +51,8 @@ class Gpu:
     source: str
     url: str
     date: str
+    node: int = 8
+    """GPUs that `link` connects to each other."""
 
 
 @functools.cache
@@ -74,6 +76,7 @@ def gpus() -> tuple[Gpu, ...]:
             source=row["source"],
             url=row["url"],
             date=row["date"],
+            node=row.get("node", 8),
         )
         for row in read_table("hardware.toml")["gpu"]
     )

@@ -112,7 +112,7 @@ def plans(
     if least > gpus:
         return []
     sizes = (micro_batch,) if micro_batch else MICRO_BATCHES
-    constants = constants_for(trainer, gpu.family)
+    constants = constants_for(trainer, gpu)
     groups = []
     for tp, pp, limit in grids(config, gpus, sequences, precision):
         if tp * pp * limit < least:

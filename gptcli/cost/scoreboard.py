@@ -22,7 +22,7 @@ from gptcli.cost.hardware import Gpu, Precision, find_gpu, read_table
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import Recompute
 from gptcli.cost.rank_memory import StepConfig
-from gptcli.cost.step_time import Trainer, constants_from, tokens_per_second, uncertainty
+from gptcli.cost.step_time import Overlap, Trainer, constants_from, tokens_per_second, uncertainty
 from gptcli.model.config import ModelConfig
 
 
@@ -40,6 +40,8 @@ class MeasuredRun:
     work: StepConfig
     interleave: int
     """Stages per process."""
+    overlap: Overlap
+    """Collectives that are overlapped with products."""
     tokens_per_second: float
     """Published, of each GPU."""
     memory_bytes: int | None
@@ -55,6 +57,7 @@ class MeasuredRun:
             constants,
             trainer=self.trainer,
             interleave=self.interleave,
+            overlap=self.overlap,
         )
 
     @property
@@ -102,9 +105,11 @@ def _run(row: dict[str, str]) -> MeasuredRun:
             micro_batches=int(row["micro_batches"]),
             precision=cast(Precision, row["precision"]),
             recompute=cast(Recompute, row["recompute"]),
+            fused=row["attention"] == "fused",
             whole_logits=True,
         ),
         int(row["interleave"]),
+        cast(Overlap, row["overlap"]),
         float(row["tokens_per_second"]),
         round(float(row["memory_gb"]) * 1e9) if row["memory_gb"] else None,
     )
@@ -143,7 +148,7 @@ def unseen_error(run: MeasuredRun) -> float:
     """Return log(predicted / published) by constants that were fitted without the run's source."""
     values = read_table("held_out.toml")["without"][run.source]
     table = with_values(read_table("throughput.toml"), values)
-    return log_error(run, constants_from(table, run.trainer, run.gpu.family))
+    return log_error(run, constants_from(table, run.trainer, run.gpu))
 
 
 def check_report() -> dict[str, Any]:
