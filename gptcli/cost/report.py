@@ -304,7 +304,7 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
     step, total = plan.work, plan.memory.total
     rows: list[Row] = [
         ("Memory per rank", "", str(plan.layout)),
-        ("  run with", "", _step_options(step)),
+        ("  run with", "", _step_options(step) + _interleaved(plan)),
     ]
     rows += [
         (f"  {part}", in_bytes(n_bytes), RANK_NOTES[part])
@@ -341,7 +341,7 @@ def plans_table(plans: list[Plan], gpus: int | None = None) -> list[list[str]]:
         idle = 0 if gpus is None else gpus - plan.layout.processes
         rows.append(
             [
-                str(plan.layout),
+                f"{plan.layout}{_interleaved(plan)}",
                 str(idle) if idle else "",
                 str(plan.work.micro_batch),
                 plan.work.recompute,
@@ -356,6 +356,10 @@ def plans_table(plans: list[Plan], gpus: int | None = None) -> list[list[str]]:
 
 def _step_options(step: StepConfig) -> str:
     return f"micro-batch {step.micro_batch}, recompute {step.recompute}"
+
+
+def _interleaved(plan: Plan) -> str:
+    return f", interleaved {plan.interleave}" if plan.interleave > 1 else ""
 
 
 def _step_time(plan: Plan) -> str:
