@@ -45,9 +45,11 @@ MAX_HOURS = 8760 * 1e6  # GPU-hours of a run: a million GPU-years
 # (Grattafiori et al. 2024, Table 5), 419 in 54 days on 16,384 H100; throughput.toml has the latter.
 INTERRUPTIONS = 419 / (54 * 16384)
 SMALL_RUN_GOODPUT = 0.95  # evaluations and checkpoints: an assumption
-# e-folds by which goodput and the choice of the layout may be wrong, and more where interruptions are
-# expected; with the error of the speed, 16 of 20 published runs are inside the range of their GPU-hours
-GOODPUT_ERROR = 0.2
+# e-folds by which goodput may be wrong, and how many more for each by which interruptions are expected
+# to lower it; with the error of the speed, 15 of 20 published runs are inside the range of their
+# GPU-hours. The others ran slower layouts than the best, or for longer than their tokens took.
+GOODPUT_ERROR = 0.15
+INTERRUPTED_ERROR = 1.25
 TYPICAL_MFU = 0.4  # of the work by which the length of a run is judged
 
 
@@ -144,7 +146,7 @@ def make_cluster(
     factor = uncertainty(gpu, trainer)
     if share is None:
         share = goodput_of(gpu, flops)
-        loose = GOODPUT_ERROR + math.log(SMALL_RUN_GOODPUT / share.value)
+        loose = GOODPUT_ERROR + INTERRUPTED_ERROR * math.log(SMALL_RUN_GOODPUT / share.value)
         factor = math.exp(math.hypot(math.log(factor), loose))
     return Cluster(
         gpu,

@@ -102,9 +102,7 @@ def interleaves(n_layer: int, pp: int, recipe: StateRecipe) -> tuple[int, ...]:
 
 def rounds_of(micro_batches: int, pp: int, interleave: int) -> int:
     """Return the micro-batches of a step, padded for the schedule of `interleave` stages."""
-    return padded_micro_batches(
-        micro_batches, pp, "1f1b" if interleave == 1 else "interleaved1f1b"
-    )
+    return padded_micro_batches(micro_batches, pp, "1f1b" if interleave == 1 else "interleaved1f1b")
 
 
 def recipe_of(trainer: Trainer) -> StateRecipe:

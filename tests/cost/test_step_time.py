@@ -235,7 +235,11 @@ def test_products_move_weights_and_casts_move_activations_by_hand() -> None:
     """A weight is read twice in 16 bits, and its fp32 gradient is read and written, or of a single
     micro-batch written; casts move 40 bytes of a unit of width."""
     moving = replace(ROUND, weights=0.5, cast=40.0)
-    for work, each in ((DO, 12), (replace(DO, micro_batches=1), 8), (replace(DO, precision="fp32"), 16)):
+    for work, each in (
+        (DO, 12),
+        (replace(DO, micro_batches=1), 8),
+        (replace(DO, precision="fp32"), 16),
+    ):
         more = step_time(FEW, Layout(), work, GPU, moving).memory - seconds(Layout(), work).memory
         assert more == pytest.approx(work.micro_batches * 8 * 12 * 256 * each * 0.5 / 1e10)
     cast = replace(DO, precision="fp8")
