@@ -306,6 +306,15 @@ def spoken(kind: OfferKind) -> str:
     return kind.replace("-", " ")
 
 
+def _is_date(text: str) -> bool:
+    """Return whether a text is empty, YYYY-MM or YYYY-MM-DD."""
+    match = re.fullmatch(r"\d{4}-(\d\d)(?:-(\d\d))?|", text)
+    return match is not None and all(
+        part is None or 1 <= int(part) <= most
+        for part, most in zip(match.groups(), (12, 31), strict=True)
+    )
+
+
 def _dollars(offer: Offer) -> float:
     return offer.dollars_per_hour
 
@@ -353,7 +362,7 @@ def read_offers(path: Path) -> tuple[Offer, ...]:
             raise InputError(f"{where}.gpus: {error.what}", where=path, hint=hint) from None
         if not names:
             raise InputError(f"{where}.gpus: is empty", where=path, hint='gpus = ["h100"]')
-        if row.date and not re.fullmatch(r"\d{4}-\d\d(-\d\d)?", row.date):
+        if not _is_date(row.date):
             raise InputError(
                 f"{where}.date: {row.date!r} is no date", where=path, hint='date = "2026-11-30"'
             )

@@ -70,10 +70,10 @@ def check_limit(name: str, value: float | None) -> None:
     low, high = LIMITS[name]
     if value is not None and not low <= value <= high:
         raise UsageError(
-            f"{value:g} is out of range",
+            f"{value:,.10g} is out of range",
             field=name,
             code="out_of_range",
-            hint=f"from {low:g} to {high:g}",
+            hint=f"from {low:,.10g} to {high:,.10g}",
         )
 
 

@@ -13,7 +13,9 @@ from gptcli.cost.rank_memory import rank_memory
 from gptcli.cost.scoreboard import (
     check_report,
     log_error,
+    measured_memory,
     measured_runs,
+    memory_scores,
     scores,
     unseen_error,
     with_values,
@@ -102,3 +104,18 @@ def test_values_replace_those_of_a_table() -> None:
 def test_unseen_constants_are_others() -> None:
     run = next(run for run in measured_runs() if run.source == "SimuMax")
     assert unseen_error(run) != log_error(run)
+
+
+MEMORY = {score.source: score for score in memory_scores()}
+
+
+def test_the_memory_of_every_source() -> None:
+    """SimuMax within 2 %, Megatron's golden values within 5 %; none far above the prediction."""
+    assert MEMORY["SimuMax"].worst < 0.02
+    assert MEMORY["Megatron golden values"].worst < 0.05
+    assert all(score.above <= 0.05 for score in MEMORY.values())
+    report = check_report()
+    assert len(report["memory"]) == len(measured_memory()) == sum(s.runs for s in MEMORY.values())
+    assert set(MEMORY) <= {row["name"] for row in report["references"]}
+    for row in report["memory"]:
+        assert row["error"] == pytest.approx(row["predicted"] / row["bytes"] - 1)
