@@ -311,7 +311,11 @@ def cost(
     ] = None,
     check: Annotated[
         bool,
-        flag("--check", "Compare the predicted with the published speed of measured runs.", OUTPUT),
+        flag(
+            "--check",
+            "Compare predicted speed and memory with those of measured runs.",
+            OUTPUT,
+        ),
     ] = False,
     explain: Annotated[
         bool,

@@ -17,6 +17,7 @@ import pytest
 
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.evals.task import Task
+from gptcli.cost.hardware import Offer
 from gptcli.finetune.task import FinetuneTask
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_config
@@ -317,6 +318,7 @@ def test_task_and_recipe_files_are_documented() -> None:
     check("task.toml of an evaluation", dataclass_keys(Task) - {"name"})
     check("task.toml of a fine-tuning", dataclass_keys(FinetuneTask))
     check("recipe.toml", dataclass_keys(SourceConfig) - {"name"})
+    check("prices.toml", dataclass_keys(Offer))
 
 
 def table_rows(section: str) -> dict[str, list[str]]:
