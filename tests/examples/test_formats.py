@@ -16,8 +16,8 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from gptcli.corpus.recipe import SourceConfig
-from gptcli.evals.task import Task
 from gptcli.cost.hardware import Offer
+from gptcli.evals.task import Task
 from gptcli.finetune.task import FinetuneTask
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_config
