@@ -66,7 +66,7 @@ class Mode:
     """Other parameters that have an effect in the mode."""
     unless: Collection[str] = ()
     """Parameters of which none may be given for the mode to be selected."""
-    hint: str = "leave out one of the two"
+    hint: str = "leave out the one or the other"
     """What to do about an option without effect."""
 
 
@@ -97,13 +97,19 @@ def refuse_unused(command: Any, ctx: typer.Context, given: set[str], mode: Mode)
         param.name: param.opts[0] if param.param_type_name == "option" else param.metavar
         for param in command.get_params(ctx)
     }
-    for name, word in spelled.items():
-        if name in given and name != mode.name and name not in mode.uses:
-            raise UsageError(
-                f"{word} has no effect with {spelled.get(mode.name, mode.name)}, which {mode.does}",
-                code="no_effect",
-                hint=mode.hint,
-            )
+    unused = [
+        word
+        for name, word in spelled.items()
+        if name in given and name != mode.name and name not in mode.uses
+    ]
+    if unused:
+        words = " and ".join(filter(None, (", ".join(unused[:-1]), unused[-1])))
+        raise UsageError(
+            f"{words} {'has' if len(unused) == 1 else 'have'} no effect with "
+            f"{spelled.get(mode.name, mode.name)}, which {mode.does}",
+            code="no_effect",
+            hint=mode.hint,
+        )
 
 
 def option_table(command: Any, ctx: typer.Context) -> dict[str, Any]:
