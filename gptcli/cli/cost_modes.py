@@ -27,7 +27,7 @@ from gptcli.cli.options import option
 from gptcli.cost.cluster import affordable
 from gptcli.cost.cpu import NAME as CPU
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import Precision, hourly_price
+from gptcli.cost.hardware import Precision, hourly_price, read_offers
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
 from gptcli.cost.options import (
     DEFAULT_N_CTX,
@@ -75,6 +75,8 @@ def hardware_options(options: dict[str, Any]) -> HardwareOptions:
     """Return the options of GPUs and layout."""
     names = (*HARDWARE_FIELDS, *LAYOUT_FIELDS, "hours")
     given = {name: options[name] for name in names if name in options}
+    if "prices" in options:
+        given["prices"] = read_offers(options["prices"])
     if options.get("gpu", "").lower() == CPU:
         given |= _this_machine(options)
     return HardwareOptions(**given)
@@ -431,7 +433,7 @@ def serve_model(options: dict[str, Any], output: OutputOptions) -> None:
     hardware, target = hardware_options(options), requested_target(options)
     gpu = hardware.gpu_row
     assert gpu is not None, "only --tflops describes a custom GPU, and --serve does not take it"
-    price = hourly_price(gpu, hardware.price)
+    price = hourly_price(gpu, hardware.price, hardware.prices)
     found = serving(
         target.model,
         gpu,
