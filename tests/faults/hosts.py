@@ -40,7 +40,7 @@ TIMEOUT_S = 6
 BOUND_S = 60.0  # for all hosts to end after a fault; torch alone takes 948 s
 TRAIN = split(
     "train --data in/shards --out run --n-head 4 --d-model 16 --n-ctx 16 "
-    f"--batch-tokens 64 --tokens {64 * STEPS} --micro-batch 1 --lr 3e-3 --checkpoint-every {EVERY} "
+    f"--batch-tokens 64 --tokens {64 * STEPS} --lr 3e-3 --checkpoint-every {EVERY} "
     f"--eval-every 12 --samples 0 --compile off --precision fp32 --timeout {TIMEOUT_S}"
 )
 CLONE_NEWNET = 0x40000000  # of setns(2)
@@ -207,8 +207,11 @@ class Harness:
 
     def hosts(self, network: Network, layout: str, *more: str) -> Hosts:
         self.port += 1
-        n_layer = max(2, parse_layout(layout).pp)
-        line = [*TRAIN, "--n-layer", str(n_layer), "--layout", layout, *more]
+        laid_out = parse_layout(layout)
+        # as few operations between hosts as there can be: one micro-batch for each stage
+        own = {"n-layer": laid_out.pp, "micro-batch": 4 // laid_out.replicas // laid_out.pp}
+        sizes = [word for name, size in own.items() for word in (f"--{name}", str(size))]
+        line = [*TRAIN, *sizes, "--layout", layout, *more]
         return Hosts(network, self.work / "run", self.port, line)
 
     def fresh(self) -> Path:
