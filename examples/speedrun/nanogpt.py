@@ -10,6 +10,7 @@ same validation text, of which it draws windows at random. Its log becomes metri
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -56,6 +57,8 @@ def main() -> None:
         pickle.dump({"vocab_size": read_manifest(shards).vocab_size}, file)
     text = (checkout / "train.py").read_text(encoding="utf-8")
     words = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    threads = max(1, (os.cpu_count() or 1) // int(seeds))  # the seeds are trained side by side
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     started = []
     for seed in range(int(seeds)):
         folder = out.resolve() / f"seed-{seed}"
@@ -64,7 +67,7 @@ def main() -> None:
         script.write_text(text.replace("1337", str(1337 + seed)), encoding="utf-8")
         command = [sys.executable, script.name, *words, f"--out_dir={folder}"]
         with open(folder / "log.txt", "w", encoding="utf-8") as log:
-            started.append((folder, subprocess.Popen(command, cwd=work, stdout=log)))
+            started.append((folder, subprocess.Popen(command, cwd=work, stdout=log, env=env)))
     for folder, process in started:
         if process.wait():
             sys.exit(f"nanoGPT failed in {folder}")

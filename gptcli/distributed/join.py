@@ -161,7 +161,8 @@ def peer_loss_as_run_error(run: Launchable) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if PEER_LOST.search(str(error)) is None:
+        from_store = isinstance(error, dist.DistStoreError | dist.DistNetworkError)
+        if not from_store and PEER_LOST.search(str(error)) is None:
             raise
         if not is_main_on_node():
             raise SystemExit(RunError.exit_code) from None

@@ -6,7 +6,7 @@ bounded time, with one message a host, and a resume gives the bytes of the undis
     python -m tests.faults.hosts --seed 1              other faults
 
 The hosts are network namespaces with a switch between them, so this needs root on Linux, `ip` and
-`tc`; for the clocks libfaketime (Debian's package faketime). Exits 1 where a promise was broken.
+`tc`; for the clocks a C compiler. Exits 1 where a promise was broken.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -45,10 +46,7 @@ TRAIN = split(
 )
 CLONE_NEWNET = 0x40000000  # of setns(2)
 SLOW = ("rate", "3mbit", "burst", "16kb", "latency", "2s")  # of tc-tbf(8)
-FAKETIME = [
-    *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
-    *Path("/usr/lib/faketime").glob("libfaketimeMT.so.1"),
-]
+DAY = 86_400
 
 
 @dataclass(slots=True)
@@ -123,7 +121,7 @@ class Hosts:
         """Exit status of each host that has ended; of a signal, its number below zero."""
 
     def start(self, clock: int | None = None) -> None:
-        """Start all; that of the host `clock` with a clock that the file "clock" moves."""
+        """Start all; that of the host `clock` with a clock that the file "clock" moves (clock.c)."""
         for number in range(self.network.hosts):
             if (child := os.fork()) == 0:
                 self._work(number, has_clock=number == clock)
@@ -148,8 +146,8 @@ class Hosts:
 
     def _exec_with_clock(self, number: int) -> None:
         os.environ.update(
-            LD_PRELOAD=str(FAKETIME[0]), FAKETIME_TIMESTAMP_FILE=str(self.folder / "clock"),
-            FAKETIME_NO_CACHE="1", FAKETIME_DONT_FAKE_MONOTONIC="1", FAKETIME_DONT_RESET="1",
+            LD_PRELOAD=str(self.folder.parent / "clock.so"),
+            GPT_TEST_CLOCK=str(self.folder / "clock"),
             PYTHONPATH=str(Path(__file__).parents[2]),
         )  # fmt: skip
         log = os.open(self.log(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -197,6 +195,7 @@ class Harness:
     """Inputs and undisturbed runs, made once, and a fresh folder for every fault."""
 
     def __init__(self, work: Path) -> None:
+        os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as `gptcli.__main__` does
         preload()
         self.work, self.port = work, 29500
         self.wanted: dict[str, dict[str, str]] = {}
@@ -219,7 +218,7 @@ class Harness:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         (folder / "in").symlink_to(self.work / "in")
-        (folder / "clock").write_text("+0")
+        (folder / "clock").write_bytes(struct.pack("q", 0))
         return folder
 
     def undisturbed(self, network: Network, layout: str) -> dict[str, str]:
@@ -268,8 +267,8 @@ class Harness:
         if kind == "slow link":
             network.slow(host, on=True)
         if kind == "clock":
-            days = draw.choice([-400, -1, 1, 400])
-            (hosts.folder / "clock").write_text(f"{days:+}d")
+            with open(hosts.folder / "clock", "r+b") as clock:  # it is mapped
+                clock.write(struct.pack("q", DAY * draw.choice([-400, -1, 1, 400])))
 
     def judge(
         self, hosts: Hosts, host: int, kind: str, result: Result, *, hung: bool, seconds: float
@@ -322,6 +321,14 @@ class Harness:
             result.inexact, result.broken = 1, f"resumed, and not the undisturbed run: {different}"
 
 
+def build_clock(library: Path) -> bool:
+    """Build what moves a process's clock; False without a compiler."""
+    source = Path(__file__).with_name("clock.c")
+    line = ["-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl", "-lpthread"]
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    return compiler is not None and subprocess.run([compiler, *line]).returncode == 0
+
+
 def make_inputs(folder: Path) -> int:
     """Make the shards, in a process of its own."""
     from tests.small_runs import make_shards
@@ -361,9 +368,10 @@ def main() -> int:
     if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("tc")):
         parser.error("needs root, ip and tc: it makes network namespaces")
     layouts = options.layouts or LAYOUTS
-    kinds = [kind for kind in KINDS if kind != "clock" or FAKETIME]
     counts: Counter[str] = Counter()
     with scratch() as work:
+        has_clock = build_clock(work / "clock.so")
+        kinds = [kind for kind in KINDS if kind != "clock" or has_clock]
         harness = Harness(work)
         for number in range(options.faults):
             # every layout meets every kind
@@ -376,8 +384,8 @@ def main() -> int:
             print(f"{number} {layout}, {result.kind}, step {result.at}: {outcome}", flush=True)
             if result.broken:
                 print(f"  {result.broken}\n  " + "\n  ".join(result.words.splitlines()), flush=True)
-    if not FAKETIME:
-        print("clocks that jump: not tried, as libfaketime is not installed")
+    if not has_clock:
+        print("clocks that jump: not tried, as there is no C compiler")
     for kind in kinds:
         bound = f"at most {harness.longest.get(kind, 0):.1f} s until all hosts had ended"
         print(f"{kind}: {counts[kind]} faults, {bound}")

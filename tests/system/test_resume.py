@@ -122,7 +122,7 @@ def same_model(one, other):
     ).read_bytes()
 
 
-LAYOUTS_KILLED = ("dp=1", "shard=2", "tp=2", "pp=2")
+LAYOUTS_KILLED = ("dp=1", "shard=2", "tp=2", "pp=2")  # and dp=4: more than two are summed
 PAPERS: dict[str, Any] = {}
 MUON = {
     "optimizer": "muon", "lr_schedule": "wsd", "cooldown_tokens": 320, "ema": 0.9,
@@ -147,7 +147,7 @@ RECIPES = {"papers": PAPERS, "muon": MUON, "own": OWN, "linear": LINEAR, "consta
 ALL_KILLED = list(itertools.product(LAYOUTS_KILLED, RECIPES))
 KILLED = [
     *itertools.product(LAYOUTS_KILLED, ("papers", "muon")),
-    ("shard=2", "own"), ("tp=2", "own"), ("pp=2", "linear"), ("dp=1", "constant"),
+    ("dp=4", "papers"), ("shard=2", "own"), ("tp=2", "own"), ("pp=2", "linear"), ("dp=1", "constant"),
 ]  # fmt: skip
 
 
