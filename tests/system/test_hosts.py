@@ -193,8 +193,8 @@ def test_torchrun_goes_on_with_the_hosts_that_are_left(
     alone = [sys.executable, "-m", "gptcli", "train", *OPTIONS, *options, "-o", "one"]
     subprocess.run(alone, cwd=tmp_path, check=True, capture_output=True)
     port, run = free_port(), tmp_path / "run"
-    options = (*options, "--layout", layout, "-o", "run")
-    pair = [hosts.torchrun(n, port, *options, hosts="1:2", restarts=1) for n in (0, 1)]
+    elastic = (*options, "--layout", layout, "-o", "run")
+    pair = [hosts.torchrun(n, port, *elastic, hosts="1:2", restarts=1) for n in (0, 1)]
     wait_until(lambda: newest_state(run) is not None, pair[0])
     hosts.network.plug(1, into=False)
     try:
