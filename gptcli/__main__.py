@@ -2,12 +2,16 @@
 command line.
 """
 
+import os
+
 from gptcli import interrupts
 
 
 def main() -> None:
     """Run the command line and exit, as `gptcli.cli.main` does."""
     interrupts.begin("gpt: interrupted\n")
+    # PyTorch's own remarks on a lost connection are pages of addresses beside the one message
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from gptcli.cli import main as run
 
     try:
