@@ -57,7 +57,7 @@ from gptcli.cost.target import (
     llama_shape,
     target_names,
 )
-from gptcli.errors import UsageError, nearest
+from gptcli.errors import InputError, UsageError, nearest
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import read_model_config
 from gptcli.numbers import amount, short
@@ -398,6 +398,12 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     runs: list[RunResult] = []
     for path in options.get("runs", []):
         is_table = path.suffix in SUFFIXES and path.is_file()
+        if path.is_file() and not is_table:
+            raise InputError(
+                "is neither a run folder nor a table of runs",
+                where=path,
+                hint=f"a table is a file that ends in {' or '.join(SUFFIXES)}",
+            )
         runs += read_run_table(path) if is_table else [read_run_result(path)]
     law, predictions = fit_law(runs), []
     if "predict" in options:

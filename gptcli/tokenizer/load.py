@@ -76,7 +76,7 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
         if path.name == NANOGPT_META:
             return read_meta(path)
         if path.suffix not in ("", ".json"):
-            hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
+            hint = "gpt tokenize train makes one; the name gpt2 stands for GPT-2's"
             raise InputError("is not a tokenizer.json", where=path, hint=hint)
         return _load_json(path)
     if str(where) == "gpt2":
