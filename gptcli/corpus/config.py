@@ -136,7 +136,17 @@ class BuildConfig:
         return 1 if size is None or size <= CHUNK_CHARACTERS[0] else requested
 
     def check_inputs_outside(self, out: Path) -> None:
-        """Raise UsageError if an input is inside the output folder, or is the file of documents."""
+        """Raise UsageError if an input is inside the output folder, or is the file of documents, or
+        if that file is inside the output folder.
+        """
+        if self.text_out is not None and self.text_out.resolve().is_relative_to(out.resolve()):
+            raise UsageError(
+                "the file to write the documents to is inside the folder of the shards",
+                where=self.text_out,
+                field="text_out",
+                code="inside_output",
+                hint="choose another {option:text_out}: {option:force} and {option:resume} own the folder",
+            )
         for path in self.inputs:
             if path == STDIN or is_url(path):
                 continue

@@ -20,8 +20,8 @@ MAX_DOCUMENT_BYTES = 1 << 28
 BLOCK_RECORDS = 1 << 10
 
 EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY = "empty file", "not a page", "undecodable body"
-LEFT_OUT = "left out of an archive"
-NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT)
+LEFT_OUT, PART_OF_RECORD = "left out of an archive", "segment of a record"
+NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT, PART_OF_RECORD)
 """Error kinds that are counted and never stop a build."""
 
 DECLARATION_BYTES = 1024  # of a page, in which it declares its encoding

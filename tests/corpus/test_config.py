@@ -85,6 +85,11 @@ def test_the_record_of_another_build_is_refused(build: BuildConfig, tmp_path: Pa
     assert named.resume_record()["web.weight"] == 2.0
     with pytest.raises(UsageError, match="is inside the output folder"):
         build.check_inputs_outside(tmp_path)
+    for name in ("a.jsonl", "deep/a.jsonl"):
+        inside = dataclasses.replace(build, text_out=tmp_path / "out" / name)
+        with pytest.raises(UsageError, match="inside the folder of the shards"):
+            inside.check_inputs_outside(tmp_path / "out")
+    dataclasses.replace(build, text_out=tmp_path / "a.jsonl").check_inputs_outside(tmp_path / "out")
 
 
 def test_what_is_left_out_and_texts_to_be_cut_are_told(

@@ -25,6 +25,15 @@ from gptcli.errors import InputError
 JSON_CHARACTERS = 1 << 16  # of JSON read at a time
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEXT_OBJECT = re.compile(r"\}\s*,?\s*(?=\{)")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:"]|[^\s"{}\[\],:]+', re.DOTALL)
+# Places where the next value of an array may begin, by the first character of its values.
+_STARTS = {
+    "{": re.compile(r"[},\n]\s*(?=\{)"),
+    "[": re.compile(r"[\],\n]\s*(?=\[)"),
+    '"': re.compile(r'(?:(?<!\\)"\s*,|\n)\s*(?=")'),
+    # Where it is a bracket that is surplus, quotes are what they seem.
+    '["': re.compile(r'[,\n]\s*(?=")'),
+}
 
 
 def json_lines_reader(field: str, *, eot_in_text: bool = False) -> Reader:
@@ -92,6 +101,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
     """
     decoder = json.JSONDecoder()
     buffer, at, size = "", 0, JSON_CHARACTERS
+    kind = ""  # first character of the values
     is_end = is_array = False
     is_first = True
     while True:
@@ -107,14 +117,13 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             is_array, is_first, at = is_first, False, at + 1
             continue
         is_first = False
+        kind = kind or (buffer[at] if buffer[at] in _STARTS else "{")
         problem = ""
         try:
             value, stop = decoder.raw_decode(buffer, at)
             is_whole = stop < len(buffer) or is_end
         except json.JSONDecodeError as error:
-            # The scanner stops at the end of what is there, or at the start of an open string.
-            is_open = error.pos >= len(buffer) - 16 or error.msg.startswith("Unterminated string")
-            is_whole = is_end or not is_open
+            is_whole = is_end or not _is_open(error, buffer)
             problem = f"not valid JSON: {error.msg}"
         except (ValueError, RecursionError) as error:
             is_whole, problem = True, f"not readable JSON: {type(error).__name__}"
@@ -125,7 +134,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
         size = JSON_CHARACTERS
         if problem or not is_whole:
             yield _InvalidJsonError(problem or "longer than a document may be")
-            buffer, at, is_end = _behind_object(buffer, at + 1, text)
+            buffer, at, is_end = _behind_damage(buffer, at, text, kind, is_end=is_end)
             continue
         yield value
         at = stop
@@ -140,6 +149,97 @@ def json_file_values(stream: Any, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, _InvalidJsonError):
             raise InputError(str(value), where=where)
         yield where, value
+
+
+def _behind_damage(
+    buffer: str, at: int, text: IO[str], kind: str, *, is_end: bool
+) -> tuple[str, int, bool]:
+    """Return the buffer, the place in it to read on at, and True if the text has ended.
+
+    `at` is the start of a value that is not valid; `kind` is the first character of the others.
+    """
+    size = JSON_CHARACTERS
+    while (found := _place_behind(buffer, at, kind, is_end=is_end)) is None:
+        if len(buffer) - at > MAX_DOCUMENT_BYTES:
+            return _behind_object(buffer, at + 1, text)
+        more = text.read(size)
+        buffer, at, size, is_end = buffer[at:] + more, 0, 2 * size, not more
+    return buffer, found, is_end
+
+
+def _place_behind(buffer: str, start: int, kind: str, *, is_end: bool) -> int | None:
+    """Return the end of the value at `start`, which is not valid; None if more text is needed.
+
+    It ends where its brackets close, or at a comma outside of them. Where a quote or a bracket is
+    missing or surplus, those tell nothing: it ends before the first valid value behind `start` as
+    well.
+    """
+    opened, last = "", ","  # brackets; the token before, "v" for a value
+    place: int | None = None  # of the first valid value, once the brackets tell nothing
+    is_torn = False
+    for token in _TOKEN.finditer(buffer, start):
+        if place is not None and token.start() >= place:
+            return place
+        first = token[0][0]
+        is_tear = False
+        if first in "{[":
+            if not opened and last == "v" and first == kind:  # a comma is missing
+                return token.start()
+            is_tear = first != kind if not opened else opened[-1] == "{" and last != ":"
+            opened, last = opened + first, first
+        elif first in "}]":
+            if not opened:
+                is_own = first == "}" or token.start() == start
+                return token.end() if is_own else token.start()
+            is_tear = opened[-1] + first not in ("{}", "[]")
+            opened, last = opened[:-1], "v"
+        elif first in ",:":
+            if first == "," and not opened:
+                return token.end()
+            last = first
+        else:
+            is_open = token[0] == '"'
+            is_tear = last == "v" or (is_open and is_end)
+            last = "v"
+        if is_tear and not is_torn:
+            before = "[" if kind == '"' and first in "{[}]" else ""
+            is_torn, place = True, _next_value(buffer, start, before + kind, is_end=is_end)
+            if place == -1:
+                return None
+        if (last == "v" and first in "}]" and not opened) and (place is None or not is_tear):
+            return token.end()
+        if token[0] == '"':
+            break
+    return place if place is not None else len(buffer) if is_end else None
+
+
+def _next_value(buffer: str, start: int, kind: str, *, is_end: bool) -> int | None:
+    """Return the place of the first valid value behind `start`.
+
+    Returns None if there is none, and -1 if more text is needed to tell.
+    """
+    decoder = json.JSONDecoder()
+    for found in _STARTS[kind].finditer(buffer, start):
+        try:
+            _, stop = decoder.raw_decode(buffer, found.end())
+        except json.JSONDecodeError as error:
+            if not is_end and _is_open(error, buffer):
+                return -1
+            continue
+        except (ValueError, RecursionError):
+            continue
+        after = buffer[stop : stop + 256].lstrip()
+        if not after:
+            return found.end() if is_end else -1
+        if after[0] in (",", "]", kind[-1]):
+            return found.end()
+    return None
+
+
+def _is_open(error: json.JSONDecodeError, buffer: str) -> bool:
+    """Return True if what is wrong may be that the buffer ends."""
+    # The scanner stops at the end of what is there, or at the start of an open string.
+    return error.pos >= len(buffer) - 16 or error.msg.startswith("Unterminated string")
 
 
 def _behind_object(buffer: str, at: int, text: IO[str]) -> tuple[str, int, bool]:
