@@ -333,6 +333,7 @@ def _source_entry(source: SourceConfig, chunks: list[Chunk], tally: Tally) -> So
         tokens=sum(chunk.tokens for chunk in chunks),
         cut=tally.cut,
         pieces=tally.pieces,
+        changed=dict(sorted(tally.changed.items())),
         weight=float(source.weight),
     )
 

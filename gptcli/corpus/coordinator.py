@@ -22,12 +22,15 @@ from gptcli.corpus.inputs import STDIN, fingerprint
 from gptcli.corpus.pool import Pool
 from gptcli.corpus.quality import train_classifier
 from gptcli.corpus.reading_progress import ReadingProgress
+from gptcli.corpus.repeats import RepeatsTask, find_repeats, repeats_tasks
 from gptcli.corpus.worker_tasks import (
+    RemovalTask,
     TextChunkTask,
     WorkerContext,
     classifier_path,
     finish_text_chunk,
     read_split,
+    remove_repeats,
     sample_texts,
 )
 from gptcli.events import Events
@@ -47,7 +50,7 @@ def make_context(build: BuildConfig, out: Path) -> WorkerContext:
         tokenizer=build.tokenizer,
         encoder_name="tokenizers" if build.encoder == "auto" and is_small else build.encoder,
         sources=build.sources,
-        dedup_methods=build.dedup_methods(),
+        comparisons=build.comparisons(),
         seed=build.seed,
         val_fraction=build.val_fraction,
         chunk_characters=build.chunk_characters(),
@@ -181,6 +184,10 @@ def _compare_documents(
         _compare_source(index, build, context, text_chunks, pool, events)
         for index in range(len(build.sources))
     ]
+    text_chunks = [
+        _remove_repeats(index, build, context, chunks, duplicates[index], pool, events)
+        for index, chunks in enumerate(text_chunks)
+    ]
     if build.evaluation and not (context.work / "contaminated.npy").exists():
         items = context.items.hashes
         documents = np.zeros(len(items), np.int64)
@@ -201,6 +208,34 @@ def _compare_documents(
     ]
 
 
+def _remove_repeats(
+    index: int,
+    build: BuildConfig,
+    context: WorkerContext,
+    text_chunks: list[TextChunk],
+    duplicates: list[Path],
+    pool: Pool,
+    events: Events,
+) -> list[TextChunk]:
+    """Return the text chunks of a source without repeated text; themselves if it keeps that."""
+    config = build.sources[index].repeats
+    if config is None:
+        return text_chunks
+    name = f"repeats {build.sources[index].name}"
+    paths: list[Path] = []
+    found = repeats_tasks(context.work, index, config, text_chunks, sorted(duplicates))
+    for path in pool.map(_find_repeats, found):
+        paths.append(path)
+        events.progress(name, len(paths), None, "tables")
+    events.finish(name)
+    tasks = [RemovalTask(index, chunk.path, sorted(paths)) for chunk in text_chunks]
+    return [TextChunk(path) for path in sorted(pool.map(remove_repeats, tasks))]
+
+
+def _find_repeats(_: WorkerContext, task: RepeatsTask) -> Path:
+    return find_repeats(task)
+
+
 def _compare_source(
     index: int,
     build: BuildConfig,
@@ -218,7 +253,7 @@ def _compare_source(
     tasks = dedup_tasks(
         context.work,
         index,
-        source.dedup.method,
+        source.dedup.comparison,
         source.dedup.within,
         source.dedup.threshold,
         text_chunks[index],

@@ -54,6 +54,8 @@ class Document:
     """Encoding of the page by its HTTP header, or "" if that names none."""
     origin: int = -1
     """Position of the record that this is a part of, or -1 if it is a whole one."""
+    changed: str = ""
+    """Stage that changed the text last, for the filter that has just run, or ""."""
     scores: dict[str, float] | None = None
     """Measures of the filters, by their names, if they are wanted."""
     error_kind: str = ""

@@ -1,6 +1,6 @@
 """Published rules for web text: Gopher's, C4's and FineWeb's, and rules of one's own.
 
-    filters = ["gopher", "c4", "fineweb", "mine:keep"]      a key of a source in a recipe
+    filters = ["gopher", "c4", "fineweb", "pii", "mine:keep"]      a key of a source in a recipe
 
 Each rule measures a text and drops it at a threshold of its paper; a document is counted under the
 first rule that it fails. A word is what white space divides, a line or a paragraph one that is not
@@ -11,16 +11,21 @@ blank. C4's rules also take lines out of a text. The lists of bad words of C4 ar
 - C4: Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.2. Its removal of
   repeated spans of three sentences compares documents, which is left to `dedup`.
 - FineWeb: Penedo et al. 2024, "The FineWeb Datasets", section 3.6.
+- pii, personal information, drops nothing. It puts other text in its place, as FineWeb does for
+  addresses of e-mail and public addresses of the internet (section 3.7), and Dolma for telephone
+  numbers of North America (Soldaini et al. 2024, section 4.3).
 """
 
 from __future__ import annotations
 
 import importlib
+import ipaddress
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +52,24 @@ _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _SENTENCE_END = re.compile(r"[.!?]+[\"'\u201d\u2019)]*(?=\s|$)")
 FINEWEB_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\u061f", "\u0964")
 SHORT_LINE = 30  # characters
+_LOCAL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
+_BEFORE_AT = re.compile(rf"\b{_LOCAL}(?:\.{_LOCAL})*\Z")
+_AT = re.compile(
+    rf"@(?:(?:{_LABEL}\.)+{_LABEL}|\[(?:{_OCTET}\.){{3}}(?:{_OCTET}|[A-Za-z0-9-]*[A-Za-z0-9]:)\])"
+)
+MAX_LOCAL = 256  # characters before the @; mail allows 64
+_IP = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}")
+_PHONE = re.compile(
+    r"(?<![\w(])(?:\+?1[-. ]?)?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-. ])[2-9]\d{2}[-. ]\d{4}(?![\w]|[-.]\d)"
+)
+EMAILS = ("email@example.com", "firstname.lastname@example.org")
+IPS = (
+    "22.214.171.124", "126.96.36.199", "188.8.131.52", "184.108.40.206", "220.127.116.11",
+    "18.104.22.168",
+)  # fmt: skip
+PHONE = "|||PHONE_NUMBER|||"
 
 
 def gopher_quality(text: str) -> Iterator[Measure]:
@@ -179,7 +202,7 @@ RULES: dict[str, Rules] = {
     "gopher_repetition": gopher_repetition,
     "fineweb": fineweb,
 }
-FILTERS = ("gopher", *RULES, "c4")
+FILTERS = ("gopher", *RULES, "c4", "pii")
 """Names of filters; "gopher" is both of Gopher's."""
 
 
@@ -208,6 +231,8 @@ def heuristic_filter(name: str, bad_words: str = "") -> Callable[[Document], str
     """
     if name in RULES:
         return partial(_by_rules, name, RULES[name])
+    if name == "pii":
+        return _by_pii
     if name == "c4":
         return partial(_by_c4, _pattern_of(bad_words) if bad_words else None)
     return partial(_by_function, name, load_function(name))
@@ -228,7 +253,39 @@ def _by_c4(bad_words: re.Pattern[str] | None, document: Document) -> str:
     text, rule = clean_c4(document.text, bad_words)
     if rule:
         return f"c4: {rule}"
-    document.text = text
+    if text != document.text:
+        document.text, document.changed = text, "c4"
+    return ""
+
+
+def mask_pii(text: str) -> str:
+    """Return a text whose e-mail addresses, public IP addresses and telephone numbers are others.
+
+    The replacements are those of FineWeb and of Dolma, in turn.
+    """
+    emails, ips = cycle(EMAILS), cycle(IPS)
+
+    def other_ip(found: re.Match[str]) -> str:
+        """Return another address for a public one, else what was found."""
+        try:
+            return next(ips) if ipaddress.ip_address(found[0]).is_global else found[0]
+        except ValueError:  # 08.8.8.8
+            return found[0]
+
+    parts, end = [], 0
+    for found in _AT.finditer(text):
+        local = _BEFORE_AT.search(text, max(end, found.start() - MAX_LOCAL), found.start())
+        if local is not None:
+            parts += [text[end : local.start()], next(emails)]
+            end = found.end()
+    text = "".join([*parts, text[end:]])
+    return _PHONE.sub(PHONE, _IP.sub(other_ip, text))
+
+
+def _by_pii(document: Document) -> str:
+    text = mask_pii(document.text)
+    if text != document.text:
+        document.text, document.changed = text, "pii"
     return ""
 
 

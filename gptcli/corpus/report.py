@@ -17,6 +17,7 @@ from gptcli.corpus.formats.tables import parquet_rows
 from gptcli.corpus.inputs import STDIN, file_suffixes, fingerprint, watch_reads
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import atomic_write
+from gptcli.numbers import counted
 from gptcli.papers.training import GPT3_MIXTURE
 from gptcli.shards.format import document_lengths, open_shard, token_dtype
 from gptcli.shards.manifest import SPLITS, Manifest, Source, Split
@@ -192,6 +193,10 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
             f"which divided some and so added {source.pieces:,} documents.",
             "",
         ]
+    lines += [
+        f"The stage {stage} changed the text of {counted(count, 'document')}.\n"
+        for stage, count in source.changed.items()
+    ]
     if source.documents_kept:
         lines += [
             f"{source.text_bytes:,} bytes of text became {source.tokens:,} tokens, including an "

@@ -19,8 +19,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any
 
-from tokenizers import Tokenizer as Backend
 from tokenizers import Regex, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events

@@ -16,7 +16,7 @@ from gptcli.corpus import config, coordinator
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.coordinator import WORK_FOLDER, all_input_splits, make_context
-from gptcli.corpus.recipe import DedupConfig, SourceConfig
+from gptcli.corpus.recipe import Comparison, DedupConfig, SourceConfig
 from gptcli.shards.order import open_split
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -44,9 +44,9 @@ def test_the_worker_context_has_the_configuration_of_the_build(
 ) -> None:
     context = make_context(build, tmp_path)
     assert (tmp_path / WORK_FOLDER).is_dir()
-    assert (context.chunk_characters, context.dedup_methods, context.encoder_name) == (
+    assert (context.chunk_characters, context.comparisons, context.encoder_name) == (
         100,
-        [None, "lsh"],
+        [None, Comparison("lsh", False)],
         "tokenizers",
     )
     assert [context.needs_text_chunks(source) for source in (0, 1)] == [False, True]

@@ -13,10 +13,12 @@ import pytest
 
 from gptcli.corpus.documents import Document
 from gptcli.corpus.heuristics import (
+    PHONE,
     RULES,
     clean_c4,
     filter_names,
     heuristic_filter,
+    mask_pii,
 )
 from gptcli.errors import UsageError
 
@@ -249,3 +251,32 @@ def test_rules_equal_datatroves_where_words_are_the_same() -> None:
     finally:
         patch.undo()
     assert all(min(counts) > 20 for counts in verdicts.values()), verdicts
+
+
+ADDRESSES = [
+    *("a.b@c.org", "x@y", "joe+tag@mail.example.co.uk", "..a@b.de", "a..b@c.de", "@", "a@-b.com"),
+    *("8.8.8.8", "192.168.0.1", "1.2.3.4.5", "256.1.1.1", "8.8.8.8:80", "08.8.8.8", "a@[8.8.8.8]"),
+    *("ü@x.de", "<a@b.com>", "a@b.com.", "a@b-.com", "a@b.c@d.e", "'a@b.co'", "1.1.1.1,2.2.2.2"),
+]
+
+
+def test_masking_is_finewebs() -> None:
+    pii = pytest.importorskip("datatrove.pipeline.formatters.pii")
+    chance = random.Random(0)
+    for _ in range(300):
+        text = " ".join(chance.choices([*ADDRESSES, "the", "river\n"], k=chance.randint(1, 8)))
+        assert mask_pii(text) == pii.PIIFormatter().format(text)
+
+
+def test_personal_information_is_masked_and_counted() -> None:
+    found = "Write to joe@mail.example.com or 8.8.8.8, not 10.0.0.1; call (212) 555-0123."
+    masked = "Write to email@example.com or 22.214.171.124, not 10.0.0.1; call |||PHONE_NUMBER|||."
+    document = Document(found, "a")
+    assert heuristic_filter("pii")(document) == ""
+    assert (document.text, document.changed) == (masked, "pii")
+    for text in ("no such thing", "in 2020-10-2021", "2125550123", "a 1-2 b", "12.5 212-555-01234"):
+        assert mask_pii(text) == text
+    for text in ("+1 212 555 0123", "1-800-555-0123", "212.555.0123", "212-555-0123"):
+        assert mask_pii(text) == PHONE
+    for text in ("a." * 100_000, "a@" * 100_000, "1." * 100_000, "a@" + "b-" * 100_000):
+        mask_pii(text)  # in no time
