@@ -69,7 +69,8 @@ class FileRange:
     """Documents of one file that one worker reads.
 
     A text file is divided by bytes, a Parquet file by row groups. Any other large file is divided
-    into stripes: the worker reads the whole file and keeps every `stripes`-th block of documents.
+    into stripes, where it is not handed out: the worker reads the whole file and keeps every
+    `stripes`-th block of documents.
     """
 
     start: int = 0
@@ -82,6 +83,8 @@ class FileRange:
     """Index of this stripe, below `stripes`."""
     stripes: int = 1
     """Number of stripes that the file is divided into."""
+    is_handed_out: bool = False
+    """True if one process reads the file and hands its documents to the workers."""
     block: int = 1 << 62
     """Positions per block. Chunks do not cross the border between two blocks."""
 

@@ -7,6 +7,7 @@ for a text chunk) are those of version 0.1.0, whose unfinished builds can be res
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,26 +148,58 @@ def read_split(context: WorkerContext, split: InputSplit) -> list[Path]:
     Chunks that exist are not written again. Raises InputError on a document that cannot be read, if
     the source says so.
     """
-    done = context.work / f"span-{context.chunk_characters}-{split.name}.json"
-    if done.exists():
-        return [context.work / name for name in read_json(done)]
-    source = context.sources[split.source]
-    kind = "text" if context.needs_text_chunks(split.source) else "unit"
-    paths = []
-    with reported(context.work, split, numbered_documents(split, source.reader)) as documents:
-        for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
-            name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
-            path = context.work / name
-            if not path.exists():
-                _make_chunk(context, split.source, group, path)
-            paths.append(path)
-    write_json(done, [path.name for path in paths])
+    paths = finished_chunks(context, split)
+    if paths is None:
+        with read_groups(context, split) as groups:
+            paths = [make_chunk(context, split.source, group, path) for path, group in groups]
+        write_json(_done_file(context, split), [path.name for path in paths])
     return paths
 
 
-def _make_chunk(
+def _done_file(context: WorkerContext, split: InputSplit) -> Path:
+    return context.work / f"span-{context.chunk_characters}-{split.name}.json"
+
+
+def finished_chunks(context: WorkerContext, split: InputSplit) -> list[Path] | None:
+    """Return the chunks of a split that an earlier attempt has read; None if there is none."""
+    done = _done_file(context, split)
+    return [context.work / name for name in read_json(done)] if done.exists() else None
+
+
+@contextlib.contextmanager
+def read_groups(
+    context: WorkerContext, split: InputSplit
+) -> Iterator[Iterator[tuple[Path, list[NumberedDocument]]]]:
+    """Return the documents of a split, a chunk at a time, each with the path of its chunk."""
+    source = context.sources[split.source]
+    kind = "text" if context.needs_text_chunks(split.source) else "unit"
+    with reported(context.work, split, numbered_documents(split, source.reader)) as documents:
+        groups = group_into_chunks(documents, split.part.block, context.chunk_characters)
+        prefix = f"{kind}-{context.chunk_characters}-{split.source:03d}"
+        yield ((context.work / f"{prefix}-{group[0][0]:016x}", group) for group in groups)
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOut:
+    """Documents of a chunk, read by the coordinator."""
+
+    source: int
+    """Index of the source."""
+    path: Path
+    """Chunk to write, if it does not exist."""
+    documents: list[NumberedDocument]
+    """Documents, none of them filtered."""
+
+
+def make_chunk(
     context: WorkerContext, source: int, group: list[NumberedDocument], path: Path
-) -> None:
+) -> Path:
+    """Write a chunk, or a text chunk, of documents, unless it exists; return its path.
+
+    Raises InputError on a document that cannot be read, if the source says so.
+    """
+    if path.exists():
+        return path
     config, filters = context.sources[source], context.filters[source]
     tally = Tally()
     numbers, texts, urls = [], [], []
@@ -193,6 +226,7 @@ def _make_chunk(
         tally.text_bytes = _utf8_bytes(texts)
         keys = shuffle_keys(np.array(numbers, np.uint64), context.seed)
         context.write_chunk(path, keys, texts, tally)
+    return path
 
 
 def _kept_documents(
