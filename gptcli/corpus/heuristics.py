@@ -1,6 +1,7 @@
 """Published rules for web text: Gopher's, C4's and FineWeb's, and rules of one's own.
 
-    filters = ["gopher", "c4", "fineweb", "pii", "mine:keep"]      a key of a source in a recipe
+    filters = ["gopher", "c4", "fineweb", "pii"]      a key of a source in a recipe
+    filters = ["mine:keep", "command:./keep --fast"]  a function, a program (`CommandFilter`)
 
 Each rule measures a text and drops it at a threshold of its paper; a document is counted under the
 first rule that it fails. A word is what white space divides, a line or a paragraph one that is not
@@ -18,9 +19,14 @@ blank. C4's rules also take lines out of a text. The lists of bad words of C4 ar
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import ipaddress
+import json
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.corpus.documents import Document
-from gptcli.errors import UsageError, nearest
+from gptcli.errors import GptError, RunError, UsageError, nearest
 from gptcli.files import read_text
 
 Measure = tuple[str, float, bool]
@@ -204,6 +210,7 @@ RULES: dict[str, Rules] = {
 }
 FILTERS = ("gopher", *RULES, "c4", "pii")
 """Names of filters; "gopher" is both of Gopher's."""
+COMMAND = "command:"
 
 
 def filter_names(wanted: Sequence[str]) -> list[str]:
@@ -217,7 +224,9 @@ def filter_names(wanted: Sequence[str]) -> list[str]:
             raise UsageError(
                 f"unknown filter {name!r}",
                 where="filters",
-                hint=nearest(name, FILTERS) or "a function of your own is module:function",
+                hint=nearest(name, FILTERS)
+                or "a function of your own is module:function, and a "
+                "program of your own command:PROGRAM",
             )
         names += ["gopher_quality", "gopher_repetition"] if name == "gopher" else [name]
     return list(dict.fromkeys(names))
@@ -235,6 +244,8 @@ def heuristic_filter(name: str, bad_words: str = "") -> Callable[[Document], str
         return _by_pii
     if name == "c4":
         return partial(_by_c4, _pattern_of(bad_words) if bad_words else None)
+    if name.startswith(COMMAND):
+        return partial(_by_function, name, CommandFilter(name.removeprefix(COMMAND)))
     return partial(_by_function, name, load_function(name))
 
 
@@ -297,11 +308,15 @@ def _pattern_of(path: str) -> re.Pattern[str]:
 def _by_function(name: str, function: Callable[[str], object], document: Document) -> str:
     try:
         found = function(document.text)
-    except Exception as error:
+    except GptError:
+        raise
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"the filter {name} failed: {type(error).__name__}: {error}", where=document.where
         ) from error
-    if found is True or found is None or found == "":
+    if type(found).__name__ == "bool_":  # numpy's
+        found = bool(found)
+    if found is True or found is None or (isinstance(found, str) and not found):
         return ""
     if found is False:
         return name
@@ -311,7 +326,53 @@ def _by_function(name: str, function: Callable[[str], object], document: Documen
             where=document.where,
             hint="it returns True to keep a text, and False or the reason to drop it",
         )
-    return f"{name}: {found}"
+    return f"{name}: {found.encode('utf-8', 'replace').decode()}"
+
+
+class CommandFilter:
+    """A command that reads a JSON string a line and answers each with a line: true to keep the text,
+    false or the reason, a JSON string, to drop it.
+
+    Every worker starts its own, at its first document.
+    """
+
+    def __init__(self, command: str) -> None:
+        """Raise UsageError if there is no such program."""
+        try:
+            self.words = shlex.split(command)
+        except ValueError as error:
+            raise UsageError(
+                f"the command {command!r} is not valid: {error}", where="filters"
+            ) from None
+        if not self.words or shutil.which(self.words[0]) is None:
+            program = self.words[0] if self.words else command
+            raise UsageError(f"there is no program {program!r}", where="filters")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, text: str) -> Any:
+        """Return the answer for a text. Raises RunError if the command ends or does not answer so."""
+        if self._process is None:
+            self._process = subprocess.Popen(  # it ends with its standard input
+                self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(text).encode() + b"\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer.endswith(b"\n"):
+            code = self._process.wait()
+            raise RunError(
+                f"the filter {self.words[0]!r} ended with code {code} before it answered",
+                hint="it answers every line of its input with a line, at once",
+            )
+        with contextlib.suppress(ValueError):
+            return json.loads(answer)
+        raise RunError(
+            f"the filter {self.words[0]!r} answered {answer[:60].decode('utf-8', 'replace')!r}",
+            hint="an answer is a line: true, false, or a reason in quotes",
+        )
 
 
 def load_function(name: str) -> Callable[[str], Any]:
@@ -325,9 +386,9 @@ def load_function(name: str) -> Callable[[str], Any]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module does
         raise UsageError(
-            f"the filter {name!r} cannot be imported: {error}",
+            f"the filter {name!r} cannot be imported: {type(error).__name__}: {error}",
             where="filters",
             hint="it is the path of a module, a colon, and a function in it",
         ) from None

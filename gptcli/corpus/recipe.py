@@ -205,8 +205,8 @@ class SourceConfig:
     clean: CleanConfig | None = None
     """Heuristic filters."""
     filters: list[str] = _NO_FILTERS
-    """Published rules, "gopher", "c4" and "fineweb", "pii" to mask personal information, or
-    functions of one's own, "module:function";
+    """Published rules, "gopher", "c4" and "fineweb", "pii" to mask personal information, functions
+    of one's own, "module:function", or programs, "command:PROGRAM";
     in this order (`gptcli.corpus.heuristics`)."""
     bad_words: str = ""
     """File with a word or phrase a line; the filter "c4" drops pages that have one."""

@@ -20,7 +20,7 @@ from gptcli.corpus.heuristics import (
     heuristic_filter,
     mask_pii,
 )
-from gptcli.errors import UsageError
+from gptcli.errors import RunError, UsageError
 
 WORDS = [
     *("river", "stone", "light", "cloud", "garden", "window", "bridge", "paper", "silver"),
@@ -280,3 +280,69 @@ def test_personal_information_is_masked_and_counted() -> None:
         assert mask_pii(text) == PHONE
     for text in ("a." * 100_000, "a@" * 100_000, "1." * 100_000, "a@" + "b-" * 100_000):
         mask_pii(text)  # in no time
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise RuntimeError('no')", "RuntimeError: no"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("return keep(text)", "RecursionError"),
+        ("return 5", "returned int"),
+        ("return [text]", "returned list"),
+        ("yield True", "returned generator"),
+    ],
+)
+def test_a_function_that_fails_or_answers_nonsense_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "odd.py").write_text(f"def keep(text):\n    {body}\n")
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+    with pytest.raises(UsageError, match=message):
+        heuristic_filter("odd:keep")(Document("words", "a"))
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+
+
+@pytest.mark.parametrize("content", ["def keep(:", "1 / 0", "raise SystemExit(3)", ""])
+def test_a_module_that_cannot_be_imported_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_one.py").write_text(content)
+    with pytest.raises(UsageError, match="cannot be imported"):
+        heuristic_filter("broken_one:keep")
+
+
+PROGRAM = """import json, sys
+for line in sys.stdin:
+    text = json.loads(line)
+    if text == "die": sys.exit(3)
+    if text == "nonsense": print("maybe", flush=True); continue
+    if text == "number": print(7, flush=True); continue
+    print(json.dumps("too short" if len(text) < 4 else "x" not in text), flush=True)
+"""
+
+
+def test_a_program_is_a_filter(tmp_path: Path) -> None:
+    (tmp_path / "keep.py").write_text(PROGRAM)
+    name = f"command:{sys.executable} {tmp_path / 'keep.py'}"
+    assert filter_names(["gopher", name])[-1] == name
+
+    def of(text: str) -> str:
+        return own(Document(text, "a"))
+
+    own = heuristic_filter(name)
+    assert [of(text) for text in ("a\nlong one", "x in it", "abc", "\ud800 long")] == [
+        *("", name, f"{name}: too short", "")
+    ]
+    with pytest.raises(UsageError, match="returned int"):
+        of("number")
+    with pytest.raises(RunError, match="answered 'maybe"):
+        of("nonsense")
+    for _ in range(2):
+        with pytest.raises(RunError, match="ended with code 3"):
+            of("die")
+    for command in ("command:", "command:no-such-program", "command:'open"):
+        with pytest.raises(UsageError, match=r"no program|not valid"):
+            heuristic_filter(command)
