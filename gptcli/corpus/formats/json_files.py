@@ -102,7 +102,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
     decoder = json.JSONDecoder()
     buffer, at, size = "", 0, JSON_CHARACTERS
     kind = ""  # first character of the values
-    is_end = is_array = False
+    is_end = is_array = has_array = False
     is_first = True
     while True:
         while at < len(buffer) and (buffer[at].isspace() or (buffer[at] == "," and not is_first)):
@@ -113,8 +113,12 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             buffer, at = text.read(JSON_CHARACTERS), 0
             is_end = not buffer
             continue
-        if buffer[at] == ("[" if is_first else "]") and (is_first or is_array):
-            is_array, is_first, at = is_first, False, at + 1
+        # An array begins the file, or follows another one.
+        if buffer[at] == "[" and (is_first or (has_array and not is_array)):
+            is_array, has_array, is_first, at = True, True, False, at + 1
+            continue
+        if buffer[at] == "]" and is_array:
+            is_array, at = False, at + 1
             continue
         is_first = False
         kind = kind or (buffer[at] if buffer[at] in _STARTS else "{")
