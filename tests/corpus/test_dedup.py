@@ -5,13 +5,14 @@ plain Python finds.
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gptcli.corpus import dedup
-from gptcli.corpus.chunks import Tally, TextChunk, write_text_chunk
+from gptcli.corpus.chunks import Signatures, Tally, TextChunk, write_text_chunk
 from gptcli.corpus.dedup import (
     BANDINGS,
     band_keys,
@@ -200,3 +201,35 @@ def test_urls_are_compared_in_one_form() -> None:
     assert comparable_url("HTTPS://User.Example.ORG/Path/?q=A#top") == "user.example.org/Path/?q=A"
     assert comparable_url("http://a.com/") == comparable_url("a.com") == "a.com"
     assert comparable_url("") == ""
+
+
+def test_comparing_keys_takes_memory_for_one_range_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys alone of 400,000 documents, compared 25,000 to 50,000 at a time."""
+    monkeypatch.setattr(dedup, "MAX_TASK_KEYS", 50_000)
+    generator = np.random.default_rng(0)
+    count, size = 20, 20_000
+    keys = generator.integers(0, 1 << 64, count * size, np.uint64)
+    repeated = generator.choice(len(keys), 1000, replace=False)
+    keys[repeated[1:]] = keys[repeated[:-1]]
+    expected = len(keys) - len(np.unique(keys))
+    chunks = []
+    for number in range(count):
+        rows = slice(number * size, (number + 1) * size)
+        signatures = Signatures(keys[None, rows], np.empty(0, np.uint64), np.zeros(size, np.int64))
+        path = tmp_path / f"text-{number:02}"
+        numbers = list(range(rows.start, rows.stop))
+        write_text_chunk(path, numbers, [""] * size, Tally(), signatures)
+        chunks.append(TextChunk(path))
+    found = 0
+    tasks = list(dedup_tasks(tmp_path, 0, Comparison("url", True), True, 0.5, chunks, []))
+    assert len(tasks) == 16
+    for task in tasks:
+        tracemalloc.start()
+        path = find_duplicates(task)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 100 * 50_000
+        found += path.stat().st_size // 8
+    assert found == expected
