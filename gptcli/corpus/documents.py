@@ -24,6 +24,33 @@ LEFT_OUT, PART_OF_RECORD = "left out of an archive", "segment of a record"
 NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT, PART_OF_RECORD)
 """Error kinds that are counted and never stop a build."""
 
+MAX_DEPTH = 1000  # of tags; browsers keep 512
+_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9-]*)[^<>]*>")
+_WITHOUT_END = frozenset(  # elements whose end tag is not written, or may be left out
+    [
+        "area",
+        "base",
+        "br",
+        "col",
+        "embed",
+        "hr",
+        "img",
+        "input",
+        "link",
+        "meta",
+        "source",
+        "track",
+        "wbr",
+        "p",
+        "li",
+        "dt",
+        "dd",
+        "option",
+        "tr",
+        "td",
+        "th",
+    ]
+)
 DECLARATION_BYTES = 1024  # of a page, in which it declares its encoding
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _ATTRIBUTE = re.compile(rb"([A-Za-z-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
@@ -209,8 +236,29 @@ def extract_text(html: bytes | str, extractor: Extractor = "resiliparse", charse
     """
     if isinstance(html, bytes):
         html = decode_page(html, charset, is_html=True)
+    if html.count("<") > MAX_DEPTH:
+        html = flattened(html)
     text = _by_trafilatura(html) if extractor == "trafilatura" else _by_resiliparse(html)
     return "\n".join(line for line in text.splitlines() if line.strip()).replace("\x00", "")
+
+
+def flattened(html: str) -> str:
+    """Return a page without the tags that would be nested in MAX_DEPTH others or more.
+
+    Extractors take time with the square of the depth. Browsers flatten such pages, too.
+    """
+    depth = 0
+
+    def tag(found: re.Match[str]) -> str:
+        """Return the tag, or nothing if it is nested too deeply."""
+        nonlocal depth
+        if found[2].lower() in _WITHOUT_END:
+            return found[0]
+        before = depth
+        depth = max(depth - 1, 0) if found[1] else depth + 1
+        return found[0] if max(before, depth) <= MAX_DEPTH else ""
+
+    return _TAG.sub(tag, html)
 
 
 def _by_resiliparse(html: str) -> str:

@@ -191,7 +191,8 @@ def _sample(path: str, source: SourceConfig, comparison: Comparison | None, seed
     documents: Any = scan(path, by_lines.reader(path))  # a generator
     start = time.process_time()
     with watch_reads(count), contextlib.closing(documents):
-        for seen, document in enumerate(documents, 1):
+        for document in documents:
+            seen += 1
             if document.error is not None:
                 if source.on_error == "stop" and document.error_kind not in NON_FATAL_ERRORS:
                     raise document.error

@@ -257,7 +257,7 @@ def test_nothing_is_lost_without_a_count(
         # A text that a stage dropped or took away is in its row, or counted as changed.
         found = {row["text"] for row in rows}
         lost = [text for text in documents if text not in found]
-        others = [text for text in kept if text not in documents]
+        others = [text for text in found if text and text not in documents]
         unread = sum(not row["text"] and not row["kept"] for row in rows)
         is_counted = unread or others or source.changed
         # Whole lines or rows that are gone leave no trace where nothing counts them.
