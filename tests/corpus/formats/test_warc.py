@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
-from gptcli.corpus.formats import DocumentKind, find_reader, scan
+from gptcli.corpus.formats import DocumentKind, find_reader, http_pages, scan
 from gptcli.errors import InputError
 
 
@@ -325,3 +325,23 @@ def test_segments_are_joined_or_counted(tmp_path: Path, warc: bytes) -> None:
     wrong = segment(3, cuts[2], total=len(whole) + 1)
     assert read(parts[0] + parts[1] + wrong + page) == [alone, "a page"]
     assert read(parts[0] + segment(2, b"x", "<urn:2>") + page) == [alone, alone, "a page"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+def test_a_body_that_unpacks_without_end_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr(http_pages, "MAX_DOCUMENT_BYTES", 100_000)
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": gzip.compress,
+        "deflate": zlib.compress,
+        "br": brotli.compress,
+        "zstd": zstandard.compress,
+    }
+    http = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Encoding: {encoding}"
+    bodies = [b"a" * 100_000, b"a" * 100_001, b"a" * 50_000_000]
+    data = b"".join(record("response", compress[encoding](body), http=http) for body in bodies)
+    (tmp_path / "a.warc").write_bytes(data)
+    whole, *long = scanned(tmp_path / "a.warc")
+    assert whole.text == "a" * 100_000
+    assert [document.error_kind for document in long] == ["undecodable body"] * 2
