@@ -22,7 +22,7 @@ from gptcli.corpus.recipe import Comparison, SourceConfig
 from gptcli.corpus.repeats import repeat_hashes
 from gptcli.files import atomic_write
 from gptcli.numbers import counted
-from gptcli.papers.training import GPT3_MIXTURE
+from gptcli.papers.models import GPT3_MIXTURE
 from gptcli.shards.format import document_lengths, open_shard, token_dtype
 from gptcli.shards.manifest import SPLITS, Manifest, Source, Split
 from gptcli.tokenizer.encoders import open_encoder

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.papers.models import MODELS
-from gptcli.papers.training import TRAINING
+from gptcli.papers.models import MODELS, TRAINING
 from gptcli.trainer.recipe import (
     MAX_SMALL_LR,
     SCALED,
