@@ -159,8 +159,8 @@ def make_chunks(
                 for path in paths:
                     add(source, path)
     text_chunks = [[TextChunk(path) for path in sorted(paths)] for paths in text_paths]
-    tasks = _compare_documents(build, context, text_chunks, pool, events)
-    for source, path in pool.map(_finish_task, tasks):
+    unfinished = _compare_documents(build, context, text_chunks, pool, events)
+    for source, path in pool.map(_finish_task, unfinished):
         add(source, path)
     events.finish("tokenize")
     return [sorted(mine, key=lambda chunk: chunk.path.name) for mine in chunks]

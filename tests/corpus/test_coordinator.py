@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from gptcli.corpus import config, coordinator, input_splits, worker_tasks
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.coordinator import WORK_FOLDER, all_input_splits, make_context
+from gptcli.corpus.documents import Document
+from gptcli.corpus.formats import scan
 from gptcli.corpus.recipe import Comparison, DedupConfig, SourceConfig
 from gptcli.shards.order import open_split
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -115,9 +118,13 @@ def test_a_large_file_of_records_is_read_once_and_handed_out(
     documents = [f"{number} {chance.randbytes(60).hex()}" for number in range(60)]
     path = tmp_path / name
     path.write_bytes(whole(name, documents, random.Random(1)))
-    reads = []
-    scan = input_splits.scan
-    monkeypatch.setattr(input_splits, "scan", lambda *given: reads.append(given) or scan(*given))
+    reads: list[str] = []
+
+    def counted_scan(path: str, *others: Any) -> Iterator[Document]:
+        reads.append(path)
+        return scan(path, *others)
+
+    monkeypatch.setattr(input_splits, "scan", counted_scan)
     build = BuildConfig(
         sources=[SourceConfig(inputs=[str(path)])], tokenizer=byte_tokenizer, val_fraction=0.0
     )

@@ -73,8 +73,8 @@ def without(folder: Path, texts: list[str], config: RepeatsConfig) -> list[str]:
     for chunk in chunks:
         ranges = read_repeats(paths, chunk.numbers)
         for number, text in zip(chunk.numbers.tolist(), chunk.texts(), strict=True):
-            mine = ranges.get(number, [])
-            left.append(without_repeats(text, mine, config) if mine else text)
+            gone = ranges.get(number, [])
+            left.append(without_repeats(text, gone, config) if gone else text)
     return left
 
 
