@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from gptcli.encodings import guess, not_utf8, utf16_without_mark, wrong_encoding
 from gptcli.errors import InputError, install_hint
 
@@ -236,10 +238,20 @@ def extract_text(html: bytes | str, extractor: Extractor = "resiliparse", charse
     """
     if isinstance(html, bytes):
         html = decode_page(html, charset, is_html=True)
-    if html.count("<") > MAX_DEPTH:
+    if html.count("<") > MAX_DEPTH and _may_be_deep(html):
         html = flattened(html)
     text = _by_trafilatura(html) if extractor == "trafilatura" else _by_resiliparse(html)
     return "\n".join(line for line in text.splitlines() if line.strip()).replace("\x00", "")
+
+
+def _may_be_deep(html: str) -> bool:
+    """Return False if no tag is nested in MAX_DEPTH others, by a quick count of starts and ends."""
+    data = np.frombuffer(html.encode("utf-8", "replace") + b" ", np.uint8)
+    after = data[np.flatnonzero(data == ord("<")) + 1]
+    is_letter = (after | 0x20 >= ord("a")) & (after | 0x20 <= ord("z"))
+    depth = (is_letter.astype(np.int64) - (after == ord("/"))).cumsum()
+    lowest = np.minimum.accumulate(np.minimum(depth, 0))
+    return bool((depth - lowest).max(initial=0) > MAX_DEPTH)
 
 
 def flattened(html: str) -> str:

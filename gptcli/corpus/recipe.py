@@ -49,6 +49,11 @@ IDENTIFIERS: tuple[Identifier, ...] = get_args(Identifier)
 DEDUP_METHODS: tuple[DedupMethod, ...] = get_args(DedupMethod)
 LATER_KEYS = ("input_format", "eot_in_text", "filters", "bad_words", "repeats")
 """Keys of a source that records of earlier builds do not have."""
+LATER_FIELDS: dict[str, dict[str, object]] = {
+    "clean": {"identifier": "resiliparse", "min_language_score": 0.65},
+    "dedup": {"url": False},
+}
+"""Keys of a source's tables that records of earlier builds do not have, with their defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +268,10 @@ class SourceConfig:
         known = fingerprints([path for path in self.inputs if path != STDIN])
         record = {**asdict(self), "inputs": {path: list(stat) for path, stat in known.items()}}
         # Keys that older records lack are there only if they are not the default.
+        for table, later in LATER_FIELDS.items():
+            for name, default in later.items():
+                if record[table] is not None and record[table][name] == default:
+                    del record[table][name]
         for part in fields(self):
             default = [] if part.name == "filters" else part.default
             if part.name in LATER_KEYS and record[part.name] == default:

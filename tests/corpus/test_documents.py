@@ -12,6 +12,7 @@ from gptcli.corpus.documents import (
     EXTRACTORS,
     Document,
     Extractor,
+    _may_be_deep,
     bad_document,
     extract_text,
     flattened,
@@ -89,4 +90,8 @@ def test_a_page_that_is_nested_without_end_is_flattened() -> None:
     assert extract_text(deep) == words
     flat = "<ul>" + "<li><p>one<br>" * 5000 + "</ul>" + "<div><b>two</b></div>" * 5000
     assert flattened(flat) == flat
+    assert _may_be_deep(deep)
+    assert not _may_be_deep("<div><b>two</b></div>" * 5000)
+    assert not _may_be_deep("</div>" * 5000 + "<div>" * 1000 + "<" * 5000)
+    assert _may_be_deep("</div>" * 5000 + "<div>" * 1001)
     assert flattened("<a" * 100_000 + "<div" * 100_000) == "<a" * 100_000 + "<div" * 100_000

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import IO, Any
 
 from gptcli.corpus.documents import (
@@ -23,6 +24,7 @@ from gptcli.encodings import BOM
 from gptcli.errors import InputError
 
 JSON_CHARACTERS = 1 << 16  # of JSON read at a time
+MAX_TRIED = 16  # places where a value may begin behind damage
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEXT_OBJECT = re.compile(r"\}\s*,?\s*(?=\{)")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:"]|[^\s"{}\[\],:]+', re.DOTALL)
@@ -218,12 +220,12 @@ def _place_behind(buffer: str, start: int, kind: str, *, is_end: bool) -> int | 
 
 
 def _next_value(buffer: str, start: int, kind: str, *, is_end: bool) -> int | None:
-    """Return the place of the first valid value behind `start`.
+    """Return the place of the first valid value behind `start`, at the next MAX_TRIED places.
 
     Returns None if there is none, and -1 if more text is needed to tell.
     """
     decoder = json.JSONDecoder()
-    for found in _STARTS[kind].finditer(buffer, start):
+    for found in islice(_STARTS[kind].finditer(buffer, start), MAX_TRIED):
         try:
             _, stop = decoder.raw_decode(buffer, found.end())
         except json.JSONDecodeError as error:
