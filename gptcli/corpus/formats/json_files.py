@@ -180,52 +180,59 @@ def _place_behind(buffer: str, start: int, kind: str, *, is_end: bool) -> int | 
     missing or surplus, those tell nothing: it ends before the first valid value behind `start` as
     well.
     """
-    opened, last = "", ","  # brackets; the token before, "v" for a value
-    place: int | None = None  # of the first valid value, once the brackets tell nothing
-    is_torn = False
+    stop, starts = _end_by_brackets(buffer, start, kind, is_end=is_end)
+    if starts:
+        place = _next_value(buffer, start, stop, starts, is_end=is_end)
+        if place is not None:
+            return None if place < 0 else place
+    return len(buffer) if stop is None and is_end else stop
+
+
+def _end_by_brackets(buffer: str, start: int, kind: str, *, is_end: bool) -> tuple[int | None, str]:
+    """Return the end of a value by its brackets, None if it is not in the buffer; and a key of
+    _STARTS if a quote or a bracket is missing or surplus, "" if not.
+    """
+    opened, last, starts = "", ",", ""  # brackets; the token before, "v" for a value
     for token in _TOKEN.finditer(buffer, start):
-        if place is not None and token.start() >= place:
-            return place
         first = token[0][0]
         is_tear = False
         if first in "{[":
             if not opened and last == "v" and first == kind:  # a comma is missing
-                return token.start()
+                return token.start(), starts
             is_tear = first != kind if not opened else opened[-1] == "{" and last != ":"
             opened, last = opened + first, first
         elif first in "}]":
             if not opened:
                 is_own = first == "}" or token.start() == start
-                return token.end() if is_own else token.start()
+                return (token.end() if is_own else token.start()), starts
             is_tear = opened[-1] + first not in ("{}", "[]")
             opened, last = opened[:-1], "v"
         elif first in ",:":
             if first == "," and not opened:
-                return token.end()
+                return token.end(), starts
             last = first
         else:
-            is_open = token[0] == '"'
-            is_tear = last == "v" or (is_open and is_end)
+            is_tear = last == "v" or (token[0] == '"' and is_end)
             last = "v"
-        if is_tear and not is_torn:
-            before = "[" if kind == '"' and first in "{[}]" else ""
-            is_torn, place = True, _next_value(buffer, start, before + kind, is_end=is_end)
-            if place == -1:
-                return None
-        if (last == "v" and first in "}]" and not opened) and (place is None or not is_tear):
-            return token.end()
+        if is_tear and not starts:
+            starts = f"[{kind}" if kind == '"' and first in "{[}]" else kind
+        if last == "v" and first in "}]" and not opened:
+            return token.end(), starts
         if token[0] == '"':
             break
-    return place if place is not None else len(buffer) if is_end else None
+    return None, starts
 
 
-def _next_value(buffer: str, start: int, kind: str, *, is_end: bool) -> int | None:
-    """Return the place of the first valid value behind `start`, at the next MAX_TRIED places.
+def _next_value(
+    buffer: str, start: int, stop: int | None, kind: str, *, is_end: bool
+) -> int | None:
+    """Return the place of the first valid value between `start` and `stop`, of MAX_TRIED places.
 
     Returns None if there is none, and -1 if more text is needed to tell.
     """
     decoder = json.JSONDecoder()
-    for found in islice(_STARTS[kind].finditer(buffer, start), MAX_TRIED):
+    places = _STARTS[kind].finditer(buffer, start, len(buffer) if stop is None else stop)
+    for found in islice(places, MAX_TRIED):
         try:
             _, stop = decoder.raw_decode(buffer, found.end())
         except json.JSONDecodeError as error:
