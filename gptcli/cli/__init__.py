@@ -153,5 +153,14 @@ def _os_error(error: OSError) -> str:
             f"{where}the disk is full\n"
             "  free some space and run the command again; complete files are kept"
         )
+    if not where:  # what is known to do is about a file
+        what = (error.strerror or str(error)).lower()
+        if isinstance(error, PermissionError):
+            return (
+                f"{what} by the system\n"
+                "  processes that share work need a /dev/shm to which this user may write; if it is "
+                "something else, --debug shows where"
+            )
+        return f"{what}\n  --debug shows what was asked of the system"
     hint = "" if (todo := advice(error)) == "" else f"\n  {todo}"
     return f"{where}{(error.strerror or str(error)).lower()}{hint}"
