@@ -383,8 +383,8 @@ class StopSignal(Answer):
     """
 
     unfinished = (
-        "  no checkpoint was written now; -m gptcli train --resume ... goes on from the newest,\n"
-        "  or from the start if there is none\n"
+        "  no checkpoint was written now: the same gpt train with --resume goes on from the\n"
+        "  newest one, or from the start if there is none\n"
     )
 
     def __init__(self, events: Events) -> None:

@@ -50,7 +50,8 @@ def test_without_semaphores_a_build_has_one_worker_and_says_so(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Telling(Events):
-        texts: list[str] = []
+        def __init__(self) -> None:
+            self.texts: list[str] = []
 
         def warn(self, text: str) -> None:
             self.texts.append(text)
