@@ -173,3 +173,52 @@ def install_hint(package: str) -> str:
     if importlib.util.find_spec("pip") is None:
         return shlex.join(["uv", "pip", "install", "--python", python, package])
     return shlex.join([python, "-m", "pip", "install", package])
+
+
+def package_error(error: BaseException) -> UsageError | None:
+    """Return an error about the installation if a package that gpt requires is missing, too old or
+    damaged, and None if `error` has another cause.
+    """
+    from importlib import metadata
+
+    try:
+        listed = metadata.requires("gptcli") or []
+    except metadata.PackageNotFoundError:  # run from its folder
+        listed = []
+    required = [text.partition(">=") for text in listed if ";" not in text]  # of no extra
+    for name, _, least in required:
+        package = f"{name}>={least}"
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return UsageError(
+                f"the package {name} is not installed for {sys.executable}",
+                hint=install_hint(package),
+            )
+        if _release(version) < _release(least):
+            return UsageError(
+                f"{name} {version} is too old: gpt needs {package}",
+                hint=install_hint(package),
+            )
+    if not isinstance(error, ImportError) or str(error.name).partition(".")[0] == "gptcli":
+        return None
+    names, trace = [str(error.name).partition(".")[0]], error.__traceback__
+    while trace is not None:  # of a library that it misses, the package is known by its code
+        names.append(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0])
+        trace = trace.tb_next
+    damaged = [name for name, _, _ in required if name in names]
+    if not damaged and not isinstance(error, ModuleNotFoundError):
+        return None
+    what = str(error).partition("\n")[0]
+    if not damaged:
+        return UsageError(f"a package is missing: {what}", hint=install_hint(names[0]))
+    return UsageError(
+        f"the package {damaged[0]} is installed, but damaged: {what}",
+        hint=install_hint(damaged[0]).replace(" install ", " install --force-reinstall --no-deps "),
+    )
+
+
+def _release(version: str) -> list[int]:
+    """Return the numbers of a version: [2, 11] of 2.11+cpu."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return [int(part) for part in found[0].split(".")] if found else []

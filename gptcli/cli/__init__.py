@@ -12,7 +12,7 @@ import typer
 from gptcli import __version__
 from gptcli.cli.command import Group
 from gptcli.devices import MPS_OUT_OF_MEMORY
-from gptcli.errors import GptError
+from gptcli.errors import GptError, package_error
 from gptcli.openmp import set_spin_environment
 
 COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --help`
@@ -126,6 +126,8 @@ def main() -> None:
                 "this user has no home folder, which is needed here\n  set one: HOME=/path gpt ...",
                 BAD_INPUT,
             )
+        elif (at_fault := package_error(error)) is not None:
+            code = _print_error(at_fault.message, at_fault.exit_code)
         else:
             code = _print_error(
                 f"{type(error).__name__}: {error}\n"
