@@ -105,7 +105,7 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
     """
     build.check_inputs_outside(out)
     record = build.resume_record()
-    claim_owned(out, resume=resume, force=force)
+    claim_owned(out, resume=resume, force=force, own=MANIFEST)
     if contents(out):
         if not (out / RESUME_RECORD).exists():
             raise UsageError(
