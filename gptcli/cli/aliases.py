@@ -421,7 +421,7 @@ def unknown_command(program: str, args: list[str], commands: list[str]) -> Usage
     if program != "gpt":
         close = close_to(typed, commands)
         lead = f"did you mean {close[0]}?" if close else f"its commands are {', '.join(commands)}"
-        if not close and not Path(typed).exists():
+        if not close and not (Path(typed).suffix or Path(typed).exists()):
             return UsageError(what, where=typed, hint=f"{lead}; {program} --help describes them")
         words = [close[0], *rest] if close else [commands[0], *args]
         line = shlex.join([*program.split(), *words])
@@ -470,7 +470,7 @@ def _line_of(target: str, rest: list[str]) -> str:
             line[-1] = f"{Path(run).name}.gguf"
         return shlex.join(["gpt", *line])
     words = [*target.split(), *rest]
-    if words[0] not in ("sample", "train", "eval", "cost", "build-shards"):
+    if target not in ("sample", "train", "eval", "cost", "build-shards"):
         return shlex.join(["gpt", *words])
     command = f"gpt {words[0]}"
     takes = _options_of(words[0])
