@@ -225,6 +225,8 @@ def as_gpt_error(error: TyperException, ctx: typer.Context) -> GptError:
         )
     ):
         hint = f"for example: {example}\n{hint}"
+    if what.endswith("is not readable"):
+        hint = "change its permissions"
     return UsageError(what[:1].lower() + what[1:], where=where, hint=hint)
 
 
