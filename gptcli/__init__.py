@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from gptcli.model.transformer import GPT
     from gptcli.sampling.params import SamplingParams
     from gptcli.shards.loader import DataLoader
-    from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
+    from gptcli.tokenizer.tokenizer import Tokenizer
     from gptcli.tokenizer.training import train_tokenizer
     from gptcli.trainer.config import TrainConfig
 
@@ -62,7 +63,7 @@ _MODULES = {
     "SamplingParams": "gptcli.sampling.params",
     "Tokenizer": "gptcli.tokenizer.tokenizer",
     "TrainConfig": "gptcli.trainer.config",
-    "load_tokenizer": "gptcli.tokenizer.tokenizer",
+    "load_tokenizer": "gptcli.tokenizer.load",
     "train_tokenizer": "gptcli.tokenizer.training",
     **dict.fromkeys(
         ("GptError", "InputError", "Interrupted", "RunError", "UsageError"), "gptcli.errors"

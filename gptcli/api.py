@@ -13,7 +13,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.evals.evaluate import evaluate
 from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.papers.training import TRAINING
+from gptcli.papers.models import TRAINING
 from gptcli.sampling.load import Loaded, PrecisionChoice
 from gptcli.sampling.load import load as _load
 from gptcli.trainer.train import train
@@ -87,8 +87,9 @@ def load_model(
     precision: PrecisionChoice = "auto",
     events: Events = SILENT,
 ) -> Loaded:
-    """Load the model and tokenizer of a run, a transformers folder, a file of nanoGPT or llm.c, or a
-    name on the Hub, such as "openai-community/gpt2", which is downloaded unless it is in the cache.
+    """Load the model and tokenizer of a run, a transformers folder, a file of nanoGPT or llm.c, or
+    a name on the Hub, such as "openai-community/gpt2", which is downloaded unless it is in the
+    cache.
 
     An unfinished run gives its newest checkpoint, or that of step `checkpoint`. `.model` of the
     result is the `GPT`, `.tokenizer` its tokenizer. Raises UsageError for a device or precision
@@ -108,8 +109,8 @@ def export_model(
     force: bool = False,
     events: Events = SILENT,
 ) -> None:
-    """Write a model for other programs: to a GGUF file for llama.cpp if `out` ends in .gguf, or else
-    to a folder for transformers.
+    """Write a model for other programs: to a GGUF file for llama.cpp if `out` ends in .gguf, or
+    else to a folder for transformers.
 
     `model` and `checkpoint` as in `load_model`. `precision` is that of a GGUF file's matrices:
     "fp32", "fp16" or "bf16"; a folder is always in fp32. Rows that pad the vocabulary are left out.
@@ -126,7 +127,7 @@ def export_model(
     from gptcli.model.hub import fetch_model
     from gptcli.model.safetensors_io import read_weights, save_model
     from gptcli.model.source import find_model
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     out = Path(out)
     as_gguf = out.suffix == ".gguf"
@@ -276,10 +277,10 @@ def estimate_cost(
     """Estimate FLOPs, time, energy and dollars of training a model; `as_dict()` is the JSON report.
 
     `model` is an architecture or the name of a paper's size. `tokens` defaults to the paper's, or
-    to GPT-3's 300B, `batch_tokens` to the recipe's. `gpu` is a row of hardware.toml; its throughput is
-    predicted unless `tflops` (in TFLOP/s) or `mfu` (a share of the peak) is given, for `gpus` GPUs or
-    the fewest that hold the model. `price` is in dollars per GPU-hour. Raises UsageError if the
-    values are impossible or the model does not fit.
+    to GPT-3's 300B, `batch_tokens` to the recipe's. `gpu` is a row of hardware.toml; its throughput
+    is predicted unless `tflops` (in TFLOP/s) or `mfu` (a share of the peak) is given, for `gpus`
+    GPUs or the fewest that hold the model. `price` is in dollars per GPU-hour. Raises UsageError if
+    the values are impossible or the model does not fit.
     """
     from gptcli.cost.options import HardwareOptions
     from gptcli.cost.target import Target, estimate_target, find_target

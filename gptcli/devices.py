@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 HIDE_MPS = "GPT_MPS"
-"""Environment variable that hides the Apple GPU if it is 0, as CUDA_VISIBLE_DEVICES= does CUDA's."""
+"""Environment variable that hides the Apple GPU if it is 0, as CUDA_VISIBLE_DEVICES= does CUDA's.
+"""
 MPS_BF16_MACOS = (14, 0)
 """First version of macOS whose Metal has bf16."""
 MPS_OUT_OF_MEMORY = "MPS backend out of memory"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -170,7 +171,8 @@ def install_hint(package: str) -> str:
     The Python is named by its path if `python` means another, and uv installs if it has no pip.
     """
     python = sys.executable
-    if not python or shutil.which("python") == python:
+    is_active = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ  # not make's PATH alone
+    if not python or (shutil.which("python") == python and is_active):
         python = "python"
     if importlib.util.find_spec("pip") is None:
         return shlex.join(["uv", "pip", "install", "--python", python, package])

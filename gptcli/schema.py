@@ -1,4 +1,5 @@
-"""Tables of TOML and JSON files as dataclasses: the keys, types and choices are those of its fields.
+"""Tables of TOML and JSON files as dataclasses: the keys, types and choices are those of its
+fields.
 
 Every file that we read as a table goes this way: recipes of a corpus, manifests of shards, tasks.
 """
@@ -32,7 +33,8 @@ def read_table(
 
     A text may be empty if its default is, or with `may_be_empty`. A value of the right type goes
     through its key's reader, which by default checks the range of a number. Raises InputError at
-    `where`, with the path of the key below `key`, for an unknown or missing key and for a value that is not allowed.
+    `where`, with the path of the key below `key`, for an unknown or missing key and for a value
+    that is not allowed.
     """
     try:
         return cast(T, _read(kind, table, _Rules(readers, may_be_empty)))

@@ -211,7 +211,9 @@ def dumps(
 
 
 def finite(value: Any) -> Any:
-    """Return `value` with None in place of each number that is not finite, lists and objects included."""
+    """Return `value` with None in place of each number that is not finite, lists and objects
+    included.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

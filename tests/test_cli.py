@@ -13,7 +13,8 @@ import typer
 
 from gptcli import __version__
 from gptcli import cli as module
-from gptcli.errors import InputError, RunError
+from gptcli.cli.cost import MODEL_OPTIONS, MODES, select_mode
+from gptcli.errors import GptError, InputError, RunError, UsageError
 
 
 def homeless() -> RuntimeError:
@@ -99,3 +100,67 @@ def test_errors_become_one_message(
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert not shown.out
+
+
+VALUES = {"convention": "dclm", "kind": "gpt2", "sweep": "lr=1e-3", "example": "x", "stop": "x"}
+"""Valid values of options that are read at once and take no number."""
+
+
+def whole_command(name: str) -> Any:
+    """Return a command, and its context, without a command line."""
+    from typer.main import get_command
+
+    command: Any = get_command(module.build_app([name]))
+    return command.commands[name]
+
+
+def words_of(param: Any) -> list[str]:
+    """Return an option, or an argument, as it may be typed."""
+    if param.param_type_name == "argument":
+        return ["1"]
+    return [param.opts[0]] if param.is_flag else [param.opts[0], VALUES.get(param.name, "1")]
+
+
+def refused_word(command: Any, name: str, line: list[str]) -> str:
+    """Return the option of a command line that has no effect; empty if all have one."""
+    try:
+        command.make_context(name, line)
+    except GptError as error:
+        found = re.search(r"(\S+) has no effect with", str(error))
+        return found[1] if found else str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "eval", "build-shards"])
+def test_an_option_without_effect_in_a_mode_is_refused(name: str) -> None:
+    command = whole_command(name)
+    params = {param.name: param for param in command.params}
+    required = [word for one in params.values() if one.required for word in words_of(one)]
+    for mode in command.modes:
+        unknown = {mode.name, *mode.uses, *mode.unless} - params.keys()
+        assert not unknown, "a mode names an option that the command does not have"
+        for other in params.values():
+            typed = {mode.name, other.name}
+            selected = [
+                one for one in command.modes if one.name in typed and not typed & {*one.unless}
+            ]
+            if len(typed) == 1 or selected[:1] != [mode] or other.required:
+                continue
+            line = [*required, *words_of(params[mode.name]), *words_of(other)]
+            is_refused = other.name not in mode.uses
+            spelled = words_of(other)[0] if other.param_type_name == "option" else other.metavar
+            assert refused_word(command, name, line) == spelled * is_refused, line
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_option_without_effect_on_an_estimate_is_refused(mode: str) -> None:
+    command = whole_command("cost")
+    names = [param.name for param in command.params]
+    for other in names:
+        used = {mode, *MODES[mode], "json", "markdown"}
+        if other in used or (other in MODES and [*MODES].index(other) < [*MODES].index(mode)):
+            continue
+        if mode == "hours" and other in (*MODEL_OPTIONS, "tokens"):
+            continue  # the duration of an estimate
+        with pytest.raises(UsageError, match="cannot be combined with"):
+            select_mode({mode: 1.0, other: True})

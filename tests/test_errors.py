@@ -171,9 +171,18 @@ def test_another_word_is_close_to_nothing(word: str) -> None:
 )
 def test_install_hint_names_the_python_that_runs(monkeypatch, python, on_path, pip, hint) -> None:
     monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setenv("VIRTUAL_ENV", "/v")
     monkeypatch.setattr(shutil, "which", {"python": on_path}.get)
     monkeypatch.setattr(importlib.util, "find_spec", {"pip": pip or None}.get)
     assert install_hint("ray") == hint
+
+
+def test_install_hint_names_the_path_where_only_make_knows_the_environment(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/v/bin/python")
+    monkeypatch.setattr(sys, "prefix", "/v")
+    monkeypatch.setattr(shutil, "which", {"python": "/v/bin/python"}.get)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert install_hint("ray").startswith(("/v/bin/python -m pip", "uv pip install --python /v/"))
 
 
 def raised(error: BaseException, module: str = "gptcli.x") -> BaseException:

@@ -15,7 +15,6 @@ import torch
 from gptcli import kernels
 from gptcli.kernels import attention_kernel, build, head_kernel, linear_kernel, norm_kernel
 from gptcli.kernels.decode_kernel import small_batch_linear
-from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model.attention import attention_packed
 from gptcli.model.config import ModelConfig
 from gptcli.model.loss import EAGER, next_token_loss
@@ -50,7 +49,7 @@ def test_install_fills_the_places_and_uninstall_empties_them(model: GPT) -> None
     kernels.install(model, fuse_blocks=True)
     installed = {
         "attention": attention_kernel.attention_packed,
-        "block": fused_block,
+        "block": kernels.train_block,
         "head": head_kernel,
         "linear": None,
     }

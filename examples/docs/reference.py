@@ -102,7 +102,7 @@ def _leaf(command: Any, path: str) -> Iterator[str]:
 def _row(row: Row) -> str:
     _, long, short, *_, metavar = row.cells
     names = ", ".join(f"`{name}`" for name in (*long.split(","), *short.split(",")) if name)
-    note = " ".join(row.notes).replace("[default: (", "default: ").replace(")]", "")
+    note = " ".join(row.notes).replace("[default: ", "default: ").replace("]", "")
     note = note.replace("[default: ", "default: ").replace("[required]", "required").rstrip("]")
     value = f"`{metavar}`" if metavar and long else ""
     cells = (names, value, _escaped(row.text) + (f" *{note}*" if note else ""))

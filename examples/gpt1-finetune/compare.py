@@ -20,7 +20,7 @@ from gptcli.model.transformer import GPT
 from gptcli.runs.charts import Series, line_chart
 from gptcli.runs.metrics import read_metrics
 from gptcli.runs.svg import Scale
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 OUT, BASE, SEEDS = Path("out"), Path("out/base"), (0, 1, 2)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command, hold, read_config, releasing
+from gptcli.cli.command import Command, Mode, hold, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import (
     INPUT,
@@ -51,8 +51,8 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
     "input_format": Option(INPUT, "auto"),
     "eot_in_text": Option(
         INPUT,
-        help="Divide documents where a text or JSON line spells <|endoftext|>; otherwise it is "
-        "text.", reader=boolean),
+        help="Begin a new document where a text or JSON line spells <|endoftext|>, which is "
+             "ordinary text otherwise.", reader=boolean),
     "on_error": Option(
         INPUT, "stop", "Action for a document that cannot be read: stop, or skip and count it.",
         "RULE"),
@@ -74,24 +74,45 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
         "without headers) or megatron (a .bin and .idx for each source).", "F"),
     "text_out": Option(
         OUTPUT,
-        help="File to write the documents to as well, with source, scores and the reason of each "
-        "that is dropped: .jsonl.zst, .jsonl or .parquet.", metavar="FILE"),
+        help="Also write the documents to this file, with their source, scores and the reason if "
+             "one is dropped: .jsonl.zst, .jsonl or .parquet.", metavar="FILE"),
     "text_dropped": Option(
         OUTPUT, help="Write the documents that are dropped to --text-out, too.", reader=boolean),
     "workers": Option(
-        RUN, "cores", "Number of worker processes; the output does not depend on it."),
+        RUN, "this machine's cores",
+        "Number of worker processes; the output does not depend on it."),
     "runner": Option(
         RUN, "local",
-        "Location of the workers: local, or ray for all cores of a running Ray cluster.", "R"),
+        "Workers to use: local for this machine's cores, or ray for all cores of a running Ray "
+        "cluster.", "R"),
 }
 # fmt: on
-DEFAULTED = tuple(name for name, row in OPTIONS.items() if row.shown not in ("", "cores"))
+DEFAULTED = tuple(name for name, row in OPTIONS.items() if row.shown and name != "workers")
 """Options with a default that does not depend on the machine."""
+
+
+MODES = (
+    Mode("verify", "only checks finished shards", ("json",)),
+    Mode("overlap", "only reads shards and test files", ("inputs", "workers", "json")),
+    Mode(
+        "part",
+        "reads one part of the input, and continues it by itself",
+        # of OPTIONS those of the whole build as well, so that all jobs share one line
+        ("inputs", "config", *OPTIONS, "json", "dry_run", "force"),
+        hint="leave it out here; --resume without --part completes the build",
+    ),
+)
+
+
+class BuildCommand(Command):
+    """`gpt build-shards`, whose modes check or read shards, or build a part of them."""
+
+    modes = MODES
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command("build-shards", cls=Command)(releasing(build_shards))
+    app.command("build-shards", cls=BuildCommand)(releasing(build_shards))
 
 
 @declaring(OPTIONS)
@@ -133,8 +154,8 @@ def build_shards(
     part: Annotated[
         str | None,
         value(
-            "Part of the input that this job reads, as job I of an array of N; then --resume "
-            "without --part completes the build.",
+            "Read only part I of N of the input, as one job of an array; when all parts are read,"
+            " --resume without --part completes the build.",
             *("I/N", RUN, False),
         ),
     ] = None,
@@ -184,7 +205,7 @@ def build_shards(
     from gptcli.corpus.recipe import evaluation_of, sources_of
     from gptcli.shards.folder import EXPORT_FORMATS, EXPORTERS
     from gptcli.shards.manifest import MANIFEST, read_manifest
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     values = resolved.values
     refuse_url(values["output"])
@@ -354,7 +375,7 @@ def _read_texts(value: object) -> list[str]:
 
 def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     """Print the size of each split, and the documents of each source if there are several."""
-    from gptcli.papers.training import GPT3_MIXTURE
+    from gptcli.papers.models import GPT3_MIXTURE
     from gptcli.shards.manifest import SPLITS
 
     splits: dict[str, dict[str, int]] = {

@@ -11,10 +11,11 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import typer
 import typer.core
@@ -51,6 +52,67 @@ def releasing(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
 
     return run
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """Use of a command that one of its options selects, such as --report of `gpt train`.
+
+    Every other option is used in it, or refused by `check_modes`.
+    """
+
+    name: str
+    """Parameter of the option that selects the mode."""
+    does: str
+    """What the command does then, a verb and its object: "only draws runs"."""
+    uses: Collection[str]
+    """Other parameters that have an effect in the mode."""
+    unless: Collection[str] = ()
+    """Parameters of which none may be given for the mode to be selected."""
+    hint: str = "leave out the one or the other"
+    """What to do about an option without effect."""
+
+
+def given_parameters(ctx: typer.Context) -> set[str]:
+    """Return the parameters that stand on the command line, defaults left out."""
+    return {
+        name
+        for name in ctx.params
+        if (source := ctx.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+
+
+def check_modes(command: Any, ctx: typer.Context, modes: Sequence[Mode]) -> None:
+    """Raise UsageError for an option that has no effect in the mode that the others select.
+
+    The first of `modes` whose option is given is the mode.
+    """
+    given = given_parameters(ctx)
+    for mode in modes:
+        if mode.name in given and not given.intersection(mode.unless):
+            refuse_unused(command, ctx, given, mode)
+            return
+
+
+def refuse_unused(command: Any, ctx: typer.Context, given: set[str], mode: Mode) -> None:
+    """Raise UsageError if one of the `given` parameters has no effect in `mode`."""
+    spelled = {
+        param.name: param.opts[0] if param.param_type_name == "option" else param.metavar
+        for param in command.get_params(ctx)
+    }
+    unused = [
+        word
+        for name, word in spelled.items()
+        if name in given and name != mode.name and name not in mode.uses
+    ]
+    if unused:
+        words = " and ".join(filter(None, (", ".join(unused[:-1]), unused[-1])))
+        raise UsageError(
+            f"{words} {'has' if len(unused) == 1 else 'have'} no effect with "
+            f"{spelled.get(mode.name, mode.name)}, which {mode.does}",
+            code="no_effect",
+            hint=mode.hint,
+        )
 
 
 def option_table(command: Any, ctx: typer.Context) -> dict[str, Any]:
@@ -233,6 +295,9 @@ def as_gpt_error(error: TyperException, ctx: typer.Context) -> GptError:
 class _Parsing:
     """Parsing shared by `Command` and `Group`."""
 
+    modes: ClassVar[Sequence[Mode]] = ()
+    """Modes of the command, of which the first that its options select is checked."""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Check and parse the arguments; split the values of repeatable options at commas."""
         is_bare = not args and getattr(self, "no_args_is_help", False)
@@ -265,6 +330,7 @@ class _Parsing:
                 ctx.params[param.name] = [
                     type(value)(name) for value in values for name in split_list(str(value))
                 ]
+        check_modes(self, ctx, self.modes)
         return rest
 
     def check(self, ctx: Any, args: list[str]) -> None:

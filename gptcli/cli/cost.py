@@ -21,24 +21,24 @@ POWER, SERVING = "Energy", "Serving"
 FLOPS_OF_RUN = "auto"  # value of --flops without a number
 MODEL_OPTIONS = ("size", "runs", *SHAPE)
 LLAMA_OPTIONS = ("shape", "n_kv_head", "d_ff")
-OUTPUT_OPTIONS = ("json", "markdown", "explain")
+OUTPUT_OPTIONS = ("json", "markdown")
 STEP_OPTIONS = tuple(name for name in LAYOUT_FIELDS if name != "layout")
 # option that selects a mode: the options that can be combined with it
 MODES: dict[str, tuple[str, ...]] = {
     "fit": ("runs", "predict", "size", *SHAPE, "tokens", "plot"),
     "optimal": ("plot",),
-    "check": (),
+    "check": ("explain",),
     "serve": (*MODEL_OPTIONS, "gpu", "precision", "price", "prompt_tokens", "output_tokens"),
     "plan": (*MODEL_OPTIONS, "gpu", "gpus", *STEP_OPTIONS, "plot"),
-    "table": ("tokens", *HARDWARE_FIELDS, "precision", "trainer", "plot"),
+    "table": ("tokens", *HARDWARE_FIELDS, "precision", "trainer", "plot", "explain"),
     "budget": ("hours", *HARDWARE_FIELDS, "precision", "trainer"),
-    "flops": ("hours", *HARDWARE_FIELDS, "plot"),
+    "flops": ("hours", *HARDWARE_FIELDS, "plot", "explain"),
     "hours": (*HARDWARE_FIELDS, "precision", "trainer"),
 }
 # options of the mode without an option of its own: the estimate of one model
 ESTIMATE_OPTIONS = (
     *(*MODEL_OPTIONS, *LLAMA_OPTIONS, "tokens", "flops", "hours"),
-    *(*HARDWARE_FIELDS, *LAYOUT_FIELDS, "plot"),
+    *(*HARDWARE_FIELDS, *LAYOUT_FIELDS, "plot", "explain"),
 )
 
 
@@ -105,8 +105,8 @@ def cost(
     shape: Annotated[
         str | None,
         value(
-            "Family of a custom model: gpt, or llama (gated feed-forward layers, grouped heads, an "
-            "output head of its own), which only gpt cost has.",
+            "Family of a custom model: gpt, or llama (gated feed-forward layers, grouped heads, a"
+            " separate output head), which only gpt cost knows.",
             *("KIND", MODEL, "gpt"),
         ),
     ] = None,
@@ -177,7 +177,7 @@ def cost(
         float | None,
         quantity(
             "server",
-            "Power of a server, per GPU, divided by the power of a GPU.",
+            "Power of a server per GPU, as a multiple of the power of the GPU itself.",
             POWER,
             "1.1",
             metavar="X",
@@ -242,8 +242,8 @@ def cost(
         float | None,
         quantity(
             "hours",
-            "Duration in hours: lists the models that can be trained in it; with a model, finds "
-            "the number of GPUs, or with --gpus their speed.",
+            "Hours that the training may take: list the models that can be trained in them; for "
+            "one model, find the number of GPUs, or with --gpus the speed that they need.",
             *(TRAINING, False),
             metavar="X",
         ),
@@ -268,7 +268,7 @@ def cost(
     predict: Annotated[
         Path | None,
         value(
-            "Run to predict with the law of --fit, and not to fit the law to.",
+            "Run whose loss the law of --fit predicts; the law is not fitted to it.",
             *("RUN", SCALING, False),
         ),
     ] = None,
@@ -287,7 +287,7 @@ def cost(
     ] = None,
     output_tokens: Annotated[
         int | None,
-        quantity("output_tokens", "Tokens to generate for each.", SERVING, "the rest of it"),
+        quantity("output_tokens", "Tokens to generate for each prompt.", SERVING, "the rest of it"),
     ] = None,
     check: Annotated[
         bool,
@@ -342,6 +342,10 @@ def select_mode(options: dict[str, Any]) -> str:
         mode = "model"
     if mode == "flops" and options["flops"] == FLOPS_OF_RUN:
         mode = "model"
+    if "json" in options and "markdown" in options:
+        raise UsageError(
+            "--json cannot be combined with --markdown", hint="leave out one of the two"
+        )
     allowed = ESTIMATE_OPTIONS if mode == "model" else (mode, *MODES[mode])
     for name in options:
         if name in (*allowed, *OUTPUT_OPTIONS):

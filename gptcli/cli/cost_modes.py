@@ -61,7 +61,7 @@ from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import read_model_config
 from gptcli.numbers import amount, short
-from gptcli.papers.training import GPT3_TRAINING
+from gptcli.papers.models import GPT3_TRAINING
 
 ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
 MAX_PLANS = 12
@@ -199,15 +199,16 @@ def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
     estimate = estimate_target(target, options.get("tokens"), hardware, published=published)
     plan, model = estimate.plan, estimate.model
     if output.plot is not None:
-        from gptcli.runs import plots as plot
+        from gptcli.runs import cost_plots
+        from gptcli.runs.plots import write_plot
 
         if "flops" in options:
-            picture = plot.compute_by_year(estimate)
+            picture = cost_plots.compute_by_year(estimate)
         elif "layout" in options and plan is not None and model is not None:
-            picture = plot.memory_of_rank(plan, model, estimate)
+            picture = cost_plots.memory_of_rank(plan, model, estimate)
         else:
-            picture = plot.memory_of_model(estimate)
-        plot.write_plot(output.plot, picture)
+            picture = cost_plots.memory_of_model(estimate)
+        write_plot(output.plot, picture)
     if output.json:
         print_json("cost", estimate.as_dict())
         return
@@ -223,7 +224,8 @@ def estimate_flops(options: dict[str, Any], output: OutputOptions) -> None:
     check_limit("flops", flops)
     estimate = Estimate(f"{short(flops)} FLOP", flops, hardware.cluster(None, flops)[0])
     if output.plot is not None:
-        from gptcli.runs.plots import compute_by_year, write_plot
+        from gptcli.runs.cost_plots import compute_by_year
+        from gptcli.runs.plots import write_plot
 
         write_plot(output.plot, compute_by_year(estimate))
     if output.json:
@@ -243,7 +245,8 @@ def list_sizes(options: dict[str, Any], output: OutputOptions) -> None:
         if not fits and estimate.plan is not None:
             unfit[target.name] = estimate.plan.layout.processes
     if output.plot is not None:
-        from gptcli.runs.plots import compute_by_model, write_plot
+        from gptcli.runs.cost_plots import compute_by_model
+        from gptcli.runs.plots import write_plot
 
         write_plot(output.plot, compute_by_model())
     if output.json:
@@ -310,7 +313,8 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
             hint=f"{enough}use more or larger GPUs, or a shorter --n-ctx",
         )
     if output.plot is not None:
-        from gptcli.runs.plots import time_of_plans, write_plot
+        from gptcli.runs.cost_plots import time_of_plans
+        from gptcli.runs.plots import write_plot
 
         write_plot(output.plot, time_of_plans(target.name, ranked))
     typed = f"{_model_options(options, model)} --batch-tokens {batch}"
@@ -366,7 +370,8 @@ def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
     """Print the compute-optimal model by each scaling law."""
     report = optimal_report(options["optimal"])
     if output.plot is not None:
-        from gptcli.runs.plots import loss_by_compute, write_plot
+        from gptcli.runs.cost_plots import loss_by_compute
+        from gptcli.runs.plots import write_plot
 
         write_plot(output.plot, loss_by_compute(options["optimal"]))
     if output.json:
@@ -404,7 +409,8 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
         target = requested_target(shape)
         predictions.append(law.predict(target.name, target.model.parameters, options["tokens"]))
     if output.plot is not None:
-        from gptcli.runs.plots import fitted_law, write_plot
+        from gptcli.runs.cost_plots import fitted_law
+        from gptcli.runs.plots import write_plot
 
         write_plot(output.plot, fitted_law(law, runs, predictions))
     if output.json:

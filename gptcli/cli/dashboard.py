@@ -1,5 +1,5 @@
-"""Output of `gpt train`: plan and forecast of a run, and its progress, which is a live panel with the
-loss curve on a terminal and plain lines elsewhere.
+"""Output of `gpt train`: plan and forecast of a run, and its progress, which is a live panel with
+the loss curve on a terminal and plain lines elsewhere.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.command import Command, hold, releasing
+from gptcli.cli.command import Command, Mode, given_parameters, hold, refuse_unused, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.options import flag, quantity, value
 from gptcli.errors import UsageError, nearest
@@ -26,12 +26,55 @@ if TYPE_CHECKING:
 
 PAPER_SHOTS = -1  # --shots paper
 HEAD = 1 << 12  # bytes of a text that are looked at
-WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "How", "Output", "Machine"
+WHAT, FEW, HOW, OUTPUT, MACHINE = "What to score", "Few-shot", "Scoring", "Output", "Machine"
+
+
+SCORED = ("task", "suite", "text")
+MODES = (
+    Mode("list_tasks", "only lists tasks", ("run", "data")),
+    Mode("plot", "only draws reports", ("run", "force")),
+    Mode(
+        "compare",
+        "compares finished reports unless a --task, --suite or --text is named",
+        ("run", "output", "force", "as_json", "markdown"),
+        unless=SCORED,
+    ),
+    Mode(
+        "show",
+        "only prints what the model reads",
+        (
+            *("run", "checkpoint", "task", "suite", "data", "normalise", "as_json"),
+            *("shots", "shots_seed", "shared_shots"),
+        ),
+    ),
+    Mode(
+        "compare",
+        "evaluates two models and keeps no records of items",
+        (
+            *("run", *SCORED, "checkpoint", "convention", "data", "shots", "shots_seed"),
+            *("shared_shots", "limit", "stride", "normalise", "batch_size", "output", "force"),
+            *("dry_run", "markdown", "as_json", "device", "precision"),
+        ),
+        hint="leave it out, or evaluate each model with -o and compare the two reports",
+    ),
+)
+FINETUNED = Mode(
+    "a fine-tuned run",
+    "is scored on the examples of its task file, or on those of --data",
+    ("run", "data", "as_json"),
+    hint="leave it out, or name what to score with --task or --text",
+)
+
+
+class EvalCommand(Command):
+    """`gpt eval`, whose modes score nothing or two models."""
+
+    modes = MODES
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("eval", cls=Command)(releasing(evaluate))
+    app.command("eval", cls=EvalCommand)(releasing(evaluate))
 
 
 def _complete_task(incomplete: str) -> list[str]:
@@ -46,6 +89,7 @@ def _shots(text: str) -> int:
 
 
 def evaluate(
+    ctx: typer.Context,
     run: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -81,8 +125,8 @@ def evaluate(
     suite: Annotated[
         str | None,
         value(
-            "Tasks of a paper to score: gpt2 (Table 3), gpt3 (Table H.1) or core (DCLM); "
-            "those without data are named.",
+            "Tasks of a paper to score: gpt2 (Table 3), gpt3 (Table H.1) or core (DCLM); tasks "
+            "without data are left out and named.",
             "NAME",
             WHAT,
         ),
@@ -90,7 +134,7 @@ def evaluate(
     convention: Annotated[
         str,
         value(
-            "Prompts of --suite core: as nanochat or as dclm.",
+            "Form of the prompts of --suite core: that of nanochat or of dclm.",
             "NAME",
             WHAT,
             parser=OneOf(("nanochat", "dclm")),
@@ -99,8 +143,8 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         value(
-            "With --task, the folder or file of its data, TASK=FOLDER for one of several, or hf to "
-            "download it; otherwise shards to use instead of the run's own.",
+            "Data of the tasks: a folder or file, TASK=FOLDER for a single task, or hf to "
+            "download it from the Hub; without --task, shards to use instead of the run's own.",
             "FOLDER",
             WHAT,
         ),
@@ -108,8 +152,8 @@ def evaluate(
     against: Annotated[
         Path | None,
         value(
-            "Training shards to search for the items of each --task; "
-            "clean items are scored separately.",
+            "Training shards to search for the text of each item; items that do not occur there "
+            "are also scored separately.",
             "FOLDER",
             WHAT,
         ),
@@ -118,15 +162,16 @@ def evaluate(
         bool,
         flag(
             "--list",
-            "List the tasks and whether their data is in --data, or say of each TASK where its "
-            "data is from, and stop.",
+            "List all tasks and whether --data contains their data; --list TASK says where the "
+            "data of a task comes from.",
             WHAT,
         ),
     ] = False,
     shots: Annotated[
         int,
         value(
-            "Solved examples in front of each item; paper is the paper's number for each task.",
+            "Number of solved examples in front of each item; the word paper takes the paper's "
+            "number for each task.",
             "K",
             FEW,
             parser=_shots,
@@ -136,7 +181,7 @@ def evaluate(
         int,
         quantity(
             "shots_seed",
-            "Random seed that chooses the solved examples, for each item by a hash.",
+            "Random seed for the choice of the solved examples.",
             FEW,
         ),
     ] = 0,
@@ -144,8 +189,8 @@ def evaluate(
         bool,
         flag(
             "--shared-shots",
-            "Use the same solved examples for all items: not the papers' protocol, "
-            "but much faster.",
+            "Use the same solved examples for all items, which is much faster but not what the "
+            "papers do.",
             FEW,
         ),
     ] = False,
@@ -188,7 +233,7 @@ def evaluate(
             "Folder that keeps the result of every item as soon as it is measured.",
             "FOLDER",
             OUTPUT,
-            "beside -o",
+            "next to -o",
         ),
     ] = None,
     samples: Annotated[
@@ -209,14 +254,15 @@ def evaluate(
         bool,
         flag(
             "--compare",
-            "Compare two models on the items that both were asked; seeds of one model with commas.",
+            "Compare two models on the items that both have answered, with a significance test; "
+            "join several seeds of one model by commas.",
             OUTPUT,
         ),
     ] = False,
     plot: Annotated[
         Path | None,
         value(
-            "Draw accuracy by shots and size, from reports, as an SVG, and stop.",
+            "Draw the accuracies of finished reports by shots and model size, as an SVG, and stop.",
             "FILE.svg",
             OUTPUT,
         ),
@@ -229,7 +275,12 @@ def evaluate(
         bool, flag("--force", "Replace existing output files and --records.", OUTPUT)
     ] = False,
     dry_run: Annotated[
-        bool, flag("--dry-run", "Print what would be read, its sizes and work, and stop.", OUTPUT)
+        bool,
+        flag(
+            "--dry-run",
+            "Print what would be evaluated, its tokens, FLOPs and memory, and stop.",
+            OUTPUT,
+        ),
     ] = False,
     markdown: Annotated[bool, flag("--markdown", "Print the tables as Markdown.", OUTPUT)] = False,
     as_json: Annotated[
@@ -274,7 +325,11 @@ def evaluate(
             hint="gpt eval A B --compare; several seeds of one model with commas: A1,A2",
         )
     if compare and not (task or suite or text):
-        eval_output.compare_records(run or [], as_json=as_json, markdown=markdown)
+        if output == Path("-"):
+            output, as_json = None, True
+        if output is not None:
+            claim_file(output, force=force)
+        eval_output.compare_records(run or [], output, as_json=as_json, markdown=markdown)
         return
     if not compare and (not run or len(run) > 1):
         raise eval_output.not_one_run(run or [])
@@ -283,14 +338,15 @@ def evaluate(
         fetch_model(one_run, ConsoleEvents())
     folder = runs[0]
     if not (task or text or suite) and checkpoint is None and is_finetuned(folder):
+        refuse_unused(ctx.command, ctx, given_parameters(ctx), FINETUNED)
         eval_output.evaluate_finetuned(folder, place, as_json=as_json)
         return
     from gptcli.evals.check import EvalOptions, check_task
     from gptcli.evals.evaluate import evaluate_folder, fingerprint_of
     from gptcli.evals.fewshot import FewShotConfig
+    from gptcli.evals.find_data import download_tasks
     from gptcli.evals.forecast import forecast_evaluation, show_items
-    from gptcli.evals.hub import download_tasks
-    from gptcli.evals.suites import check_suite, plan_suite
+    from gptcli.evals.suites import check_suite, downloadable_tasks, plan_suite
 
     tasks = find_tasks(task or [])
     chosen = None if suite is None else check_suite(suite)
@@ -312,8 +368,15 @@ def evaluate(
         raise UsageError(
             f"unknown rule {normalise!r}", where="--normalise", hint=nearest(normalise, NORMALISERS)
         )
-    if shared_shots and not shots:
-        raise UsageError("--shared-shots goes with --shots")
+    for name, is_given in {"--shots-seed": shots_seed, "--shared-shots": shared_shots}.items():
+        if is_given and not shots:
+            raise UsageError(
+                f"{name} needs --shots, the number of solved examples", hint=f"--shots 5 {name} ..."
+            )
+    if "convention" in given_parameters(ctx) and chosen != "core":
+        raise UsageError("--convention needs --suite core: it chooses the form of its prompts")
+    if show is not None and chosen == "core":
+        raise UsageError("--show cannot print the prompts of --suite core", hint="leave out one")
     if resume and force:
         raise UsageError("--resume and --force contradict each other", hint="choose one")
     if as_json and markdown:
@@ -342,7 +405,8 @@ def evaluate(
         prompts=samples is not None,
     )
     if place == Path("hf") and not place.exists():
-        place = download_tasks(tasks, chosen, shots=bool(shots), events=ConsoleEvents())
+        others = [] if chosen is None else downloadable_tasks(chosen, shots=bool(shots))
+        place = download_tasks(tasks, others, shots=bool(shots), events=ConsoleEvents())
     plan = None if chosen is None else plan_suite(chosen, place, options_of_all)
     if plan is not None:
         known = {one.name for one in tasks}
@@ -369,11 +433,6 @@ def evaluate(
         _warn_of_structure(file, events)
     if not compare and records is None and output and tasks and not written_through(output):
         records = output.with_suffix(".records")
-    if compare and (records is not None or samples is not None):
-        raise UsageError(
-            "--compare of two runs keeps no records of items",
-            hint="evaluate each with -o, and compare the two reports",
-        )
     if is_main():
         for path in (output, samples):
             if path is not None:

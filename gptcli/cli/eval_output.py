@@ -202,8 +202,13 @@ def print_forecast(report: dict[str, Any], source: ModelSource) -> None:
     )
 
 
-def compare_records(runs: list[Path], *, as_json: bool, markdown: bool) -> None:
-    """Compare two models by the records of earlier evaluations."""
+def compare_records(
+    runs: list[Path], output: Path | None, *, as_json: bool, markdown: bool
+) -> None:
+    """Compare two models by the records of earlier evaluations; write the report to `output`.
+
+    Raises UsageError if one of `runs` is a model, InputError if its records cannot be read.
+    """
     from gptcli.evals.compare import group_items, read_records
 
     models = []
@@ -217,7 +222,7 @@ def compare_records(runs: list[Path], *, as_json: bool, markdown: bool) -> None:
                     hint="gpt eval A B --compare --task NAME --data FOLDER",
                 )
         models.append([group_items(read_records(path), str(path)) for path in paths])
-    _print_comparison(models, [str(run) for run in runs], None, as_json, markdown)
+    _print_comparison(models, [str(run) for run in runs], output, as_json, markdown)
 
 
 def compare_evaluations(

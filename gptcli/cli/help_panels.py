@@ -123,7 +123,8 @@ def _parameter_row(param: Any, ctx: typer.Context) -> Row:
     _, record = param.get_help_record(ctx)
     if record := record[len(param.help or "") :].strip():
         default, is_required, _ = record[1:-1].partition("required")
-        default = default.rstrip("; ")
+        # typer puts words in parentheses, and values as they are
+        default = re.sub(r"^default: \((.*)\)$", r"default: \1", default.rstrip("; "))
         notes = (f"[{default}]",) * bool(default) + ("[required]",) * bool(is_required)
     mark = "*" if param.required else ""
     metavar = param.display_type_rich(ctx) or ""

@@ -58,7 +58,7 @@ NAMES: dict[str, tuple[str, ...]] = {  # spellings, if not only --NAME
     "continues": ("--continue",),  # a word that Python keeps for itself
 }
 SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag, and its help
-    "size": ("NAME", "Model size of the papers."),
+    "size": ("NAME", "Model size from the GPT papers, such as 350M or gpt2."),
     "n_layer": ("N", "Number of layers."),
     "n_head": ("N", "Number of attention heads."),
     "d_model": ("N", "Model width, the dimension of an embedding."),
@@ -80,16 +80,23 @@ SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag,
         "Tokenizer: a tokenizer.json, a folder that contains one (a run, shards) or the two "
         "files of GPT-2 or GPT-1, or the name gpt2.",
     ),
-    "documents": ("KIND", "Unit of a text file to treat as one document: file, line or paragraph."),
-    "field": ("NAME", "Field or column of the text; a.b is the field b inside a."),
+    "documents": (
+        "KIND",
+        "Unit that becomes one document, in text files: file, line or paragraph.",
+    ),
+    "field": (
+        "NAME",
+        "JSON field or table column that contains the text; a.b is the field b inside a.",
+    ),
     "input_format": (
         "F",
-        "Format of every input: text, jsonl, json, csv, tsv, parquet, warc, html, tar or zip; auto goes by "
-        "names and first bytes.",
+        "Format of every input: text, jsonl, json, csv, tsv, parquet, warc, html, tar or zip; "
+        "auto decides by file name and first bytes.",
     ),
     "eot_in_text": (
         "",
-        "Divide documents where a text or JSON line spells <|endoftext|>; otherwise it is text.",
+        "Begin a new document where a text or JSON line spells <|endoftext|>, which is ordinary "
+        "text otherwise.",
     ),
     "config": ("FILE", "TOML file that sets any of these options."),
     "device": ("NAME", "Device to run on: auto, cpu, cuda, cuda:1 or mps."),

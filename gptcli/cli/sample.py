@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli.command import Command, read_config, releasing
+from gptcli.cli.command import Command, Mode, read_config, releasing
 from gptcli.cli.console import ConsoleEvents, print_json, print_piece, terminal_restored
 from gptcli.cli.options import (
     MACHINE,
@@ -27,7 +27,15 @@ from gptcli.cli.options import (
     shared,
     value,
 )
-from gptcli.cli.serve import ApiKey, Host, Port, ServeFlag, ServerOptions, load_options
+from gptcli.cli.serve import (
+    OF_THE_MODEL,
+    ApiKey,
+    Host,
+    Port,
+    ServeFlag,
+    ServerOptions,
+    load_options,
+)
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.interrupts import Cleanup, Raise, write
@@ -48,9 +56,7 @@ CONFLICTS = (
     ("--best-of", "--draft"),
     ("--best-of", "--prompts"),
     ("--draft", "--prompts"),
-    ("-i", "--prompts"),
     ("-i", "--json"),
-    ("--prompts", "--json"),
 )
 
 
@@ -65,7 +71,8 @@ def _texts(value: object) -> list[str]:
 # fmt: off
 OPTIONS = {  # also the keys of --config, which may name a preset too
     "checkpoint": Option(None, "the finished model, or the newest checkpoint"),
-    "num_samples": Option(None, "1", "Number of samples; their number does not change their text."),
+    "num_samples": Option(None, "1", "Number of samples; the text of each does not depend on how "
+                                     "many there are."),
     "max_tokens": Option(
         None, "200", "Maximum length of a sample, in tokens; it ends earlier at end-of-text."),
     "stop": Option(
@@ -99,7 +106,7 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
     "quantize": Option(MACHINE, "none", "Quantization of the weights: none or int8.", "KIND"),
     "batch_size": Option(
         MACHINE, "8, or 16 with --serve",
-        "Samples to generate at once with --prompts or, of each model, with --serve."),
+        "Samples that --prompts, or --serve for each model, generates at once."),
 }
 # fmt: on
 DEFAULTS: dict[str, Any] = {
@@ -119,9 +126,31 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+SERVER_OPTIONS = ("host", "port", "api_key")
+MODES = (
+    Mode(
+        "serve",
+        "takes prompts and options from the requests and the page",
+        ("run", "prompt", "config", *SERVER_OPTIONS, *OF_THE_MODEL),
+        hint="leave it out: each request contains its own",
+    ),
+    Mode(
+        "prompts",
+        "samples the prompts of a file into another",
+        ("run", "output", "resume", "force", "config", *OPTIONS),
+    ),
+)
+
+
+class SampleCommand(Command):
+    """`gpt sample`, whose modes take the prompts from elsewhere."""
+
+    modes = MODES
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command("sample", cls=Command)(releasing(sample))
+    app.command("sample", cls=SampleCommand)(releasing(sample))
 
 
 @declaring(OPTIONS)
@@ -237,31 +266,21 @@ def sample(
     }
     server = ServerOptions(host, port, api_key)
     if serve:
-        used |= {
-            "--instruction": instruction is not None,
-            "--example": bool(example),
-            "--title": title is not None,
-            "--subtitle": subtitle is not None,
-            "--article": bool(article),
-            "-o": output is not None,
-            "--resume": resume,
-            "--force": force,
-        }
-        from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")
-        given = {*read_options(OPTIONS, options), *from_file}
-        server.refuse([*(name for name, is_used in used.items() if is_used)], given)
+        if config is not None:
+            server.refuse(read_config(config, readers(OPTIONS), "gpt sample"), config)
         server.start(run, prompt, values)
         return
     server.require_serve()
+    if options["batch_size"] is not None and prompts is None:
+        raise UsageError(
+            "--batch-size needs --prompts or --serve",
+            hint="the samples of one prompt are generated together: --num-samples",
+        )
     params = sampling_params(values)
     check_conflicts({name for name, is_used in used.items() if is_used}, values["num_samples"])
     _check_output(prompts, output, is_used=output is not None or resume or force)
     parts = PromptParts(instruction, example or [], title, subtitle, article or [])
     if prompts is not None and output is not None:
-        if prompt is not None or parts != PromptParts():
-            raise UsageError(
-                "--prompts cannot be combined with a prompt", hint="leave out one of them"
-            )
         _sample_file(run, prompts, output, params, values, resume=resume, force=force)
         return
     waits_for_line = interactive and prompt is None and title is None
@@ -284,7 +303,10 @@ def sample(
 
 
 def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:
-    """Return the values of the options: option over file over preset over default."""
+    """Return the values of the options: option over file over preset over default.
+
+    Raises UsageError for an unknown preset or an empty --stop.
+    """
     from gptcli.sampling.params import PRESETS
 
     from_file = {} if config is None else read_config(config, readers(OPTIONS), "gpt sample")

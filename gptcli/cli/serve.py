@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,15 +74,12 @@ class ServerOptions:
                 raise UsageError(f"{option(name)} needs --serve", hint="gpt sample RUN --serve")
 
     @staticmethod
-    def refuse(used: Sequence[str], given: Collection[str]) -> None:
-        """Raise UsageError for options that a request contains.
-
-        `used` are options, `given` the keys of a configuration file that are set.
-        """
-        of_requests = [option(name) for name in sorted(given) if name not in OF_THE_MODEL]
-        if refused := [*used, *of_requests]:
+    def refuse(keys: Collection[str], config: Path) -> None:
+        """Raise UsageError for keys of a configuration file that requests contain."""
+        if of_requests := [name for name in sorted(keys) if name not in OF_THE_MODEL]:
             raise UsageError(
-                f"{refused[0]} cannot be combined with --serve",
+                f"{of_requests[0]} has no effect with --serve",
+                where=config,
                 hint="each request contains its own prompt and options, and so does the page",
             )
 

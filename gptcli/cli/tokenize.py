@@ -90,14 +90,15 @@ def train(
     pattern: Annotated[
         str | None,
         value(
-            "Regular expression of a word, within which pairs are merged.",
+            "Regular expression that splits text into words; merges stay within a word.",
             *("REGEX", OUTPUT, "GPT-2's"),
         ),
     ] = None,
     special_token: Annotated[
         list[str] | None,
         value(
-            "Token beside <|endoftext|> that text never gives and a prompt may spell; repeatable.",
+            "Special token in addition to <|endoftext|>: no text is encoded to it, but a prompt "
+            "may spell it; repeat the option for several.",
             *("TOKEN", OUTPUT, False),
         ),
     ] = None,
@@ -205,7 +206,7 @@ def encode(
         gpt tokenize encode books/ --tokenizer tokenizer.json -o tokens.bin
     """
     from gptcli.tokenizer.encoders import check_encoder
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     events = ConsoleEvents()
     check_encoder(encoder)
@@ -273,7 +274,7 @@ def decode(
 
         gpt tokenize decode tokens.bin --tokenizer tokenizer.json > books.txt
     """
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     if documents not in SEPARATORS:
         raise UsageError(

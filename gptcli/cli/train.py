@@ -1,8 +1,8 @@
 """`gpt train`: train a model on shards, by the papers' recipes.
 
-Editors complete and check TOML with a JSON schema of `--config`, which this module prints:
+Editors complete and check TOML with a JSON schema of `--config`:
 
-    python -m gptcli.cli.train > examples/config.schema.json
+    gpt train --schema > examples/config.schema.json
 
 A file that begins with `#:schema PATH` is checked against it by Taplo, and so in most editors.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli import toml_json
-from gptcli.cli.command import Command, hold, releasing
+from gptcli.cli.command import Command, Mode, hold, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
 from gptcli.cli.dashboard import Dashboard, print_forecast, print_plan
 from gptcli.cli.options import (
@@ -56,12 +56,60 @@ if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
 
-FINETUNE_OPTIONS = ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json")
+OF_THE_LOSS = (  # options that a range test of the learning rate replaces or leaves out
+    *("lr", "scale_lr", "min_lr_ratio", "warmup_tokens", "decay_tokens", "lr_schedule"),
+    *("cooldown_tokens", "ramp_tokens", "ema", "spike", "max_skipped"),
+)
+MODES = (
+    Mode("print_schema", "only prints the JSON schema of --config", ()),
+    Mode("report", "only draws runs", ("runs", "out", "force", "json")),
+    Mode(
+        "export",
+        "only writes a model for other programs",
+        ("runs", "out", "checkpoint", "precision", "force", "json"),
+    ),
+    Mode(
+        "finetune",
+        "takes its settings from the task file",
+        ("init_from", "checkpoint", "out", "seed", "layout", "resume", "force", "json"),
+        hint="leave it out, or set it in the task file",
+    ),
+    Mode(
+        "sweep",
+        "only writes a Makefile of runs",
+        (*OPTIONS, "config", "seeds", "force", "json"),
+        hint="leave it out, or add it to the commands in the Makefile",
+    ),
+    Mode(
+        "seeds",
+        "trains several runs",
+        (*OPTIONS, "config", "resume", "force", "strict", "json"),
+        hint="leave out --seeds for one run",
+    ),
+    Mode(
+        "lr_range",
+        "only sweeps the learning rate",
+        (
+            *(
+                name
+                for name, row in OPTIONS.items()
+                if row.panel != WATCH and name not in OF_THE_LOSS
+            ),
+            *("config", "resume", "force", "strict", "json", "dry_run"),
+        ),
+    ),
+)
+
+
+class TrainCommand(Command):
+    """`gpt train`, whose modes train nothing or more than one run."""
+
+    modes = MODES
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command("train", cls=Command)(releasing(train))
+    app.command("train", cls=TrainCommand)(releasing(train))
 
 
 @declaring(OPTIONS)
@@ -71,7 +119,7 @@ def train(
         typer.Argument(
             metavar="RUN",
             show_default=False,
-            help="Run folders to draw, with --report; or the model to write, with --export.",
+            help="Run folders to draw, with --report; or the model to convert, with --export.",
         ),
     ] = None,
     finetune: Annotated[
@@ -103,8 +151,8 @@ def train(
         int | None,
         quantity(
             "seeds",
-            "Train this many runs, in OUT/seed-N from --seed on, and report their mean; with "
-            "--resume, continue them.",
+            "Train this many runs, with the seeds from --seed on, in OUT/seed-N, and report their"
+            " mean loss; --resume continues them.",
             RECIPE,
             False,
         ),
@@ -112,8 +160,9 @@ def train(
     sweep: Annotated[
         list[str] | None,
         value(
-            "Train nothing: write OUT/Makefile, with a run for each value of an option, "
-            "and OUT/commands.txt for job arrays; repeat it for all combinations.",
+            "Train nothing: write OUT/Makefile, with a run for each value X, Y, ... of the option"
+            " KEY, and OUT/commands.txt for job arrays; repeat it for all combinations of several"
+            " options.",
             "KEY=X,Y",
             RECIPE,
             False,
@@ -121,14 +170,19 @@ def train(
     ] = None,
     lr_range: Annotated[
         bool,
-        flag("--lr-range", "Only sweep the learning rate over a short run and suggest one.", WATCH),
+        flag(
+            "--lr-range",
+            "Range test: raise the learning rate over the run's tokens until the "
+            "loss grows, and suggest a value for --lr.",
+            WATCH,
+        ),
     ] = False,
     report: Annotated[
         bool,
         flag(
             "--report",
-            "Only draw the report of one RUN, or of several compared; with -o FILE.svg, "
-            "the losses alone.",
+            "Train nothing: draw the report of one RUN, or compare several; with -o FILE.svg, "
+            "draw the losses alone.",
             WATCH,
         ),
     ] = False,
@@ -136,8 +190,9 @@ def train(
         bool,
         flag(
             "--export",
-            "Only write one RUN or other model to -o: FILE.gguf for llama.cpp, or a folder for "
-            "transformers; --checkpoint and --precision (fp32, fp16 or bf16) choose what.",
+            "Train nothing: convert the model RUN to -o FILE.gguf for llama.cpp, or to -o FOLDER "
+            "for transformers; --checkpoint and --precision (fp32, fp16 or bf16) choose what is "
+            "written.",
             WATCH,
         ),
     ] = False,
@@ -188,9 +243,8 @@ def train(
         name: value for name, value in options.items() if value not in (None, False, [])
     }
     if report or export:
-        from gptcli.cli.train_series import check_mode, draw_report, export_model
+        from gptcli.cli.train_modes import draw_report, export_model
 
-        check_mode(given_options, report=report, export=export)
         if report:
             draw_report(runs or [], options["out"], force=force, as_json=json)
         else:
@@ -201,25 +255,15 @@ def train(
     if restarted():
         resume, force = True, False
     if finetune is not None:
-        own = {"config": config, "lr_range": lr_range, "seeds": seeds, "sweep": sweep}
-        own |= {"profile": profile, "dry_run": dry_run, "strict": strict}
-        chosen = [*given_options, *(name for name, value in own.items() if value)]
-        unsupported = [name for name in chosen if name not in FINETUNE_OPTIONS]
-        _finetune(finetune, given_options, unsupported, resume=resume, force=force, as_json=json)
+        _finetune(finetune, given_options, resume=resume, force=force, as_json=json)
         return
     if sweep:
-        from gptcli.cli.train_series import write_sweep_files
+        from gptcli.cli.train_modes import write_sweep_files
 
         write_sweep_files(sweep, given_options, config, seeds, force=force, as_json=json)
         return
     if seeds is not None:
-        if lr_range or dry_run:
-            raise UsageError(
-                "is about one run",
-                where="--lr-range" if lr_range else "--dry-run",
-                hint="leave --seeds out",
-            )
-        from gptcli.cli.train_series import train_seeds
+        from gptcli.cli.train_modes import train_seeds
 
         train_seeds(
             seeds, given_options, config, resume=resume, force=force, strict=strict, as_json=json
@@ -336,19 +380,12 @@ def train_and_tell(run: Run, events: Events) -> dict[str, Any]:
 def _finetune(
     task_file: Path,
     given: dict[str, Any],
-    unsupported: list[str],
     *,
     resume: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Fine-tune the model of --init-from and print the run folder."""
-    if unsupported:
-        raise UsageError(
-            "is not supported with --finetune",
-            field=unsupported[0],
-            hint=f"leave it out, or set it in {task_file}",
-        )
     if "init_from" not in given:
         raise UsageError(
             "--finetune needs a model to start from",

@@ -50,14 +50,15 @@ def _sizes(incomplete: str) -> list[str]:
 # fmt: off
 OPTIONS = {  # of a run, in the order of --help; also the keys of --config and of run.toml
     "size": Option(
-        MODEL, help="Model size of the papers, which sets architecture and training recipe.",
+        MODEL, help="Model size from the GPT papers, such as 350M or gpt2; it sets architecture "
+                    "and training recipe.",
         metavar="NAME", reader=_read_size, complete=_sizes),
-    "n_layer": Option(MODEL, "size's"),
-    "n_head": Option(MODEL, "size's"),
-    "d_model": Option(MODEL, "size's"),
-    "n_ctx": Option(MODEL, "size's"),
+    "n_layer": Option(MODEL, "the size's"),
+    "n_head": Option(MODEL, "the size's"),
+    "d_model": Option(MODEL, "the size's"),
+    "n_ctx": Option(MODEL, "the size's"),
     "attention": Option(
-        MODEL, "size's",
+        MODEL, "the size's",
         "Attention of the layers: dense, banded (every second layer), or a pattern such as "
         "dense,dense,banded.", "KIND"),
     "band": Option(MODEL, "256", "Tokens that a banded layer attends to."),
@@ -69,36 +70,38 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "folder, a file of nanoGPT or llm.c, or a name on the Hub such as gpt2.",
         "MODEL"),
     "checkpoint": Option(
-        MODEL, "the finished model, or the newest",
+        MODEL, "the finished model, or the newest checkpoint",
         "With --init-from: start from its checkpoint of this step."),
     "continues": Option(
         MODEL,
-        help="With --init-from: go on from its checkpoint in this run's own folder, with optimizer, "
-        "data order and values of that run; --tokens and --cooldown-tokens may differ.",
+        help="With --init-from: continue the training of its checkpoint in a new run folder, with"
+             " optimizer, data order and settings of that run; only --tokens and "
+             "--cooldown-tokens may differ.",
         reader=boolean),
     "tokens": Option(
-        RECIPE, "paper's, or 20 a parameter",
+        RECIPE, "the paper's, or 20 per parameter",
         "Length of the run, in tokens; batch and schedule scale with it."),
     "batch_tokens": Option(
-        RECIPE, "paper's, less in a shorter run",
+        RECIPE, "the paper's, less in a shorter run",
         "Batch size, in tokens per step; auto follows the gradient noise scale.",
         reader=AutoOr(NUMBERS["batch_tokens"])),
     "lr": Option(
-        RECIPE, "paper's, more in a smaller model",
+        RECIPE, "the paper's, more in a smaller model",
         "Peak learning rate, reached at the end of the warm-up.", "X"),
     "scale_lr": Option(
         RECIPE,
         help="Set --lr from the model size by interpolating GPT-3's table.", reader=boolean),
     "mup": Option(
         RECIPE, "off",
-        "Maximal-update parameterisation, with the --d-model that --lr was tuned at.", "WIDTH"),
+        "Use the maximal-update parameterisation (muP); WIDTH is the --d-model at which --lr was "
+        "tuned.", "WIDTH"),
     "min_lr_ratio": Option(
-        RECIPE, "paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"),
+        RECIPE, "the paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"),
     "warmup_tokens": Option(
-        RECIPE, "paper's, more in a shorter run",
+        RECIPE, "the paper's, more in a shorter run",
         "Length of the learning rate's linear warm-up, in tokens."),
     "decay_tokens": Option(
-        RECIPE, "paper's", "Tokens from the start to the end of the cosine decay."),
+        RECIPE, "the paper's", "Tokens from the start to the end of the cosine decay."),
     "lr_schedule": Option(
         RECIPE, "cosine",
         "Course of the learning rate after the warm-up: cosine, wsd (constant, then a cooldown), "
@@ -111,11 +114,12 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "Optimizer: adamw, or muon for the matrices of the layers with AdamW for the rest; or your "
         "own function, MODULE:NAME.", "NAME"),
     "ema": Option(
-        RECIPE, "0: none",
+        RECIPE, "0, none",
         "Decay per step of a moving average of the weights, which is evaluated and exported.", "X"),
     "ramp_tokens": Option(
-        RECIPE, "paper's", "Tokens over which the batch grows to its full size; 0 for no ramp."),
-    "weight_decay": Option(RECIPE, "paper's", "Weight decay of matrices and embeddings.", "X"),
+        RECIPE, "the paper's",
+        "Tokens over which the batch grows to its full size; 0 for no ramp."),
+    "weight_decay": Option(RECIPE, "the paper's", "Weight decay of matrices and embeddings.", "X"),
     "weight_decay_schedule": Option(
         RECIPE, "constant",
         "Course of the weight decay over the run: constant, linear or cosine, to "
@@ -130,10 +134,12 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         RECIPE, "none", "With --beta2-schedule: beta2 at the end of the run.", "X"),
     "spike": Option(
         RECIPE, "6",
-        "Skip an update if its loss is this many standard deviations too high; 0 skips none.",
+        "Skip an update whose loss is this many standard deviations above the recent mean; 0 "
+        "skips none.",
         "SIGMAS"),
     "max_skipped": Option(RECIPE, "10", "Stop the run after this many skipped updates in a row."),
-    "document_mask": Option(RECIPE, help="Keep attention within each document.", reader=boolean),
+    "document_mask": Option(RECIPE, help=
+        "Let tokens attend only to tokens of their own document.", reader=boolean),
     "mixture": Option(
         RECIPE, "the shards'",
         'Weights of the shards\' sources by tokens: "web=3,books=1; 500M: web=1,books=2", each '
@@ -145,30 +151,31 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "out": Option(
         OUTPUT, "runs/SIZE", "Run folder to write; model.safetensors is written last.", "FOLDER"),
     "checkpoint_every": Option(
-        WATCH, "10 a run, at least every 1,000", "Steps between checkpoints."),
+        WATCH, "10 per run, at least every 1,000", "Steps between checkpoints."),
     "checkpoint_minutes": Option(
-        WATCH, "0: none", "Minutes after which a further checkpoint is written.", "X"),
+        WATCH, "0, none", "Also write a checkpoint when the last one is older than this many "
+                          "minutes.", "X"),
     "checkpoint_to": Option(
         WATCH, "none",
         "Also copy every checkpoint to this folder of a remote store, such as s3://bucket/run; with "
         "--resume, fetch one from there if the run folder has none.", "URL"),
-    "keep": Option(WATCH, "2", "Number of checkpoints to keep, the newest."),
+    "keep": Option(WATCH, "2", "Number of newest checkpoints to keep."),
     "keep_every": Option(
-        WATCH, "0: none", "Also keep the checkpoints of every so many steps, to the end."),
+        WATCH, "0, none", "Also keep every checkpoint whose step is a multiple of N."),
     "keep_best": Option(
         WATCH, "none",
         "Also keep the checkpoint with the best value of this metric, val_loss or that of a task.",
         "METRIC"),
     "stop_early": Option(
-        WATCH, "0: never",
+        WATCH, "0, never",
         "End the run after this many measurements without a new lowest validation loss."),
     "val": Option(
         WATCH, "none",
-        "Further shards whose validation loss is measured, as NAME=FOLDER; sources for each source of "
-        "a mixture; several with commas.",
+        "Further validation sets, as NAME=FOLDER of shards; the word sources measures each source"
+        " of a mixture; several with commas.",
         "NAME=FOLDER", name_list, repeats=True),
     "eval_every": Option(
-        WATCH, "20 a run, at least every 500",
+        WATCH, "20 per run, at least every 500",
         "Steps between measurements of the validation loss."),
     "eval_tokens": Option(
         WATCH, "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement."),
@@ -177,7 +184,7 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "NAME", name_list, repeats=True),
     "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
     "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),
-    "samples": Option(WATCH, "3, in a short run none", "Texts to generate at every checkpoint."),
+    "samples": Option(WATCH, "3, or none in a short run", "Texts to generate at every checkpoint."),
     "track": Option(
         WATCH, "none",
         "Also log metrics to these trackers: tensorboard, csv, wandb, mlflow, trackio, or your own "

@@ -30,7 +30,8 @@ from gptcli.events import SILENT, Events
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, read_manifest
 from gptcli.text.ngrams import NgramSet, ngram_hashes, normalized_words, word_hashes
-from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer
 
 NGRAM_WORDS = 13
 WINDOW_CHARACTERS = 200  # removed on each side of an n-gram

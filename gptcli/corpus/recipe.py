@@ -32,7 +32,7 @@ from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader
 from gptcli.corpus.heuristics import filter_names, heuristic_filter
 from gptcli.corpus.inputs import STDIN, find_inputs, fingerprints
 from gptcli.errors import UsageError, nearest
-from gptcli.papers.training import GPT3_MIXTURE
+from gptcli.papers.models import GPT3_MIXTURE
 from gptcli.schema import read_table
 from gptcli.settings import Number
 from gptcli.shards.manifest import DEFAULT_SOURCE

@@ -17,7 +17,7 @@ from gptcli.corpus.formats.tables import parquet_rows
 from gptcli.corpus.inputs import STDIN, file_suffixes, fingerprint, watch_reads
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.files import atomic_write
-from gptcli.papers.training import GPT3_MIXTURE
+from gptcli.papers.models import GPT3_MIXTURE
 from gptcli.shards.format import document_lengths, open_shard, token_dtype
 from gptcli.shards.manifest import SPLITS, Manifest, Source, Split
 from gptcli.tokenizer.encoders import open_encoder

@@ -40,7 +40,6 @@ from gptcli.model.config import ModelConfig
 from gptcli.numbers import in_bytes
 
 MAX_GPUS = 1_000_000
-MAX_HOURS = 8760 * 1e6  # GPU-hours of a run: a million GPU-years
 # Interruptions of a GPU-day, and the shares of time that steps take without and with many: Llama 3
 # (Grattafiori et al. 2024, Table 5), 419 in 54 days on 16,384 H100; throughput.toml has the latter.
 INTERRUPTIONS = 419 / (54 * 16384)

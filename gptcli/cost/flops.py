@@ -105,14 +105,6 @@ def mean_keys(n_ctx: int, band: int | None) -> float:
     return b * (1 - b / (2 * n_ctx))
 
 
-def megatron_days(parameters: float, tokens: float, gpus: int, flops_per_gpu: float) -> float:
-    """Return days of training with recomputation: 8·T·P/(n·X) (Narayanan et al. 2021, equation 4).
-
-    P `parameters`, T `tokens`, n `gpus`, each of which computes X = `flops_per_gpu` FLOP/s.
-    """
-    return 8 * tokens * parameters / (gpus * flops_per_gpu) / 86400
-
-
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     """Return exact parameter counts by part, weights and biases together; they sum to
     `config.parameters`.

@@ -44,17 +44,6 @@ def training_memory(parameters: int, recipe: StateRecipe = "fp32") -> dict[str, 
     return {part: each * parameters for part, each in TRAINING_BYTES[recipe].items()}
 
 
-def zero_memory(parameters: int, ranks: int, stage: int) -> float:
-    """Return the bytes of the training state on each of `ranks` ranks under ZeRO stage 0 to 3.
-
-    Stage n divides the first n of optimizer, gradients and parameters (Rajbhandari et al. 2020,
-    figure 1).
-    """
-    state = training_memory(parameters, "mixed")
-    divided = ("optimizer", "gradients", "parameters")[:stage]
-    return sum(n_bytes / (ranks if part in divided else 1) for part, n_bytes in state.items())
-
-
 def kv_cache_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
     """Return the bytes of the keys and values of one position: 2·L·C elements.
 

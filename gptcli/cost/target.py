@@ -18,8 +18,7 @@ from gptcli.cost.scaling import critical_batch_of
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size, size_names
 from gptcli.numbers import amount
-from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, PaperCompute, PaperModel
-from gptcli.papers.training import TRAINING
+from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, TRAINING, PaperCompute, PaperModel
 
 DEFAULT_SIZE = "gpt3"
 LLAMA_CONTEXT, LLAMA_VOCABULARY = 8192, 128_256  # Llama 3's

@@ -81,7 +81,7 @@ class RankContext:
         return self.tp_rank == 0 and self.pp_rank == self.layout.pp - 1
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum `values` over all processes in place, and return them."""
+        """Sum `values`, of any shape, over all processes in place, and return them."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values

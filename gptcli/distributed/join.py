@@ -1,5 +1,6 @@
 """Joining of the processes that torchrun, Slurm or Open MPI has started: in bounded time, with one
-message a host, before anything is written.
+message a host, before anything is written. Joined, they check that they share what a run needs: the
+run itself, the software, and a run folder that all of them see.
 """
 
 from __future__ import annotations
@@ -8,22 +9,26 @@ import contextlib
 import itertools
 import os
 import re
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
 
+from gptcli import __version__
+from gptcli.cost.layout import Layout
 from gptcli.devices import device_type
-from gptcli.distributed.agreement import Launchable, check_agreement
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.gpu import configure_cuda, own_gpu
 from gptcli.errors import RunError, UsageError
 from gptcli.events import Events
+from gptcli.files import PARTIAL
 from gptcli.interrupts import LAUNCHED_BY_TORCHRUN
 from gptcli.runtime import ADDRESS, Launch, is_main_on_node, launch_environment, launched_processes
 
@@ -32,10 +37,41 @@ if TYPE_CHECKING:
 
 SILENT_WAIT_S = 10  # of a process that waits for the others, before it says so
 JOIN_WAIT_S = 600  # for all processes to join: each host may read its shards before
+SHARED_WAIT_S = 5  # for a new file to be seen on another host
 MISSING_NAMED = 8  # of the processes that have not joined
 # in the message of a process that lost its connection to another
 PEER_LOST = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
 _joins = itertools.count()  # of this process: a command may train several runs
+
+
+class Launchable(Protocol):
+    """Dataclass that describes a run, as far as its launch is concerned."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        """Folder of the run."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the run, which gives the number of processes."""
+        ...
+
+    @property
+    def timeout(self) -> int:
+        """Seconds that a process waits for another one in a step before it gives it up."""
+        ...
+
+    def shared_values(self) -> dict[str, Any]:
+        """Return the values that must be equal on all processes, by name."""
+        ...
+
+    @property
+    def resume(self) -> bool:
+        """True to continue from the newest checkpoint, which a restart sets."""
+        ...
 
 
 def join(run: Launchable, events: Events) -> None:
@@ -51,7 +87,10 @@ def join(run: Launchable, events: Events) -> None:
 
 
 def join_group(run: Launchable, events: Events) -> RankContext:
-    """Make the process group, unless that is done, and return this process's place in it."""
+    """Make the process group, unless that is done, and return this process's place in it.
+
+    Raises RunError if a process does not join in time, UsageError if they do not belong together.
+    """
     launch = launch_environment()
     assert launch is not None, "called only in a process that a launcher started"
     device, timeout = own_device(run, launch.local_rank), timedelta(seconds=run.timeout)
@@ -204,3 +243,64 @@ def _saying(words: str, events: Events) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def check_agreement(run: Launchable, context: RankContext) -> None:
+    """Check that all processes were started for one run, with one software, and share its folder.
+
+    A collective call, before any work. Raises UsageError on every process.
+    """
+    mine = {
+        "gpt": __version__,
+        "torch": torch.__version__,
+        **run.shared_values(),
+    }
+    facts = context.all_gather((socket.gethostname(), mine))
+    (first, expected), others = facts[0], facts[1:]
+    for host, found in others:
+        different = [
+            f"{name} is {found.get(name)!r} there and {expected.get(name)!r} on {first}"
+            for name in expected.keys() | found.keys()
+            if found.get(name) != expected.get(name)
+        ]
+        if different:
+            raise UsageError(
+                f"started differently from {first}: {'; '.join(sorted(different))}",
+                where=host,
+                code="processes_disagree",
+                hint="start the same command, on the same data and with the same versions, "
+                "on every host",
+            )
+    token = run.out / f".gpt.shared-{secrets.token_hex(8)}{PARTIAL}"
+    token = context.all_gather(token)[0]
+    if context.is_main:
+        run.out.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    dist.barrier()
+    sees = _appears(token)
+    blind = sorted(
+        {host for host, there in context.all_gather((facts[context.rank][0], sees)) if not there}
+    )
+    if context.is_main:
+        token.unlink(missing_ok=True)
+    if blind:
+        raise UsageError(
+            f"the run folder of {first} is not seen by {', '.join(blind)}",
+            where=run.out,
+            field="out",
+            code="folder_not_shared",
+            hint="name an {option:out} on a file system that all hosts share: "
+            "each writes its part of every checkpoint there",
+        )
+
+
+def _appears(file: Path) -> bool:
+    """Return whether a file that another host has made is seen here, at last after some seconds."""
+    end = time.monotonic() + SHARED_WAIT_S
+    while True:
+        with contextlib.suppress(OSError):  # NFS asks its server for a folder that is listed
+            if file in file.parent.iterdir():
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)

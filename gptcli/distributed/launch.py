@@ -26,10 +26,15 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from gptcli import errors, toml_json
-from gptcli.distributed.agreement import Launchable
 from gptcli.distributed.context import RankContext, share_cores
 from gptcli.distributed.gpu import out_of_memory_as_run_error
-from gptcli.distributed.join import PEER_LOST, join_group, own_device, peer_loss_as_run_error
+from gptcli.distributed.join import (
+    PEER_LOST,
+    Launchable,
+    join_group,
+    own_device,
+    peer_loss_as_run_error,
+)
 from gptcli.errors import GptError, Interrupted, RunError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, sweep

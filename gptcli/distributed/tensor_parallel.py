@@ -178,7 +178,8 @@ def vocab_parallel_loss(
     """Return the summed next-token loss in nats, the same on every process of `mesh`.
 
     `x_nC` is this process's part of each sequence of `n_ctx` positions, n = N / tp rows; `target_N`
-    are the targets of all N positions, and `observe` is called with their losses. The gradient of `x_nC` is this shard's contribution to it.
+    are the targets of all N positions, and `observe` is called with their losses. The gradient of
+    `x_nC` is this shard's contribution to it.
     """
     tp = mesh.size()
     part_nC = DTensor.from_local(autocast(x_nC), mesh, [Shard(0)], run_check=False)

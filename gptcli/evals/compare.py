@@ -2,8 +2,8 @@
 
 The items are paired, so that their difficulty cancels. Several seeds of one model count as one: an
 item's score is the mean over them. Scores that are right or wrong are compared by McNemar's test
-(mid-p, Fagerland et al. 2013); others, seeds, and items in groups (a passage, a story) by the paired
-bootstrap over items or groups, which also gives all confidence intervals.
+(mid-p, Fagerland et al. 2013); others, seeds, and items in groups (a passage, a story) by the
+paired bootstrap over items or groups, which also gives all confidence intervals.
 
 Shapes: N shared items, G groups, B bootstrap samples.
 """
@@ -73,7 +73,8 @@ class Comparison:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the items of an evaluation: a folder of records, or a file of --samples or of a report.
+    """Return the items of an evaluation: a folder of records, or a file of --samples or of a
+    report.
 
     Beside a report, eval.json, are its records, in eval.records. Raises InputError if there are
     none.
@@ -89,6 +90,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 where=report,
                 hint="gpt eval RUN {option:task} NAME {option:data} FOLDER -o eval.json",
             )
+        if not path.exists() and report is None:
+            raise InputError("no such report or folder of records", where=path)
         raise InputError(
             "contains no records of items",
             where=path,

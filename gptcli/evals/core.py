@@ -7,8 +7,9 @@ correct if each of its tokens is the likeliest. CORE is the mean over tasks of (
 nanochat  items in the order of a seeded shuffle, examples drawn by `Random(1234 + item)`, a blank
           line after each; end-of-text in front; prompt and answer encoded together, and scored from
           the first token in which the choices differ. The last n_ctx tokens are read.
-dclm      llm-foundry's, which DCLM uses: items in order, examples drawn in turn by one `Random(1234)`,
-          a newline after each; nothing in front; examples, item and answer encoded separately.
+dclm      llm-foundry's, which DCLM uses: items in order, examples drawn in turn by one
+          `Random(1234)`, a newline after each; nothing in front; examples, item and answer encoded
+          separately.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from gptcli.events import SILENT, Events
 from gptcli.model.source import ModelSource
 from gptcli.sampling.load import Loaded, PrecisionChoice, load
 from gptcli.shards.manifest import read_manifest
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 MAX_CHECKPOINT_ITEMS = 1000  # of each task scored at a checkpoint, if no number is given
 
@@ -113,8 +113,8 @@ def evaluate(
     `model` is a folder, or a model that `gptcli.load_model` returned. `tasks` are names of tasks or
     paths of task files, and `data` the folder or file of their data; without tasks and texts, the
     loss is measured on the validation shards of the run, or of `data`. `suite` is a paper's tasks,
-    those of which `data` has the files; CORE's prompts are by `convention`. The other arguments are the
-    options of `gpt eval`. Raises UsageError, InputError or RunError.
+    those of which `data` has the files; CORE's prompts are by `convention`. The other arguments are
+    the options of `gpt eval`. Raises UsageError, InputError or RunError.
     """
     options = EvalOptions(
         fewshot=FewShotConfig(shots=0 if shots == "paper" else shots, seed=shots_seed),
@@ -187,7 +187,8 @@ def run_evaluation(
 ) -> Evaluation:
     """Measure the losses and score the tasks; `name` is how the report calls the model.
 
-    Every task is checked before the first item is scored. Records (`options.records`) are bound to the model's weights and precision.
+    Every task is checked before the first item is scored. Records (`options.records`) are bound to
+    the model's weights and precision.
     """
     processes = processes or Processes()
     checked = [check_task(task, data, options) for task in tasks]

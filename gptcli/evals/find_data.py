@@ -3,10 +3,15 @@
 A file is looked for under its published names (the patterns of the task), then under the names that
 splits have when they are exported: validation.jsonl, test-00000-of-00001.parquet,
 validation/data-00000-of-00001.arrow.
+
+`download_tasks` downloads data sets from the Hugging Face Hub, as the Parquet files that it has of
+each: a file per split under such a name, in the folder of its task. Complete folders are kept.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,6 +20,9 @@ from gptcli.errors import InputError, UsageError
 from gptcli.evals.formats.files import content_suffix
 from gptcli.evals.formats.tables import PART
 from gptcli.evals.task import Task, find_task, task_names
+from gptcli.events import SILENT, Events
+from gptcli.files import atomic_folder
+from gptcli.model.hub import HubFiles
 
 SPLIT_NAMES = {
     "train": ("train",),
@@ -22,6 +30,7 @@ SPLIT_NAMES = {
     "test": ("test", "tests"),
 }
 """Names of a split in file names, by its name on the hub."""
+REVISION = "refs/convert/parquet"  # where the Hub keeps each data set as CONFIG/SPLIT/0000.parquet
 FOLDER_READERS = ("race", "summaries")  # which take a folder of files
 TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 
@@ -29,9 +38,10 @@ TABLE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path | None:
     """Return the file with the task's items, or None if no `data` is given and they are generated.
 
-    With `generate`, they are also generated if a folder does not contain them. It is `data` itself, or the file in that folder, or in its subfolder named after the task, that
-    has a name of the task's. Raises UsageError if `data` is needed and not given, InputError if
-    there is no such file, or several, or if it is that of another task.
+    The file is `data` itself, or the one in that folder, or in its subfolder named after the task,
+    that has a name of the task's. With `generate`, items are also generated if a folder does not
+    contain them. Raises UsageError if `data` is needed and not given, InputError if there is no
+    such file, or several, or if it is that of another task.
     """
     pattern = task.files["items"]
     shown = pattern.replace("|", " or ")
@@ -170,7 +180,8 @@ def _other_task(task: Task, path: Path) -> str | None:
 
     Names are compared with the folders that they contain: R2/test.jsonl is ANLI's second round.
     Only tasks of the same format are looked at, and only names that tell them apart. A folder named
-    after a task, DATA/TASK/, holds the data of that task, or of those with the same data on the hub.
+    after a task, DATA/TASK/, holds the data of that task, or of those with the same data on the
+    hub.
     """
     if _has_name(task, path) or task.name not in task_names():
         return None
@@ -226,3 +237,56 @@ def split_data(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
             hint="name one, and those of single tasks as TASK=FOLDER",
         )
     return folders, others[0] if others else None
+
+
+def hub_folder() -> Path:
+    """Return the folder of downloaded data, in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(cache) / "gpt" / "data"
+
+
+def download_tasks(
+    tasks: Sequence[Task], others: Sequence[Task] = (), *, shots: bool, events: Events = SILENT
+) -> Path:
+    """Download the items of `tasks`, and with `shots` their examples, into a folder per task.
+
+    Returns the folder of these folders. The same for `others`, of which those that are not on the
+    Hub are left out. Raises UsageError if one of `tasks` is not there or a package is missing,
+    InputError if the Hub cannot be reached.
+    """
+    for task in tasks:
+        if not task.hub and not task.generated:
+            raise UsageError(
+                f"{task.name} is not on the hub",
+                field="data",
+                code="not_on_hub",
+                hint=f"it is from {task.source}",
+            )
+    folder = hub_folder()
+    for task in [*tasks, *others]:
+        if not task.hub or has_data(task, folder / task.name):
+            continue
+        splits = [task.hub["items"]] + [task.hub["shots"]] * (shots and "shots" in task.hub)
+        with atomic_folder(folder / task.name) as partial:
+            for split in splits:
+                _download_split(task, split, partial, events)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _download_split(task: Task, split: str, folder: Path, events: Events) -> None:
+    """Download the files of a split, by the names that are looked for."""
+    dataset, prefix = task.hub["dataset"], f"{task.hub.get('config', 'default')}/{split}/"
+    by_hand = (
+        f"where the Hub can be reached: hf download {dataset} --repo-type dataset "
+        f"--revision {REVISION} --include '{prefix}*' --local-dir DATA/{task.name}; then "
+        "{option:data} DATA here"
+    )
+    remote = HubFiles(dataset, task.name, by_hand, kind="data set", revision=REVISION)
+    files = sorted(name for name in remote.sizes if name.startswith(prefix))
+    if not files:
+        raise InputError(
+            f"the data set {dataset} of the Hub has no {prefix}", where=task.name, hint=by_hand
+        )
+    for number, path in enumerate(remote.download_all(files, events)):
+        shutil.copyfile(path, folder / f"{split}-{number:05d}-of-{len(files):05d}.parquet")

@@ -15,7 +15,7 @@ from gptcli.evals.runner import task_requests
 from gptcli.evals.task import Task
 from gptcli.model.hf import read_model_config
 from gptcli.model.source import ModelSource
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 
 def forecast_evaluation(

@@ -287,8 +287,8 @@ def group(pairs: Sequence[tuple[Tokens, Tokens]]) -> Group:
 def show_request(task: Task, request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the model reads for an item: texts, and the tokens they are encoded as.
 
-    `contexts` and `continuations` have an entry per choice; of a free-form item there is one, without
-    continuation.
+    `contexts` and `continuations` have an entry per choice; of a free-form item there is one,
+    without continuation.
     """
     contexts = [context.tolist() for context, _ in request.pairs]
     continuations = [tokens.tolist() for _, tokens in request.pairs]

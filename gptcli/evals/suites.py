@@ -42,6 +42,18 @@ def suite_tasks(suite: Suite, *, shots: bool) -> list[Task]:
     return [find_task(name if shots else ZERO_SHOT.get(name, name)) for name in GPT3_TASKS]
 
 
+def downloadable_tasks(suite: Suite, *, shots: bool) -> list[Task]:
+    """Return the tasks of a suite, of which some may not be on the Hub. Raises UsageError for CORE."""
+    if suite == "core":
+        raise UsageError(
+            "DCLM's evaluation bundle is not on the hub",
+            field="data",
+            code="not_on_hub",
+            hint="name its folder with {option:data}",
+        )
+    return suite_tasks(suite, shots=shots)
+
+
 def check_suite(name: str) -> Suite:
     """Return the suite of this name. Raises UsageError if there is none."""
     for suite in SUITES:

@@ -35,7 +35,8 @@ from gptcli.model.source import (
 )
 from gptcli.model.tensor_file import open_tensors, unreadable_error
 from gptcli.model.transformer import GPT
-from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer
 
 INIT_STD = 0.02
 WARMUP_FRACTION = 0.002  # of all steps

@@ -1,5 +1,5 @@
-"""Fine-tuning runs, as in GPT-1: a task's checks, a few epochs with regular validation accuracy, and
-the report.
+"""Fine-tuning runs, as in GPT-1: a task's checks, a few epochs with regular validation accuracy,
+and the report.
 
 One process trains, or several that each have the whole model and share every batch (layout `dp`).
 Each evaluation ends with a checkpoint of the trainer's format. The order of the examples and the

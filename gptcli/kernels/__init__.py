@@ -8,8 +8,12 @@ PyTorch for those that it does not support, or if it cannot be built here.
     place                               kernel                          supports
     Attention.attention_fn              attention_kernel                bf16, any CPU
     GPT.head_loss (its `kernel`)        head_kernel                     bf16, any CPU
+                                        head_triton                     bf16 and fp16, CUDA with
+                                                                        Triton
     Block.block_fn, if `fuse_blocks`    norm_kernel, linear_kernel      bf16 by autocast, fp32
                                                                         weights, any CPU
+                                        block_triton                    bf16 and fp16 by autocast,
+                                                                        CUDA with Triton
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
     Int8Linear.linear_fn                                                any CPU
                                         decode_triton                   the same, CUDA with Triton
@@ -30,12 +34,18 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gptcli.kernels import attention_kernel, head_kernel, linear_kernel, norm_kernel
+from gptcli.kernels import (
+    attention_kernel,
+    block_triton,
+    head_kernel,
+    linear_kernel,
+    norm_kernel,
+)
 from gptcli.kernels.build import instruction_set, lack_compiler
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
 from gptcli.kernels.decode_triton import decode_block, few_rows_linear
 from gptcli.kernels.norm_kernel import fused_block
-from gptcli.model.transformer import Attention, Block
+from gptcli.model.transformer import Attention, Block, Cache, Documents
 
 __all__ = [
     "Kernel",
@@ -45,6 +55,7 @@ __all__ = [
     "install",
     "instruction_set",
     "lack_compiler",
+    "train_block",
     "uninstall",
 ]
 
@@ -68,7 +79,7 @@ def before_compilation() -> None:
     Otherwise a graph would end at each question, which is not an operation of PyTorch. They are not
     marked when they are defined, because that imports the compiler, which takes a second.
     """
-    for module in (attention_kernel, linear_kernel, norm_kernel):
+    for module in (attention_kernel, block_triton, linear_kernel, norm_kernel):
         torch.compiler.assume_constant_result(module.available)
 
 
@@ -84,7 +95,7 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
             part.attention_fn = attention_kernel.attention_packed
         elif isinstance(part, Block) and part.mlp.gelu == "tanh":  # the kernels have no other
             if fuse_blocks:
-                part.block_fn = fused_block
+                part.block_fn = train_block
             elif _decodes_on_gpu(part):
                 part.block_fn = decode_block
         # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.load`
@@ -95,6 +106,17 @@ def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
             weight: Any = getattr(part, "weight", getattr(part, "weight_NK", None))
             on_gpu = weight is not None and weight.device.type == "cuda"
             _set(part, "linear_fn", few_rows_linear if on_gpu else small_batch_linear)
+
+
+def train_block(
+    block: Block,
+    x_BTC: torch.Tensor,
+    cache: Cache | None = None,
+    documents: Documents | None = None,
+) -> torch.Tensor:
+    """Return the residual stream after one layer, by the kernels of the input's device."""
+    on_gpu = x_BTC.device.type == "cuda"
+    return (block_triton.train_block if on_gpu else fused_block)(block, x_BTC, cache, documents)
 
 
 def _decodes_on_gpu(block: Block) -> bool:

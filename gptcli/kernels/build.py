@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -59,8 +60,9 @@ INSTRUCTION_SETS: dict[str, dict[str, str]] = {
     "avx2": _AVX2,
     "neon": {"asimd": ""},
 }
-"""Instruction sets, the fastest first: the processor's features that each needs, as the system names
-them, and the compiler's flags for them."""
+"""Instruction sets, the fastest first: the processor's features that each needs, as the system
+names them, and the compiler's flags for them.
+"""
 
 
 class Library(ctypes.CDLL):
@@ -89,6 +91,11 @@ def instruction_sets() -> list[str]:
         )
         raise UsageError(f"{LIMIT} is {limit!r}", hint=hint)
     return []
+
+
+def has_triton() -> bool:
+    """Return whether kernels for GPUs can be built: Triton is installed, GPT_KERNELS not "off"."""
+    return os.environ.get(LIMIT) != OFF and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -18,7 +18,6 @@ Shapes: R rows, K inputs, N outputs, H heads, D d_head, S slots.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gptcli.kernels.build import has_triton
 from gptcli.model.kv_cache import KVCache
 from gptcli.model.transformer import Block, Cache, Documents, block_forward
 
@@ -108,7 +108,7 @@ def _supports(x: torch.Tensor, weight_NK: torch.Tensor) -> bool:
         and weight_NK.is_contiguous()
         and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and (x.requires_grad or weight_NK.requires_grad))
-        and importlib.util.find_spec("triton") is not None
+        and has_triton()
     )
 
 

@@ -1,6 +1,6 @@
 """Output head and loss by `head.c`: bf16, CPUs.
 
-This module is a `gptcli.model.loss.HeadKernel`.
+This module is a `gptcli.model.loss.HeadKernel`; its part for GPUs is `head_triton`.
 
 Shapes: n positions of a chunk, C d_model, V vocabulary, b blocks of vocabulary entries.
 """
@@ -13,6 +13,9 @@ import functools
 import torch
 
 from gptcli.kernels.build import library
+from gptcli.kernels.head_triton import both_for
+
+__all__ = ["HeadChunk", "available", "both_for", "chunk", "row_bytes", "supports"]
 
 PANEL_POSITIONS, BLOCK_ENTRIES = 32, 256
 """PANEL and BLOCK of the C source, which pads positions and vocabulary to multiples of them."""

@@ -10,7 +10,8 @@ texts from them, and refuses everything else without running it.
 nanoGPT's linear layers are stored as [out, in] and need no transposition; the rows of c_attn are
 (3, H, D) as in GPT-2. Its GELU is the exact one, and layers without biases are read as layers whose
 biases are 0. llm.c's header contains: magic 20240326; version 3 (fp32) or 5 (bf16); n_ctx;
-vocabulary; layers; heads; width; rows of the token embedding, which are padded to a multiple of 128.
+vocabulary; layers; heads; width; rows of the token embedding, which are padded to a multiple of
+128.
 """
 
 from __future__ import annotations

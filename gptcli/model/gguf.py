@@ -156,11 +156,6 @@ def write_gguf(
                 on_tensor(done, sum(sizes.values()))
 
 
-def gguf_bytes(config: ModelConfig, precision: GgufPrecision) -> int:
-    """Return about how many bytes a GGUF file takes, without its vocabulary."""
-    return config.parameters * DTYPES[precision].itemsize
-
-
 def _shapes(config: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the model's tensors, in the order of the file."""
     C, F = config.d_model, config.d_ff

@@ -16,8 +16,10 @@ import inspect
 import os
 import re
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gptcli.errors import InputError, UsageError, install_hint
 from gptcli.events import SILENT, Events
@@ -92,57 +94,14 @@ def fetch_model(path: str | Path, events: Events = SILENT) -> None:
     repository = hub_repository(path)
     if repository is None or cached_model(path) is not None:
         return
-    try:
-        from huggingface_hub import HfApi, hf_hub_download
-    except ImportError:
-        raise UsageError(
-            "there is no folder of this name; downloading the model needs the package "
-            "huggingface_hub",
-            where=path,
-            hint=f"{install_hint('huggingface_hub')}\nor {by_hand(repository)}",
-        ) from None
-    endpoint = os.environ.get("HF_ENDPOINT") or None
-    try:
-        info = HfApi(endpoint=endpoint).model_info(
-            repository, files_metadata=True, timeout=CONNECT_SECONDS
-        )
-    except Exception as error:
-        raise _unreachable(path, repository, error) from None
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    options: dict[str, Any] = {"cache_dir": _cache(), "endpoint": endpoint}
-
-    def download(file: str) -> Path:
-        try:
-            return Path(hf_hub_download(repository, file, **options))
-        except Exception as error:
-            raise _unreachable(path, repository, error, file) from None
-
-    if CONFIG not in sizes:
+    remote = HubFiles(repository, path, by_hand(repository))
+    if CONFIG not in remote.sizes:
         raise InputError(
             f"the repository {repository} of the Hub has no {CONFIG}: it is not a model",
             where=path,
         )
-    _check_architecture(download(CONFIG).parent, path, repository)
-    files = _files(sizes, path, repository, download)
-    total = sum(sizes[file] for file in files)
-    free = shutil.disk_usage(next(p for p in (_cache(), *_cache().parents) if p.exists())).free
-    if free < total:
-        raise UsageError(
-            f"{repository} takes {in_bytes(total)}, and the disk has {in_bytes(free)} free",
-            where=_cache(),
-            hint="free some space, or set HF_HOME to a folder on another disk",
-        )
-    events.info(
-        f"downloading {repository}: {counted(len(files), 'file')}, {in_bytes(total)}, into "
-        f"{_cache()}"
-    )
-    done = _Progress(events, repository, total)
-    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
-        options["tqdm_class"] = done.bar_class()
-    for file in files:
-        download(file)
-        done.finished(sizes[file])
-    events.finish(done.task)
+    _check_architecture(remote.download(CONFIG).parent, path, repository)
+    remote.download_all(_files(remote.sizes, path, repository, remote.download), events)
     if cached_model(path) is None:
         raise InputError(
             f"the files of {repository} in the cache are not of one commit",
@@ -246,29 +205,109 @@ def _files(sizes: dict[str, int], path: str | Path, repository: str, download: A
     )
 
 
-def _unreachable(
-    path: str | Path, repository: str, error: Exception, file: str | None = None
-) -> InputError:
-    """Return the error for a failed request, by its kind."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if "GatedRepoError" in kinds:
-        what = f"the model {repository} of the Hub asks for consent to its terms"
-        hint = "accept them on its page, and log in with hf auth login"
-    elif "RepositoryNotFoundError" in kinds or status in (401, 403, 404):
-        what = "there is no such folder, and no public model of this name on the Hub"
-        if repository != str(path):
-            what += f" ({repository})"
-        hint = "check the spelling; a private model needs hf auth login"
-    elif isinstance(error, OSError) and "onsistency" in str(error):
-        what = f"the download of {file} from {repository} was cut short"
-        hint = "run the command again: complete files are kept"
-    else:
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        subject = repository if file is None else f"{file} of {repository}"
-        what = f"there is no such folder, and the Hub cannot be reached for {subject}: {reason}"
-        hint = by_hand(repository)
-    return InputError(what, where=path, hint=hint)
+class HubFiles:
+    """Files of a repository on the Hub, a model's or a data set's, downloaded into its cache."""
+
+    def __init__(
+        self,
+        repository: str,
+        given: str | Path,
+        by_hand: str,
+        *,
+        kind: Literal["model", "data set"] = "model",
+        revision: str | None = None,
+    ) -> None:
+        """Ask the Hub for the files of `repository` and their sizes.
+
+        `given` is what the user named, the place of an error; `by_hand` says what to do without a
+        connection. Raises InputError if the Hub cannot be reached or has no such repository,
+        UsageError if huggingface_hub is not installed.
+        """
+        self.repository, self.given, self.by_hand, self.kind = repository, given, by_hand, kind
+        # a model's name could as well be a folder's
+        self.preface = "there is no such folder, and " if kind == "model" else ""
+        try:
+            from huggingface_hub import HfApi, hf_hub_download
+        except ImportError:
+            raise UsageError(
+                f"{self.preface}downloading the {kind} needs the package huggingface_hub",
+                where=given,
+                hint=f"{install_hint('huggingface_hub')}\nor {by_hand}",
+            ) from None
+        endpoint = os.environ.get("HF_ENDPOINT") or None
+        at: dict[str, Any] = {
+            "repo_type": "model" if kind == "model" else "dataset",
+            "revision": revision,
+        }
+        try:
+            info: Any = HfApi(endpoint=endpoint).repo_info(
+                repository, files_metadata=True, timeout=CONNECT_SECONDS, **at
+            )
+        except Exception as error:  # of any base, by the client's version
+            raise self._failure(error) from None
+        self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        """Bytes of each file."""
+        self._download = partial(
+            hf_hub_download, repository, cache_dir=_cache(), endpoint=endpoint, **at
+        )
+
+    def download(self, file: str, **options: Any) -> Path:
+        """Return a file of the cache, downloaded unless it is there. Raises InputError."""
+        try:
+            return Path(self._download(file, **options))
+        except Exception as error:
+            raise self._failure(error, file) from None
+
+    def download_all(self, files: Sequence[str], events: Events) -> list[Path]:
+        """Download files, and tell `events` how many there are, their size and the progress.
+
+        Raises UsageError before the first if the disk has no room for them, InputError if one
+        fails.
+        """
+        total = sum(self.sizes[file] for file in files)
+        free = shutil.disk_usage(next(p for p in (_cache(), *_cache().parents) if p.exists())).free
+        if free < total:
+            raise UsageError(
+                f"{self.repository} takes {in_bytes(total)}, and the disk has {in_bytes(free)} free",
+                where=_cache(),
+                hint="free some space, or set HF_HOME to a folder on another disk",
+            )
+        events.info(
+            f"downloading {self.repository}: {counted(len(files), 'file')}, {in_bytes(total)}, into "
+            f"{_cache()}"
+        )
+        done = _Progress(events, self.repository, total)
+        options: dict[str, Any] = {}
+        if "tqdm_class" in inspect.signature(self._download).parameters:
+            options["tqdm_class"] = done.bar_class()
+        paths = []
+        for file in files:
+            paths.append(self.download(file, **options))
+            done.finished(self.sizes[file])
+        events.finish(done.task)
+        return paths
+
+    def _failure(self, error: Exception, file: str | None = None) -> InputError:
+        """Return the error for a failed request, by its kind."""
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if "GatedRepoError" in kinds:
+            what = f"the {self.kind} {self.repository} of the Hub asks for consent to its terms"
+            hint = "accept them on its page, and log in with hf auth login"
+        elif "RepositoryNotFoundError" in kinds or status in (401, 403, 404):
+            what = f"{self.preface}no public {self.kind} of this name on the Hub"
+            if self.repository != str(self.given):
+                what += f" ({self.repository})"
+            hint = f"check the spelling; a private {self.kind} needs hf auth login"
+        elif isinstance(error, OSError) and "onsistency" in str(error):
+            what = f"the download of {file} from {self.repository} was cut short"
+            hint = "run the command again: complete files are kept"
+        else:
+            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            subject = self.repository if file is None else f"{file} of {self.repository}"
+            what = f"{self.preface}the Hub cannot be reached for {subject}: {reason}"
+            hint = self.by_hand
+        return InputError(what, where=self.given, hint=hint)
 
 
 class _Progress:

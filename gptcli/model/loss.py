@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -58,7 +58,7 @@ def scale(exp_nv: torch.Tensor, factor_n1: torch.Tensor) -> None:
 
 
 def accumulate(total: torch.Tensor, part: torch.Tensor) -> None:
-    """Add `part` to `total`, in place."""
+    """Add `part` to `total`, tensors of one shape, in place."""
     total += part
 
 
@@ -96,8 +96,10 @@ class ElementwiseOps:
     """Implementation of `log_sums`."""
     logits_to_gradient: Callable[..., None] = logits_to_gradient
     """Implementation of `logits_to_gradient`."""
+    both: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+    """The last two in one, of logits, targets and V, which also returns the targets' logits."""
     parts: int = EAGER_PARTS
-    """Parts of a chunk to call the last two for: compiled, they need no temporary tensors."""
+    """Parts of a chunk to call the two for: compiled, they need no temporary tensors."""
 
     def compiled(self) -> ElementwiseOps:
         """Return the same operations compiled by torch.compile, for static shapes."""
@@ -107,6 +109,7 @@ class ElementwiseOps:
             torch.compile(self.accumulate, dynamic=False),
             torch.compile(self.log_sums, dynamic=False),
             torch.compile(self.logits_to_gradient, dynamic=False),
+            self.both,
             parts=1,
         )
 
@@ -174,6 +177,11 @@ class HeadKernel(Protocol):
     ) -> HeadChunk:
         """Compute the exponentials of a chunk, and keep them if `train`."""
 
+    def both_for(
+        self, x_NC: torch.Tensor
+    ) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+        """Return `ElementwiseOps.both` for operands that the kernel does not support."""
+
 
 def next_token_loss(
     x_NC: torch.Tensor,
@@ -195,6 +203,7 @@ def next_token_loss(
     if torch.is_autocast_enabled(x_NC.device.type):
         x_NC = x_NC.to(torch.get_autocast_dtype(x_NC.device.type))
     if kernel is not None and not kernel.supports(x_NC, weight_VC):
+        elementwise = replace(elementwise, both=kernel.both_for(x_NC))
         kernel = None
     return _HeadLoss.apply(
         x_NC, weight_VC, target_N, elementwise, reduction, kernel, torch.is_grad_enabled(), observe
@@ -246,7 +255,8 @@ class _HeadLoss(torch.autograd.Function):
                 if kernel is not None:
                     chunk = kernel.chunk(*operands, train)
                 elif on_gpu:
-                    chunk = _GpuChunk(*operands, V, elementwise)
+                    at_once = train and reduction is FULL_VOCABULARY
+                    chunk = _GpuChunk(*operands, V, elementwise, at_once)
                 else:
                     chunk = _CpuChunk(*operands, train, elementwise)
                 log_sum_n1, target_logit_n1 = reduction.combine(
@@ -302,7 +312,11 @@ def padded(weight_VC: torch.Tensor, entries: int, dtype: torch.dtype) -> torch.T
 
 
 class _GpuChunk:
-    """`HeadChunk` in PyTorch for a GPU: products over the whole padded vocabulary."""
+    """`HeadChunk` in PyTorch for a GPU: products over the whole padded vocabulary.
+
+    `at_once` turns the logits into their gradient when they are there, if `elementwise` can: for
+    training with a vocabulary that is not sharded.
+    """
 
     def __init__(
         self,
@@ -311,11 +325,18 @@ class _GpuChunk:
         target_n: torch.Tensor,
         V: int,
         elementwise: ElementwiseOps,
+        at_once: bool,
     ) -> None:
         self.x_nC, self.weight_PC, self.target_n1, self.V = x_nC, weight_PC, target_n[:, None], V
         self.elementwise = elementwise
         self.rows = -(-len(x_nC) // elementwise.parts)
         self.logits_nP = x_nC @ weight_PC.T
+        self.has_gradient = at_once and elementwise.both is not None
+        if at_once and elementwise.both is not None:
+            self.log_sum_n1, self.target_logit_n1 = elementwise.both(
+                self.logits_nP, self.target_n1, V
+            )
+            return
         parts = self.logits_nP.split(self.rows)
         self.log_sum_n1 = torch.cat([elementwise.log_sums(part, V) for part in parts])
         logit_n1 = self.logits_nP.gather(1, self.target_n1.clamp(0, V - 1)).float()
@@ -330,9 +351,10 @@ class _GpuChunk:
         accumulate: bool,
     ) -> torch.Tensor:
         """Return the gradient of x, and write that of the weight, or add to it."""
-        of_rows = (self.logits_nP, log_sum_n1, self.target_n1, counted_n1)
-        for part in zip(*(tensor.split(self.rows) for tensor in of_rows), strict=True):
-            self.elementwise.logits_to_gradient(*part, self.V)
+        if not self.has_gradient:
+            of_rows = (self.logits_nP, log_sum_n1, self.target_n1, counted_n1)
+            for part in zip(*(tensor.split(self.rows) for tensor in of_rows), strict=True):
+                self.elementwise.logits_to_gradient(*part, self.V)
         dlogits_nP = self.logits_nP
         add_product_(dweight_VC, dlogits_nP.T, self.x_nC, beta=1.0 if accumulate else 0.0)
         return dlogits_nP @ self.weight_PC

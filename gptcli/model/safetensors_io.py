@@ -221,8 +221,9 @@ def load_model(
     """Return the model of a folder in evaluation mode.
 
     The folder is a run, a transformers model (GPT-1, GPT-2 or GPT-Neo), OpenAI's release of GPT-1,
-    a file of nanoGPT or llm.c, or a name in the Hub's cache. An unfinished run is loaded from its newest checkpoint, or from that of `step`. Raises
-    InputError if files are missing or broken, or tensors do not fit the configuration.
+    a file of nanoGPT or llm.c, or a name in the Hub's cache. An unfinished run is loaded from its
+    newest checkpoint, or from that of `step`. Raises InputError if files are missing or broken, or
+    tensors do not fit the configuration.
     """
     return open_model(folder, step=step, device=device, dtype=dtype)[0]
 

@@ -4,8 +4,8 @@ Format: the length of the header as 8 little-endian bytes, the header as JSON, p
 of 8 bytes, and the data of the tensors. `write_tensors` computes the checksum in the same pass.
 
 Weights are in model.safetensors, in the files that its index names, or in a checkpoint folder,
-independent of the layout that wrote it: `index.json` lists the type, size and pieces of each tensor,
-and the file of each piece.
+independent of the layout that wrote it: `index.json` lists the type, size and pieces of each
+tensor, and the file of each piece.
 
     {"wte.weight": {"dtype": "F32", "size": [V, C], "pieces": [{"file": "model.safetensors",
     "offset": [0, 0], "size": [V, C]}]}}
@@ -179,6 +179,8 @@ def unreadable_error(path: Path, reason: object) -> InputError:
 def read_folder_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of model.safetensors, of the files that its index names, or of
     pytorch_model.bin.
+
+    Raises InputError if there are none, one is damaged, or two files have a tensor of one name.
     """
     index = folder / WEIGHTS_INDEX
     files = [WEIGHTS]
@@ -235,7 +237,7 @@ def read_file_tensors(folder: Path, file: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a file, each memory-mapped separately.
 
     Each mapping can be released on its own, so that a conversion has one tensor in memory at a
-    time.
+    time. Raises InputError if the file is missing or damaged.
     """
     try:
         with open_tensors(folder / file) as whole:

@@ -2,9 +2,9 @@
 
 Differences from the transformer of 2017: LayerNorm before each sub-block and once after the last
 layer (GPT-2, section 2.3; GPT-1 applies it after each residual sum, as in 2017), learned positions,
-GELU in its tanh form unless the configuration says exact, biases everywhere, the output head tied to the token embedding, residual
-projections initialized smaller by 1/sqrt(2·n_layer), and, for GPT-3, locally banded attention in
-every second layer.
+GELU in its tanh form unless the configuration says exact, biases everywhere, the output head tied
+to the token embedding, residual projections initialized smaller by 1/sqrt(2·n_layer), and, for
+GPT-3, locally banded attention in every second layer.
 
 The model runs without anything else of this package. Four attributes are the seam at which other
 code replaces a computation by a faster one with the same signature; `gptcli.kernels.install` does

@@ -5,15 +5,17 @@ If the print contradicts itself, the row has the value that reproduces the paper
 counts (GPT-3, Table D.1): 13B is 5120 wide (printed 5140) and XL has 16 heads of 128 (printed 24).
 "0.5M", "1M" and "2M" tokens are 2^19, 2^20 and 2^21; "3.2M" is 1,536 sequences of 2,048.
 
-Then the training compute of seventeen language models: GPT-3's Table D.1 as printed. It leaves
-attention out and counts embeddings as parameters; one PF-day is 8.64e19 FLOP. T5 takes 3 FLOPs per
-parameter and token instead of 6, because encoder and decoder each process half of the tokens.
+Then their training: schedules in tokens, Adam's constants and GPT-3's mixture (Brown et al. 2020,
+Table 2.2) as printed. And the training compute of seventeen language models: GPT-3's Table D.1 as
+printed. It leaves attention out and counts embeddings as parameters; one PF-day is 8.64e19 FLOP. T5
+takes 3 FLOPs per parameter and token instead of 6, because encoder and decoder each process half of
+the tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,3 +184,79 @@ PUBLISHED_RUNS: tuple[PublishedRun, ...] = (
     PublishedRun("DeepSeek-V3",    2024, 37e9,      14.8e12, "DeepSeek-AI 2024: 37B of 671B active"),
 )
 # fmt: on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperTraining:
+    """Recipe of one paper."""
+
+    tokens: int
+    warmup_tokens: int
+    """Length of the learning rate's linear warm-up."""
+    decay_tokens: int
+    """End of the cosine decay; the learning rate stays at `min_lr_ratio` times its peak afterwards.
+    """
+    min_lr_ratio: float
+    ramp_tokens: int
+    """The batch grows linearly from `ramp_from` to its full size over these tokens; 0 for no ramp.
+    """
+    ramp_from: int
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+
+
+# GPT-3, Appendix B. The ramp runs over 4 to 12 billion tokens "depending on the model size", the
+# mapping unpublished: here 4B below 2.7B parameters, 8B up to 13B and 12B for 175B (RAMP_TOKENS),
+# an assumption.
+GPT3_TRAINING = PaperTraining(
+    tokens=300_000_000_000, warmup_tokens=375_000_000, decay_tokens=260_000_000_000, min_lr_ratio=0.1,
+    ramp_tokens=4_000_000_000, ramp_from=32_000, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0,
+)  # fmt: skip
+RAMP_TOKENS = {
+    "gpt3-2.7B": 8_000_000_000,
+    "gpt3-6.7B": 8_000_000_000,
+    "gpt3-13B": 8_000_000_000,
+    "gpt3": 12_000_000_000,
+}
+
+# GPT-2 publishes its batch (512 sequences) and little else. WebText is 40 GB, 10 billion tokens at
+# 4 characters a token; one pass over it, with GPT-3's schedule in proportion, no ramp and GPT-3's
+# optimizer, is an assumption.
+GPT2_TRAINING = PaperTraining(
+    tokens=10_000_000_000, warmup_tokens=12_500_000, decay_tokens=10_000_000_000, min_lr_ratio=0.1,
+    ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, clip=1.0,
+)  # fmt: skip
+
+# GPT-1, section 4.1: 100 epochs of BooksCorpus, 2,000 updates of warm-up (64 x 512 tokens each), a
+# cosine to 0, weight decay 0.01. Its tokens are unpublished: 1.186 billion an epoch are what its
+# authors' 0.96 PF-days make by 6ND, and 1.2 to each of the 985 million words that Zhu et al. (2015)
+# count. Adam's constants and the clip are those of the released fine-tuning code.
+GPT1_TRAINING = PaperTraining(
+    tokens=100 * 1_186_000_000, warmup_tokens=2000 * 64 * 512, decay_tokens=100 * 1_186_000_000, min_lr_ratio=0.0,
+    ramp_tokens=0, ramp_from=0, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0,
+)  # fmt: skip
+TRAINING = {"GPT-1": GPT1_TRAINING, "GPT-2": GPT2_TRAINING, "GPT-3": GPT3_TRAINING}
+
+
+class Component(NamedTuple):
+    """One data set of the mixture."""
+
+    tokens: float
+    """Tokens in the data set."""
+    weight: float
+    """Percentage of the training mixture; the printed ones sum to 101."""
+    epochs: float
+    """Epochs over 300 billion training tokens, as printed."""
+
+
+GPT3_MIXTURE = {
+    "common_crawl": Component(410e9, 60, 0.44),
+    "webtext2": Component(19e9, 22, 2.9),
+    "books1": Component(12e9, 8, 1.9),
+    "books2": Component(55e9, 8, 0.43),
+    "wikipedia": Component(3e9, 3, 3.4),
+}
+GPT3_MIXTURE_TOKENS = 300e9

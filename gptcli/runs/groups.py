@@ -1,5 +1,5 @@
-"""Runs that differ in their seed alone, as one measurement with an interval, and differences between
-such groups.
+"""Runs that differ in their seed alone, as one measurement with an interval, and differences
+between such groups.
 
 Intervals are Student's, at 95 %; the difference of two groups is Welch's, which assumes no equal
 variances. Two runs tell little: their interval is 12.7 standard errors wide.

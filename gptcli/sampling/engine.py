@@ -43,8 +43,8 @@ class Engine:
     """Inference engine for `rows` sequences at once, each up to `max_len` tokens (default n_ctx).
 
     `lengths` contains the number of positions in each row; a lower value discards the positions
-    after it. `compiled` compiles the pass of `decode`, for the shapes it has. Raises RunError if the cache does not fit into
-    memory.
+    after it. `compiled` compiles the pass of `decode`, for the shapes it has. Raises RunError if
+    the cache does not fit into memory.
     """
 
     def __init__(

@@ -194,8 +194,8 @@ class DecodeLoop:
     """Sequences in the rows of an engine, which join and leave between two passes.
 
     `choose` returns the next token of each sequence, and its log-probability or None, from their
-    logits (B, V). `on_prompt` is called with a sequence and the hidden states of its prompt, (T, C),
-    when the prompt has been read.
+    logits (B, V). `on_prompt` is called with a sequence and the hidden states of its prompt, (T,
+    C), when the prompt has been read.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Load a model and its tokenizer for inference: device, precision, and fast linear layers.
 
-Decoding multiplies few rows by large weights. Such products go to a kernel if one is installed (`linear_fn`, see `gptcli.kernels`), together with a GELU that follows; everything else
-goes to PyTorch. Int8 quantization is weight-only: the weights of each output are rounded to 255
-steps of the largest of them.
+Decoding multiplies few rows by large weights. Such products go to a kernel if one is installed
+(`linear_fn`, see `gptcli.kernels`), together with a GELU that follows; everything else goes to
+PyTorch. Int8 quantization is weight-only: the weights of each output are rounded to 255 steps of
+the largest of them.
 
 Shapes: K inputs, N outputs.
 """
@@ -37,7 +38,8 @@ from gptcli.model.source import (
 from gptcli.model.transformer import GPT, MLP, Block
 from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, set_cuda_arithmetic, warm_up_vector_math
-from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer
 
 InferencePrecision = Literal["fp32", "bf16"]
 PrecisionChoice = Literal["auto", InferencePrecision]
@@ -81,15 +83,15 @@ def load(
     quantize: Quantize = "none",
     events: Events = SILENT,
 ) -> Loaded:
-    """Load the model and tokenizer of a run, a transformers folder, a file of nanoGPT or llm.c, or a
-    name on the Hub, which is downloaded if it is not in the Hub's cache.
+    """Load the model and tokenizer of a run, a transformers folder, a file of nanoGPT or llm.c, or
+    a name on the Hub, which is downloaded if it is not in the Hub's cache.
 
     A fine-tuned run gives its language model. An unfinished run gives its newest checkpoint, any
     run the one of step `checkpoint` if that is set; `events` reports which. Device "auto" is the
     first CUDA GPU, or else an Apple GPU, or else the CPU; precision "auto" is bf16 on a CUDA GPU
-    that supports it, or else fp32. Padding of the vocabulary is removed. `quantize` is "none" or "int8", for the weights.
-    Raises UsageError if the device or precision is not available, InputError if the folder is not a
-    complete model.
+    that supports it, or else fp32. Padding of the vocabulary is removed. `quantize` is "none" or
+    "int8", for the weights. Raises UsageError if the device or precision is not available,
+    InputError if the folder is not a complete model.
     """
     where = find_device(device)
     if where.type == "cpu":
@@ -154,7 +156,7 @@ class SmallBatchLinear(nn.Linear):
     linear_fn: LinearFn | None = None
 
     def forward(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
-        """Return x·Wᵀ + b, then GELU if `gelu`."""
+        """Return x·Wᵀ + b, then GELU if `gelu`: (.., K) -> (.., N)."""
         if self.linear_fn is not None:
             y = self.linear_fn(x, self.weight, None, self.bias, gelu)
             if y is not None:
@@ -197,7 +199,7 @@ class Int8Linear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().float()
 
     def forward(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
-        """Return x·Wᵀ·scale + b, then GELU if `gelu`."""
+        """Return x·Wᵀ·scale + b, then GELU if `gelu`: (.., K) -> (.., N)."""
         if self.linear_fn is not None:
             y = self.linear_fn(x, self.weight_NK, self.scale_N, self.bias, gelu)
             if y is not None:
@@ -230,8 +232,9 @@ class FusedMLP(MLP):
 def prepare_for_inference(model: GPT, quantize: Quantize = "none") -> GPT:
     """Replace every linear layer of `model` by one of this module, in place; return the model.
 
-    GELU is fused with the product before it; kernels are installed if they are there. With `quantize` "int8", the linear layers have no `weight` any more, and the model cannot
-    be trained or saved. Raises UsageError for another value.
+    GELU is fused with the product before it; kernels are installed if they are there. With
+    `quantize` "int8", the linear layers have no `weight` any more, and the model cannot be trained
+    or saved. Raises UsageError for another value.
     """
     if quantize not in QUANTIZE:
         raise UsageError(f"unknown quantization {quantize!r}", hint=nearest(quantize, QUANTIZE))

@@ -212,7 +212,7 @@ def apply_temperature(logits_BV: torch.Tensor, temperature: float) -> torch.Tens
 
 
 def apply_top_k(logits_BV: torch.Tensor, k: int) -> torch.Tensor:
-    """Set all but the k highest logits to -inf; logits equal to the k-th are kept."""
+    """Return logits, (B, V), with all but the k highest at -inf; those equal to the k-th are kept."""
     kth_B1 = logits_BV.topk(min(k, logits_BV.shape[-1]), dim=-1).values[:, -1:]
     return logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
 

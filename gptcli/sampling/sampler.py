@@ -8,10 +8,11 @@ hypotheses. It stops when the best of these could not displace the worst of `wid
 hypotheses at its length.
 
 In speculative decoding, a small draft model proposes tokens, of which the large model, reading them
-in one pass, keeps those it agrees with (Leviathan et al. 2023; Chen et al. 2023). A drafted token x,
-sampled from q, is accepted with probability min(1, p(x) / q(x)). The first rejected token is sampled
-again from max(0, p - q), normalized. If all are accepted, the large model adds one more. The text
-follows the large model's sampling distribution exactly; with greedy decoding it is the same text.
+in one pass, keeps those it agrees with (Leviathan et al. 2023; Chen et al. 2023). A drafted token
+x, sampled from q, is accepted with probability min(1, p(x) / q(x)). The first rejected token is
+sampled again from max(0, p - q), normalized. If all are accepted, the large model adds one more.
+The text follows the large model's sampling distribution exactly; with greedy decoding it is the
+same text.
 
 Shapes: T positions, V vocabulary.
 """

@@ -1,1 +1,3 @@
-"""HTTP server: OpenAI's completions API and a page to try a model, on the decode loop of `sampling`."""
+"""HTTP server: OpenAI's completions API and a page to try a model, on the decode loop of
+`sampling`.
+"""

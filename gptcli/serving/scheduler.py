@@ -2,8 +2,8 @@
 
 A request waits in a queue of limited length until rows are free, joins between two passes, and
 leaves when it is complete or its client has gone. Each sample has its own sampling parameters and
-its own random generator, as in `gptcli.sampling.generate`: in fp32 a text depends on the request and
-its seed, not on the other requests.
+its own random generator, as in `gptcli.sampling.generate`: in fp32 a text depends on the request
+and its seed, not on the other requests.
 
 Log-probabilities are those of the model, before bias, penalties and sampling parameters.
 

@@ -27,19 +27,18 @@ from gptcli.events import SILENT, Events
 from gptcli.numbers import amount
 from gptcli.runs.svg import css_variables
 from gptcli.sampling.load import Loaded
-from gptcli.serving.protocol import (
+from gptcli.serving.requests import (
     ApiError,
     CompletionRequest,
     Json,
     ServedModel,
-    Stream,
     error_of,
     find_model,
     job_of,
     read_request,
-    response,
     serve_names,
 )
+from gptcli.serving.responses import Stream, response
 from gptcli.serving.scheduler import QueueFullError, Scheduler
 from gptcli.toml_json import dumps
 

@@ -1,7 +1,8 @@
 """A finished shard folder: its verification, and exports of its tokens for other programs.
 
-A folder is verified against its manifest, byte for byte and document for document. llm.c and Megatron read the shards as they are. nanoGPT needs one bare file per split, and Megatron
-can take a source under one name if its shards are joined.
+A folder is verified against its manifest, byte for byte and document for document. llm.c and
+Megatron read the shards as they are. nanoGPT needs one bare file per split, and Megatron can take a
+source under one name if its shards are joined.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gptcli.shards.format import (
     token_dtype,
 )
 from gptcli.shards.manifest import DEFAULT_SOURCE, MANIFEST, SPLITS, Manifest, Shard, read_manifest
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 BLOCK_ITEMS = 1 << 24  # tokens or documents written at a time
 VERIFIED_TOKENS = 1 << 24  # checked at a time

@@ -34,7 +34,8 @@ import numpy as np
 
 from gptcli.errors import InputError
 from gptcli.files import atomic_write
-from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer
 
 HEADER_BYTES = 1024
 MAX_TOKENS = 2**31 - 1  # the header has an int32 for the count

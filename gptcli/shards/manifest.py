@@ -182,7 +182,8 @@ def tokens_by_source(stages: Sequence[Stage], tokens: int) -> dict[str, float]:
 
 
 def read_mixture(text: str) -> list[tuple[int, dict[str, float]]]:
-    """Return the stages of "web=3,books=1; 500M: web=1,books=2": their starts in tokens, and weights.
+    """Return the stages of "web=3,books=1; 500M: web=1,books=2": their starts in tokens, and
+    weights.
 
     A stage without a number begins at 0. Raises UsageError if the text has another form.
     """

@@ -75,8 +75,8 @@ def train_tokenizer(
     `pattern` is the regular expression of a word; with one that is not GPT-2's, `tokenizers` learns
     from the whole texts in memory. The same texts give the same tokenizer in any order. If they
     contain too few pairs the vocabulary stays smaller, with a warning. Raises UsageError on a size
-    that has no room for the bytes and the special tokens or is above `MAX_VOCAB`, on a special token
-    that is empty or given twice, and on an invalid pattern; InputError if there is no text.
+    that has no room for the bytes and the special tokens or is above `MAX_VOCAB`, on a special
+    token that is empty or given twice, and on an invalid pattern; InputError if there is no text.
     """
     check_largest(vocab_size)
     named = [END_OF_TEXT, *(token for token in special if token != END_OF_TEXT)]

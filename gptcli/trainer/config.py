@@ -76,7 +76,8 @@ class TrainConfig:
     fifth of `tokens`.
     """
     ema: float = 0.0
-    """Decay per step of the weights' moving average, which is evaluated and exported; 0 for none."""
+    """Decay per step of the weights' moving average, which is evaluated and exported; 0 for none.
+    """
     spike: float = 6.0
     """Standard deviations above the recent mean from which a loss is a spike, and its update is
     skipped; 0 skips only losses that are not finite.
@@ -108,7 +109,7 @@ class TrainConfig:
     """Order of micro-batches in a pipeline (`gptcli.distributed.pipeline_parallel`)."""
     recompute: Recompute = "none"
     """Activations to recompute in the backward pass
-    (`gptcli.distributed.activation_checkpoint`).
+    (`gptcli.trainer.parallelize`).
     """
     precision: Precision = "fp32"
     """Precision of matrix products, one of `PRECISIONS` (`gptcli.trainer.optimizer`)."""
@@ -131,7 +132,8 @@ class TrainConfig:
     keep_best: str | None = None
     """Metric, "val_loss" or that of a task, by which the best checkpoint is kept as well."""
     checkpoint_minutes: float = 0.0
-    """Minutes after which a checkpoint is written between those of `checkpoint_every`; 0 for none."""
+    """Minutes after which a checkpoint is written between those of `checkpoint_every`; 0 for none.
+    """
     stop_early: int = 0
     """Measurements without a new lowest validation loss that end the run; 0 never does."""
     samples: int = 0
@@ -332,7 +334,8 @@ class Run:
     init_step: int | None = None
     """Step of the checkpoint of `init_from` to use; None for a finished model."""
     continues: bool = False
-    """Begin with the whole checkpoint `init_step` of `init_from`, optimizer and position included."""
+    """Begin with the whole checkpoint `init_step` of `init_from`, optimizer and position included.
+    """
     resume: bool = False
     """Continue from the newest complete checkpoint of the run folder, if there is one."""
     val: dict[str, Path] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_g
 from gptcli.sampling.params import SamplingParams
 from gptcli.shards.manifest import read_manifest
 from gptcli.shards.order import Mixture, TokenStream, open_order, open_split
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 from gptcli.trainer.callbacks import (
     BackgroundCallback,
     Callback,

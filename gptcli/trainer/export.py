@@ -31,7 +31,7 @@ from gptcli.model.source import WEIGHTS, remove_initial_weights
 from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.runs.metrics import Line, window
 from gptcli.runs.record import read_provenance
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 from gptcli.trainer.callbacks import (
     BackgroundCallback,
     Callback,

@@ -48,8 +48,8 @@ from gptcli.trainer.export import (
 )
 from gptcli.trainer.monitors import (
     GarbageCollection,
+    MemoryAndDataTime,
     NoiseScaleMonitor,
-    PeakMemory,
     Profiler,
     ProgressReporter,
     RankMonitor,
@@ -144,7 +144,7 @@ class Trainer:
             callbacks.append(TaskEvaluation(progress, self.checkpoints))
         if not self.context.is_main:
             return callbacks
-        kinds: list[type[Callback]] = [PeakMemory, MetricsLogger]
+        kinds: list[type[Callback]] = [MemoryAndDataTime, MetricsLogger]
         if run.train.samples:
             kinds.append(SampleWriter)
         kinds += [ReportWriter, ModelCardWriter]

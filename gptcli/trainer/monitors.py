@@ -165,9 +165,11 @@ class SourceMonitor(Callback):
             line[f"passes_{name}"] = round(new / source.windows, 4)
 
 
-class PeakMemory(Callback):
-    """Callback that adds the main rank's peak memory in bytes to a step's line, and in
-    `data_seconds` the time in which it read the next step's data.
+class MemoryAndDataTime(Callback):
+    """Callback that adds the memory and the reading time of the main rank to a step's line.
+
+    peak_memory: highest use of memory so far, in bytes
+    data_seconds: seconds in which the next step's data was read
     """
 
     def on_step_end(self, result: StepResult, line: Line) -> None:

@@ -1,5 +1,5 @@
-"""AdamW with the papers' constants (GPT-3, appendix B), Muon, the average of the weights, the clip of
-the gradient's norm, and the precision of matrix products with fp16's loss scale.
+"""AdamW with the papers' constants (GPT-3, appendix B), Muon, the average of the weights, the clip
+of the gradient's norm, and the precision of matrix products with fp16's loss scale.
 
 Weights, gradient sums, the optimizer and the residual stream are fp32 in every precision: each
 layer of a deep model adds little to a long sum, which the 8 bits of bf16's mantissa would lose.
@@ -44,8 +44,9 @@ def make_optimizer(
     """Return one optimizer over all parameters: fused AdamW, Muon, or the user's own.
 
     The `lr_scale` of each parameter group multiplies the learning rate: see
-    `gptcli.model.transformer.mup_groups`, of which `width_mult` is the m. A user's own optimizer is the return value of the function that
-    `config.optimizer` names, called with `model` and `config`; its groups may have an `lr_scale`.
+    `gptcli.model.transformer.mup_groups`, of which `width_mult` is the m. A user's own optimizer is
+    the return value of the function that `config.optimizer` names, called with `model` and
+    `config`; its groups may have an `lr_scale`.
     """
     if ":" in config.optimizer:
         return own_optimizer(import_object(config.optimizer, "optimizer")(model, config), config)

@@ -19,18 +19,27 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.experimental import implicit_replication
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from gptcli import optional_kernels
+from gptcli.cost.memory import Recompute
 from gptcli.devices import device_type
-from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
 from gptcli.distributed.tensor_parallel import apply_tp, vocab_parallel_loss
@@ -47,6 +56,11 @@ from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optim
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.step import TrainStep
 from gptcli.trainer.step_statistics import rerun_every
+
+SAVE_OPS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+"""Matrix products, whose outputs selective checkpointing saves."""
+ATTENTION = re.compile(r"attention|attn|attend|banded_blocks")
+"""Part of the name of every operator that computes attention: torch's by backend, and ours."""
 
 
 def build_train_step(run: Run, context: RankContext, events: Events) -> TrainStep:
@@ -176,6 +190,35 @@ def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None
         head_loss = partial(next_token_loss, elementwise=elementwise)
     part.head_loss = head_loss
     part.masks_fn = layer_masks if _masks_in_blocks(part, config) else None
+
+
+def checkpoint_policy(
+    ctx: SelectiveCheckpointContext, op: Any, *args: Any, **kwargs: Any
+) -> CheckpointPolicy:
+    """Return the policy of selective checkpointing for an operator: save products and attention."""
+    is_saved = op in SAVE_OPS or ATTENTION.search(op.name())
+    return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def checkpoint_forward(
+    forward: Callable[..., torch.Tensor], recompute: Recompute, *, preserve_rng: bool
+) -> Callable[..., torch.Tensor]:
+    """Return a layer's `forward` with activation checkpointing: "none", "selective" or "full".
+
+    "full" saves the input of a layer and runs the layer again in the backward pass (Chen et al.
+    2016). "selective" saves the outputs of the expensive operators, matrix products and attention,
+    and recomputes norms, GELU, residual sums and dropout. The attention scores, which Korthikanti
+    et al. (2022) recompute, are never materialized by the kernels used here. With `preserve_rng`
+    the recomputation draws the same dropout masks.
+    """
+    if recompute == "none":
+        return forward
+    options: dict[str, Any] = {}
+    if recompute == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, checkpoint_policy)
+    return partial(
+        checkpoint, forward, use_reentrant=False, preserve_rng_state=preserve_rng, **options
+    )
 
 
 def _masks_in_blocks(part: GPT, config: TrainConfig) -> bool:

@@ -36,7 +36,7 @@ from gptcli.model.source import begun_folder, find_model
 from gptcli.numbers import in_bytes
 from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.shards.order import open_order, open_split
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 from gptcli.trainer.auto import check_division, check_memory, check_processes, work_of
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
 from gptcli.trainer.config import Run

@@ -10,8 +10,7 @@ from typing import Any
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import amount
-from gptcli.papers.models import MODELS, PaperModel
-from gptcli.papers.training import RAMP_TOKENS, TRAINING
+from gptcli.papers.models import MODELS, RAMP_TOKENS, TRAINING, PaperModel
 from gptcli.settings import Resolved
 
 # parameters below which samples and copies of a checkpoint take a CPU little time
@@ -191,7 +190,10 @@ def put_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: Mo
 
 
 def put_lr(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range: bool) -> None:
-    """Set the learning rate of Table 2.1 if `scale_lr` asks for it, and check it against muP."""
+    """Set the learning rate of Table 2.1 if `scale_lr` asks for it, and check it against muP.
+
+    Raises UsageError if muP is not possible for the model, or lacks its learning rate.
+    """
     resolved.origin.pop("scale_lr", None)
     if resolved.values.pop("scale_lr", False):  # from here on a learning rate as any other
         resolved.put(

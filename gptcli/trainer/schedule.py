@@ -1,4 +1,5 @@
-"""Learning rate, weight decay, beta2 and batch size as pure functions of tokens (GPT-3, appendix B).
+"""Learning rate, weight decay, beta2 and batch size as pure functions of tokens (GPT-3, appendix
+B).
 
     cosine     the papers': falls along a cosine to `min_lr_ratio` at `decay_tokens`, then stays
     linear     falls along a line, to the same place

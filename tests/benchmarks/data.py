@@ -76,7 +76,8 @@ def build_shards() -> None:
     from gptcli.corpus.config import BuildConfig
     from gptcli.corpus.recipe import SourceConfig
     from gptcli.tokenizer.encoders import open_encoder
-    from gptcli.tokenizer.tokenizer import PATTERN, byte_alphabet, load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
+    from gptcli.tokenizer.tokenizer import PATTERN, byte_alphabet
 
     tokenizer = load_tokenizer(Path(os.environ["GPT_TEST_DATA"]) / "gpt2-vocab")
     alphabet = byte_alphabet()

@@ -26,7 +26,7 @@ from gptcli.evals.formats.tables import table_rows
 from gptcli.evals.requests import Request, build_task_requests
 from gptcli.evals.task import TASKS_DIR, Task, find_task, read_task
 from gptcli.model.hf import read_model_config
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 from tests.benchmarks.eval_harness import model_folder, ours, place, run_theirs
 
 SETS = {  # our task: the local copy, and their definition

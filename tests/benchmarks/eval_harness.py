@@ -36,7 +36,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
 from gptcli.sampling.load import load
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 SHOTS_FROM = 500  # the last items of the set serve as the shots
 THEIRS = """

@@ -40,7 +40,7 @@ TOTAL_S = 470
 SEED = 1
 PREDICTED: dict[str, dict[str, float]] = {
     # by stage: name of the fact, and its value on an H200 (tests/benchmarks/LOG.md)
-    "train-124M": {"tokens_per_second": 485_000, "mfu": 0.42},
+    "train-124M": {"tokens_per_second": 510_000, "mfu": 0.44},
     "train-1.3B": {"tokens_per_second": 63_000, "mfu": 0.58},
     "decode": {"tokens_per_second": 5_000},
 }
@@ -170,6 +170,41 @@ def correctness(setting: Setting) -> None:
                 cosine=float(torch.dot(gradient, exact) / gradient.norm() / exact.norm()),
                 norm_ratio=float(gradient.norm() / exact.norm()),
             )  # fmt: skip
+
+
+def layer(setting: Setting) -> None:
+    """One layer in training: PyTorch's compiled kernels and ours, against fp32, and their time."""
+    from gptcli import optional_kernels
+    from gptcli.model.transformer import Block
+
+    shape: dict[str, Any] = cuda.SIZES["tiny"].changes if setting.tiny else {}
+    config = ModelConfig.from_paper(find_size("gpt2"), vocab_size=cuda.VOCABULARY, **shape)
+    torch.manual_seed(SEED)
+    block = Block(config, 0).to(setting.device)
+    x, dy = torch.randn(
+        2, setting.rows(128) // 8, config.n_ctx, config.d_model, device=setting.device
+    )
+    optional_kernels.before_compilation()
+
+    def gradients(forward: Callable[[torch.Tensor], torch.Tensor], bf16: bool) -> torch.Tensor:
+        leaf = x.clone().requires_grad_()
+        block.zero_grad()
+        with torch.autocast(setting.device, torch.bfloat16, enabled=bf16):
+            y = forward(leaf)
+        y.backward(dy)
+        found = [y.detach(), leaf.grad, *(parameter.grad for parameter in block.parameters())]
+        return torch.cat([part.flatten().float() for part in found if part is not None])
+
+    exact = gradients(block.forward, bf16=False)
+    for kernels in (False, True):
+        optional_kernels.install(block, fuse_blocks=kernels)
+        forward = block.forward if setting.tiny else torch.compile(block.forward, dynamic=False)
+        found = gradients(forward, bf16=True)
+        setting.say(
+            "layer", kernels=kernels, seconds=seconds(setting, partial(gradients, forward, True)),
+            cosine=float(torch.dot(found, exact) / found.norm() / exact.norm()),
+            norm_ratio=float(found.norm() / exact.norm()),
+        )  # fmt: skip
 
 
 def int8(setting: Setting) -> None:
@@ -396,8 +431,9 @@ def engines(setting: Setting) -> None:
 STAGES: dict[str, tuple[int, Callable[[Setting], None]]] = {
     "environment": (25, environment),
     "head-products": (20, head_products),
-    "correctness": (75, correctness),
-    "int8": (25, int8),
+    "correctness": (60, correctness),
+    "layer": (25, layer),
+    "int8": (20, int8),
     "train-124M": (85, lambda setting: train(setting, "124M", "train-124M", 10)),
     "nanoGPT": (60, nanogpt),
     "train-1.3B": (60, lambda setting: train(setting, "1.3B", "train-1.3B", 5)),

@@ -24,7 +24,7 @@ from gptcli.model.transformer import GPT
 from gptcli.sampling.batch import BatchJob, generate_file
 from gptcli.sampling.load import Loaded, prepare_for_inference
 from gptcli.sampling.params import SamplingParams
-from gptcli.serving.protocol import serve_names
+from gptcli.serving.requests import serve_names
 from gptcli.serving.scheduler import Scheduler
 from gptcli.serving.server import application, listen
 from gptcli.tokenizer.training import train_tokenizer

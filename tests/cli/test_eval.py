@@ -25,7 +25,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT
 from gptcli.shards.format import token_dtype, write_shard
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 
 torch.set_num_threads(1)
@@ -403,7 +403,7 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
         (["run", "--records", "x"], "--records goes with --task"),
         (
             ["run", "--task", "lambada", "--data", ".", "--shared-shots"],
-            "--shared-shots goes with --shots",
+            "--shared-shots needs --shots",
         ),
         (["run", "--task", "lambada", "--data", ".", "--normalise", "tokn"], "did you mean token"),
         (["run", "--task", "lambada", "--data", ".", "--resume", "--force"], "contradict"),

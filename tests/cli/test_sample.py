@@ -156,7 +156,7 @@ def test_prompt_longer_than_the_context_is_a_warning(run: Path) -> None:
         (["--repetition-penalty", "0"], "--repetition-penalty: 0 is out of range"),
         (["--preset", "gpt-2"], "did you mean gpt2"),
         (["--quantize", "int4"], "unknown quantization"),
-        (["--prompts", "x.jsonl"], "-o samples.jsonl"),
+        (["--prompts", "x.jsonl"], "PROMPT has no effect with --prompts"),
         (["-o", "x.jsonl"], "need --prompts"),
         (["--title", "News"], "--title cannot be combined with a prompt"),
         (["--article", "x.txt"], "need --title"),
@@ -170,6 +170,13 @@ def test_options_that_cannot_be_combined_are_refused(
     with pytest.raises(GptError, match=message) as caught:
         sample(run, "x", *options)
     assert caught.value.exit_code == 2
+
+
+def test_prompts_need_an_output_and_samples_of_one_prompt_no_batch_size(run: Path) -> None:
+    with pytest.raises(GptError, match=r"-o samples\.jsonl"):
+        sample(run, "--prompts", "x.jsonl")
+    with pytest.raises(GptError, match="--batch-size needs --prompts or --serve"):
+        sample(run, "x", "--batch-size", 4)
 
 
 def test_prompts_that_are_not_utf8_are_refused(run: Path) -> None:

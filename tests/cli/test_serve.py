@@ -35,10 +35,10 @@ def sample(*args: object) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--temperature", "1"], "--temperature cannot be combined with --serve"),
-        (["--json"], "--json cannot be combined with --serve"),
-        (["--example", "a"], "--example cannot be combined with --serve"),
-        (["--config", "serve.toml"], "--top-p cannot be combined with --serve"),
+        (["--temperature", "1"], "--temperature has no effect with --serve"),
+        (["--json"], "--json has no effect with --serve"),
+        (["--example", "a"], "--example has no effect with --serve"),
+        (["--config", "serve.toml"], "top_p has no effect with --serve"),
         (["--host", "0.0.0.0"], "it needs a key"),
         (["--port", "70000"], "out of range"),
         (["--api-key", ""], "the value is empty"),

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from gptcli.shards.format import document_lengths, open_shard
-from gptcli.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer
 from gptcli.tokenizer.training import train_tokenizer
 from tests.waiting import HANG_S
 

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
 from gptcli.cli.train import train
-from gptcli.cli.train_series import draw_report
+from gptcli.cli.train_modes import draw_report
 from gptcli.errors import UsageError
 from gptcli.files import read_toml
 from gptcli.runs.metrics import read_metrics
@@ -956,4 +956,4 @@ def test_from_the_command_line_without_torch(runs, gpt, tmp_path):
     stray = gpt("train", "a", code=2)
     assert "a: unexpected run folder" in stray.stderr
     both = gpt("train", "--report", "a", "--lr", "1e-3", code=2)
-    assert "--lr: --report only draws" in both.stderr
+    assert "--lr has no effect with --report, which only draws runs" in both.stderr

@@ -41,7 +41,8 @@ from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.manifest import SPLITS, Manifest, Split, read_manifest
 from gptcli.shards.order import open_split
 from gptcli.tokenizer.encoders import EncoderName
-from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ from gptcli.cost.flops import (
     CONVENTIONS,
     flops_per_token,
     mean_keys,
-    megatron_days,
     parameters_by_part,
 )
 from gptcli.model.attention import causal_mask
@@ -106,17 +105,6 @@ def test_mfu_of_published_throughput(
     assert 100 * mfu == pytest.approx(printed, rel=0.0005)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "tokens", "gpus", "tflops", "days"),
-    [(175e9, 300e9, 1024, 140, 34), (1008e9, 450e9, 3072, 163, 84)],
-)
-def test_megatrons_days(
-    parameters: float, tokens: float, gpus: int, tflops: float, days: int
-) -> None:
-    """Narayanan et al. 2021, section 5.1."""
-    assert round(megatron_days(parameters, tokens, gpus, tflops * 1e12)) == days
-
-
 def test_megatrons_forms() -> None:
     """With all layers computed again, four parts of work for every three, but for the head; PaLM's
     count, but for biases and norms.
@@ -140,8 +128,8 @@ configs = st.builds(
 )  # fmt: skip
 
 
-def small_batch_sequences(name: str) -> str:
-    """The part that a tensor of the real model belongs to."""
+def part_of(name: str) -> str:
+    """Return the part that a tensor of the real model belongs to."""
     for piece, part in (
         ("wte", "embeddings"),
         ("wpe", "positions"),
@@ -160,6 +148,6 @@ def test_parts_are_those_of_the_real_model(config: ModelConfig) -> None:
         model = GPT(config)
     counted = dict.fromkeys(parameters_by_part(config), 0)
     for name, parameter in model.named_parameters():
-        counted[small_batch_sequences(name)] += parameter.numel()
+        counted[part_of(name)] += parameter.numel()
     assert parameters_by_part(config) == counted
     assert sum(counted.values()) == config.parameters

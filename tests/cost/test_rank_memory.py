@@ -23,13 +23,13 @@ from gptcli.cost.rank_memory import (
     stage_memory,
 )
 from gptcli.cost.scoreboard import measured_runs
-from gptcli.distributed.activation_checkpoint import checkpoint_forward
 from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError
 from gptcli.model import loss
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.transformer import GPT, mup_groups
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES
+from gptcli.trainer.parallelize import checkpoint_forward
 from gptcli.trainer.schedule import Rates
 from gptcli.trainer.step import TrainStep
 

@@ -1,16 +1,27 @@
 """The files of a task are found by their names, and those of another task are not taken."""
 
+# ruff: noqa: F811
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from gptcli.errors import InputError, UsageError
-from gptcli.evals.find_data import find_data, find_examples, has_data, split_data
+from gptcli.evals.find_data import (
+    download_tasks,
+    find_data,
+    find_examples,
+    has_data,
+    hub_folder,
+    split_data,
+)
 from gptcli.evals.task import find_task
 from gptcli.evals.task_data import read_items
+from tests.hub_server import Hub, hub  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -119,3 +130,62 @@ def test_folders_of_single_tasks() -> None:
         split_data(["a", "b"])
     with pytest.raises(UsageError, match="'piqa=' names no folder"):
         split_data(["piqa="])
+
+
+ROW = {"goal": "To sit", "sol1": "sit", "sol2": "stand", "label": 1}
+
+
+def publish(hub: Hub, folder: Path, **rows: int) -> None:
+    """Put PIQA on the Hub, with this number of rows in each file."""
+    for name, count in rows.items():
+        path = folder / f"plain_text/{name.replace('_', '/')}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pa.Table.from_pylist([ROW] * count), path)
+    (folder / "README.md").write_text("a card")
+    hub.repositories["ybisk/piqa"] = folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_splits_of_a_task_are_downloaded_once(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "piqa", validation_0000=2, validation_0001=1, train_0000=4)
+    task = find_task("piqa")
+    folder = download_tasks([task], shots=True)
+    items = find_data(task, folder)
+    assert items is not None
+    assert len(read_items(task, items)) == 3
+    assert len(read_items(task, find_examples(task, items, folder / "piqa"))) == 4
+    assert "README" not in "\n".join(hub.requests)
+    hub.requests.clear()
+    assert download_tasks([task], shots=True) == folder
+    assert hub.requests == []
+
+
+def test_a_download_that_is_cut_short_leaves_no_folder(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, tmp_path / "piqa", validation_0000=2)
+    hub.cut = "plain_text/validation/0000.parquet"
+    with pytest.raises(InputError, match="ybisk/piqa"):
+        download_tasks([find_task("piqa")], shots=False)
+    assert not has_data(find_task("piqa"), hub_folder() / "piqa")
+
+
+def test_an_unreachable_hub_is_one_message(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(InputError, match="the Hub cannot be reached for ybisk/piqa") as caught:
+        download_tasks([find_task("piqa")], shots=False)
+    assert "hf download ybisk/piqa --repo-type dataset" in str(caught.value.hint)
+
+
+def test_what_cannot_be_downloaded_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no public data set of this name on the Hub"):
+        download_tasks([find_task("piqa")], shots=False)
+    publish(hub, tmp_path / "piqa", train_0000=4)
+    with pytest.raises(
+        InputError, match="the data set ybisk/piqa of the Hub has no plain_text/val"
+    ):
+        download_tasks([find_task("piqa")], shots=False)
+    with pytest.raises(UsageError, match="sat_analogies is not on the hub"):
+        download_tasks([find_task("sat_analogies")], shots=False)

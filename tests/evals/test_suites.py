@@ -9,7 +9,14 @@ import pytest
 from gptcli.errors import InputError, UsageError
 from gptcli.evals.check import EvalOptions
 from gptcli.evals.fewshot import FewShotConfig
-from gptcli.evals.suites import GPT2_TASKS, GPT3_TASKS, check_suite, plan_suite, suite_tasks
+from gptcli.evals.suites import (
+    GPT2_TASKS,
+    GPT3_TASKS,
+    check_suite,
+    downloadable_tasks,
+    plan_suite,
+    suite_tasks,
+)
 from gptcli.papers.scores import GPT2_TABLE_3, GPT3_TABLE_H1
 
 
@@ -26,6 +33,12 @@ def test_the_suites_are_the_tables() -> None:
         assert missing == {"superglue"}  # a mean of the other tasks
     names = {task.name for task in suite_tasks("gpt3", shots=False)}
     assert {"lambada", "wmt14_en_fr_zero"} <= names
+
+
+def test_the_bundle_of_core_is_not_downloaded() -> None:
+    assert downloadable_tasks("gpt2", shots=False) == suite_tasks("gpt2", shots=False)
+    with pytest.raises(UsageError, match="bundle is not on the hub"):
+        downloadable_tasks("core", shots=False)
 
 
 def test_tasks_without_data_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.evals.find_data import find_data, find_examples
 from gptcli.evals.task import Task, find_task, read_task
 from gptcli.evals.task_data import Item, correct_choice, format_example, read_items
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 
 HEAD = 'title = "t"\nsource = "s"\nfiles = {items = "*.jsonl"}\nreader = "jsonl"\n'
 WORD = HEAD + 'kind = "last_word"\nprompt = "{text}"\n'

@@ -35,7 +35,8 @@ from gptcli.shards.folder import export_megatron, verify_shards
 from gptcli.shards.format import document_lengths, open_shard, open_tokens, token_dtype, write_shard
 from gptcli.shards.manifest import MANIFEST, Manifest, Shard, Source, read_manifest, write_manifest
 from gptcli.shards.order import open_order, open_split
-from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer.checkpoint import Checkpoints, CheckpointState, newest_state
 from gptcli.trainer.schedule import Position

@@ -22,9 +22,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
-SOURCE = Path(__file__).with_name("cuda_device.cpp")
+SOURCE = Path(__file__).with_name("fake_device.cpp")
+Kind = Literal["CUDA", "MPS"]
 GIB = 1 << 30
 
 
@@ -58,21 +59,21 @@ INDEXED = {"gather", "index", "index_put", "index_put_", "embedding", "scatter_"
 """Operators that touch as much of a large tensor as their smallest operand selects."""
 
 
-def build_device(source: Path = SOURCE) -> Path:
-    """Compile the source of a device against the installed torch, once for each of both."""
+def build_device(kind: Kind = "CUDA") -> Path:
+    """Compile the device against the installed torch, once for each of both."""
     from importlib.util import find_spec
 
     spec = find_spec("torch")
     assert spec is not None
     assert spec.origin is not None
     torch_folder = Path(spec.origin).resolve().parent
-    built = device_path(source, torch_folder)
+    built = device_path(kind, torch_folder)
     built.parent.mkdir(mode=0o700, exist_ok=True)
     if not built.exists():
         partial = built.with_suffix(f".{os.getpid()}")
         include = torch_folder / "include"
         subprocess.run(
-            ["g++", "-O0", "-shared", "-fPIC", "-std=c++20", str(source), "-o", str(partial),
+            ["g++", "-O0", "-shared", "-fPIC", "-std=c++20", f"-DFAKE_{kind}", str(SOURCE), "-o", str(partial),
              f"-I{include}", f"-I{include / 'torch/csrc/api/include'}", f"-L{torch_folder / 'lib'}",
              "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch_folder / 'lib'}"],
             check=True, capture_output=True, text=True,
@@ -81,7 +82,7 @@ def build_device(source: Path = SOURCE) -> Path:
     return built
 
 
-def device_path(source: Path, torch_folder: Path) -> Path:
+def device_path(kind: Kind, torch_folder: Path) -> Path:
     """Return where the device is built.
 
     It loads the libraries of the torch that it was built against, whose environment may be gone
@@ -90,9 +91,9 @@ def device_path(source: Path, torch_folder: Path) -> Path:
     import hashlib
     from importlib.metadata import version
 
-    made_from = (source.read_bytes(), version("torch").encode(), bytes(torch_folder))
+    made_from = (kind.encode(), SOURCE.read_bytes(), version("torch").encode(), bytes(torch_folder))
     key = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:16]
-    return Path(tempfile.gettempdir(), f"gpt-rehearsal-{os.getuid()}", f"{source.stem}-{key}.so")
+    return Path(tempfile.gettempdir(), f"gpt-rehearsal-{os.getuid()}", f"{kind}-{key}.so")
 
 
 def prepare(architecture: int = 90, *, gpus: int = 1) -> None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import ctypes
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tests.gpu.fake_gpu import build_device
 
-ctypes.CDLL(str(build_device(Path(__file__).with_name("mps_device.cpp"))), ctypes.RTLD_GLOBAL)
+ctypes.CDLL(str(build_device("MPS")), ctypes.RTLD_GLOBAL)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,13 @@ def step(
                 batches * 2, batch_tokens=2 * micro_batch * model.n_ctx, step=1
             )
             first = summary(record)
+        stays = torch.zeros((), dtype=torch.bool, device="cuda")
+        train_step.update_unless(stays, Rates(1e-3))  # creates the optimizer's state
+        train_step.optimizer.zero_grad()
         with fake_gpu.counting() as record:
             train_step.forward_backward(batches, batch_tokens=micro_batch * model.n_ctx, step=2)
             train_step.clip_gradients()
-            train_step.update_unless(torch.zeros((), dtype=torch.bool, device="cuda"), Rates(1e-3))
+            train_step.update_unless(stays, Rates(1e-3))
             whole = summary(record)
             products = list(record.products)
         with fake_gpu.counting() as record:
@@ -230,7 +233,62 @@ def decode(
     }
 
 
-COMMANDS = {"step": step, "ddp": ddp, "decode": decode}
+def training_kernels(*, architecture: int = 90, d_model: int = 768) -> dict[str, Any]:
+    """Compile the Triton kernels of a training step in bf16 to machine code, and say what they
+    take.
+    """
+    fake_gpu.prepare(architecture)
+    import torch
+
+    from gptcli.kernels import block_triton, head_triton
+    from gptcli.model.loss import IGNORE
+
+    fp32, bf16, N, C, D = torch.float32, torch.bfloat16, 65_536, d_model, 64
+    block = 1 << (C - 1).bit_length()
+    row = {"BLOCK_C": block, "num_warps": block_triton.row_warps(block)}
+    tile = {"ROWS": block_triton.TILE_ROWS}
+    columns = {**tile, "COLUMNS": block_triton.TILE_COLUMNS}
+    strides = [C * 1024, D, C] * 3
+    made: dict[str, tuple[Any, list[Any], dict[str, Any]]] = {}
+    kernels = block_triton.kernels()
+    for branch in (bf16, None):
+        norm = [fp32, branch, branch and fp32]
+        made[f"norm, {branch}"] = (
+            kernels["norm"], [*norm, fp32, fp32, bf16, fp32, N, C, 1e-5],
+            {**row, "HAS_BRANCH": branch is not None},
+        )  # fmt: skip
+        made[f"norm_backward, {branch}"] = (
+            kernels["norm_backward"],
+            [bf16, fp32, *norm, fp32, fp32, fp32, bf16, fp32, N, C],
+            {**row, "HAS_BRANCH": branch is not None},
+        )
+    made["gelu_backward"] = (
+        kernels["columns"], [bf16, bf16, bf16, fp32, N, 4 * C], {**columns, "GELU": True}
+    )  # fmt: skip
+    made["round_and_sum"] = (
+        kernels["columns"], [fp32, None, bf16, fp32, N, C], {**columns, "GELU": False}
+    )  # fmt: skip
+    made["pack"] = (
+        kernels["pack"], [bf16, bf16, bf16, bf16, fp32, N, 1024, C // D, D, *strides],
+        {**tile, "BLOCK_D": D},
+    )  # fmt: skip
+    made["loss"] = (
+        head_triton.kernel(), [bf16, torch.int64, fp32, fp32, VOCABULARY, 50_304],
+        {"IGNORE": IGNORE, "BLOCK": head_triton.BLOCK, "num_warps": head_triton.WARPS},
+    )  # fmt: skip
+    resources = [
+        {"name": name, **fake_gpu.used_resources(kernel.warmup(*words, grid=(1,), **constants))}
+        for name, (kernel, words, constants) in made.items()
+    ]
+    return {"resources": resources}
+
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "step": step,
+    "ddp": ddp,
+    "decode": decode,
+    "training_kernels": training_kernels,
+}
 
 
 if __name__ == "__main__":

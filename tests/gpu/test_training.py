@@ -43,7 +43,7 @@ def step(rehearse: Rehearse) -> Rehearse:
 def test_a_step_is_compiled_once_and_without_breaks(step: Rehearse, name: str) -> None:
     """The warm-up has compiled all that a step, the next micro-batch and an evaluation run."""
     report = step(name)
-    assert report["kernels"] > 10
+    assert report["kernels"] > 5
     assert report["compiled_later"] == 0
     assert report["graph_breaks"] == 0
 
@@ -88,14 +88,26 @@ def test_the_budget_of_a_step(step: Rehearse) -> None:
     """
     report = step("dense")
     moved = {name: size for name, (_, size) in names_of(report).items()}
-    head = sum(
-        size for name, size in moved.items() if "logsumexp" in name or "bitwise_and_copy" in name
-    )
     logits = 2 * MICRO_BATCH * 1024 * 50_304
-    # read for the sums; read and written for the gradient
-    assert head <= 3.01 * logits
-    assert report["step"]["bytes"]["other"] <= 42e9
-    assert report["step"]["launches"]["other"] <= 520
+    assert moved["triton_loss"] <= 2.01 * logits  # read, and their gradient written
+    assert not [name for name in moved if "logsumexp" in name or "layer_norm_native" in name]
+    assert report["step"]["bytes"]["other"] <= 31e9
+    assert report["step"]["launches"]["other"] <= 330
+
+
+@pytest.mark.parametrize(
+    ("architecture", "d_model"), [(80, 768), (89, 1280), (90, 768), (90, 5140), (100, 2048)]
+)
+def test_training_kernels_spill_nothing(
+    rehearse: Rehearse, architecture: int, d_model: int
+) -> None:
+    report = rehearse("training_kernels", architecture=architecture, d_model=d_model)
+    assert len(report["resources"]) == 8
+    for kernel in report["resources"]:
+        # d_model as wide as a program's registers: a few bytes
+        assert kernel["spilled"] <= (0 if d_model < 4096 else 64), kernel
+        assert kernel["registers"] * 32 * kernel["warps"] <= 65_536
+        assert kernel["shared"] <= SHARED_MEMORY[architecture]
 
 
 def test_layouts_reduce_gradients_in_few_collectives(step: Rehearse) -> None:

@@ -282,9 +282,9 @@ def test_flex_equals_attention_under_the_mask(
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
 def test_flex_runs_in_a_block_of_the_model(how: Recompute, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block compiled as the trainer does on a GPU, with bf16 products and recomputation."""
-    from gptcli.distributed.activation_checkpoint import checkpoint_forward
     from gptcli.model.config import ModelConfig
     from gptcli.model.transformer import Block
+    from gptcli.trainer.parallelize import checkpoint_forward
 
     torch.manual_seed(0)
     block = Block(

@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from starlette.testclient import TestClient
 
 from gptcli.model.source import ModelSource
 from gptcli.sampling.load import Loaded, prepare_for_inference
-from gptcli.serving.protocol import ServedModel, serve_names
+from gptcli.serving.requests import ServedModel, serve_names
 from gptcli.serving.scheduler import Scheduler
 from gptcli.serving.server import application
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -57,3 +58,9 @@ def scheduler(served: list[ServedModel]) -> Iterator[Scheduler]:
 @pytest.fixture(scope="package")
 def client(served: list[ServedModel], scheduler: Scheduler) -> TestClient:
     return TestClient(application(served, scheduler), base_url="http://localhost:8000")
+
+
+def complete(client: TestClient, **fields: Any) -> Any:
+    answer = client.post("/v1/completions", json=fields)
+    assert answer.status_code == 200, answer.text
+    return answer.json()

@@ -17,7 +17,7 @@ from gptcli.errors import RunError
 from gptcli.sampling.generate import generate, sample_generator
 from gptcli.sampling.load import Loaded
 from gptcli.sampling.params import SamplingParams
-from gptcli.serving.protocol import ServedModel
+from gptcli.serving.requests import ServedModel
 from gptcli.serving.scheduler import Job, QueueFullError, RowOptions, SampleRow, Scheduler
 
 

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from gptcli.errors import UsageError
 from gptcli.serving import server as module
-from gptcli.serving.protocol import ServedModel
+from gptcli.serving.requests import ServedModel
 from gptcli.serving.scheduler import Scheduler
 from gptcli.serving.server import application, is_loopback, listen, page, require_server
 

@@ -27,6 +27,14 @@ from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.manifest import Manifest, Shard, Source, Split, write_manifest
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
+FACTS: dict[str, Any] = {
+    "tokenizer_sha256": "",
+    "eot_id": 256,
+    "seed": 0,
+    "val_fraction": 0.0,
+    "split_rule": "",
+}
+
 
 def make_two_shards(folder: Path, vocab_size: int) -> dict[str, list[int]]:
     """Write two training shards and an empty validation split; return the tokens of each split."""
@@ -42,15 +50,9 @@ def make_two_shards(folder: Path, vocab_size: int) -> dict[str, list[int]]:
     source = Source(
         name="inputs", documents_in=2, documents_kept=2, dropped={}, text_bytes=9, tokens=6
     )
-    facts: dict[str, Any] = {
-        "tokenizer_sha256": "",
-        "vocab_size": vocab_size,
-        "eot_id": 256,
-        "seed": 0,
-        "val_fraction": 0.0,
-        "split_rule": "",
-    }
-    write_manifest(folder, Manifest(**facts, shards=shards, sources=[source]))
+    write_manifest(
+        folder, Manifest(**FACTS, vocab_size=vocab_size, shards=shards, sources=[source])
+    )
     return {"train": [256, 1, 2, 256, 256, 9], "val": []}
 
 
@@ -100,15 +102,7 @@ def make_mixture(folder: Path, vocab_size: int) -> dict[str, list[list[int]]]:
         Source(name=name, documents_in=5, documents_kept=5, dropped={}, text_bytes=9, tokens=9)
         for name in ("web", "books")
     ]
-    facts: dict[str, Any] = {
-        "tokenizer_sha256": "",
-        "vocab_size": vocab_size,
-        "eot_id": 256,
-        "seed": 0,
-        "val_fraction": 0.0,
-        "split_rule": "",
-    }
-    write_manifest(folder, Manifest(**facts, shards=shards, sources=sources))
+    write_manifest(folder, Manifest(**FACTS, vocab_size=vocab_size, shards=shards, sources=sources))
     return {
         "train-web": made["train-web-000000"] + made["train-web-000001"],
         "train-books": made["train-books-000000"],

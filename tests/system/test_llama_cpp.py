@@ -27,7 +27,7 @@ LLAMA_CPP = Path(os.environ.get("LLAMA_CPP", "absent"))
     reason="set LLAMA_CPP to a checkout of llama.cpp",
 )
 def test_llama_cpp_converter_reads_every_tensor(tmp_path, real_data):
-    from gptcli.tokenizer.tokenizer import load_tokenizer
+    from gptcli.tokenizer.load import load_tokenizer
 
     config = ModelConfig(n_layer=2, n_head=2, d_model=32, n_ctx=48, vocab_size=50257)
     torch.manual_seed(0)

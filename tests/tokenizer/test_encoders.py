@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from gptcli.errors import RunError, UsageError
 from gptcli.tokenizer import encoders
 from gptcli.tokenizer.encoders import UNICODE_17, Encoder, EncoderName, knows_more, open_encoder
-from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 from gptcli.tokenizer.training import train_tokenizer
 
 NAMES = ("gigatoken", "tiktoken")

@@ -16,7 +16,8 @@ import pytest
 from gptcli.errors import InputError, UsageError
 from gptcli.tokenizer import gpt1
 from gptcli.tokenizer.gpt1 import Gpt1Tokenizer, standardise, train_gpt1_tokenizer
-from gptcli.tokenizer.tokenizer import END_OF_TEXT, load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
+from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
 TEXT = "The cat sat on the mat. The dog sat on the log, and the cat didn't care — not at all! " * 30
 

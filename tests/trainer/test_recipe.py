@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
-from gptcli.papers.models import MODELS
-from gptcli.papers.training import TRAINING
+from gptcli.papers.models import MODELS, TRAINING
 from gptcli.settings import Resolved
 from gptcli.trainer.recipe import (
     MAX_SMALL_LR,

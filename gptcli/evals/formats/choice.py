@@ -240,8 +240,8 @@ def _race_exported(path: Path) -> Iterator[tuple[str, Row]]:
 def read_anli(path: Path) -> Iterator[Row]:
     """Read ANLI: {premise, hypothesis, gold, round}, 0 for true, 1 for false, 2 for neither.
 
-    The round, such as "r2", is that of the item's tag, or else of the file (test_r2.jsonl) or of the
-    folder, if one of them has it.
+    The round, such as "r2", is that of the item's tag, or else of the file (test_r2.jsonl) or of
+    the folder, if one of them has it.
     """
     names = [path.name, path.absolute().parent.name]
     for node in table_rows(path):

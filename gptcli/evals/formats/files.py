@@ -93,7 +93,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def first_bytes(path: Path) -> bytes:
-    """Return the beginning of a file, decompressed, by which its format is recognised."""
+    """Return the beginning of a file, decompressed, by which its format is recognised.
+
+    Raises InputError if the file is missing or damaged.
+    """
     try:
         with _open(path) as file:
             return file.read(START_BYTES)

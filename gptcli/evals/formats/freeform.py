@@ -294,9 +294,10 @@ def _unique(texts: Iterable[str]) -> list[str]:
 def read_parallel(path: Path) -> Iterator[Row]:
     """Read WMT's test sets: a row per sentence, with a field per language, {en, fr}.
 
-    An export of the hub has a column "translation" with both. Otherwise `path` is the file of one language. The others are the files next to it whose names differ only
-    in the language and in src or ref: newstest2014-fren-src.en.sgm and
-    newstest2014-fren-ref.fr.sgm, or newstest2014.en and newstest2014.fr with a sentence per line.
+    An export of the hub has a column "translation" with both. Otherwise `path` is the file of one
+    language. The others are the files next to it whose names differ only in the language and in src
+    or ref: newstest2014-fren-src.en.sgm and newstest2014-fren-ref.fr.sgm, or newstest2014.en and
+    newstest2014.fr with a sentence per line.
     """
     if is_table(path):
         for node in table_rows(path):

@@ -1,10 +1,10 @@
 """Read tables of items, whatever form they were saved in, as JSON values with their place.
 
 The form is recognised by the first bytes of the content, so that a file may have any name: JSON
-lines, a JSON list, a JSON object with the list under "data" or "rows", Parquet, Arrow (file and stream), and
-otherwise a table with a header, separated by tabs or commas. Data sets of the Hugging Face hub come
-in each of them. A table of several files, NAME-00000-of-00003.parquet, is read as a whole from its
-first.
+lines, a JSON list, a JSON object with the list under "data" or "rows", Parquet, Arrow (file and
+stream), and otherwise a table with a header, separated by tabs or commas. Data sets of the Hugging
+Face hub come in each of them. A table of several files, NAME-00000-of-00003.parquet, is read as a
+whole from its first.
 """
 
 from __future__ import annotations

@@ -8,20 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
-from gptcli.corpus.formats import DocumentKind, find_reader, scan
+from gptcli.corpus.formats import find_reader, scan
 from gptcli.errors import InputError
-
-
-def scanned(
-    path: str | Path, documents: DocumentKind = "file", part: FileRange = WHOLE_FILE
-) -> list[Document]:
-    """Return every document of a file, unreadable ones included."""
-    return list(scan(str(path), find_reader(str(path), documents), part))
-
-
-def error_kinds(path: str | Path, documents: DocumentKind = "file") -> list[str]:
-    return [document.error_kind for document in scanned(path, documents)]
+from tests.corpus.formats.scanning import error_kinds, scanned
 
 
 def test_parquet_rows_are_documents(tmp_path: Path) -> None:

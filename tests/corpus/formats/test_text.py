@@ -11,19 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
+from gptcli.corpus.documents import WHOLE_FILE, FileRange
 from gptcli.corpus.formats import DocumentKind, find_reader, scan, text
-
-
-def scanned(
-    path: str | Path, documents: DocumentKind = "file", part: FileRange = WHOLE_FILE
-) -> list[Document]:
-    """Return every document of a file, unreadable ones included."""
-    return list(scan(str(path), find_reader(str(path), documents), part))
-
-
-def error_kinds(path: str | Path, documents: DocumentKind = "file") -> list[str]:
-    return [document.error_kind for document in scanned(path, documents)]
+from tests.corpus.formats.scanning import error_kinds, scanned
 
 
 def test_each_broken_json_line_is_counted_by_its_error(tmp_path: Path) -> None:

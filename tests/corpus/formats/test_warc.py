@@ -15,20 +15,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.documents import WHOLE_FILE, Document, FileRange
-from gptcli.corpus.formats import DocumentKind, find_reader, scan
+from gptcli.corpus.documents import FileRange
 from gptcli.errors import InputError
-
-
-def scanned(
-    path: str | Path, documents: DocumentKind = "file", part: FileRange = WHOLE_FILE
-) -> list[Document]:
-    """Return every document of a file, unreadable ones included."""
-    return list(scan(str(path), find_reader(str(path), documents), part))
-
-
-def error_kinds(path: str | Path, documents: DocumentKind = "file") -> list[str]:
-    return [document.error_kind for document in scanned(path, documents)]
+from tests.corpus.formats.scanning import error_kinds, scanned
 
 
 def record(

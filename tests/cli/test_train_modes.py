@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from typer.testing import CliRunner
 
 from gptcli.cli import build_app
+from gptcli.cli.train_modes import parse_sweep, write_sweep
 from gptcli.errors import GptError, InputError, UsageError
 from gptcli.model.safetensors_io import load_model
-from gptcli.tokenizer.tokenizer import load_tokenizer
+from gptcli.tokenizer.load import load_tokenizer
 from tests.cli.test_train import _one_thread, gpt_inside, here, made  # noqa: F401
 from tests.model.test_external import NanoGPT, save_llmc, save_nanogpt
 from tests.small_runs import make_shards
@@ -85,7 +87,7 @@ def test_a_sweep_is_written_and_its_mistakes_are_refused(gpt_inside: Gpt, here: 
         (["--sweep", "emma=1"], "did you mean ema"),
         (["--sweep", "learning_rate=1"], "it is called lr here"),
         (["--sweep", "ema=2"], "2 is out of range"),
-        (["--seeds", "2", "--dry-run"], "is about one run"),
+        (["--seeds", "2", "--dry-run"], "--dry-run has no effect with --seeds"),
     ):
         assert words in gpt_inside(*OPTIONS, *items, "-o", "other", code=2)[1]
 
@@ -203,8 +205,8 @@ MESSAGES = {
     "two models": "takes one model, not 2",
     "no model": "the model is missing",
     "no output": "the output is missing",
-    "an option of training": "--export only writes a model",
-    "another mode": "only draws, and trains nothing",
+    "an option of training": "--lr has no effect with --export, which only writes",
+    "another mode": "--export has no effect with --report, which only draws",
 }
 
 
@@ -215,3 +217,50 @@ def test_what_cannot_be_exported_is_refused(case: str, nano: Path, tmp_path: Pat
     load_model(nano)  # untouched
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_values_are_read_whether_their_commas_were_split_or_not() -> None:
+    wanted = {"lr": ["1e-3", "2e-3"], "batch_tokens": ["8k"]}
+    assert parse_sweep(["lr=1e-3,2e-3", "batch-tokens=8k"]) == wanted
+    assert parse_sweep(["lr=1e-3", "2e-3", "--batch-tokens = 8k"]) == wanted
+    for wrong in (["1e-3"], ["lr="], ["lr=1", "lr=2"], ["lr=1,,2"], ["=3"]):
+        with pytest.raises(UsageError):
+            parse_sweep(wrong)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_runs_each_command_once_and_then_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin/gpt"
+    fake.write_text(
+        '#!/bin/sh\necho "$*" >> asked\n'
+        'while [ $# -gt 0 ]; do case "$1" in -o) out=$2;; esac; shift; done\n'
+        'case "$out" in *.html) touch "$out";; *) mkdir -p "$out"; touch "$out/seeds.json";; esac\n'
+    )
+    fake.chmod(0o755)
+    out = Path("sweep")
+    runs = write_sweep(
+        out, {"lr": ["1e-3", "2e-3"], "ema": ["0", "0.9"]}, ["--data", "a $b"], seeds=3
+    )
+    assert [run.name for run in runs][:2] == ["lr-1e-3,ema-0", "lr-1e-3,ema-0.9"]
+    make = ["make", "-s", "-j2", "-f", "sweep/Makefile"]
+    for _ in range(2):  # the second time there is nothing to do
+        subprocess.run(make, check=True, env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"})
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 5
+    assert asked[-1].startswith("train --report sweep/lr-1e-3,ema-0 ")
+    assert sorted(asked[:4])[0] == (
+        "train --data a $b --lr 1e-3 --ema 0 --seeds 3 -o sweep/lr-1e-3,ema-0 --resume"
+    )
+    assert len((out / "commands.txt").read_text().splitlines()) == 4
+
+
+def test_names_that_make_cannot_have_are_refused(tmp_path: Path) -> None:
+    for folder in ("two words", "a:b", "x=y"):
+        with pytest.raises(UsageError, match="make cannot"):
+            write_sweep(tmp_path / folder, {"lr": ["1"]}, [])
+    with pytest.raises(UsageError, match="same values"):
+        write_sweep(tmp_path / "x", {"lr": ["1", "1"]}, [])
