@@ -171,7 +171,9 @@ def install_hint(package: str) -> str:
     The Python is named by its path if `python` means another, and uv installs if it has no pip.
     """
     python = sys.executable
-    is_active = sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ  # not make's PATH alone
+    is_active = (
+        sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ
+    )  # not make's PATH alone
     if not python or (shutil.which("python") == python and is_active):
         python = "python"
     if importlib.util.find_spec("pip") is None:
