@@ -274,8 +274,8 @@ def claim_owned(
         real = _real(folder)
         for path in sorted(real.rglob(f"*{LOCK}")):
             # of its own locks the folder's owner has made sure
-            own = path.parent == real and (path.name == LOCK or path.name.startswith(".part-"))
-            if path.name.startswith(".") and not own:
+            is_own = path.parent == real and (path.name == LOCK or path.name.startswith(".part-"))
+            if path.name.startswith(".") and not is_own:
                 inside = path.parent.relative_to(real)
                 refuse_held(path, Path(folder) / inside, events)
     claim_output(folder, resume=resume, force=force, own=own)
