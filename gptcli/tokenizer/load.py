@@ -229,7 +229,8 @@ def _load_gpt2() -> Tokenizer:
         except OSError as error:
             raise InputError(
                 f"cannot reach the hub for GPT-2's vocabulary: {error}",
-                hint=f"get {url} on another machine and name the file: {{option:tokenizer}} tokenizer.json",
+                hint=f"get {url} on another machine, and name that file as tokenizer or put it into "
+                "the folder of the model",
             ) from None
     tokenizer = _load_json(Path(path))
     if tokenizer.sha256 != GPT2_SHA256:
