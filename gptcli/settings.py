@@ -70,6 +70,8 @@ def _number_meant(text: str) -> str:
         return f"write {float(text.rstrip('% ')) / 100:.12g}: a share is a number up to 1"
     if re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{3})+", text):
         return f"write {text.replace(',', '')}, or {text.replace(',', '_')}"
+    if re.fullmatch(r"[$€£]\s*[0-9.]+|[0-9.]+\s*[$€£]", text):
+        return f"write {text.strip('$€£ ')}, without the sign"
     if re.fullmatch(r"[0-9]+,[0-9]+", text):
         return f"write {text.replace(',', '.')}, with a point"
     return "leave the option out, and a value is chosen" if text in ("auto", "none") else ""
@@ -103,6 +105,8 @@ class Number:
     def __call__(self, text: str | int | float) -> Any:
         """Return the number that `text` spells. Raises UsageError, with the range, otherwise."""
         written = str(text).strip()
+        if self.whole and written.endswith("%"):
+            raise UsageError(f"{text!r} is not a number", code="not_a_quantity", hint=str(self))
         size = _read_number(written.removeprefix("-"))
         value = -size if written.startswith("-") else size
         if self.whole and not math.isinf(size) and abs(size - round(size)) > 1e-6:

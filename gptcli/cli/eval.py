@@ -11,7 +11,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.command import Command, Mode, given_parameters, hold, refuse_unused, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.options import flag, quantity, value
+from gptcli.cli.options import flag, model_path, quantity, value
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import claim_file, written_through
@@ -94,6 +94,7 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2; "
             "with --plot, reports; with --compare, two runs, reports or folders of records; "
             "with --list, tasks.",

@@ -23,7 +23,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -81,6 +81,8 @@ class Source:
     """Number of documents kept that lost text to decontamination."""
     pieces: int = 0
     """Number of documents added because decontamination divided some into several."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Number of documents whose text a stage changed, by stage."""
     weight: float = 1.0
     """Share of the training mixture, relative to the other sources."""
     epochs: float = 1.0

@@ -165,6 +165,11 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a LoRA adapter": ({"m/adapter_config.json": "{}", "m/adapter_model.safetensors": "x"}, "m", "LoRA adapter"),
     "a folder of runs": ({"runs/a/config.json": "{}", "runs/b/config.json": "{}"}, "runs", "name one of the models in it: runs/a, runs/b"),
     "the hub's cache": ({"models--a--b/snapshots/0/config.json": "{}"}, "models--a--b", "models--a--b/snapshots/0"),
+    "a model that is not public": ({}, "gpt-4", "are not public; .* openai-community/gpt2-xl"),
+    "an address": ({}, "https://huggingface.co/some-lab/tiny/tree/main", "is an address.*\n  name the model alone: some-lab/tiny$"),
+    "a prompt": ({}, "Once upon a time", "the model comes before the prompt"),
+    "checkpoints": ({"r/checkpoints/x": "x", "r/run.toml": "x"}, "r/checkpoints", "name the run: r, with"),
+    "a text": ({"book.txt": "x"}, "book.txt", "is text, not a model\n .* gpt eval RUN --text book.txt; .* gpt build-shards book.txt"),
     "any file": ({"notes": "x"}, "notes", "is a file; a model is a folder"),
     "any folder": ({"d/notes": "x"}, "d", "contains no config.json\n  a model is a run folder"),
 }  # fmt: skip
@@ -176,7 +181,7 @@ def test_error_says_what_the_path_is_and_what_to_do(case: str) -> None:
     for path, data in files.items():
         write(path, data)
     error = not_a_model_error(Path(named))
-    assert error.where == named
+    assert error.where == str(Path(named))
     assert re.search(answer.replace("?", r"\?"), f"{error.what}\n  {error.hint}"), error
 
 
