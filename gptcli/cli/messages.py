@@ -146,12 +146,12 @@ def _set_log(path: Path | None) -> None:
 def _declare(
     quiet: Annotated[
         bool,
-        flag("-q", "Show results and errors alone.", PANEL, "--quiet", callback=_set_quiet),
+        flag("-q", "Print only results and errors.", PANEL, "--quiet", callback=_set_quiet),
     ] = False,
     verbose: Annotated[
         bool,
         flag(
-            *("-v", "Show the surroundings, and progress every second with all that is known."),
+            *("-v", "Also print versions, machine and folder, and detailed progress every second."),
             *(PANEL, "--verbose"),
             callback=_set_verbose,
         ),
