@@ -1,4 +1,4 @@
-"""How much a command says, and where: -q, -v and --log-file, which every command has.
+"""Options of messages: -q, -v and --log-file, which every command has.
 
 `Command` adds `message_options` to its own options. `ConsoleEvents` reads what they say from
 `current_messages()`, and so do the processes of a run, to which its events are sent.
@@ -70,12 +70,12 @@ class LogFile:
 
 @dataclass(slots=True)
 class Messages:
-    """What the options -q, -v and --log-file of the running command say."""
+    """Values of the options -q, -v and --log-file of the running command."""
 
     quiet: bool = False
-    """Show results and errors alone."""
+    """Print only results and errors."""
     verbose: bool = False
-    """Show the surroundings, and progress often and with all of its facts."""
+    """Also print versions, machine and folder, and detailed progress."""
     log: LogFile | None = None
     """File that gets every message; None for none."""
     started_at: float = field(default_factory=time.monotonic)

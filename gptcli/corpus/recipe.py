@@ -119,7 +119,7 @@ class DedupConfig:
 
     @property
     def comparison(self) -> Comparison:
-        """What documents are compared by."""
+        """Return the key by which documents are compared."""
         return Comparison(self.method, self.url or self.method == "url")
 
 
@@ -152,7 +152,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What documents are compared by to find duplicates."""
+    """Key by which documents are compared to find duplicates."""
 
     method: DedupMethod
     """Method of DedupConfig."""

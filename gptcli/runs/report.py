@@ -209,8 +209,8 @@ def _evaluation_charts(record: Record) -> Iterator[Chart]:
             unit = "percent" if one.measure == "accuracy" else one.measure
             curve = found.setdefault(unit, {}).setdefault(f"{one.subject}: {one.measure}", [])
             curve.append((tokens_at[step], one.value))
-    for unit, curves in found.items():
-        several = {name: _newest_each(curve) for name, curve in curves.items()}
+    for unit, by_name in found.items():
+        several = {name: _newest_each(curve) for name, curve in by_name.items()}
         several = {name: curve for name, curve in several.items() if len(curve) > 1}
         title = f"Evaluations over training, {unit}"
         yield title, several, {"unit": "gpt eval", "from_zero": unit == "percent"}

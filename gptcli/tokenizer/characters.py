@@ -87,6 +87,7 @@ class _Values(pickle.Unpickler):
     """Reads values that need no code: no class or function is looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Raise UnpicklingError for any class or function."""
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
@@ -114,7 +115,7 @@ def read_meta(path: Path) -> CharacterTokenizer:
     good = isinstance(table, dict) and all(
         type(number) is int and type(token) is str for number, token in table.items()
     )
-    if not good or sorted(table) != list(range(len(table))) or not table:
+    if not good or not table or sorted(table) != list(range(len(table))):
         raise InputError(
             "has no vocabulary: nanoGPT's meta.pkl has itos, a character for each of the ids 0, 1, ...",
             where=path,

@@ -250,7 +250,7 @@ def test_products_move_weights_and_casts_move_activations_by_hand() -> None:
 def test_scores_that_are_written_by_hand() -> None:
     """16 heads of 8 keys for each of 16 tokens, 32 bytes each, or 45 with the forward pass again."""
     for kind, each in (("none", 32), ("selective", 45), ("full", 45)):
-        work = replace(DO, recompute=kind)
+        work = replace(DO, recompute=cast("Any", kind))
         written = seconds(Layout(), replace(work, fused=False)).memory
         assert written - seconds(Layout(), work).memory == pytest.approx(
             4 * 8 * 16 * 16 * 8 * each / 1e10

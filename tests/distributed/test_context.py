@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from gptcli import optional_kernels
 from gptcli.cost.layout import Layout
@@ -128,9 +130,9 @@ def test_groups_are_made_within_the_timeout_of_the_run(monkeypatch):
         made.append(Group(ranks, timeout))
         return made[-1]
 
-    monkeypatch.setattr(module.dist, "new_group", new_group)
-    monkeypatch.setattr(module.dist.ProcessGroup, "set_timeout", None, raising=False)
-    monkeypatch.setattr(module.DeviceMesh, "from_group", lambda groups, *_, **__: groups)
+    monkeypatch.setattr(dist, "new_group", new_group)
+    monkeypatch.setattr(dist.ProcessGroup, "set_timeout", None, raising=False)
+    monkeypatch.setattr(DeviceMesh, "from_group", lambda groups, *_, **__: groups)
     run, day = timedelta(seconds=7), timedelta(days=1)
     context = RankContext(CPU, 5, 8, Layout(dp=2, tp=2, pp=2), run)
     group: Any = context.new_group(day)

@@ -76,7 +76,7 @@ def test_dp_follows_the_hosts_with_which_torchrun_starts_again(
     if expected is None:
         with pytest.raises(UsageError) as caught:
             auto.check_processes(after)
-        assert "only dp can follow" in caught.value.hint
+        assert "only dp can follow" in str(caught.value.hint)
     else:
         auto.check_processes(after)
 
