@@ -37,7 +37,7 @@ from gptcli.corpus.coordinator import (
     read_task,
 )
 from gptcli.corpus.inputs import STDIN
-from gptcli.corpus.pool import Runner, open_pool
+from gptcli.corpus.pool import Runner, open_pool, startable
 from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
@@ -105,7 +105,7 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
     """
     build.check_inputs_outside(out)
     record = build.resume_record()
-    claim_owned(out, resume=resume, force=force)
+    claim_owned(out, resume=resume, force=force, own=MANIFEST)
     if contents(out):
         if not (out / RESUME_RECORD).exists():
             raise UsageError(
@@ -162,7 +162,8 @@ def finish_build(
     context = make_context(build, out)
     try:
         prepare_filters(build, context, events)
-        with open_pool(runner, build.worker_count(workers), context) as pool:
+        count = startable(build.worker_count(workers), events)
+        with open_pool(runner, count, context) as pool:
             jobs = read_json(out / RESUME_RECORD).get(SLICES, 1)
             chunks = make_chunks(build, context, pool, jobs, events)
             _check_splits(build, chunks, events)
@@ -254,8 +255,9 @@ def finish_slice(
     size = build.input_bytes()
     share = None if size is None else size // job.count
     reading = ReadingProgress(context.work, share, events, f"part {job.number}")
+    count = startable(build.worker_count(workers), events)
     with (
-        open_pool(runner, build.worker_count(workers), context) as pool,
+        open_pool(runner, count, context) as pool,
         reading.during(pool),
     ):
         for _, paths, name in pool.map(read_task, reading.hand_out(splits)):

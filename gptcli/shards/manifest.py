@@ -324,7 +324,7 @@ def _no_shards(folder: Path) -> InputError:
     """Return the error for a path that is not a shard folder, with the likely mistake as a hint."""
     what, hint = (
         "no such shard folder",
-        "gpt build-shards makes one, and {option:resume} finishes one that was interrupted",
+        "make it with gpt build-shards; if a build was interrupted, continue it with {option:resume}",
     )
     build = f"gpt build-shards {folder} --tokenizer gpt2 -o shards makes shards of it"
     if folder.is_dir():

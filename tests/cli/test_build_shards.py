@@ -257,7 +257,7 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -
         ),
         (
             ["corpus", "-t", "tokenizer.json", "--val-fraction", "ten"],
-            "gpt: --val-fraction: 'ten' is not a quantity",
+            "gpt: --val-fraction: 'ten' is not a number",
         ),
         (
             ["corpus", "-t", "tokenizer.json", "--shard-tokens", "0"],

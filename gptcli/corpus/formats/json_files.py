@@ -21,7 +21,7 @@ from gptcli.corpus.documents import (
 )
 from gptcli.corpus.formats.text import divided, line_name, lines, without_newline
 from gptcli.encodings import BOM
-from gptcli.errors import InputError
+from gptcli.errors import InputError, close_to
 
 JSON_CHARACTERS = 1 << 16  # of JSON read at a time
 MAX_TRIED = 16  # places where a value may begin behind damage
@@ -275,6 +275,21 @@ def field_of(record: Any, field: str) -> Any:
     return record
 
 
+def _fields_hint(record: Any, field: str) -> str:
+    """Return what to do about an object without the text's field: the fields that have text."""
+    texts = (
+        [name for name, value in record.items() if isinstance(value, str)]
+        if isinstance(record, dict)
+        else []
+    )
+    if not texts:
+        return f'a line looks like {{"{field}": "..."}}'
+    longest = max(texts, key=lambda name: len(record[name]))
+    named = close[0] if (close := close_to(field, texts)) else longest
+    listed = f" (texts here: {', '.join(texts[:8])})" if len(texts) > 1 else ""
+    return f"if it is called {named}: {{option:field}} {named}{listed}"
+
+
 def _document_of(
     record: Any, field: str, where: str, position: int, *, is_escaped: bool = False
 ) -> Document:
@@ -282,7 +297,7 @@ def _document_of(
     text = field_of(record, field)
     if not isinstance(text, str):
         what = f'no "{field}" field that is a string'
-        hint = f'a line looks like {{"{field}": "..."}}'
+        hint = _fields_hint(record, field)
         return bad_document("no text field", what, where, position, hint)
     if found := _SURROGATE.search(text):
         if is_escaped and all("\udc80" <= each <= "\udcff" for each in _SURROGATE.findall(text)):
