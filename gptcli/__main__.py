@@ -3,6 +3,7 @@ command line.
 """
 
 import os
+import sys
 
 from gptcli import interrupts
 
@@ -12,8 +13,15 @@ def main() -> None:
     interrupts.begin("gpt: interrupted\n")
     # PyTorch's own remarks on a lost connection are pages of addresses beside the one message
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from gptcli.cli import main as run
+    try:
+        from gptcli.cli import main as run
+    except ImportError as error:
+        from gptcli.errors import package_error
 
+        if (at_fault := package_error(error)) is None:
+            raise
+        print(f"gpt: {at_fault.message}", file=sys.stderr)
+        sys.exit(at_fault.exit_code)
     try:
         run()
     except SystemExit as stop:

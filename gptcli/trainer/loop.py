@@ -384,6 +384,11 @@ class StopSignal(Answer):
     such a process twice, from the terminal and from its launcher.
     """
 
+    unfinished = (
+        "  no checkpoint was written now: the same gpt train with --resume goes on from the\n"
+        "  newest one, or from the start if there is none\n"
+    )
+
     def __init__(self, events: Events) -> None:
         self.events, self.requested, self.announced = events, False, False
         self.ignores_second = (

@@ -22,9 +22,10 @@ from gptcli.errors import UsageError
 from gptcli.model.source import TRACE
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line
+from gptcli.runs.record import read_provenance
 from gptcli.shards.order import Mixture
 from gptcli.toml_json import finite
-from gptcli.trainer.callbacks import Callback, RunProgress
+from gptcli.trainer.callbacks import Callback, RunProgress, SavedCheckpoint
 from gptcli.trainer.step import StepResult
 from gptcli.trainer.step_statistics import NoiseScale, rerun_every, small_batch_sequences
 
@@ -284,6 +285,22 @@ class ProgressReporter(Callback):
         self.total_tokens = progress.schedule.total_sequences * n_ctx
         self.full_batch_tokens = progress.schedule.full_batch * n_ctx
         self.time_left = TimeLeft(self.total_tokens)
+        known = read_provenance(progress.run.resolved)
+        train = progress.run.train
+        self.facts = {
+            # batches that follow the noise are not known before
+            "total_steps": None if train.follow_noise else progress.schedule.steps(),
+            "total_passes": float(known["passes"]) if "passes" in known else None,
+            "device": known.get("device", str(progress.context.device)),
+            "precision": train.precision,
+        }
+        """What does not change during the run."""
+        self.saved: tuple[int, float] | None = None
+        """Step of the newest checkpoint, and the time at which it was on disk."""
+
+    def after_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
+        """Keep the step and the time of the newest checkpoint."""
+        self.saved = checkpoint.step, time.monotonic()
 
     def on_record(self, line: Line) -> None:
         """Report the step; warn if the run will take more than a week."""
@@ -301,7 +318,11 @@ class ProgressReporter(Callback):
             **line,
             "val_loss": progress.val_loss,
             "smoothed_loss": progress.smoothed_loss,
+            **self.facts,
         }
+        if self.saved is not None:
+            step, at = self.saved
+            facts |= {"checkpoint_step": step, "checkpoint_age": time.monotonic() - at}
         progress.events.progress("train", tokens, self.total_tokens, "tokens", **facts)
 
 

@@ -211,7 +211,7 @@ def prepare_run(
     )
     check_run(run, manifest)
     if is_main():
-        check_output(out, resume=resume, force=force)
+        check_output(out, resume=resume, force=force, own=RUN_TOML)
     if resume:
         at_end = check_resume(run)
         if is_finished(out) and (
@@ -246,7 +246,7 @@ def prepare_run(
     if is_main():
         origin = resolved_run.resolved.origin.get("checkpoint", "")
         if run.continues:
-            claim_owned(out, resume=resume, force=force, events=events)
+            claim_owned(out, resume=resume, force=force, own=RUN_TOML, events=events)
             copy_checkpoint(run, events)
             step = run.init_step
         else:

@@ -173,7 +173,7 @@ def test_options_that_cannot_be_combined_are_refused(
 
 
 def test_prompts_need_an_output_and_samples_of_one_prompt_no_batch_size(run: Path) -> None:
-    with pytest.raises(GptError, match="-o samples.jsonl"):
+    with pytest.raises(GptError, match=r"-o samples\.jsonl"):
         sample(run, "--prompts", "x.jsonl")
     with pytest.raises(GptError, match="--batch-size needs --prompts or --serve"):
         sample(run, "x", "--batch-size", 4)

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from gptcli.corpus.recipe import SourceConfig
+from gptcli.cost.hardware import Offer
 from gptcli.evals.task import Task
 from gptcli.finetune.task import FinetuneTask
 from gptcli.model.config import ModelConfig
@@ -176,9 +177,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "prompts.jsonl").write_text('{"prompt": "the river"}\n')
     reports = {}
+    pairs = zip(TINY[::2], TINY[1::2], strict=True)
+    without = ("--lr", "--warmup-tokens", "--eval-tokens", "--samples", "--checkpoint-every")
+    swept = [word for pair in pairs if pair[0] not in without for word in pair]
     for name, words in {
         "resume": ["train", "--data", "shards", "--out", "run", "--resume", "--samples", "1"],
-        "range": ["train", "--data", "shards", "--out", "range", *TINY, "--lr-range"],
+        "range": ["train", "--data", "shards", "--out", "range", *swept, "--lr-range"],
         "finetune": ["train", "--finetune", "task.toml", "--init-from", "finished", "--out", "tuned", "--json"],
         "eval": ["eval", "finished", *tasks, "--data", ".", "-o", "report.json", "--samples", "items-scored.jsonl"],
         "batch": ["sample", "finished", "--prompts", "prompts.jsonl", "--max-tokens", "2", "-o", "answers.jsonl"],
@@ -318,6 +322,7 @@ def test_task_and_recipe_files_are_documented() -> None:
     check("task.toml of an evaluation", dataclass_keys(Task) - {"name"})
     check("task.toml of a fine-tuning", dataclass_keys(FinetuneTask))
     check("recipe.toml", dataclass_keys(SourceConfig) - {"name"})
+    check("prices.toml", dataclass_keys(Offer))
 
 
 def table_rows(section: str) -> dict[str, list[str]]:

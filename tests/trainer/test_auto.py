@@ -248,6 +248,28 @@ def test_a_run_that_does_not_fit_is_told_what_would(make_run, monkeypatch):
         assert fits == (config.parameters <= largest.parameters)
 
 
+def test_advice_counts_the_average_and_the_compiler(make_run, monkeypatch):
+    """What fits without an average is not advised to a run that has one."""
+    run = make_run(precision="bf16")
+    model, layout = ModelConfig.from_paper(find_size("760M")), Layout(dp=4)
+    averaged = replace(run.train, ema=0.99, compile=True)
+    ways = 0
+    for has in (8, 10, 12, 14, 16):
+        monkeypatch.setattr(auto, "device_memory", lambda processes, has=has: has * 10**9)
+        with pytest.raises(UsageError) as error:
+            check_memory(model, layout, averaged, 64)
+        for advised in re.findall(
+            r"\{option:layout\} (\S+) \{option:micro_batch\} (\d+) \{option:recompute\} (\S+)(?:;|$)",
+            str(error.value.hint),
+        ):
+            way = replace(
+                averaged, layout=advised[0], micro_batch=int(advised[1]), recompute=advised[2]
+            )
+            check_memory(model, division.parse_layout(advised[0]), way, 64)
+            ways += 1
+    assert ways > 2
+
+
 def test_fitting_layouts_fit_and_divide():
     gpu = replace(find_gpu("a100"), memory_bytes=16 * 10**9)
     model = ModelConfig.from_paper(find_size("1.3B"))
