@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -179,11 +180,24 @@ def make_environment(this_python: bool) -> None:
     try:
         VENV.mkdir()
         UNFINISHED.touch()
-        if subprocess.run([base, "-m", "venv", str(VENV)], check=False).returncode:
+        if run_alone([base, "-m", "venv", str(VENV)]):
             stop(f"{base} could not create an environment. Use another: make PYTHON=python3.12")
     except BaseException:
         shutil.rmtree(VENV, ignore_errors=True)
         raise
+
+
+def run_alone(command: list[str]) -> int:
+    """Run a command that Ctrl-C does not reach, and return its exit status.
+
+    Ctrl-C ends it here, with the processes that it started and without their tracebacks.
+    """
+    with subprocess.Popen(command, process_group=0) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
 
 
 def add_pip() -> None:

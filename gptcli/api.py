@@ -36,7 +36,9 @@ __all__ = [
 ]
 
 # formats of other programs that export_model does not write
-WEIGHT_FILES = {".bin", ".ckpt", ".onnx", ".pt", ".pth", ".safetensors"}
+WEIGHT_FILES = {
+    ".bin", ".ckpt", ".json", ".onnx", ".pt", ".pth", ".safetensors", ".tar", ".txt", ".zip",
+}  # fmt: skip
 
 DEFAULT_GPU = "h100"
 

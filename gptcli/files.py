@@ -292,10 +292,17 @@ def similar(path: Path) -> Path | None:
     )
 
 
-def check_output(folder: Path, *, resume: bool, force: bool) -> None:
+KINDS = {  # file of a folder: contents that only its own command replaces
+    "run.toml": "a run of gpt train",
+    "manifest.json": "shards of gpt build-shards",
+    ".git": "a git repository",
+}
+
+
+def check_output(folder: Path, *, resume: bool, force: bool, own: str = "") -> None:
     """Raise UsageError if an output folder is not empty and neither `resume` nor `force` is given.
 
-    Touches nothing.
+    `force` does not empty a folder with one of KINDS other than `own`. Touches nothing.
     """
     folder = Path(folder)
     if resume and force:
@@ -323,16 +330,23 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
                 where=folder,
                 hint="choose another output",
             )
+        for mark, kind in KINDS.items():
+            if mark != own and (folder / mark).exists():
+                raise UsageError(
+                    f"contains {kind}, which {{option:force}} here would delete",
+                    where=folder,
+                    hint="choose another {option:out}, or delete the folder yourself",
+                )
 
 
-def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
+def claim_output(folder: Path, *, resume: bool, force: bool, own: str = "") -> None:
     """Take an output folder by the rule of `check_output`: `force` empties it, and leftovers of
     interrupted writes are removed.
 
     Raises UsageError.
     """
     folder = Path(folder)
-    check_output(folder, resume=resume, force=force)
+    check_output(folder, resume=resume, force=force, own=own)
     if force:
         empty(folder)
     Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)

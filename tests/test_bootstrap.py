@@ -48,6 +48,7 @@ class Machine:
             "subprocess": SimpleNamespace(
                 run=self.run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
             ),
+            "run_alone": lambda command: self.run(command).returncode,  # type: ignore[attr-defined]
             "has_nvidia_driver": lambda: False,
         }
         vars(module).update(patched)
@@ -190,6 +191,19 @@ def test_a_kill_at_any_moment_leaves_nothing_that_is_believed(machine) -> None:
         machine.make("dev")
     machine.pip_fails = False
     assert machine.make("base") == ["venv", ".[serve]"]
+
+
+def test_ctrl_c_ends_what_makes_the_environment_without_its_traceback(capfd) -> None:
+    spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "bootstrap.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.run_alone([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+    interrupts = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(1000)"
+    with pytest.raises(KeyboardInterrupt):
+        module.run_alone([sys.executable, "-c", interrupts])
+    assert not any(capfd.readouterr())
 
 
 def test_a_failed_installation_goes_on_at_the_next_make(machine, capsys) -> None:

@@ -38,7 +38,15 @@ MODES: dict[str, tuple[str, ...]] = {
     "fit": ("runs", "predict", "size", *SHAPE, "tokens", "plot"),
     "optimal": ("plot",),
     "check": ("explain",),
-    "serve": (*MODEL_OPTIONS, "gpu", "precision", "price", "prompt_tokens", "output_tokens"),
+    "serve": (
+        *MODEL_OPTIONS,
+        "gpu",
+        "precision",
+        "price",
+        "prices",
+        "prompt_tokens",
+        "output_tokens",
+    ),
     "plan": (*MODEL_OPTIONS, "gpu", "gpus", *STEP_OPTIONS, "plot"),
     "table": ("tokens", *HARDWARE_FIELDS, "precision", "trainer", "plot", "explain"),
     "budget": ("hours", *HARDWARE_FIELDS, "precision", "trainer"),
@@ -181,7 +189,19 @@ def cost(
     ] = None,
     price: Annotated[
         float | None,
-        quantity("price", "Price of one GPU-hour, in dollars.", GPUS, "by GPU", metavar="X"),
+        quantity(
+            "price",
+            "Price of one GPU-hour, in dollars.",
+            *(GPUS, "the median of published ones"),
+            metavar="X",
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None,
+        value(
+            "TOML file with prices of your own, rows of [[offer]] with gpus and dollars_per_hour.",
+            *("FILE", GPUS, False),
+        ),
     ] = None,
     server: Annotated[
         float | None,
@@ -301,7 +321,11 @@ def cost(
     ] = None,
     check: Annotated[
         bool,
-        flag("--check", "Compare the predicted with the published speed of measured runs.", OUTPUT),
+        flag(
+            "--check",
+            "Compare predicted speed and memory with those of measured runs.",
+            OUTPUT,
+        ),
     ] = False,
     explain: Annotated[
         bool,

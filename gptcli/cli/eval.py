@@ -361,10 +361,10 @@ def evaluate(
         "--compare": compare or None,
     }.items():
         if given is not None and not (tasks or chosen):
-            raise UsageError(f"{name} goes with --task: it applies to the items of a task")
+            raise UsageError(f"{name} needs --task or --suite: it is about the items of a task")
     only_items = tasks and not text and all(one.kind != "text" for one in tasks)
     if stride is not None and only_items and chosen != "gpt2":
-        raise UsageError("--stride goes with text: a task's items are not read in windows")
+        raise UsageError("--stride needs a text: the items of a task are not read in windows")
     if normalise is not None and normalise not in NORMALISERS:
         raise UsageError(
             f"unknown rule {normalise!r}", where="--normalise", hint=nearest(normalise, NORMALISERS)
@@ -386,7 +386,7 @@ def evaluate(
         output, as_json = None, True
     if resume and not (tasks or chosen):
         raise UsageError(
-            "--resume goes with --task: the results of a task's items are kept",
+            "--resume needs --task or --suite: only the results of items are kept",
             hint="leave it out: a text is measured from its beginning",
         )
     if resume and records is None and (output is None or written_through(output)):

@@ -9,6 +9,7 @@ A file that begins with `#:schema PATH` is checked against it by Taplo, and so i
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -441,6 +442,20 @@ def _unexpected(argument: str) -> UsageError:
     if Path(argument).is_dir():
         hint = f"--report draws a run; --resume --out {argument} continues it"
         return UsageError("unexpected run folder", where=argument, hint=hint)
+    path = Path(argument)
+    if path.suffix in (".toml", ".yaml", ".yml", ".json", ".py") and not path.name.startswith("-"):
+        return UsageError(
+            "a configuration is an option, and TOML",
+            where=argument,
+            hint="gpt train --config FILE.toml; a line of it is lr = 3e-4",
+        )
+    if path.is_file():
+        return UsageError(
+            "text is turned into shards first",
+            where=argument,
+            hint=f"gpt build-shards {shlex.quote(argument)} --tokenizer gpt2 -o shards\n"
+            "gpt train --data shards --size gpt2",
+        )
     return UsageError(
         "unexpected argument",
         where=argument,

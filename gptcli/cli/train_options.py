@@ -158,7 +158,7 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
                           "minutes.", "X"),
     "checkpoint_to": Option(
         WATCH, "none",
-        "Also copy every checkpoint to this folder of a remote store, such as s3://bucket/run; with "
+        "Also copy every checkpoint, and the model, to this folder of a remote store, such as s3://bucket/run; with "
         "--resume, fetch one from there if the run folder has none.", "URL"),
     "keep": Option(WATCH, "2", "Number of newest checkpoints to keep."),
     "keep_every": Option(

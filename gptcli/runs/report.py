@@ -159,8 +159,9 @@ def _facts(record: Record) -> dict[str, str]:
         facts["MFU, causal"] = _format(_recent_median(lines, "mfu_causal"), ".1%")
     memory = last.get("peak_memory")
     facts["peak memory"] = "n/a" if memory is None else in_bytes(memory)
+    names = ("rank_own_seconds", "rank_probe_seconds")
     if own := next(
-        (line["rank_own_seconds"] for line in reversed(lines) if "rank_own_seconds" in line), None
+        (line[name] for line in reversed(lines) for name in names if name in line), None
     ):
         times = max(own) / statistics.median_low(own)
         facts["slowest process"] = f"{own.index(max(own))}, {times:.2f} times the median"

@@ -76,7 +76,7 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
         if path.name == NANOGPT_META:
             return read_meta(path)
         if path.suffix not in ("", ".json"):
-            hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
+            hint = "gpt tokenize train makes one; the name gpt2 stands for GPT-2's"
             raise InputError("is not a tokenizer.json", where=path, hint=hint)
         return _load_json(path)
     if str(where) == "gpt2":
@@ -229,7 +229,8 @@ def _load_gpt2() -> Tokenizer:
         except OSError as error:
             raise InputError(
                 f"cannot reach the hub for GPT-2's vocabulary: {error}",
-                hint=f"get {url} on another machine and name the file: {{option:tokenizer}} tokenizer.json",
+                hint=f"get {url} on another machine, and name that file as tokenizer or put it into "
+                "the folder of the model",
             ) from None
     tokenizer = _load_json(Path(path))
     if tokenizer.sha256 != GPT2_SHA256:
