@@ -110,11 +110,11 @@ def read_meta(path: Path) -> CharacterTokenizer:
             where=path,
             hint="it may contain code, and none was run; copy it again from nanoGPT's data folder",
         ) from None
-    table = value.get("itos") if isinstance(value, dict) else None
+    table: Any = value.get("itos") if isinstance(value, dict) else None
     good = isinstance(table, dict) and all(
         type(number) is int and type(token) is str for number, token in table.items()
     )
-    if not good or sorted(table) != list(range(len(table))) or not table:
+    if not good or not table or sorted(table) != list(range(len(table))):
         raise InputError(
             "has no vocabulary: nanoGPT's meta.pkl has itos, a character for each of the ids 0, 1, ...",
             where=path,

@@ -226,7 +226,8 @@ def test_scores_of_tasks_and_evaluations_are_drawn_over_training():
         more[number]["lambada_accuracy"] = 10.0 * number
         more[number]["lambada_perplexity"] = 100.0 / number
         more[number]["val_loss_books"] = 4.0
-    earlier = {**EVALUATION, "step": 3, "losses": [{**EVALUATION["losses"][0], "loss": 3.5}]}
+    losses: Any = EVALUATION["losses"]
+    earlier = {**EVALUATION, "step": 3, "losses": [{**losses[0], "loss": 3.5}]}
     root = parsed(
         run_page(
             Record(
