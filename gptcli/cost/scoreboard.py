@@ -117,7 +117,7 @@ def measured_memory() -> tuple[MeasuredMemory, ...]:
 
 
 def _memory(row: dict[str, str]) -> MeasuredMemory:
-    n = {name: int(row[name]) for name in MEMORY_COLUMNS}
+    n: dict[str, Any] = {name: int(row[name]) for name in MEMORY_COLUMNS}
     config = ModelConfig(
         **{name: n[name] for name in ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size")},
         dropout=float(row["dropout"]),

@@ -28,7 +28,11 @@ def test_default_gpu_is_the_one_with_most_offers() -> None:
 
 def test_prices_are_for_gpus_with_a_name() -> None:
     own = (Offer(gpus=("h100",), dollars_per_hour=1.0),)
-    for given, message in (({"price": 2.0}, "contradict"), ({"tflops": 20.0}, "by name")):
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"price": 2.0}, "contradict"),
+        ({"tflops": 20.0}, "by name"),
+    )
+    for given, message in cases:
         with pytest.raises(UsageError, match=message) as caught:
             HardwareOptions(prices=own, **given)
         assert caught.value.field == "prices"

@@ -16,6 +16,7 @@ from gptcli.cost.cluster import make_cluster
 from gptcli.cost.flops import Shape, layer_matrices
 from gptcli.cost.hardware import Gpu, Precision, find_gpu, gpus, read_table, usual_precision
 from gptcli.cost.layout import Layout
+from gptcli.cost.memory import Recompute
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.step_time import (
     TRAINERS,
@@ -249,7 +250,8 @@ def test_products_move_weights_and_casts_move_activations_by_hand() -> None:
 
 def test_scores_that_are_written_by_hand() -> None:
     """16 heads of 8 keys for each of 16 tokens, 32 bytes each, or 45 with the forward pass again."""
-    for kind, each in (("none", 32), ("selective", 45), ("full", 45)):
+    kinds: dict[Recompute, int] = {"none": 32, "selective": 45, "full": 45}
+    for kind, each in kinds.items():
         work = replace(DO, recompute=kind)
         written = seconds(Layout(), replace(work, fused=False)).memory
         assert written - seconds(Layout(), work).memory == pytest.approx(
