@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -179,11 +180,24 @@ def make_environment(this_python: bool) -> None:
     try:
         VENV.mkdir()
         UNFINISHED.touch()
-        if subprocess.run([base, "-m", "venv", str(VENV)], check=False).returncode:
+        if run_alone([base, "-m", "venv", str(VENV)]):
             stop(f"{base} could not create an environment. Use another: make PYTHON=python3.12")
     except BaseException:
         shutil.rmtree(VENV, ignore_errors=True)
         raise
+
+
+def run_alone(command: list[str]) -> int:
+    """Run a command that Ctrl-C does not reach, and return its exit status.
+
+    Ctrl-C ends it here, with the processes that it started and without their tracebacks.
+    """
+    with subprocess.Popen(command, process_group=0) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
 
 
 def add_pip() -> None:
@@ -212,12 +226,31 @@ def install(extra: str) -> None:
             f"Installing {what}: about {download} to download, less what pip has cached, "
             f"and {disk} on disk."
         )
-    pip("-e", f"{ROOT}[dev]" if extra == "dev" else str(ROOT))
+    # the server, which README shows, is small
+    pip("-e", f"{ROOT}[{'dev' if extra == 'dev' else 'serve'}]")
+    spell_paths_in_ascii()
     record = {"extra": extra, "requirements": requirements()}
     partial = VENV / "ready.partial"
     partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
     partial.replace(READY)
     UNFINISHED.unlink()
+
+
+def spell_paths_in_ascii() -> None:
+    """Write the paths in .pth files as Python in ASCII, if they have other characters.
+
+    Before 3.13, Python reads these files in the encoding of the locale, and does not start if that
+    is ASCII, as with LC_ALL=C.
+    """
+    for file in VENV.glob("lib/python*/site-packages/*.pth"):
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        if text.isascii():
+            continue
+        lines = [
+            f"import sys; sys.path.append({line!a})" if not line.isascii() else line
+            for line in text.splitlines()
+        ]
+        file.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
 def pip(*arguments: str) -> None:

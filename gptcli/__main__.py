@@ -2,14 +2,26 @@
 command line.
 """
 
+import os
+import sys
+
 from gptcli import interrupts
 
 
 def main() -> None:
     """Run the command line and exit, as `gptcli.cli.main` does."""
     interrupts.begin("gpt: interrupted\n")
-    from gptcli.cli import main as run
+    # PyTorch's own remarks on a lost connection are pages of addresses beside the one message
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        from gptcli.cli import main as run
+    except ImportError as error:
+        from gptcli.errors import package_error
 
+        if (at_fault := package_error(error)) is None:
+            raise
+        print(f"gpt: {at_fault.message}", file=sys.stderr)
+        sys.exit(at_fault.exit_code)
     try:
         run()
     except SystemExit as stop:

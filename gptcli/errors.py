@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -143,8 +144,10 @@ def close_to(word: str, choices: Iterable[str]) -> list[str]:
 
 
 def _is_near(word: str, choice: str) -> bool:
-    """Tell whether `word` is the beginning of `choice`, one edit away from it, or much like it."""
+    """Tell whether `word` begins or ends `choice`, is one edit away from it, or much like it."""
     if min(len(word), len(choice)) >= 3 and (choice.startswith(word) or _is_one_edit(word, choice)):
+        return True
+    if len(word) >= 4 and choice.endswith(word):  # small of gpt2-small, 4090 of rtx4090
         return True
     return _likeness(word, choice) >= 0.8
 
@@ -168,8 +171,60 @@ def install_hint(package: str) -> str:
     The Python is named by its path if `python` means another, and uv installs if it has no pip.
     """
     python = sys.executable
-    if not python or shutil.which("python") == python:
+    is_active = (
+        sys.prefix == sys.base_prefix or "VIRTUAL_ENV" in os.environ
+    )  # not make's PATH alone
+    if not python or (shutil.which("python") == python and is_active):
         python = "python"
     if importlib.util.find_spec("pip") is None:
         return shlex.join(["uv", "pip", "install", "--python", python, package])
     return shlex.join([python, "-m", "pip", "install", package])
+
+
+def package_error(error: BaseException) -> UsageError | None:
+    """Return an error about the installation if a package that gpt requires is missing, too old or
+    damaged, and None if `error` has another cause.
+    """
+    from importlib import metadata
+
+    try:
+        listed = metadata.requires("gptcli") or []
+    except metadata.PackageNotFoundError:  # run from its folder
+        listed = []
+    required = [text.partition(">=") for text in listed if ";" not in text]  # of no extra
+    for name, _, least in required:
+        package = f"{name}>={least}"
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return UsageError(
+                f"the package {name} is not installed for {sys.executable}",
+                hint=install_hint(package),
+            )
+        if _release(version) < _release(least):
+            return UsageError(
+                f"{name} {version} is too old: gpt needs {package}",
+                hint=install_hint(package),
+            )
+    if not isinstance(error, ImportError) or str(error.name).partition(".")[0] == "gptcli":
+        return None
+    names, trace = [str(error.name).partition(".")[0]], error.__traceback__
+    while trace is not None:  # of a library that it misses, the package is known by its code
+        names.append(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0])
+        trace = trace.tb_next
+    damaged = [name for name, _, _ in required if name in names]
+    if not damaged and not isinstance(error, ModuleNotFoundError):
+        return None
+    what = str(error).partition("\n")[0]
+    if not damaged:
+        return UsageError(f"a package is missing: {what}", hint=install_hint(names[0]))
+    return UsageError(
+        f"the package {damaged[0]} is installed, but damaged: {what}",
+        hint=install_hint(damaged[0]).replace(" install ", " install --force-reinstall --no-deps "),
+    )
+
+
+def _release(version: str) -> list[int]:
+    """Return the numbers of a version: [2, 11] of 2.11+cpu."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return [int(part) for part in found[0].split(".")] if found else []

@@ -26,6 +26,7 @@ PARTIAL = ".partial"  # the ending of every name that is not whole yet
 LOCK = ".lock"  # of a folder, `.NAME.lock` of a file: see `gptcli.locks`
 LINKS = 40  # that lead to one file, as Linux follows them
 NAME_BYTES = 255  # of a file's name, on the file systems of Linux and macOS
+NANOGPT_META = "meta.pkl"  # vocabulary of characters, next to the tokens of nanoGPT
 
 
 @contextlib.contextmanager
@@ -291,10 +292,17 @@ def similar(path: Path) -> Path | None:
     )
 
 
-def check_output(folder: Path, *, resume: bool, force: bool) -> None:
+KINDS = {  # file of a folder: contents that only its own command replaces
+    "run.toml": "a run of gpt train",
+    "manifest.json": "shards of gpt build-shards",
+    ".git": "a git repository",
+}
+
+
+def check_output(folder: Path, *, resume: bool, force: bool, own: str = "") -> None:
     """Raise UsageError if an output folder is not empty and neither `resume` nor `force` is given.
 
-    Touches nothing.
+    `force` does not empty a folder with one of KINDS other than `own`. Touches nothing.
     """
     folder = Path(folder)
     if resume and force:
@@ -322,16 +330,23 @@ def check_output(folder: Path, *, resume: bool, force: bool) -> None:
                 where=folder,
                 hint="choose another output",
             )
+        for mark, kind in KINDS.items():
+            if mark != own and (folder / mark).exists():
+                raise UsageError(
+                    f"contains {kind}, which {{option:force}} here would delete",
+                    where=folder,
+                    hint="choose another {option:out}, or delete the folder yourself",
+                )
 
 
-def claim_output(folder: Path, *, resume: bool, force: bool) -> None:
+def claim_output(folder: Path, *, resume: bool, force: bool, own: str = "") -> None:
     """Take an output folder by the rule of `check_output`: `force` empties it, and leftovers of
     interrupted writes are removed.
 
     Raises UsageError.
     """
     folder = Path(folder)
-    check_output(folder, resume=resume, force=force)
+    check_output(folder, resume=resume, force=force, own=own)
     if force:
         empty(folder)
     Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
@@ -443,3 +458,17 @@ def complete_lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
+
+
+def find_nanogpt_meta(checkpoint: Path) -> Path | None:
+    """Return the meta.pkl of a checkpoint of nanoGPT, or None.
+
+    It is next to the checkpoint, or where nanoGPT keeps it: out-shakespeare-char/ckpt.pt belongs to
+    data/shakespeare_char.
+    """
+    folder = checkpoint.absolute().parent
+    name = folder.name.removeprefix("out-").replace("-", "_")
+    for path in (folder / NANOGPT_META, folder.parent / "data" / name / NANOGPT_META):
+        if path.is_file():
+            return path
+    return None

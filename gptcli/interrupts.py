@@ -58,6 +58,9 @@ class Answer:
     In a thread other than the main one, where Python handles no signals, the block changes nothing.
     """
 
+    unfinished = ""
+    """Line that says how to go on after the process has ended at once, because torchrun did."""
+
     def note(self, number: int) -> None:
         """Run in the main thread, between two bytecodes; signals that arrive together count once."""
         _park()
@@ -181,10 +184,13 @@ class Held:
             signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
 
 
-def leave() -> NoReturn:
-    """End the process at once: kill its children, clean up, print one line, exit with 130."""
+def leave(last_words: str | None = None) -> NoReturn:
+    """End the process at once: kill its children, clean up, print `last_words` (those given to
+    `begin`), exit with 130.
+    """
     global _leaving
     _leaving = True
+    last_words = _last_words if last_words is None else last_words
     try:
         # so that the main thread makes no new files meanwhile, if it runs Python at all
         for number in [*_handlers][:1]:
@@ -199,7 +205,7 @@ def leave() -> NoReturn:
             if "--debug" in sys.argv:
                 _show_stack()
             # over the ^C that a terminal shows
-            write(2, f"\r{_last_words}" if os.isatty(2) else _last_words)
+            write(2, f"\r{last_words}" if os.isatty(2) else last_words)
     finally:
         os._exit(_code)
 
@@ -295,7 +301,7 @@ def _watch(pipe: int) -> None:
         for number in os.read(pipe, 512):
             if number == SETTLED:
                 _settled.release()
-            elif number in _handlers and _answers:
+            elif number in _handlers and _answers and not _leaving:  # `leave` sends one, too
                 try:
                     _answers[-1].act(number)
                 except Exception:
@@ -310,7 +316,13 @@ def _leave_with_parent(parent: int) -> None:
     """
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
-    leave()
+    unfinished = _answers[-1].unfinished if _answers else ""
+    # nothing after `finish`
+    leave(
+        f"gpt: torchrun was killed, and its processes end with it\n{unfinished}"
+        if _last_words
+        else ""
+    )
 
 
 def _settle() -> None:

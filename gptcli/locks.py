@@ -263,7 +263,9 @@ def own_file(file: Path, *, events: Events = SILENT) -> Iterator[None]:
         yield
 
 
-def claim_owned(folder: Path, *, resume: bool, force: bool, events: Events = SILENT) -> None:
+def claim_owned(
+    folder: Path, *, resume: bool, force: bool, own: str = "", events: Events = SILENT
+) -> None:
     """Take an output folder that this process owns, by the rule of `claim_output`.
 
     Raises UsageError too if `force` would delete an output inside it that a process is writing.
@@ -272,11 +274,11 @@ def claim_owned(folder: Path, *, resume: bool, force: bool, events: Events = SIL
         real = _real(folder)
         for path in sorted(real.rglob(f"*{LOCK}")):
             # of its own locks the folder's owner has made sure
-            own = path.parent == real and (path.name == LOCK or path.name.startswith(".part-"))
-            if path.name.startswith(".") and not own:
+            is_own = path.parent == real and (path.name == LOCK or path.name.startswith(".part-"))
+            if path.name.startswith(".") and not is_own:
                 inside = path.parent.relative_to(real)
                 refuse_held(path, Path(folder) / inside, events)
-    claim_output(folder, resume=resume, force=force)
+    claim_output(folder, resume=resume, force=force, own=own)
 
 
 def refuse_held(path: Path, subject: Path, events: Events = SILENT) -> Holder | None:

@@ -56,10 +56,9 @@ def _read_number(text: str) -> float:
     )
     if match is None:
         raise UsageError(
-            f"{text!r} is not a quantity",
+            f"{text!r} is not a number",
             code="not_a_quantity",
-            hint=_number_meant(text)
-            or "write a number, with a suffix if you like: 12k, 0.5M, 300B, 3.14e23",
+            hint=_number_meant(text) or "write it like 250, 0.1, 3e-4, 12k, 0.5M or 300B",
         )
     return float(match[1]) * SUFFIXES[match[2]]
 
@@ -71,6 +70,8 @@ def _number_meant(text: str) -> str:
         return f"write {float(text.rstrip('% ')) / 100:.12g}: a share is a number up to 1"
     if re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{3})+", text):
         return f"write {text.replace(',', '')}, or {text.replace(',', '_')}"
+    if re.fullmatch(r"[$€£]\s*[0-9.]+|[0-9.]+\s*[$€£]", text):
+        return f"write {text.strip('$€£ ')}, without the sign"
     if re.fullmatch(r"[0-9]+,[0-9]+", text):
         return f"write {text.replace(',', '.')}, with a point"
     return "leave the option out, and a value is chosen" if text in ("auto", "none") else ""
@@ -104,6 +105,8 @@ class Number:
     def __call__(self, text: str | int | float) -> Any:
         """Return the number that `text` spells. Raises UsageError, with the range, otherwise."""
         written = str(text).strip()
+        if self.whole and written.endswith("%"):
+            raise UsageError(f"{text!r} is not a number", code="not_a_quantity", hint=str(self))
         size = _read_number(written.removeprefix("-"))
         value = -size if written.startswith("-") else size
         if self.whole and not math.isinf(size) and abs(size - round(size)) > 1e-6:

@@ -64,6 +64,12 @@ def test_unknown_command_is_one_message(gpt: Any) -> None:
             "gpt: x: no such file or directory",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "gpt: x: permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied"),
+            2,
+            "gpt: permission denied by the system\n  processes that share work need",
+        ),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 1, "--debug shows"),
         (ValueError("surprise"), 1, "this is a bug"),
         (homeless(), 2, "set one: HOME=/path gpt ..."),
         (KeyboardInterrupt(), 130, "gpt: interrupted\n"),

@@ -24,6 +24,7 @@ from gptcli.errors import (
     install_hint,
     message_of,
     nearest,
+    package_error,
 )
 
 
@@ -170,9 +171,96 @@ def test_another_word_is_close_to_nothing(word: str) -> None:
 )
 def test_install_hint_names_the_python_that_runs(monkeypatch, python, on_path, pip, hint) -> None:
     monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setenv("VIRTUAL_ENV", "/v")
     monkeypatch.setattr(shutil, "which", {"python": on_path}.get)
     monkeypatch.setattr(importlib.util, "find_spec", {"pip": pip or None}.get)
     assert install_hint("ray") == hint
+
+
+def test_install_hint_names_the_path_where_only_make_knows_the_environment(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/v/bin/python")
+    monkeypatch.setattr(sys, "prefix", "/v")
+    monkeypatch.setattr(shutil, "which", {"python": "/v/bin/python"}.get)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert install_hint("ray").startswith(("/v/bin/python -m pip", "uv pip install --python /v/"))
+
+
+def raised(error: BaseException, module: str = "gptcli.x") -> BaseException:
+    """The error, as code of a module raises it."""
+    with pytest.raises(type(error)) as caught:
+        exec("raise error", {"__name__": module, "error": error})
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("installed", "error", "what", "hint"),
+    [
+        ({"numpy": "2.0"}, KeyError("x"), "the package torch is not installed", "'torch>=2.11'"),
+        ({"torch": "2.2.0+cpu"}, KeyError("x"), "torch 2.2.0+cpu is too old", "'torch>=2.11'"),
+        ({"torch": "2.9"}, KeyError("x"), "torch 2.9 is too old", "'torch>=2.11'"),
+        (
+            {},
+            raised(ImportError("libtorch_cpu.so: cannot open"), "torch._C"),
+            "the package torch is installed, but damaged: libtorch_cpu.so",
+            "install --force-reinstall --no-deps torch",
+        ),
+        (
+            {},
+            raised(ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")),
+            "the package torch is installed, but damaged: No module named 'torch.nn'",
+            "install --force-reinstall --no-deps torch",
+        ),
+        (
+            {},
+            raised(ModuleNotFoundError("No module named 'jinja2'", name="jinja2")),
+            "a package is missing: No module named 'jinja2'",
+            "install jinja2",
+        ),
+        ({}, raised(ModuleNotFoundError("No module named 'gptcli.y'", name="gptcli.y")), "", ""),
+        ({}, raised(ImportError("cannot import name 'x'")), "", ""),
+        ({}, KeyError("x"), "", ""),
+    ],
+)
+def test_errors_of_an_installation_name_the_package(
+    monkeypatch, installed, error, what, hint
+) -> None:
+    from importlib import metadata
+
+    versions = installed if "numpy" in installed else {"numpy": "2.3", "torch": "2.11"} | installed
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(
+        metadata, "requires", lambda _: ["numpy>=2.0", "torch>=2.11", "ray>=2; extra == 'ray'"]
+    )
+    monkeypatch.setattr(metadata, "version", version)
+    found = package_error(error)
+    assert (found is None) == (what == "")
+    if found is not None:
+        assert found.exit_code == 2
+        assert found.what.startswith(what)
+        assert str(found.hint).endswith(hint)
+
+
+def test_without_typer_the_command_line_says_so(monkeypatch, capsys) -> None:
+    from importlib import metadata
+
+    from gptcli.__main__ import main
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", lambda _: ["typer>=0.29"])
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr("gptcli.interrupts.begin", lambda words: None)
+    monkeypatch.setitem(sys.modules, "gptcli.cli", None)  # an ImportError
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("gpt: the package typer is not installed for ")
 
 
 def test_no_other_form_of_the_hint_is_left() -> None:

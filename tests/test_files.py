@@ -114,6 +114,24 @@ def test_claim_output(tmp_path: Path) -> None:
         claim_output(tmp_path / "file", resume=False, force=True)
 
 
+@pytest.mark.parametrize(
+    ("mark", "kind"),
+    [
+        ("run.toml", "a run of gpt train"),
+        ("manifest.json", "shards of"),
+        (".git", "a git repository"),
+    ],
+)
+def test_force_empties_no_output_of_another_kind(tmp_path: Path, mark: str, kind: str) -> None:
+    (tmp_path / mark).touch()
+    with pytest.raises(UsageError, match=f"contains {kind}") as caught:
+        claim_output(tmp_path, resume=False, force=True)
+    assert "choose another" in str(caught.value.hint)
+    assert (tmp_path / mark).exists()
+    claim_output(tmp_path, resume=False, force=True, own=mark)
+    assert not (tmp_path / mark).exists()
+
+
 def test_locks_are_nothing_that_a_folder_holds(tmp_path: Path) -> None:
     for name in (".lock", ".lock.0123abcd", ".eval.json.lock", ".eval.json.lock.0123abcd"):
         (tmp_path / name).touch()

@@ -408,7 +408,12 @@ def test_nothing_waits_where_nothing_is_installed() -> None:
 
 CHILD = """
 from gptcli import interrupts
-interrupts.begin("")
+interrupts.begin("interrupted\\n")
+class Stop(interrupts.Answer):
+    unfinished = "  how to go on\\n"
+    def act(self, number):
+        print("announced", flush=True)
+Stop().__enter__()
 import os, subprocess, sys, time
 parent = os.getppid()
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stdin=subprocess.DEVNULL)
@@ -424,7 +429,10 @@ print("outlived", flush=True)
 def test_a_process_of_torchrun_ends_with_it_and_another_outlives_its_parent(
     start: Start, tmp_path: Path, torchrun: bool
 ) -> None:
-    """The parent is killed, and its child has a child of its own. All three write to one pipe."""
+    """The parent is killed, and its child has a child of its own. All three write to one pipe.
+
+    The child announces nothing that it does not do: it has no time to stop in order.
+    """
     (tmp_path / "child.py").write_text(CHILD)
     parent = start(
         """
@@ -438,3 +446,8 @@ def test_a_process_of_torchrun_ends_with_it_and_another_outlives_its_parent(
     parent.kill()
     assert parent.stdout is not None
     assert parent.stdout.readline() == ("" if torchrun else "outlived\n")
+    if torchrun:
+        assert parent.stderr is not None
+        assert parent.stderr.read() == (
+            "gpt: torchrun was killed, and its processes end with it\n  how to go on\n"
+        )

@@ -147,6 +147,15 @@ def test_force_deletes_no_output_inside_that_is_being_written(tmp_path, monkeypa
         assert not run.exists()
 
 
+def test_force_replaces_an_output_of_its_own_kind_alone(tmp_path):
+    with own_folder(tmp_path / "a"):
+        (tmp_path / "a" / "run.toml").touch()
+        with pytest.raises(UsageError, match="contains a run of gpt train"):
+            claim_owned(tmp_path / "a", resume=False, force=True, own="manifest.json")
+        claim_owned(tmp_path / "a", resume=False, force=True, own="run.toml")
+        assert not (tmp_path / "a" / "run.toml").exists()
+
+
 def test_a_process_that_was_killed_holds_nothing_even_before_its_parent_knows(
     tmp_path, never_watches
 ):

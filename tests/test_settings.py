@@ -40,7 +40,7 @@ def test_quantities_are_numbers_with_suffixes(text: str | int, value: float) -> 
 
 @pytest.mark.parametrize("text", ["", "k", "-5", "12kk", "1e", "nan", "inf", "0x10", "5 apples"])
 def test_other_texts_are_no_quantities(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a quantity"):
+    with pytest.raises(UsageError, match="is not a number"):
         quantity(text)
 
 
@@ -52,15 +52,23 @@ def test_other_texts_are_no_quantities(text: str) -> None:
         ("1,000", "write 1000, or 1_000"),
         ("2,000,000", "write 2000000,"),
         ("0,8", "write 0.8,"),
+        ("$2", "write 2,"),
+        ("2.5 €", "write 2.5,"),
         ("1,5", "write 1.5,"),
         ("auto", "leave the option out"),
         ("5 apples", "write a number, with a suffix"),
     ],
 )
 def test_a_number_written_another_way_is_spelled(text: str, hint: str) -> None:
-    with pytest.raises(UsageError, match="is not a quantity") as caught:
+    with pytest.raises(UsageError, match="is not a number") as caught:
         quantity(text)
     assert str(caught.value.hint).startswith(hint)
+
+
+def test_a_share_of_what_is_counted_is_no_number() -> None:
+    with pytest.raises(UsageError, match="'10%' is not a number") as caught:
+        Number(1, 100, whole=True)("10%")
+    assert caught.value.hint == "a whole number at least 1 and at most 100"
 
 
 def test_counts_are_whole() -> None:

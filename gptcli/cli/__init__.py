@@ -11,8 +11,9 @@ import typer
 
 from gptcli import __version__
 from gptcli.cli.command import Group
+from gptcli.cli.messages import current_messages
 from gptcli.devices import MPS_OUT_OF_MEMORY
-from gptcli.errors import GptError
+from gptcli.errors import GptError, package_error
 from gptcli.openmp import set_spin_environment
 
 COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --help`
@@ -126,19 +127,25 @@ def main() -> None:
                 "this user has no home folder, which is needed here\n  set one: HOME=/path gpt ...",
                 BAD_INPUT,
             )
+        elif (at_fault := package_error(error)) is not None:
+            code = _print_error(at_fault.message, at_fault.exit_code)
         else:
             code = _print_error(
                 f"{type(error).__name__}: {error}\n"
                 "  this is a bug: run the command again with --debug for the traceback",
                 FAILED,
             )
+    current_messages().end(code if isinstance(code, int) else FAILED if code else 0)
     sys.exit(code)
 
 
 def _print_error(text: str, code: int) -> int:
     from gptcli.cli.console import as_options, wrapped
 
-    print(wrapped(f"gpt: {as_options(text)}"), file=sys.stderr)
+    line = f"gpt: {as_options(text)}"
+    if (log := current_messages().log) is not None:
+        log.write(line)
+    print(wrapped(line), file=sys.stderr)
     return code
 
 
@@ -153,5 +160,14 @@ def _os_error(error: OSError) -> str:
             f"{where}the disk is full\n"
             "  free some space and run the command again; complete files are kept"
         )
+    if not where:  # what is known to do is about a file
+        what = (error.strerror or str(error)).lower()
+        if isinstance(error, PermissionError):
+            return (
+                f"{what} by the system\n"
+                "  processes that share work need a /dev/shm to which this user may write; if it is "
+                "something else, --debug shows where"
+            )
+        return f"{what}\n  --debug shows what was asked of the system"
     hint = "" if (todo := advice(error)) == "" else f"\n  {todo}"
     return f"{where}{(error.strerror or str(error)).lower()}{hint}"

@@ -8,6 +8,7 @@ configuration file with an unknown word.
 
 from __future__ import annotations
 
+import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -85,6 +86,19 @@ def _precision(value: str, given: Given) -> str:
     return {**known, "float": "fp32"}.get(value.lower(), value)
 
 
+def _optimizer(value: str, given: Given) -> str:
+    return "adamw" if value.lower().startswith("adam") else value
+
+
+def _schedule(value: str, given: Given) -> str:
+    known = {"warmup-stable-decay": "wsd", "constant-with-warmup": "constant"}
+    return known.get(value.lower().replace("_", "-"), value.lower())
+
+
+def _kind(value: str, given: Given) -> str:
+    return "gpt2" if "bpe" in value.lower() or "byte" in value.lower() else value
+
+
 def _model_of_arguments(value: str, given: Given) -> str:
     """Return the model of lm-evaluation-harness's --model_args: pretrained=MODEL,dtype=..."""
     pairs = dict(part.partition("=")[::2] for part in value.split(","))
@@ -117,7 +131,8 @@ CONVERSIONS: dict[str, Conversion] = {
         convert.__name__.removeprefix("_"): convert
         for convert in (
             _batch_tokens, _tokens_of_steps, _tokens_of_epochs, _share_of_tokens, _share_of_lr,
-            _hours_of_days, _precision, _model_of_arguments, _model_unless_kind, _no_conversion,
+            _hours_of_days, _precision, _optimizer, _schedule, _kind, _model_of_arguments,
+            _model_unless_kind, _no_conversion,
         )
     },
     **{f"axis {name}": _axis(name) for name in ("dp", "tp", "pp")},
@@ -134,6 +149,8 @@ def _table(*names: str) -> dict[str, Alias]:
     return found
 
 
+REPLACED = ("--tokens", "--batch-tokens", "--lr")
+"""Options whose value is replaced if an alias says it again."""
 TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 EVERYWHERE = _table("everywhere")
 OF_COMMAND: dict[str, dict[str, Alias]] = {
@@ -253,6 +270,22 @@ def _extra_argument(
 ) -> UsageError:
     """Return the error for one argument too many, or an option without dashes."""
     value = str(word.value)
+    from gptcli.cli.command import DASHES  # which is built on this module
+
+    if value[:1] in DASHES and value.lstrip(DASHES):
+        name = "--" + value.lstrip(DASHES)
+        line = corrected(command, [name if one == value else one for one in args], takes)
+        return UsageError(
+            f"begins with {value[0]!r}, which is no hyphen",
+            where=value,
+            hint=line or f"write {name}, with two hyphens; {command} --help lists all options",
+        )
+    if not value.strip():
+        return UsageError(
+            "a blank is an argument of its own here",
+            where=repr(value),
+            hint="remove it; one after the \\ at the end of a line would be such a blank",
+        )
     if is_assignment(command, value, takes):
         return UsageError(
             "the name of an option begins with two dashes",
@@ -260,26 +293,30 @@ def _extra_argument(
             hint=line or f"--{value}; {command} --help lists all options",
         )
     if command == "gpt sample":
-        words = list(read_words(args, takes.get))
-        run, *prompt = [str(one.value) for one in words if not one.name]
-        if any(one.name == "--serve" for one in words):
-            return UsageError(
-                "--serve takes one run, or two to compare",
-                where=prompt[1],
-                hint="the prompt is written in the page, or is part of a request",
-            )
-        options = [
-            part for one in words if one.name for part in (one.name, one.value) if part is not None
-        ]
-        quoted = shlex.join(["gpt", "sample", run, " ".join(prompt), *options])
-        return UsageError(
-            "the prompt must be one argument",
-            where=prompt[1] or "PROMPT",
-            hint=f"quote it:\n{quoted}",
-        )
+        return _unquoted_prompt(args, takes)
     return UsageError(
         "unexpected argument", where=value, hint=f"{command} --help shows usage and examples"
     )
+
+
+def _unquoted_prompt(args: list[str], takes: Mapping[str, bool]) -> UsageError:
+    """Return the error for `gpt sample RUN Once upon a time`, with or without the model."""
+    words = list(read_words(args, takes.get))
+    run, *prompt = [str(one.value) for one in words if not one.name]
+    if any(one.name == "--serve" for one in words):
+        return UsageError(
+            "--serve takes one run, or two to compare",
+            where=prompt[1],
+            hint="the prompt is written in the page, or is part of a request",
+        )
+    what = "the prompt must be one argument"
+    if not Path(run).exists() and not re.search(r"[/\\0-9]", run):  # no path, and no model's name
+        run, prompt, what = "RUN", [run, *prompt], f"{what}, after the model"
+    options = [
+        part for one in words if one.name for part in (one.name, one.value) if part is not None
+    ]
+    quoted = shlex.join(["gpt", "sample", run, " ".join(prompt), *options])
+    return UsageError(what, where=prompt[1] or "PROMPT", hint=f"quote it:\n{quoted}")
 
 
 def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
@@ -309,7 +346,10 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
     after_flag = False  # a value such as True after the alias of a flag is dropped
     for word in words:
         if not word.name:
-            if not after_flag or str(word.value).lower() not in ("true", "false", "1", "0"):
+            is_bool = after_flag and str(word.value).lower() in ("true", "false", "1", "0")
+            if after_flag and not is_bool and options[-1] == "--resume":  # from where
+                options += ["--out", str(word.value)]
+            elif not is_bool:
                 first.append(str(word.value))
             after_flag = False
             continue
@@ -337,6 +377,8 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
                 last.append(value)
             elif by_name.option == "--layout" and "--layout" in options:
                 options[options.index("--layout") + 1] += f",{value}"
+            elif by_name.option in options and by_name.option in REPLACED:
+                options[options.index(by_name.option) + 1] = value
             else:
                 options += [by_name.option, value]
     return shlex.join([*command.split(), *first, *last, *options])
@@ -378,19 +420,22 @@ def unknown_command(program: str, args: list[str], commands: list[str]) -> Usage
     what = f"{program} has no such command"
     if program != "gpt":
         close = close_to(typed, commands)
-        lead = f"did you mean {close[0]}?" if close else f"its commands are {', '.join(commands)}:"
+        lead = f"did you mean {close[0]}?" if close else f"its commands are {', '.join(commands)}"
+        if not close and not (Path(typed).suffix or Path(typed).exists()):
+            return UsageError(what, where=typed, hint=f"{lead}; {program} --help describes them")
         words = [close[0], *rest] if close else [commands[0], *args]
         line = shlex.join([*program.split(), *words])
-        return UsageError(what, where=typed, hint=f"{lead}\n{line}")
+        return UsageError(what, where=typed, hint=f"{lead}{'' if close else ':'}\n{line}")
     if (alias := COMMANDS.get(typed.replace("_", "-").lower())) is not None:
         if not alias.target:
             hint = f"{alias.note}\ngpt --help lists the commands"
             return UsageError(what, where=typed, hint=hint)
         what = f"gpt calls this {alias.target.split()[0]}"
-        line = f"gpt {alias.target}"
-        if "RUN" not in alias.target:
-            line = shlex.join(["gpt", *alias.target.split(), *rest])
-        return UsageError(f"{what}; {alias.note}" if alias.note else what, where=typed, hint=line)
+        return UsageError(
+            f"{what}; {alias.note}" if alias.note else what,
+            where=typed,
+            hint=_line_of(alias.target, rest),
+        )
     choices = {name: name for name in commands} | {
         word: alias.target.split()[0] for word, alias in COMMANDS.items() if alias.target
     }
@@ -398,6 +443,10 @@ def unknown_command(program: str, args: list[str], commands: list[str]) -> Usage
         meant = choices[close[0]]
         hint = f"did you mean {meant}?\n{shlex.join(['gpt', meant, *rest])}"
         return UsageError(what, where=typed, hint=hint)
+    if Path(typed).exists():
+        is_model = Path(typed).is_dir() or Path(typed).suffix in (".pt", ".pth", ".bin")
+        line = shlex.join(["gpt", "sample" if is_model else "build-shards", *args])
+        return UsageError(what, where=typed, hint=f"the command comes first, for example\n{line}")
     if named := next((word for word in rest if word in commands), None):
         others = [word for word in args if word != named]
         return UsageError(
@@ -410,9 +459,50 @@ def unknown_command(program: str, args: list[str], commands: list[str]) -> Usage
     )
 
 
+def _line_of(target: str, rest: list[str]) -> str:
+    """Return the command line `gpt TARGET REST`, with our names for options in REST; RUN in the
+    target stands for the first argument.
+    """
+    if "RUN" in target.split():
+        run = next((word for word in rest if not is_option(word)), "RUN")
+        line = [run if word == "RUN" else word for word in target.split()]
+        if target.startswith("train --export") and run != "RUN":
+            line[-1] = f"{Path(run).name}.gguf"
+        return shlex.join(["gpt", *line])
+    words = [*target.split(), *rest]
+    if target not in ("sample", "train", "eval", "cost", "build-shards"):
+        return shlex.join(["gpt", *words])
+    command = f"gpt {words[0]}"
+    takes = _options_of(words[0])
+    line = corrected(command, words[1:], takes) or shlex.join(["gpt", *words])
+    ours = shlex.split(line)[2:]
+    if words[0] == "sample" and sum(not word.name for word in read_words(ours, takes.get)) > 2:
+        return str(_unquoted_prompt(ours, takes).hint).partition("\n")[2]
+    return line
+
+
+def _options_of(command: str) -> dict[str, bool]:
+    """Return the options of one of gpt's commands, and whether each takes a value."""
+    import typer.main
+
+    from gptcli.cli import build_app  # which is built on this module
+    from gptcli.cli.command import option_table
+
+    found: Any = typer.main.get_command(build_app([command]))
+    found = found.commands[command]
+    ctx = found.context_class(found, info_name=command)
+    return {name: not param.is_flag for name, param in option_table(found, ctx).items()}
+
+
 def early_option(program: str, args: list[str], commands: list[str], option: str) -> UsageError:
     """Return the error for an option in front of the command."""
     where = option.partition("=")[0]
+    if where in ("-v", "-V"):
+        return UsageError(
+            f"{program} has no such option",
+            where=where,
+            hint=f"{program} --version prints the version",
+        )
     if named := next((word for word in args if word in commands), None):
         at = args.index(named)
         line = shlex.join([*program.split(), named, *args[:at], *args[at + 1 :]])

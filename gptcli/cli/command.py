@@ -21,7 +21,9 @@ import typer
 import typer.core
 from typer.exceptions import TyperException
 
+from gptcli.cli import messages
 from gptcli.cli.help_panels import panels, terminal_width
+from gptcli.cli.messages import message_options
 from gptcli.cli.options import SYNONYMS, Word, is_option, option, read_words
 from gptcli.errors import GptError, InputError, UsageError, message_of
 from gptcli.files import read_text, read_toml, similar
@@ -30,6 +32,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 FREE_TEXT = ("TEXT", "PROMPT")  # metavars of values that may be empty or contain commas
+DASHES = "–—−‐‑"
+"""Signs that an editor or a page makes of hyphens."""
+SUFFIXES = ("k", "K", "m", "M", "b", "B", "g", "G", "t", "T")
 FALSE_VALUES = ("false", "no", "off", "0")
 
 _locks = contextlib.ExitStack()
@@ -150,10 +155,27 @@ def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
                 raise _unknown_word(command, ctx, args, options, word)
             if word.value == "" and argument.metavar not in FREE_TEXT:
                 raise _empty(argument.metavar)
+            if argument.metavar not in FREE_TEXT and _is_slip(str(word.value)):
+                raise _unknown_word(command, ctx, args, options, word)
+            if previous.takes_value and str(word.value) in SUFFIXES and _ends_in_digit(previous):
+                raise UsageError(
+                    "a blank stands inside the number",
+                    where=f"{previous.name} {previous.value} {word.value}",
+                    hint=f"{previous.name} {previous.value}{word.value}",
+                )
             if "=" in str(word.value):
                 _check_assignment(command, ctx, args, options, word)
             position += 1
         previous = word
+
+
+def _is_slip(word: str) -> bool:
+    """Return whether an argument is blank, or begins with what an editor makes of hyphens."""
+    return not word.strip() or (word[0] in DASHES and not Path(word).exists())
+
+
+def _ends_in_digit(word: Word) -> bool:
+    return str(word.value)[-1:].isdigit() and not Path(str(word.value)).exists()
 
 
 def _check_value(word: Word, options: Mapping[str, Any]) -> None:
@@ -228,6 +250,12 @@ def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> d
         if name not in names:
             from gptcli.cli.aliases import key_hint
 
+            if isinstance(value, dict):
+                raise InputError(
+                    f"unknown table [{key}]",
+                    where=where,
+                    hint=f"remove this line: options stand alone, {next(iter(value), 'lr')} = ...",
+                )
             raise InputError(
                 f"unknown key {key!r}", where=where, hint=key_hint(command, key, names)
             )
@@ -253,11 +281,17 @@ def as_gpt_error(error: TyperException, ctx: typer.Context) -> GptError:
     if param is not None:
         where = param.opts[0] if param.param_type_name == "option" else param.metavar
     what = error.message.rstrip(".") or "is missing"
-    return UsageError(
-        what[:1].lower() + what[1:],
-        where=where,
-        hint=f"{ctx.command_path} --help shows usage and examples",
-    )
+    hint = f"{ctx.command_path} --help shows usage and examples"
+    lines = [line.strip() for line in (ctx.command.help or "").splitlines()]
+    if not error.message and (
+        example := next(
+            (line for line in lines if ctx.command_path in line and line[-1] != "."), ""
+        )
+    ):
+        hint = f"for example: {example}\n{hint}"
+    if what.endswith("is not readable"):
+        hint = "change its permissions"
+    return UsageError(what[:1].lower() + what[1:], where=where, hint=hint)
 
 
 class _Parsing:
@@ -343,6 +377,15 @@ class Command(_Parsing, typer.core.TyperCommand):
 
     def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
         super().__init__(*args, help=join_lines(help or ""), **options)
+        self.params += message_options()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, and tell of the command if they ask for it."""
+        messages.reset()
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            messages.current_messages().begin()
+        return rest
 
 
 def join_lines(text: str) -> str:

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli.command import Command
-from gptcli.cli.options import MODEL, OUTPUT, flag, number, option, quantity, shared, value
+from gptcli.cli.options import (
+    MODEL,
+    OUTPUT,
+    flag,
+    model_path,
+    number,
+    option,
+    quantity,
+    shared,
+    value,
+)
 from gptcli.cli.options import precision as precision_option
 from gptcli.cost.hardware import gpu_names
 from gptcli.cost.options import DEFAULT_GPU, DEFAULT_N_CTX, HARDWARE_FIELDS, LAYOUT_FIELDS, SHAPE
@@ -90,9 +100,9 @@ def cost(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             show_default=False,
-            help="Run folder with the model to price; with --fit, several, or tables of runs "
-            "(.csv, .jsonl).",
+            help="Run or model to price; with --fit, several, or tables of runs (.csv, .jsonl).",
         ),
     ] = None,
     size: Annotated[str | None, shared("size", MODEL, "175B", complete=_complete_size)] = None,

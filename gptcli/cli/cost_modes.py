@@ -57,7 +57,7 @@ from gptcli.cost.target import (
     llama_shape,
     target_names,
 )
-from gptcli.errors import UsageError, nearest
+from gptcli.errors import InputError, UsageError, nearest
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import read_model_config
 from gptcli.numbers import amount, short
@@ -125,8 +125,15 @@ def requested_target(options: dict[str, Any]) -> Target:
                 "a run folder cannot be combined with another model",
                 hint="name one run without --size or a shape; only --fit takes several runs",
             )
+        from gptcli.model.source import METRICS, find_model
         from gptcli.runs.metrics import read_batch_tokens, read_run_result
 
+        run = runs[0]
+        if run.exists() and run.suffix != ".jsonl" and not (run / METRICS).is_file():
+            # a model of another program: how long it was trained is not known
+            config = read_model_config(find_model(run).folder)
+            tokens = GPT3_TRAINING.tokens
+            return Target(str(run), config, tokens, "assumed: as many as GPT-3")
         tokens = read_run_result(runs[0]).tokens
         config = read_model_config(runs[0])
         source = "trained, by its metrics.jsonl"
@@ -391,6 +398,12 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     runs: list[RunResult] = []
     for path in options.get("runs", []):
         is_table = path.suffix in SUFFIXES and path.is_file()
+        if path.is_file() and not is_table:
+            raise InputError(
+                "is neither a run folder nor a table of runs",
+                where=path,
+                hint=f"a table is a file that ends in {' or '.join(SUFFIXES)}",
+            )
         runs += read_run_table(path) if is_table else [read_run_result(path)]
     law, predictions = fit_law(runs), []
     if "predict" in options:

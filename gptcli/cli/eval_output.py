@@ -271,6 +271,7 @@ def evaluate_finetuned(folder: Path, data: Path | None, *, as_json: bool) -> Non
 def not_one_run(runs: list[Path]) -> UsageError:
     """Return the error for no run, several runs, or a task's name among them."""
     from gptcli.evals.task import task_names
+    from gptcli.model.source import is_model_file
 
     if not runs:
         return UsageError("is missing", where="RUN", hint="name a run folder: gpt eval runs/350M")
@@ -279,6 +280,9 @@ def not_one_run(runs: list[Path]) -> UsageError:
     if tasks and len(others) == 1:
         line = shlex.join(["gpt", "eval", others[0], "--task", ",".join(tasks), "--data", "FOLDER"])
         return UsageError("a task is an option", where=tasks[0], hint=line)
+    if len(runs) == 2 and runs[1].is_file() and not is_model_file(runs[1]):
+        line = shlex.join(["gpt", "eval", str(runs[0]), "--text", str(runs[1])])
+        return UsageError("a text is an option", where=runs[1], hint=line)
     return UsageError(
         f"{len(runs)} runs at once", where=runs[1], hint="name one run folder: gpt eval runs/350M"
     )

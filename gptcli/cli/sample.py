@@ -20,6 +20,7 @@ from gptcli.cli.options import (
     Option,
     declaring,
     flag,
+    model_path,
     out,
     read_option,
     read_options,
@@ -159,6 +160,7 @@ def sample(
         Path,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2.",
         ),
     ],
@@ -223,6 +225,7 @@ def sample(
             "Smaller run with the same tokenizer for speculative decoding; the distribution of "
             "the text does not change.",
             *("RUN", MACHINE, False),
+            parser=model_path,
         ),
     ] = None,
     config: Annotated[Path | None, shared("config", None, False)] = None,
@@ -249,7 +252,7 @@ def sample(
     """
     # 2 MB pages for weights and cache, which are read 10 % faster
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if prompt is not None and not run.exists() and Path(prompt).is_dir() and not serve:
+    if prompt is not None and not run.exists() and os.path.isdir(prompt) and not serve:  # noqa: PTH112
         line = shlex.join(["gpt", "sample", prompt, str(run)])
         raise UsageError("the run comes before the prompt", where=run, hint=line)
     from gptcli.sampling.batch import PromptParts
@@ -285,6 +288,11 @@ def sample(
         return
     waits_for_line = interactive and prompt is None and title is None
     text = None if waits_for_line else parts.text(prompt, _read_prompt)
+    if prompt is not None and os.path.isfile(prompt):  # noqa: PTH113  a long prompt is no path
+        ConsoleEvents().warn(
+            f"the prompt is the text {prompt!r} and not the file of this name, which "
+            f"gpt sample {run} - < {prompt} would read"
+        )
     try:
         sampler = _load_sampler(run, draft, params, values)
         if interactive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -212,6 +213,12 @@ def encode(
     if output != "-":
         _claim_token_file(Path(output), force=force)
     vocabulary = load_tokenizer(tokenizer)
+    if (text := _text_for_a_file(inputs or [])) is not None:
+        raise InputError(
+            "no such file or folder",
+            where=text,
+            hint="a text itself comes from another program: echo TEXT | gpt tokenize encode",
+        )
     reading = {"field": field, "input_format": input_format, "eot_in_text": eot_in_text}
     texts = _documents(inputs or ["-"], documents, events, **reading)
     encoded = _encoded(vocabulary, cast("EncoderName", encoder), texts, events)
@@ -223,6 +230,18 @@ def encode(
     else:
         number, tokens = _write_token_file(Path(output), encoded, vocabulary)
         events.info(f"{counted(number, 'document')}, {counted(tokens, 'token')} -> {output}")
+
+
+def _text_for_a_file(inputs: list[str]) -> str | None:
+    """Return the first input that is text with blanks, and no file, pattern or URL."""
+    return next(
+        (
+            name
+            for name in inputs
+            if " " in name.strip() and not re.search(r"[/*?]", name) and not Path(name).exists()
+        ),
+        None,
+    )
 
 
 def decode(
@@ -457,6 +476,9 @@ def _from_lines(path: str, tokenizer: Tokenizer) -> Iterator[tuple[bool, bytes]]
         raise InputError(
             "is a folder, not a file of token ids" if Path(path).is_dir() else "no such file",
             where=path,
+            hint="ids themselves come from another program: echo 15496 995 | gpt tokenize decode"
+            if re.fullmatch(r"[\d\s,]+", path)
+            else None,
         )
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
         for number, line in enumerate(file, 1):

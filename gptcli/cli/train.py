@@ -9,6 +9,7 @@ A file that begins with `#:schema PATH` is checked against it by Taplo, and so i
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -27,6 +28,7 @@ from gptcli.cli.options import (
     declaring,
     flag,
     help_texts,
+    model_path,
     quantity,
     read_option,
     shared,
@@ -117,6 +119,7 @@ def train(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             show_default=False,
             help="Run folders to draw, with --report; or the model to convert, with --export.",
         ),
@@ -271,7 +274,9 @@ def train(
     if resume and not dry_run:
         fetch_missing(given_options, config)
     given = given_values(given_options, config, resume=resume)
-    fetch_initial_model(given)
+    name, configured = given.values.get("init_from"), fetch_initial_model(given, dry_run=dry_run)
+    if configured is not None:
+        given.values["init_from"] = str(configured)
     if lr_range and resume:
         raise UsageError(
             "a range test cannot be resumed", where="--lr-range", hint="run it again, with --force"
@@ -283,6 +288,8 @@ def train(
     if dry_run:
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
+        if configured is not None:
+            plan.resolved.values["init_from"] = name
         _measure(plan.resolved.values)  # refuses tasks without data, as the run would
         print_plan(plan, manifest, as_json=json, strict=strict)
         return
@@ -300,14 +307,18 @@ def train(
             print_json("train", done) if json else print(run.out)
 
 
-def fetch_initial_model(given: Resolved) -> None:
-    """Download the model of --init-from if it is a name on the Hub, unless the run has begun."""
+def fetch_initial_model(given: Resolved, *, dry_run: bool = False) -> Path | None:
+    """Download the model of --init-from if it is a name on the Hub, unless the run has begun.
+
+    With `dry_run`, say what that would take, and return the folder of its configuration.
+    """
     from gptcli.model.hub import fetch_model
     from gptcli.model.source import begun_folder
 
     start = given.values.get("init_from")
     if start is not None and begun_folder(Path(given.values["out"])) is None:
-        fetch_model(start, ConsoleEvents())
+        return fetch_model(start, ConsoleEvents(), dry_run=dry_run)
+    return None
 
 
 def fetch_missing(options: dict[str, Any], config: Path | None) -> None:
@@ -431,6 +442,20 @@ def _unexpected(argument: str) -> UsageError:
     if Path(argument).is_dir():
         hint = f"--report draws a run; --resume --out {argument} continues it"
         return UsageError("unexpected run folder", where=argument, hint=hint)
+    path = Path(argument)
+    if path.suffix in (".toml", ".yaml", ".yml", ".json", ".py") and not path.name.startswith("-"):
+        return UsageError(
+            "a configuration is an option, and TOML",
+            where=argument,
+            hint="gpt train --config FILE.toml; a line of it is lr = 3e-4",
+        )
+    if path.is_file():
+        return UsageError(
+            "text is turned into shards first",
+            where=argument,
+            hint=f"gpt build-shards {shlex.quote(argument)} --tokenizer gpt2 -o shards\n"
+            "gpt train --data shards --size gpt2",
+        )
     return UsageError(
         "unexpected argument",
         where=argument,

@@ -153,7 +153,7 @@ def parse_sweep(items: Sequence[str]) -> dict[str, list[str]]:
                 raise _malformed(f"{key} is given twice")
             found[key] = []
         if not key or not item:
-            raise _malformed(f"{item!r} has no name" if not key else f"{key} has an empty value")
+            raise _malformed(f"{item!r} has no values" if not key else f"{key} has an empty value")
         found[key].append(item)
     return found
 

@@ -34,10 +34,10 @@ from gptcli.corpus.coordinator import (
     make_chunks,
     make_context,
     prepare_filters,
-    read_split_task,
+    read_task,
 )
 from gptcli.corpus.inputs import STDIN
-from gptcli.corpus.pool import Runner, open_pool
+from gptcli.corpus.pool import Runner, open_pool, startable
 from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
@@ -105,7 +105,7 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
     """
     build.check_inputs_outside(out)
     record = build.resume_record()
-    claim_owned(out, resume=resume, force=force)
+    claim_owned(out, resume=resume, force=force, own=MANIFEST)
     if contents(out):
         if not (out / RESUME_RECORD).exists():
             raise UsageError(
@@ -162,9 +162,10 @@ def finish_build(
     context = make_context(build, out)
     try:
         prepare_filters(build, context, events)
-        with open_pool(runner, build.worker_count(workers), context) as pool:
-            readers = read_json(out / RESUME_RECORD).get(SLICES, pool.count)
-            chunks = make_chunks(build, context, pool, readers, events)
+        count = startable(build.worker_count(workers), events)
+        with open_pool(runner, count, context) as pool:
+            jobs = read_json(out / RESUME_RECORD).get(SLICES, 1)
+            chunks = make_chunks(build, context, pool, jobs, events)
             _check_splits(build, chunks, events)
             by_name = {
                 source.name: mine for source, mine in zip(build.sources, chunks, strict=True)
@@ -254,11 +255,12 @@ def finish_slice(
     size = build.input_bytes()
     share = None if size is None else size // job.count
     reading = ReadingProgress(context.work, share, events, f"part {job.number}")
+    count = startable(build.worker_count(workers), events)
     with (
-        open_pool(runner, build.worker_count(workers), context) as pool,
+        open_pool(runner, count, context) as pool,
         reading.during(pool),
     ):
-        for _, paths, name in pool.map(read_split_task, reading.hand_out(splits)):
+        for _, paths, name in pool.map(read_task, reading.hand_out(splits)):
             reading.finish(name)
             for path in paths:
                 tally.add(read_tally(read_header(path)[0]))
@@ -333,6 +335,7 @@ def _source_entry(source: SourceConfig, chunks: list[Chunk], tally: Tally) -> So
         tokens=sum(chunk.tokens for chunk in chunks),
         cut=tally.cut,
         pieces=tally.pieces,
+        changed=dict(sorted(tally.changed.items())),
         weight=float(source.weight),
     )
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from gptcli.corpus.formats import find_format, read_documents, read_json_values
-from gptcli.corpus.pool import LocalPool
+from gptcli.corpus.pool import LocalPool, startable
 from gptcli.errors import InputError
 from gptcli.events import SILENT, Events
 from gptcli.shards.format import document_lengths, open_shard
@@ -164,7 +164,7 @@ def find_overlap(
     is_found = np.zeros(len(wanted), bool)
     total = 0
     context = _SearchContext(folder, load_tokenizer(folder), NgramSet(wanted))
-    with LocalPool(workers, context) as pool:
+    with LocalPool(startable(workers, events), context) as pool:
         results = pool.map(_search, _pieces(folder, manifest))
         for number, (positions, count) in enumerate(results, 1):
             is_found[positions] = True

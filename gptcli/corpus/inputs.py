@@ -6,6 +6,7 @@ import contextlib
 import glob
 import io
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -121,6 +122,8 @@ def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
     if not glob.has_magic(name):
         close = similar(path)
         hint = None if close is None else f"did you mean {close}?"
+        if name.startswith("~"):
+            hint = "the shell did not expand the ~: remove the quotes around it"
         raise InputError("no such file or folder", where=name, hint=hint)
     # Path.glob refuses absolute patterns.
     matches = glob.glob(name, recursive=True)  # noqa: PTH207
@@ -189,7 +192,7 @@ def _known_files(
             "contains no file of a known kind" + (f" (only {names})" if others else ""),
             where=where,
             hint=f"known suffixes are {' '.join(KNOWN_SUFFIXES)}, plain or compressed; "
-            "any other file is read if you name it, by what it looks like",
+            "a file of another name is read if you name the file itself",
         )
     left_out += others
     return known
@@ -222,7 +225,16 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         ) from None
     try:
         return fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:  # HTTPFileSystem requires "requests" ...; Install s3fs to ...
+        packages = re.findall(r'"(\w+)"', str(error)) or re.findall(r"[Ii]nstall (\w+)", str(error))
+        if not packages:
+            raise InputError(str(error), where=url) from None
+        raise MissingPackageError(
+            f"reading it needs {' and '.join(packages)}",
+            where=url,
+            hint=" ".join([install_hint(packages[0]), *packages[1:]]),
+        ) from None
+    except ValueError as error:
         raise InputError(str(error), where=url) from None
 
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from gptcli.errors import RunError, UsageError, install_hint, nearest
+from gptcli.events import Events
 from gptcli.interrupts import Held
 
 Task = TypeVar("Task")
@@ -88,6 +89,23 @@ def open_pool(runner: Runner, count: int, state: Any) -> Pool:
     """
     check_runner(runner)
     return LocalPool(count, state) if runner == "local" else RayPool(state)
+
+
+def startable(count: int, events: Events) -> int:
+    """Return `count`, or 1 with a warning where the system allows no semaphores, which processes
+    need to take turns. On Linux they are files of /dev/shm, which a container may lack.
+    """
+    try:
+        if count > 1:
+            multiprocessing.get_context("spawn").Lock()
+    except (OSError, ImportError) as error:  # ImportError without sem_open
+        what = error.strerror if isinstance(error, OSError) else "this system has none"
+        events.warn(
+            f"one worker instead of {count}: no semaphore could be made "
+            f"({(what or str(error)).lower()}; on Linux they are made in /dev/shm)"
+        )
+        return 1
+    return count
 
 
 class LocalPool:

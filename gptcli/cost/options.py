@@ -132,7 +132,7 @@ class HardwareOptions:
             self._check_processor()
         if self.memory is not None and gpu is not None:
             raise UsageError(
-                "{option:memory} describes a custom GPU",
+                "is the memory of a custom GPU",
                 field="memory",
                 code="memory_without_tflops",
                 hint="use it with {option:tflops} and without {option:gpu}",

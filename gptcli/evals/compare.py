@@ -90,6 +90,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 where=report,
                 hint="gpt eval RUN {option:task} NAME {option:data} FOLDER -o eval.json",
             )
+        if not path.exists() and report is None:
+            raise InputError("no such report or folder of records", where=path)
         raise InputError(
             "contains no records of items",
             where=path,

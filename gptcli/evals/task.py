@@ -178,6 +178,13 @@ def find_task(name: str) -> Task:
         return read_task(TASKS_DIR / f"{name}.toml")
     if name.endswith(".toml"):
         return read_task(Path(name))
+    if Path(name).is_dir():
+        raise UsageError("is a folder, not a task", where=name, hint="name a task, or none for all")
+    if name == "all":
+        raise UsageError(
+            "no task is called all",
+            hint="{option:suite} gpt2 or gpt3 takes all tasks of a paper, {option:suite} core DCLM's",
+        )
     raise UsageError(
         f"unknown task {name!r}",
         hint=nearest(name, task_names(), beyond="for a custom task give a path that ends in .toml"),

@@ -51,6 +51,7 @@ from gptcli.model.hub import fetch_model
 from gptcli.model.safetensors_io import save_config
 from gptcli.model.source import (
     INIT,
+    RUN_TOML,
     find_model,
     initial_weights_folder,
     is_finetuned,
@@ -327,7 +328,7 @@ def run_task(
     with contextlib.ExitStack() as locks:
         if is_main():
             locks.enter_context(own_folder(out, read_only=resume, events=events))
-            check_output(out, resume=resume, force=force)
+            check_output(out, resume=resume, force=force, own=RUN_TOML)
         if resume:
             resumed_state(out, run.identity())
             if is_finetuned(out):

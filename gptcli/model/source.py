@@ -49,6 +49,7 @@ NANOGPT = "ckpt.pt"
 WEIGHT_FILES, SHARDS = "*.safetensors", "manifest.json"
 # first int32 of llm.c's files
 LLMC_MODEL, LLMC_STATE, TOKEN_FILES = 20240326, 20240327, (20240520, 20240801)
+NEVER_RELEASED = ("gpt3", "gpt3.5", "gpt4", "gpt4o", "gpt5", "chatgpt", "gpt3.5turbo", "175b")
 NOT_READABLE_YET = "the run has not ended and contains no readable model yet"
 WHAT_IS_READ = (
     "a model is a run folder, a transformers folder with config.json, model.safetensors and "
@@ -226,6 +227,15 @@ def not_a_model_error(path: Path) -> InputError:
 
 def _missing(path: Path) -> tuple[str, str]:
     name = str(path)
+    if address := re.match(r"https?:/+huggingface\.co/([^/]+(?:/[^/]+)?)", name):
+        return "is an address, not a name on the Hub", f"name the model alone: {address[1]}"
+    if name.lower().replace("-", "") in NEVER_RELEASED:
+        return "no such folder", (
+            "the weights of GPT-3, ChatGPT and GPT-4 are not public; the largest of OpenAI that this reads "
+            "is GPT-2: openai-community/gpt2-xl"
+        )
+    if " " in name:
+        return "no such folder", f"the model comes before the prompt, as in: runs/book {name!r}"
     if (repository := hub_repository(path)) is not None:
         what = "the model of this name on the Hub has to be downloaded"
         if name not in HUB:
@@ -261,6 +271,11 @@ def _file(path: Path) -> tuple[str, str]:
         )
     if path.suffix in PICKLES or head.startswith(PICKLE_HEADS):
         return _pickle(path)
+    if path.suffix in (".txt", ".md"):
+        return "is text, not a model", (
+            f"to measure a model's loss on it: gpt eval RUN --text {path}; to train on it: "
+            f"gpt build-shards {path}"
+        )
     return "is a file; a model is a folder", WHAT_IS_READ
 
 
@@ -295,6 +310,11 @@ def _folder(path: Path) -> tuple[str, str]:
         return "contains no model itself", f"name one of the models in it: {', '.join(inside[:4])}"
     if (found := next(iter(sorted(path.glob(f"*/{NANOGPT}"))), None)) is not None:
         return "contains no model itself", f"name the checkpoint of nanoGPT in it: {found}"
+    if path.name == CHECKPOINTS and (path.parent / RUN_TOML).is_file():
+        return (
+            "contains checkpoints of a run",
+            f"name the run: {path.parent}, with {{option:checkpoint}} N",
+        )
     if not any(path.iterdir()):
         return "is an empty folder", WHAT_IS_READ
     return "contains no config.json", WHAT_IS_READ
@@ -338,8 +358,8 @@ def _pickle(path: Path) -> tuple[str, str]:
     if path.name == PICKLED_WEIGHTS and (folder / CONFIG).is_file():  # its weights
         return "is one file of a model; a model is a folder", f"name its folder: {folder}"
     return (
-        f"{path.name} is a pickle of another kind than nanoGPT's checkpoints (.pt) and {PICKLED_WEIGHTS} "
-        "with its config.json",
+        f"is neither a checkpoint of nanoGPT (.pt) or llm.c (.bin), nor the {PICKLED_WEIGHTS} of a "
+        "folder with a config.json",
         "load it with the program that wrote it, copy its weights into transformers' "
         "GPT2LMHeadModel, and call its save_pretrained(FOLDER)",
     )

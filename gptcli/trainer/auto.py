@@ -34,7 +34,7 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes
 from gptcli.papers.models import MODELS
-from gptcli.runtime import launch_environment, launched_processes, processor
+from gptcli.runtime import launch_environment, launched_processes, processor, restarted
 from gptcli.trainer.config import TrainConfig
 
 AUTO: Final = "auto"
@@ -205,6 +205,18 @@ def device(processes: int) -> Gpu:
     return replace(row or find_gpu(PROXY_GPU), memory_bytes=device_memory(processes))
 
 
+def layout_after_restart(layout: Layout) -> Layout:
+    """Return a layout with `dp` for the processes with which torchrun restarts the run.
+
+    Their number changes with that of the hosts that are left (`torchrun --nnodes 1:4`). The data
+    order does not depend on it. The layout is returned as it is where the other axes do not divide
+    the processes, which `check_processes` refuses.
+    """
+    world = launched_processes() or layout.processes
+    dp, rest = divmod(world, layout.shard * layout.tp * layout.pp)
+    return replace(layout, dp=dp) if restarted() and dp and not rest else layout
+
+
 def check_processes(layout: Layout) -> None:
     """Raise UsageError if the processes of `layout` are not those launched, or too many here."""
     processes = layout.processes
@@ -212,11 +224,15 @@ def check_processes(layout: Layout) -> None:
         check_apple_gpu(processes=processes)
     if (world := launched_processes()) is not None:
         if processes != world:
+            again = (
+                "only dp can follow the hosts that are left: start torchrun with as many as before, "
+                "or with {option:resume} and another {option:layout}"
+            )
             raise UsageError(
                 f"{layout} is {processes} processes, but {world} were started",
                 field="layout",
                 code="layout_is_not_the_launch",
-                hint="make the product equal",
+                hint=again if restarted() else "make the product equal",
             )
     elif torch.cuda.is_available():
         if processes > (gpus := torch.cuda.device_count()):

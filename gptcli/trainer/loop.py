@@ -344,6 +344,8 @@ class Trainer:
             tensors = CheckpointStateDict(progress.checkpoint.folder)
             last = {**progress.line, "smoothed_loss": progress.smoothed_loss}
             export_model(self.run, tensors, last, progress.val_loss)
+            for callback in self.callbacks:
+                callback.on_finished()
         self.checkpoints.barrier()
 
     def _report(self, seconds: float, *, interrupted: bool) -> Report:
@@ -381,6 +383,11 @@ class StopSignal(Answer):
     A second signal ends the process at once, unless torchrun or Slurm started it: a Ctrl-C reaches
     such a process twice, from the terminal and from its launcher.
     """
+
+    unfinished = (
+        "  no checkpoint was written now: the same gpt train with --resume goes on from the\n"
+        "  newest one, or from the start if there is none\n"
+    )
 
     def __init__(self, events: Events) -> None:
         self.events, self.requested, self.announced = events, False, False

@@ -186,7 +186,7 @@ def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
     if len(options) == len(changed):
         ways.append(f"to go on with it as it was: leave out {', '.join(options)}")
     ways += ["to keep both: name another {option:out}", "{option:force} deletes it and starts over"]
-    return "\n  ".join(ways)
+    return "\n".join(ways)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

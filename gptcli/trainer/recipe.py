@@ -238,9 +238,16 @@ def start_small(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
     resolved.put({"ramp_tokens": 0}, "no ramp: the batch follows the noise scale")
 
 
-def round_batch(resolved: Resolved, n_ctx: int) -> None:
-    """Round the batch to whole sequences."""
+def round_batch(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
+    """Round the batch to whole sequences. Raises UsageError if the one given is not even one."""
     requested = resolved.values["batch_tokens"]
+    if requested < n_ctx and "batch_tokens" in given.values:
+        raise UsageError(
+            f"{requested} tokens are less than one sequence of {n_ctx}",
+            field="batch_tokens",
+            code="out_of_range",
+            hint=f"the batch is counted in tokens: {requested} sequences are {requested * n_ctx}",
+        )
     whole = whole_sequences(requested, n_ctx)
     if whole != requested:
         resolved.put(

@@ -159,7 +159,7 @@ def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = Fal
     for name, value in given.values.items():
         resolved.put({name: value}, given.origin[name])
     put_lr(resolved, given, model, lr_range=lr_range)
-    round_batch(resolved, model.n_ctx)
+    round_batch(resolved, given, model.n_ctx)
     if resolved.values["follow_noise"]:
         start_small(resolved, given, model.n_ctx)
     layout = _put_machine(resolved, model)
@@ -275,7 +275,9 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
                 where=folder,
                 field=name,
                 code="another_architecture",
-                hint="a model keeps its architecture",
+                hint=f"a model keeps its architecture: leave out {{option:{name}}}"
+                if name in given.values
+                else "a model keeps its architecture",
             )
     return model, paper or nearest_paper(model)
 
@@ -324,11 +326,14 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
         auto_micro_batch,
         auto_precision,
         auto_processes,
+        layout_after_restart,
     )
 
     values, origin = resolved.values, resolved.origin
     sequences = values["batch_tokens"] // model.n_ctx
-    requested = None if values["layout"] == "auto" else parse_layout(values["layout"])
+    requested = (
+        None if values["layout"] == "auto" else layout_after_restart(parse_layout(values["layout"]))
+    )
     compiled, why = auto_compile(
         model, values["tokens"], requested.processes if requested else auto_processes()
     )

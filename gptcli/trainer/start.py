@@ -26,6 +26,7 @@ from gptcli.model.source import (
     INIT,
     METRICS,
     MODEL,
+    RUN_TOML,
     SAMPLES,
     STATE,
     ModelSource,
@@ -64,7 +65,7 @@ def claim_run_folder(
     been kept or has checkpoints of its own keeps no other. `newest` as in `keep_initial_weights`.
     Raises UsageError or InputError.
     """
-    claim_owned(out, resume=resume, force=force, events=events)
+    claim_owned(out, resume=resume, force=force, own=RUN_TOML, events=events)
     if init_from is None or step is None or (out / INIT).is_dir() or newest_state(out) is not None:
         return step
     return keep_initial_weights(init_from, out, step, events, newest=newest)

@@ -100,9 +100,35 @@ def test_commands_of_other_tools_get_an_error_with_our_command(typed: str) -> No
         assert alias.target.split()[0] in OUR_COMMANDS
     error = refused("gpt", typed, "x")
     assert (error.where, error.exit_code) == (typed, 2)
-    assert (
-        f"gpt {alias.target}" in str(error.hint) if alias.target else alias.note in str(error.hint)
-    )
+    line = alias.target.replace("RUN", "x").replace("FILE", "x")
+    assert f"gpt {line}" in str(error.hint) if line else alias.note in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("generate runs/a Once upon --max_new_tokens 5", "gpt sample runs/a 'Once upon' --max-tokens 5"),
+        ("inference --model runs/a --prompt Once", "gpt sample runs/a Once"),
+        ("pretrain --learning-rate 3e-4", "gpt train --lr 3e-4"),
+        ("evaluate runs/a --tasks piqa", "gpt eval runs/a --task piqa"),
+        ("serve runs/a", "gpt sample runs/a --serve"),
+        ("serve", "gpt sample RUN --serve"),
+        ("convert runs/a", "gpt train --export runs/a -o a.gguf"),
+        ("tokenise train a.txt", "gpt tokenize train a.txt"),
+        ("folder", "the command comes first, for example\ngpt sample folder"),
+        ("a.txt", "the command comes first, for example\ngpt build-shards a.txt"),
+        ("-V", "gpt --version prints the version"),
+        ("tokenize count a.txt", "its commands are train, encode, decode; gpt tokenize --help describes them"),
+    ],
+)  # fmt: skip
+def test_lines_after_a_wrong_command_can_be_run(
+    typed: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("runs/a").mkdir(parents=True)
+    Path("a.txt").touch()
+    assert refused("gpt", *shlex.split(typed)).hint == hint
 
 
 @pytest.mark.parametrize(
@@ -127,7 +153,15 @@ def test_commands_of_other_tools_get_an_error_with_our_command(typed: str) -> No
         ("--training.lr 1", "gpt train --lr 1"),
         ("-lr 3e-4", "gpt train --lr 3e-4"),
         ("lr=3e-4 n_layer=2", "gpt train --lr 3e-4 --n-layer 2"),
-        ("--wandb", ""),
+        ("--wandb", "gpt train --track wandb"),
+        ("--max-grad-norm 1", ""),
+        ("--batch-tokens 1k --batch-size 4 --n-ctx 64", "gpt train --batch-tokens 256 --n-ctx 64"),
+        ("--resume-from-checkpoint runs/a --lr 1", "gpt train --resume --out runs/a --lr 1"),
+        ("--resume-from-checkpoint True", "gpt train --resume"),
+        (
+            "--optim adamw_torch --lr-scheduler-type COSINE",
+            "gpt train --optimizer adamw --lr-schedule cosine",
+        ),
         ("--lr 1 --xyzzy 2", ""),
     ],
 )
@@ -188,7 +222,7 @@ def test_aliases_are_found_in_every_spelling() -> None:
         ),
         ("bf16", 'it is called precision = "bf16" here'),
         ("n_layr", "did you mean n_layer?"),
-        ("wandb", "metrics.jsonl and report.html"),
+        ("wandb", 'it is called track = "wandb" here'),
     ],
 )
 def test_unknown_keys_of_configuration_files_get_a_hint(

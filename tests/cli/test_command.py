@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cli import COMMANDS, build_app, reworded
-from gptcli.cli.command import FREE_TEXT, option_table
+from gptcli.cli.command import FREE_TEXT, as_gpt_error, option_table
 from gptcli.cli.options import Word, is_option, read_words
-from gptcli.errors import UsageError
+from gptcli.errors import GptError, UsageError
 from gptcli.settings import NUMBERS
 
 PATHS = (
@@ -213,6 +213,74 @@ def test_short_options_of_other_commands_are_explained() -> None:
     assert str(error.hint).startswith("the report goes to stdout")
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "–size", "gpt2"], "–size: begins with '–', which is no hyphen\n  gpt train --size gpt2"),
+        (
+            ["sample", "runs/a", "Once", "—max-tokens", "5"],
+            "—max-tokens: begins with '—', which is no hyphen\n  gpt sample runs/a Once --max-tokens 5",
+        ),
+        (
+            ["train", "--size", "gpt2", " "],
+            "' ': a blank is an argument of its own here\n"
+            "  remove it; one after the \\ at the end of a line would be such a blank",
+        ),
+        (
+            ["cost", "--tokens", "300", "B"],
+            "--tokens 300 B: a blank stands inside the number\n  --tokens 300B",
+        ),
+        (
+            ["sample", "Once", "upon", "a", "time"],
+            "upon: the prompt must be one argument, after the model\n"
+            "  quote it:\n  gpt sample RUN 'Once upon a time'",
+        ),
+        (
+            ["train", "a.py"],
+            "a.py: a configuration is an option, and TOML\n"
+            "  gpt train --config FILE.toml; a line of it is lr = 3e-4",
+        ),
+        (
+            ["train", "a b.txt"],
+            "a b.txt: text is turned into shards first\n"
+            "  gpt build-shards 'a b.txt' --tokenizer gpt2 -o shards\n"
+            "  gpt train --data shards --size gpt2",
+        ),
+        (
+            ["train", "--config", "table.toml"],
+            "table.toml:1: unknown table [train]\n"
+            "  remove this line: options stand alone, lr = ...",
+        ),
+        (["cost", "--gpu", "4090"], "did you mean rtx4090?"),
+        (["train", "--sweep", "lr", "--size", "gpt2"], "--sweep: 'lr' has no values"),
+        (["eval", "runs/a", "a b.txt"], "a b.txt: a text is an option\n  gpt eval runs/a --text 'a b.txt'"),
+    ],
+)  # fmt: skip
+def test_slips_of_the_hand_get_the_line_that_was_meant(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a b.txt").touch()
+    Path("table.toml").write_text("[train]\nlr = 1e-3\n")
+    Path("runs/a").mkdir(parents=True)
+    with pytest.raises(GptError) as caught:
+        run(*argv)
+    assert caught.value.exit_code == 2
+    assert message in str(caught.value)
+
+
+def test_a_path_that_may_not_be_read_gets_no_help_text() -> None:
+    _, ctx = command_at(("sample",))
+    error = as_gpt_error(typer.BadParameter("Path 'a' is not readable.", ctx=ctx), ctx)
+    assert (error.what, error.hint) == ("path 'a' is not readable", "change its permissions")
+
+
+def test_a_missing_argument_gets_an_example() -> None:
+    assert str(refused("sample").hint).startswith("for example: gpt sample runs/350M ")
+    assert str(refused("tokenize", "train").hint).startswith("for example: gpt tokenize train ")
+    assert "--tokenizer gpt2" in str(refused("tokenize", "encode", "a").hint)
+
+
 def test_missing_arguments_are_named() -> None:
     assert (refused("sample").where, refused("sample").what) == ("RUN", "is missing")
     assert (refused("tokenize", "encode", "a").where, refused("eval").where) == (
@@ -251,6 +319,7 @@ def test_words_in_the_wrong_order_are_reordered_in_the_hint(
     argv: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
     assert refused(*argv).hint == hint
 
 

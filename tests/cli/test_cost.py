@@ -24,6 +24,8 @@ from gptcli.cli.cost import (
 from gptcli.cli.options import number
 from gptcli.cost.target import OTHER_FAMILIES
 from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_config
 from gptcli.papers.models import MODELS
 from tests.runs.test_charts import check_picture
 
@@ -222,12 +224,12 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--tokens", "-5"], ["--tokens: -5"]),
         (["--tokens", "1e400"], ["--tokens: 1e400"]),
         (["--tokens", "0.5"], ["--tokens", "not a whole number"]),
-        (["--tokens", "many"], ["--tokens", "'many' is not a quantity"]),
+        (["--tokens", "many"], ["--tokens", "'many' is not a number"]),
         (["--gpus", "0"], ["--gpus: 0"]),
         (["--gpus", "1.5"], ["--gpus", "not a whole number"]),
         (["--price", "0"], ["--price: 0"]),
         (["--flops", "-3"], ["--flops: -3"]),
-        (["--flops", "much"], ["--flops", "'much' is not a quantity"]),
+        (["--flops", "much"], ["--flops", "'much' is not a number"]),
         (["--flops", "1e23", "--size", "1.3B"], ["--flops 1.00e23", "--size"]),
         (["--flops", "1e23", "--tokens", "3B"], ["--flops 1.00e23", "--tokens"]),
         (["--flops", "1e23", "--n-ctx", "16"], ["--flops 1.00e23", "--n-ctx"]),
@@ -278,7 +280,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
             ["impossible: an MFU of 10", "--hours"],
         ),
         (["--hours", "0", "--gpu", "a100"], ["--hours: 0"]),
-        (["--gpu", "a100", "--memory", "80"], ["--memory describes a custom GPU"]),
+        (["--gpu", "a100", "--memory", "80"], ["--memory: is the memory of a custom GPU"]),
         (["--size", "T5-11B", "--gpu", "a100", "--plan"], ["T5-11B is not a GPT"]),
         (["--table", "--plot", "x.png"], ["--plot: x.png does not end in .svg"]),
         (
@@ -728,3 +730,14 @@ def test_prices_are_positive_numbers(text: str) -> None:
         number("price")(text)
     assert caught.value.field == "price"
     assert caught.value.hint
+
+
+def test_a_model_without_metrics_is_priced(gpt: Any, tmp_path: Path) -> None:
+    """Such as one of transformers: it has no record of its training."""
+    (tmp_path / "model").mkdir()
+    save_config(
+        tmp_path / "model", ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=16, vocab_size=257)
+    )
+    got = report(gpt, "model")
+    assert got["tokens"] == 300_000_000_000
+    assert "no such" in gpt("cost", "nothing", code=2).stderr

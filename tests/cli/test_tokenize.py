@@ -169,6 +169,9 @@ def test_outputs_are_replaced_only_with_force_and_atomically(here: Path, gpt: An
     ("args", "stdin", "message"),
     [
         (["encode", "absent", "-t", "."], "", "gpt: absent: no such file or folder\n"),
+        (["encode", "Hello world", "-t", "."], "", "gpt: Hello world: no such file or folder\n  a text itself comes from another program: echo TEXT | gpt tokenize encode"),
+        (["decode", "15 99", "-t", "."], "", "gpt: 15 99: no such file\n  ids themselves come from another program: echo 15496 995 | gpt tokenize decode"),
+        (["train", "~/a.txt", "-o", "t.json"], "", "no such file or folder\n  the shell did not expand the ~"),
         (["encode", "-t", "."], "", "gpt: stdin: standard input is empty\n"),
         (["encode", "a.txt", "-t", "absent"], "", "gpt: absent: no such tokenizer\n  name a tokenizer.json, a folder that contains one"),
         (["encode", "a.txt", "-t", "b.jsonl"], "", "gpt: b.jsonl: is not a tokenizer.json\n"),
@@ -183,7 +186,7 @@ def test_outputs_are_replaced_only_with_force_and_atomically(here: Path, gpt: An
         (["decode", "absent", "-t", "."], "", "gpt: absent: no such file"),
         (["decode", "cut.bin", "-t", "."], "", "gpt: cut.bin: truncated"),
         (["train", "a.txt", "--vocab-size", "256", "-o", "t.json"], "", "gpt: a vocabulary of 256 is too small\n"),
-        (["train", "a.txt", "--vocab-size", "many", "-o", "t.json"], "", "gpt: --vocab-size: 'many' is not a quantity\n"),
+        (["train", "a.txt", "--vocab-size", "many", "-o", "t.json"], "", "gpt: --vocab-size: 'many' is not a number\n"),
         (["train", "a.txt", "-o", "-", "--json"], "", "gpt: --json and -o - would both write to stdout\n"),
     ],
 )  # fmt: skip

@@ -241,6 +241,30 @@ def test_a_broken_json_line_is_reported_with_its_number(
     assert str(raised.value).startswith(f"{path}:3: {message}")
 
 
+@pytest.mark.parametrize(
+    ("record", "hint"),
+    [
+        ('{"id": 3, "content": "words"}', "if it is called content: {option:field} content"),
+        (
+            '{"txt": "a", "url": "longer than the text"}',
+            "if it is called txt: {option:field} txt (texts here: txt, url)",
+        ),
+        (
+            '{"title": "a", "body": "longer than the title"}',
+            "if it is called body: {option:field} body (texts here: title, body)",
+        ),
+        ('{"id": 3}', 'a line looks like {"text": "..."}'),
+        ("3", 'a line looks like {"text": "..."}'),
+    ],
+)
+def test_an_object_without_the_field_is_reported_with_those_it_has(
+    tmp_path: Path, record: str, hint: str
+) -> None:
+    with pytest.raises(InputError) as raised:
+        list(read_documents(write(tmp_path / "a.jsonl", record)))
+    assert raised.value.hint == hint
+
+
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])
 def test_a_stream_cut_anywhere_is_an_error(tmp_path: Path, ending: str, compression: str) -> None:

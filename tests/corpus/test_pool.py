@@ -7,6 +7,7 @@ Tasks are functions of the standard library, which a spawned process can import.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import operator
 import os
 import random
@@ -25,9 +26,10 @@ from gptcli.corpus import config
 from gptcli.corpus import pool as pool_module
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
-from gptcli.corpus.pool import LocalPool, RayPool, open_pool
+from gptcli.corpus.pool import LocalPool, RayPool, open_pool, startable
 from gptcli.corpus.recipe import DedupConfig, SourceConfig
 from gptcli.errors import InputError, RunError, UsageError
+from gptcli.events import Events
 from gptcli.files import read_json, sha256
 from gptcli.tokenizer.tokenizer import Tokenizer
 from tests.waiting import HANG_S, wait_until
@@ -38,6 +40,34 @@ def test_every_task_gets_the_state(count: int) -> None:
     with LocalPool(count, abs) as pool:
         assert sorted(pool.map(operator.call, range(-20, 0))) == list(range(1, 21))
         assert list(pool.map(operator.call, [])) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied"), OSError(28, "No space left"), ImportError("x")],
+)
+def test_without_semaphores_a_build_has_one_worker_and_says_so(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Telling(Events):
+        def __init__(self) -> None:
+            self.texts: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.texts.append(text)
+
+    def refused(self: Any) -> None:
+        raise error
+
+    events = Telling()
+    assert startable(2, events) == 2
+    monkeypatch.setattr(multiprocessing.context.BaseContext, "Lock", refused)
+    assert startable(1, events) == 1
+    assert not events.texts
+    assert startable(2, events) == 1
+    (text,) = events.texts
+    assert text.startswith("one worker instead of 2: no semaphore could be made (")
+    assert "/dev/shm" in text
 
 
 def test_tasks_are_consumed_no_faster_than_they_are_finished() -> None:

@@ -89,7 +89,7 @@ def test_memory_describes_a_custom_gpu() -> None:
     assert cluster.memory_bytes == 48 * 10**9
     assert HardwareOptions(tflops=20).cluster(None, 1e20)[0].memory_bytes is None
     assert HardwareOptions(gpu="a100").cluster(None, 1e20)[0].memory_bytes == 80 * 10**9
-    with pytest.raises(UsageError, match="memory describes a custom GPU"):
+    with pytest.raises(UsageError, match="is the memory of a custom GPU"):
         HardwareOptions(gpu="a100", memory=48)
 
 

@@ -66,6 +66,7 @@ OPTIONAL = {
         "passes_NAME",
         "rank_data_seconds",
         "rank_own_seconds",
+        "rank_probe_seconds",
         "rank_memory",
     },
     "gpt train --json": {"failed_copies"},

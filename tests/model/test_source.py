@@ -152,8 +152,8 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a quoted home": ({}, "~/runs/a", "remove the quotes"),
     "weights alone": ({"m/model.safetensors": "x"}, "m/model.safetensors", "one file of a model.*\n  name its folder: m"),
     "a configuration": ({"m/config.json": "{}"}, "m/config.json", "name its folder: m"),
-    "a .pt file": ({"model.pt": b"PK\x03\x04"}, "model.pt", "model.pt is a pickle of another kind"),
-    "a checkpoint without an ending": ({"model": b"\x80\x02"}, "model", "is a pickle of another kind"),
+    "a .pt file": ({"model.pt": b"PK\x03\x04"}, "model.pt", "is neither a checkpoint of nanoGPT"),
+    "a checkpoint without an ending": ({"model": b"\x80\x02"}, "model", "is neither a checkpoint of nanoGPT"),
     "pytorch_model.bin": ({"m/pytorch_model.bin": b"PK\x03\x04", "m/config.json": "{}"}, "m/pytorch_model.bin", "name its folder: m"),
     "the folder above nanoGPT's": ({"nano/out/ckpt.pt": b"PK\x03\x04"}, "nano", "name the checkpoint of nanoGPT in it: nano/out/ckpt.pt"),
     "llm.c's state": ({"gpt2_124M_debug_state.bin": LLMC_STATE}, "gpt2_124M_debug_state.bin", "name the model itself"),
@@ -165,6 +165,11 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a LoRA adapter": ({"m/adapter_config.json": "{}", "m/adapter_model.safetensors": "x"}, "m", "LoRA adapter"),
     "a folder of runs": ({"runs/a/config.json": "{}", "runs/b/config.json": "{}"}, "runs", "name one of the models in it: runs/a, runs/b"),
     "the hub's cache": ({"models--a--b/snapshots/0/config.json": "{}"}, "models--a--b", "models--a--b/snapshots/0"),
+    "a model that is not public": ({}, "gpt-4", "are not public; .* openai-community/gpt2-xl"),
+    "an address": ({}, "https://huggingface.co/some-lab/tiny/tree/main", "is an address.*\n  name the model alone: some-lab/tiny$"),
+    "a prompt": ({}, "Once upon a time", "the model comes before the prompt"),
+    "checkpoints": ({"r/checkpoints/x": "x", "r/run.toml": "x"}, "r/checkpoints", "name the run: r, with"),
+    "a text": ({"book.txt": "x"}, "book.txt", "is text, not a model\n .* gpt eval RUN --text book.txt; .* gpt build-shards book.txt"),
     "any file": ({"notes": "x"}, "notes", "is a file; a model is a folder"),
     "any folder": ({"d/notes": "x"}, "d", "contains no config.json\n  a model is a run folder"),
 }  # fmt: skip
@@ -176,7 +181,7 @@ def test_error_says_what_the_path_is_and_what_to_do(case: str) -> None:
     for path, data in files.items():
         write(path, data)
     error = not_a_model_error(Path(named))
-    assert error.where == named
+    assert error.where == str(Path(named))
     assert re.search(answer.replace("?", r"\?"), f"{error.what}\n  {error.hint}"), error
 
 
@@ -193,7 +198,7 @@ def test_folder_without_weights_is_reported() -> None:
     write("a/config.json")
     assert "contains no model.safetensors" in no_weights_error(Path("a")).what
     write("a/model.pth", b"PK\x03\x04")
-    assert "is a pickle of another kind" in no_weights_error(Path("a")).what
+    assert "is neither a checkpoint of nanoGPT" in no_weights_error(Path("a")).what
 
 
 def test_endings_and_first_bytes_tell_models_of_other_programs() -> None:

@@ -54,6 +54,33 @@ def give_gpus(monkeypatch, count, memory=80 * 10**9):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (memory, memory))
 
 
+@pytest.mark.parametrize(
+    ("layout", "world", "expected"),
+    [
+        (Layout(dp=4), 3, Layout(dp=3)),
+        (Layout(dp=4), 1, Layout()),
+        (Layout(dp=4, tp=2), 4, Layout(dp=2, tp=2)),
+        (Layout(dp=2, shard=2), 2, Layout(shard=2)),
+        (Layout(tp=2), 1, None),
+        (Layout(dp=2, pp=2), 3, None),
+    ],
+)
+def test_dp_follows_the_hosts_with_which_torchrun_starts_again(
+    monkeypatch, layout, world, expected
+):
+    launch(monkeypatch, 0, world)
+    assert auto.layout_after_restart(layout) == layout, "a first start must fit"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    after = auto.layout_after_restart(layout)
+    assert after == (expected or layout)
+    if expected is None:
+        with pytest.raises(UsageError) as caught:
+            auto.check_processes(after)
+        assert "only dp can follow" in caught.value.hint
+    else:
+        auto.check_processes(after)
+
+
 def test_layout_of_a_cpu_and_of_torchrun(monkeypatch):
     assert auto_layout() == Layout()
     launch(monkeypatch, rank=3, world_size=16)

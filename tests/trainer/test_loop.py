@@ -166,6 +166,7 @@ def test_a_second_signal_ends_the_run_at_once(make_run, monkeypatch):
     patient.act(signal.SIGINT)
     patient.act(signal.SIGINT)
     assert events.texts[1:] == ["stopping: this step and a checkpoint first"]
+    assert "no checkpoint was written now" in StopSignal.unfinished  # where torchrun is killed
 
 
 def test_a_resume_repeats_an_evaluation_that_was_killed_after_its_checkpoint(

@@ -104,7 +104,7 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
     for message, change in changes.items():
         with pytest.raises(UsageError, match=message) as caught:
             check_resume(make_run(**change))
-        ways = str(caught.value.hint).split("\n  ")
+        ways = str(caught.value.hint).split("\n")
         assert ways[0].startswith(
             f"to train on from its weights: {{option:init_from}} {run.out}"
         ) == (change.keys() <= {"lr", "seed", "tokens", "data_sha256"})

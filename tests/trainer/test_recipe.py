@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS, TRAINING
+from gptcli.settings import Resolved
 from gptcli.trainer.recipe import (
     MAX_SMALL_LR,
     SCALED,
@@ -18,6 +20,7 @@ from gptcli.trainer.recipe import (
     is_of_paper_size,
     nearest_paper,
     paper_recipe,
+    round_batch,
     scaled_lr,
     short_warmup,
     small_lr,
@@ -141,6 +144,17 @@ def test_every_gpt3_size_is_its_own_nearest():
 )
 def test_a_batch_is_whole_sequences(tokens, n_ctx, whole):
     assert whole_sequences(tokens, n_ctx) == whole
+
+
+def test_a_batch_given_below_one_sequence_is_refused() -> None:
+    """It was counted in sequences."""
+    small = Resolved({"batch_tokens": 32}, {"batch_tokens": "option"})
+    with pytest.raises(UsageError, match="32 tokens are less than one sequence of 64") as caught:
+        round_batch(small, small, 64)
+    assert caught.value.field == "batch_tokens"
+    assert str(caught.value.hint).endswith("32 sequences are 2048")
+    round_batch(small, Resolved({}, {}), 64)  # a default
+    assert small.values["batch_tokens"] == 64
 
 
 def test_cadence_of_a_short_and_of_the_papers_run():

@@ -72,7 +72,10 @@ def _column_problem(names: list[str], field: str) -> str:
     if names.count(field) > 1:
         return f"{names.count(field)} columns are called {field}"
     if field not in names:
-        return f'no column "{field}" among {", ".join(names[:8])}'
+        return (
+            f'no column "{field}" among {", ".join(names[:8])}: '
+            "{option:field} names the column of the text"
+        )
     return ""
 
 
