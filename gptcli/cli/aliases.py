@@ -465,10 +465,10 @@ def _line_of(target: str, rest: list[str]) -> str:
     """
     if "RUN" in target.split():
         run = next((word for word in rest if not is_option(word)), "RUN")
-        line = [run if word == "RUN" else word for word in target.split()]
+        filled = [run if word == "RUN" else word for word in target.split()]
         if target.startswith("train --export") and run != "RUN":
-            line[-1] = f"{Path(run).name}.gguf"
-        return shlex.join(["gpt", *line])
+            filled[-1] = f"{Path(run).name}.gguf"
+        return shlex.join(["gpt", *filled])
     words = [*target.split(), *rest]
     if target not in ("sample", "train", "eval", "cost", "build-shards"):
         return shlex.join(["gpt", *words])
