@@ -12,7 +12,7 @@ FROM python:${PYTHON}-slim
 # cpu or cuda; the former is a tenth of the size
 ARG BUILD=cpu
 # extras of pyproject.toml
-ARG EXTRAS=fast,data,eval,track
+ARG EXTRAS=fast,data,eval,track,serve
 
 # a compiler, for the kernels in C, which are built for the processor at first use
 RUN apt-get update \

@@ -226,12 +226,31 @@ def install(extra: str) -> None:
             f"Installing {what}: about {download} to download, less what pip has cached, "
             f"and {disk} on disk."
         )
-    pip("-e", f"{ROOT}[dev]" if extra == "dev" else str(ROOT))
+    # the server, which README shows, is small
+    pip("-e", f"{ROOT}[{'dev' if extra == 'dev' else 'serve'}]")
+    spell_paths_in_ascii()
     record = {"extra": extra, "requirements": requirements()}
     partial = VENV / "ready.partial"
     partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
     partial.replace(READY)
     UNFINISHED.unlink()
+
+
+def spell_paths_in_ascii() -> None:
+    """Write the paths in .pth files as Python in ASCII, if they have other characters.
+
+    Before 3.13, Python reads these files in the encoding of the locale, and does not start if that
+    is ASCII, as with LC_ALL=C.
+    """
+    for file in VENV.glob("lib/python*/site-packages/*.pth"):
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        if text.isascii():
+            continue
+        lines = [
+            f"import sys; sys.path.append({line!a})" if not line.isascii() else line
+            for line in text.splitlines()
+        ]
+        file.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
 def pip(*arguments: str) -> None:

@@ -2,6 +2,7 @@
 command line.
 """
 
+import os
 import sys
 
 from gptcli import interrupts
@@ -10,6 +11,8 @@ from gptcli import interrupts
 def main() -> None:
     """Run the command line and exit, as `gptcli.cli.main` does."""
     interrupts.begin("gpt: interrupted\n")
+    # PyTorch's own remarks on a lost connection are pages of addresses beside the one message
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         from gptcli.cli import main as run
     except ImportError as error:

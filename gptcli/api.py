@@ -186,7 +186,8 @@ def export_model(
     if not as_gguf:
         with atomic_folder(out) as folder:
             tokenizer.save_for_model(folder, config.n_ctx)
-            save_model(folder, weights, config, eot_id=tokenizer.eot_id)
+            end = -1 if tokenizer.eot_id is None else tokenizer.eot_id
+            save_model(folder, weights, config, eot_id=end)
         return
     if config.gelu == "exact":
         events.warn(

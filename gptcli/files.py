@@ -26,6 +26,7 @@ PARTIAL = ".partial"  # the ending of every name that is not whole yet
 LOCK = ".lock"  # of a folder, `.NAME.lock` of a file: see `gptcli.locks`
 LINKS = 40  # that lead to one file, as Linux follows them
 NAME_BYTES = 255  # of a file's name, on the file systems of Linux and macOS
+NANOGPT_META = "meta.pkl"  # vocabulary of characters, next to the tokens of nanoGPT
 
 
 @contextlib.contextmanager
@@ -457,3 +458,17 @@ def complete_lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
+
+
+def find_nanogpt_meta(checkpoint: Path) -> Path | None:
+    """Return the meta.pkl of a checkpoint of nanoGPT, or None.
+
+    It is next to the checkpoint, or where nanoGPT keeps it: out-shakespeare-char/ckpt.pt belongs to
+    data/shakespeare_char.
+    """
+    folder = checkpoint.absolute().parent
+    name = folder.name.removeprefix("out-").replace("-", "_")
+    for path in (folder / NANOGPT_META, folder.parent / "data" / name / NANOGPT_META):
+        if path.is_file():
+            return path
+    return None

@@ -56,10 +56,9 @@ def _read_number(text: str) -> float:
     )
     if match is None:
         raise UsageError(
-            f"{text!r} is not a quantity",
+            f"{text!r} is not a number",
             code="not_a_quantity",
-            hint=_number_meant(text)
-            or "write a number, with a suffix if you like: 12k, 0.5M, 300B, 3.14e23",
+            hint=_number_meant(text) or "write it like 250, 0.1, 3e-4, 12k, 0.5M or 300B",
         )
     return float(match[1]) * SUFFIXES[match[2]]
 

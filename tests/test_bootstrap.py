@@ -107,7 +107,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_nothing_is_done_twice(machine, capsys) -> None:
-    assert machine.make() == ["venv", "."]
+    assert machine.make() == ["venv", ".[serve]"]
     assert "about 240 MB to download" in capsys.readouterr().err
     assert machine.make() == []
     assert machine.make("dev") == [".[dev]"]
@@ -121,7 +121,7 @@ def test_other_requirements_are_installed(machine) -> None:
     machine.make()
     with open(machine.root / "requirements.lock", "a") as lock:
         lock.write("one-more==1\n")
-    assert machine.make() == ["."]
+    assert machine.make() == [".[serve]"]
 
 
 def half_made(venv: Path) -> None:
@@ -152,7 +152,7 @@ def cut_off(venv: Path) -> None:
 def test_an_environment_that_cannot_work_is_made_anew(machine, fault, capsys) -> None:
     machine.make()
     fault(machine.root / ".venv")
-    assert machine.make() == ["venv", "."]
+    assert machine.make() == ["venv", ".[serve]"]
     assert "Replacing .venv" in capsys.readouterr().err
     assert machine.make() == []
 
@@ -162,7 +162,7 @@ def test_the_python_that_is_asked_for_is_the_one_there_is(machine, monkeypatch) 
     assert machine.make("base", "--this-python") == []
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
     assert machine.make("base") == []
-    assert machine.make("base", "--this-python") == ["venv", "."]
+    assert machine.make("base", "--this-python") == ["venv", ".[serve]"]
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
@@ -176,7 +176,7 @@ def test_a_python_that_makes_no_environments_says_what_to_install(
         assert stopped.value.code == 1
     assert "sudo apt install python3-venv" in capsys.readouterr().err
     assert not (machine.root / ".venv").exists()
-    assert machine.make() == ["venv", "."]
+    assert machine.make() == ["venv", ".[serve]"]
 
 
 def test_a_kill_at_any_moment_leaves_nothing_that_is_believed(machine) -> None:
@@ -185,12 +185,12 @@ def test_a_kill_at_any_moment_leaves_nothing_that_is_believed(machine) -> None:
         with pytest.raises(Killed):
             machine.make(extra)
     machine.pip_fails = False
-    assert machine.make() == ["venv", "."]
+    assert machine.make() == ["venv", ".[serve]"]
     machine.pip_fails = Killed()
     with pytest.raises(Killed):
         machine.make("dev")
     machine.pip_fails = False
-    assert machine.make("base") == ["venv", "."]
+    assert machine.make("base") == ["venv", ".[serve]"]
 
 
 def test_ctrl_c_ends_what_makes_the_environment_without_its_traceback(capfd) -> None:
@@ -212,7 +212,7 @@ def test_a_failed_installation_goes_on_at_the_next_make(machine, capsys) -> None
         machine.make()
     assert stopped.value.code == 1
     machine.pip_fails = False
-    assert machine.make() == ["."]
+    assert machine.make() == [".[serve]"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
@@ -236,7 +236,7 @@ def test_other_folders_are_left_alone(machine, tmp_path, kind, capsys) -> None:
 
 def test_without_a_driver_the_cpu_build_is_taken(machine, capsys) -> None:
     machine.torch_needs = ["nvidia-nccl-cu13==2"]
-    assert machine.make() == ["venv", "uv", "."]
+    assert machine.make() == ["venv", "uv", ".[serve]"]
     told = capsys.readouterr().err
     assert "No NVIDIA driver was found" in told
     assert "PyTorch's CPU build and the other packages: about 240 MB" in told
@@ -245,7 +245,7 @@ def test_without_a_driver_the_cpu_build_is_taken(machine, capsys) -> None:
 def test_an_unavailable_download_is_told(machine, capsys) -> None:
     machine.torch_needs = ["cuda-toolkit==13"]
     machine.uv_works = False
-    assert machine.make() == ["venv", "uv", "."]
+    assert machine.make() == ["venv", "uv", ".[serve]"]
     told = capsys.readouterr().err
     assert "make TORCH_INDEX=ADDRESS" in told
     assert "PyTorch's CUDA build and the other packages: about 2.8 GB" in told
@@ -253,7 +253,7 @@ def test_an_unavailable_download_is_told(machine, capsys) -> None:
 
 def test_an_index_that_is_named_is_used(machine, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TORCH_INDEX", "file:///wheels")
-    assert machine.make() == ["venv", "torch", "."]
+    assert machine.make() == ["venv", "torch", ".[serve]"]
     assert "Installing PyTorch from file:///wheels" in capsys.readouterr().err
 
 
@@ -342,3 +342,19 @@ def test_every_example_includes_what_finds_it() -> None:
         text = makefile.read_text(encoding="utf-8")
         assert "\ninclude ../common.mk\n" in text, makefile
         assert "\tpython" not in text, f"{makefile}: $(python)"
+
+
+def test_a_path_that_is_not_ascii_does_not_stop_python_in_another_locale(machine, tmp_path) -> None:
+    """A .pth file in UTF-8 stops Python below 3.13 under LC_ALL=C."""
+    machine.make()
+    folder = tmp_path / "Größe 文"
+    folder.mkdir()
+    (folder / "module_of_umlauts.py").write_text("")
+    packages = machine.root / ".venv" / "lib" / f"python{VERSION}" / "site-packages"
+    (packages / "editable.pth").write_text(f"{folder}\nimport os\n", encoding="utf-8")
+    machine.bootstrap().spell_paths_in_ascii()
+    _, second = (packages / "editable.pth").read_text(encoding="ascii").splitlines()
+    assert second == "import os"
+    script = f"import site; site.addsitedir({str(packages)!r}); import module_of_umlauts"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONPATH": ""}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)

@@ -40,7 +40,7 @@ def test_quantities_are_numbers_with_suffixes(text: str | int, value: float) -> 
 
 @pytest.mark.parametrize("text", ["", "k", "-5", "12kk", "1e", "nan", "inf", "0x10", "5 apples"])
 def test_other_texts_are_no_quantities(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a quantity"):
+    with pytest.raises(UsageError, match="is not a number"):
         quantity(text)
 
 
@@ -60,7 +60,7 @@ def test_other_texts_are_no_quantities(text: str) -> None:
     ],
 )
 def test_a_number_written_another_way_is_spelled(text: str, hint: str) -> None:
-    with pytest.raises(UsageError, match="is not a quantity") as caught:
+    with pytest.raises(UsageError, match="is not a number") as caught:
         quantity(text)
     assert str(caught.value.hint).startswith(hint)
 

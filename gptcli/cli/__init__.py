@@ -11,6 +11,7 @@ import typer
 
 from gptcli import __version__
 from gptcli.cli.command import Group
+from gptcli.cli.messages import current_messages
 from gptcli.devices import MPS_OUT_OF_MEMORY
 from gptcli.errors import GptError, package_error
 from gptcli.openmp import set_spin_environment
@@ -134,13 +135,17 @@ def main() -> None:
                 "  this is a bug: run the command again with --debug for the traceback",
                 FAILED,
             )
+    current_messages().end(code if isinstance(code, int) else FAILED if code else 0)
     sys.exit(code)
 
 
 def _print_error(text: str, code: int) -> int:
     from gptcli.cli.console import as_options, wrapped
 
-    print(wrapped(f"gpt: {as_options(text)}"), file=sys.stderr)
+    line = f"gpt: {as_options(text)}"
+    if (log := current_messages().log) is not None:
+        log.write(line)
+    print(wrapped(line), file=sys.stderr)
     return code
 
 

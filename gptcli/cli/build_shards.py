@@ -472,6 +472,17 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
             estimate.memory_bytes, lambda n: f"about {in_bytes(n)} for tokens in all workers"
         ),
         "time": known(estimate.seconds, lambda n: f"about {duration(n)} to tokenize"),
+        "cpu": known(
+            estimate.cpu_seconds,
+            lambda n: f"about {n / 3600:.3g} CPU hours to read, filter, compare and tokenize",
+        ),
+        "worker": known(
+            estimate.worker_bytes, lambda n: f"about {in_bytes(n)} of memory beside the program"
+        ),
+        "shuffle": known(
+            estimate.shuffle_bytes,
+            lambda n: f"about {in_bytes(n)} written to the work folder and read again",
+        ),
     }
     for name, text in rows.items():
         print(f"{name:<8}{text}")

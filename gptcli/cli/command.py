@@ -21,7 +21,9 @@ import typer
 import typer.core
 from typer.exceptions import TyperException
 
+from gptcli.cli import messages
 from gptcli.cli.help_panels import panels, terminal_width
+from gptcli.cli.messages import message_options
 from gptcli.cli.options import SYNONYMS, Word, is_option, option, read_words
 from gptcli.errors import GptError, InputError, UsageError, message_of
 from gptcli.files import read_text, read_toml, similar
@@ -375,6 +377,15 @@ class Command(_Parsing, typer.core.TyperCommand):
 
     def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
         super().__init__(*args, help=join_lines(help or ""), **options)
+        self.params += message_options()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, and tell of the command if they ask for it."""
+        messages.reset()
+        rest = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            messages.current_messages().begin()
+        return rest
 
 
 def join_lines(text: str) -> str:

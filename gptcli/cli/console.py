@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptcli import toml_json
+from gptcli.cli.messages import current_messages
 from gptcli.cli.options import option
 from gptcli.errors import name_parameters
 from gptcli.events import Events
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # seconds before the first plain line, and at most between two; each wait doubles the one before,
 # so that the log of a day stays short
 FIRST_LINE_S, MAX_LINE_WAIT_S = 5.0, 300.0
+VERBOSE_LINE_S = 1.0  # seconds between two plain lines with -v
 BAR_REFRESH_S = 0.1
 REPORT_COLUMNS = 80
 UNENCODABLE = "gpt.unencodable"  # name of the error handler of stdout and stderr
@@ -124,9 +126,16 @@ class ConsoleEvents(Events):
         # clears the line of the bar and shows the cursor again
         self._cursor = Cleanup(write, 2, "\r\x1b[2K\x1b[?25h")
         self._tasks: dict[str, _Task] = {}
+        self.messages = current_messages()
 
     def info(self, text: str) -> None:
-        """Print a line above the bars."""
+        """Print a line above the bars, unless -q is given, and log it."""
+        if self.messages.log is not None:
+            self.messages.log.write(text)
+        if not self.messages.quiet:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         if self._live is not None:
             self._live.console.print(text)
         else:
@@ -139,26 +148,36 @@ class ConsoleEvents(Events):
     def progress(
         self, task: str, done: float, total: float | None = None, unit: str = "", **facts: object
     ) -> None:
-        """Update the bar of `task`, or print a line if enough time has passed."""
+        """Update the bar of `task`, or print a line if enough time has passed; log such lines."""
+        shows_bar = sys.stderr.isatty() and not self.messages.quiet
+        if line := self._progress_line(task, done, total, unit, facts):
+            if self.messages.log is not None:
+                self.messages.log.write(line)
+            if not (shows_bar or self.messages.quiet):
+                print(line, file=sys.stderr, flush=True)
+        state, now = self._tasks[task], time.monotonic()
+        if shows_bar and (now - state.drawn_at >= BAR_REFRESH_S or done == total):
+            state.drawn_at = now
+            self._draw(task, state, done, total, _format_facts(facts))
+
+    def _progress_line(
+        self, task: str, done: float, total: float | None, unit: str, facts: dict[str, object]
+    ) -> str:
+        """Return the line for a log; "" if the last one is not old enough."""
         now = time.monotonic()
-        if task not in self._tasks:
-            self._tasks[task] = _Task(now, done)
-        state = self._tasks[task]
-        if sys.stderr.isatty():
-            if now - state.shown_at >= BAR_REFRESH_S or done == total:
-                state.shown_at = now
-                self._draw(task, state, done, total, _format_facts(facts))
-        elif now - state.shown_at >= state.wait:
-            state.shown_at, state.wait = now, min(2 * state.wait, MAX_LINE_WAIT_S)
-            elapsed = now - state.started_at
-            rate = (done - state.done_at_start) / elapsed
-            line = f"{task}: {amount(done)}"
-            line += f"/{amount(total)}" if total else ""
-            line += f" {unit}" if unit else ""
-            line += f" ({percent(done / total, 0)})" if total else ""
-            left = f", {duration(round((total - done) / rate))} left" if total and rate > 0 else ""
-            line += f"{_format_facts(facts)}  {duration(elapsed)}{left}"
-            print(line, file=sys.stderr, flush=True)
+        state = self._tasks.setdefault(task, _Task(now, done))
+        wait = VERBOSE_LINE_S if self.messages.verbose else state.wait
+        if now - state.line_at < wait:
+            return ""
+        state.line_at, state.wait = now, min(2 * state.wait, MAX_LINE_WAIT_S)
+        elapsed = now - state.started_at
+        rate = (done - state.done_at_start) / elapsed
+        line = f"{task}: {amount(done)}"
+        line += f"/{amount(total)}" if total else ""
+        line += f" {unit}" if unit else ""
+        line += f" ({percent(done / total, 0)})" if total else ""
+        left = f", {duration(round((total - done) / rate))} left" if total and rate > 0 else ""
+        return f"{line}{_format_facts(facts)}  {duration(elapsed)}{left}"
 
     def finish(self, task: str) -> None:
         """Remove the bar of `task`."""
@@ -201,11 +220,12 @@ class ConsoleEvents(Events):
 
 
 class _Task:
-    """Progress of one task: its start, its last output, and the wait until the next line."""
+    """Progress of one task: its start, its last line and drawing, the wait until the next line."""
 
     def __init__(self, now: float, done: float) -> None:
         self.started_at, self.done_at_start = now, done
-        self.shown_at, self.wait = now, FIRST_LINE_S
+        self.line_at, self.wait = now, FIRST_LINE_S
+        self.drawn_at = now
         self.bar: TaskID | None = None
 
 

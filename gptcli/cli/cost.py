@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli.command import Command
-from gptcli.cli.options import MODEL, OUTPUT, flag, number, option, quantity, shared, value
+from gptcli.cli.options import (
+    MODEL,
+    OUTPUT,
+    flag,
+    model_path,
+    number,
+    option,
+    quantity,
+    shared,
+    value,
+)
 from gptcli.cli.options import precision as precision_option
 from gptcli.cost.hardware import gpu_names
 from gptcli.cost.options import DEFAULT_GPU, DEFAULT_N_CTX, HARDWARE_FIELDS, LAYOUT_FIELDS, SHAPE
@@ -28,7 +38,15 @@ MODES: dict[str, tuple[str, ...]] = {
     "fit": ("runs", "predict", "size", *SHAPE, "tokens", "plot"),
     "optimal": ("plot",),
     "check": ("explain",),
-    "serve": (*MODEL_OPTIONS, "gpu", "precision", "price", "prompt_tokens", "output_tokens"),
+    "serve": (
+        *MODEL_OPTIONS,
+        "gpu",
+        "precision",
+        "price",
+        "prices",
+        "prompt_tokens",
+        "output_tokens",
+    ),
     "plan": (*MODEL_OPTIONS, "gpu", "gpus", *STEP_OPTIONS, "plot"),
     "table": ("tokens", *HARDWARE_FIELDS, "precision", "trainer", "plot", "explain"),
     "budget": ("hours", *HARDWARE_FIELDS, "precision", "trainer"),
@@ -82,9 +100,9 @@ def cost(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             show_default=False,
-            help="Run folder with the model to price; with --fit, several, or tables of runs "
-            "(.csv, .jsonl).",
+            help="Run or model to price; with --fit, several, or tables of runs (.csv, .jsonl).",
         ),
     ] = None,
     size: Annotated[str | None, shared("size", MODEL, "175B", complete=_complete_size)] = None,
@@ -171,7 +189,19 @@ def cost(
     ] = None,
     price: Annotated[
         float | None,
-        quantity("price", "Price of one GPU-hour, in dollars.", GPUS, "by GPU", metavar="X"),
+        quantity(
+            "price",
+            "Price of one GPU-hour, in dollars.",
+            *(GPUS, "the median of published ones"),
+            metavar="X",
+        ),
+    ] = None,
+    prices: Annotated[
+        Path | None,
+        value(
+            "TOML file with prices of your own, rows of [[offer]] with gpus and dollars_per_hour.",
+            *("FILE", GPUS, False),
+        ),
     ] = None,
     server: Annotated[
         float | None,
@@ -291,7 +321,11 @@ def cost(
     ] = None,
     check: Annotated[
         bool,
-        flag("--check", "Compare the predicted with the published speed of measured runs.", OUTPUT),
+        flag(
+            "--check",
+            "Compare predicted speed and memory with those of measured runs.",
+            OUTPUT,
+        ),
     ] = False,
     explain: Annotated[
         bool,

@@ -27,7 +27,7 @@ from gptcli.cli.options import option
 from gptcli.cost.cluster import affordable
 from gptcli.cost.cpu import NAME as CPU
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import Precision, hourly_price
+from gptcli.cost.hardware import Precision, hourly_price, read_offers
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
 from gptcli.cost.options import (
     DEFAULT_N_CTX,
@@ -57,7 +57,7 @@ from gptcli.cost.target import (
     llama_shape,
     target_names,
 )
-from gptcli.errors import UsageError, nearest
+from gptcli.errors import InputError, UsageError, nearest
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import read_model_config
 from gptcli.numbers import amount, short
@@ -75,6 +75,8 @@ def hardware_options(options: dict[str, Any]) -> HardwareOptions:
     """Return the options of GPUs and layout."""
     names = (*HARDWARE_FIELDS, *LAYOUT_FIELDS, "hours")
     given = {name: options[name] for name in names if name in options}
+    if "prices" in options:
+        given["prices"] = read_offers(options["prices"])
     if options.get("gpu", "").lower() == CPU:
         given |= _this_machine(options)
     return HardwareOptions(**given)
@@ -123,8 +125,15 @@ def requested_target(options: dict[str, Any]) -> Target:
                 "a run folder cannot be combined with another model",
                 hint="name one run without --size or a shape; only --fit takes several runs",
             )
+        from gptcli.model.source import METRICS, find_model
         from gptcli.runs.metrics import read_batch_tokens, read_run_result
 
+        run = runs[0]
+        if run.exists() and run.suffix != ".jsonl" and not (run / METRICS).is_file():
+            # a model of another program: how long it was trained is not known
+            config = read_model_config(find_model(run).folder)
+            tokens = GPT3_TRAINING.tokens
+            return Target(str(run), config, tokens, "assumed: as many as GPT-3")
         tokens = read_run_result(runs[0]).tokens
         config = read_model_config(runs[0])
         source = "trained, by its metrics.jsonl"
@@ -389,6 +398,12 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     runs: list[RunResult] = []
     for path in options.get("runs", []):
         is_table = path.suffix in SUFFIXES and path.is_file()
+        if path.is_file() and not is_table:
+            raise InputError(
+                "is neither a run folder nor a table of runs",
+                where=path,
+                hint=f"a table is a file that ends in {' or '.join(SUFFIXES)}",
+            )
         runs += read_run_table(path) if is_table else [read_run_result(path)]
     law, predictions = fit_law(runs), []
     if "predict" in options:
@@ -424,7 +439,7 @@ def serve_model(options: dict[str, Any], output: OutputOptions) -> None:
     hardware, target = hardware_options(options), requested_target(options)
     gpu = hardware.gpu_row
     assert gpu is not None, "only --tflops describes a custom GPU, and --serve does not take it"
-    price = hourly_price(gpu, hardware.price)
+    price = hourly_price(gpu, hardware.price, hardware.prices)
     found = serving(
         target.model,
         gpu,

@@ -188,6 +188,13 @@ def print_check(report: dict[str, Any], output: OutputOptions) -> None:
     print_table(rows, markdown=output.markdown)
     print_lines("unseen: by constants that were fitted without the source", dim=True)
     print_lines("in range: share of the runs inside the printed range", dim=True)
+    rows = [["source", "runs", "median", "worst", "above"]]
+    for score in report["memory_sources"]:
+        errors = [f"{score[name]:.1%}" for name in ("median", "worst", "above")]
+        rows.append([score["source"], str(score["runs"]), *errors])
+    print_lines("Error of the predicted memory against the measured one")
+    print_table(rows, markdown=output.markdown)
+    print_lines("above: most that a measured peak exceeds the prediction", dim=True)
     print_lines("--explain lists every run, --json has the sources' addresses", dim=True)
     if not output.explain:
         return
@@ -200,6 +207,17 @@ def print_check(report: dict[str, Any], output: OutputOptions) -> None:
                 figure(run["predicted"]),
                 f"{run['error']:+.1%}",
                 f"{run['unseen_error']:+.1%}",
+            ]
+        )
+    print_table(rows, markdown=output.markdown)
+    rows = [["run", "measured", "predicted", "error"]]
+    for run in report["memory"]:
+        rows.append(
+            [
+                f"{run['source']}: {run['run']}",
+                in_bytes(run["bytes"]),
+                in_bytes(run["predicted"]),
+                f"{run['error']:+.1%}",
             ]
         )
     print_table(rows, markdown=output.markdown)

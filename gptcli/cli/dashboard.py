@@ -53,12 +53,11 @@ class Dashboard(ConsoleEvents):
         self._start: tuple[float, float] | None = None  # time and tokens at the first report
         self._drawn_at = 0.0
 
-    def info(self, text: str) -> None:
-        """Print a line above the panel."""
+    def _print(self, text: str) -> None:
         if self._board is not None:
             self._board.console.print(text)
         else:
-            super().info(text)
+            super()._print(text)
 
     def progress(
         self, task: str, done: float, total: float | None = None, unit: str = "", **facts: Any
@@ -66,15 +65,12 @@ class Dashboard(ConsoleEvents):
         """Update the panel with the facts of the newest step."""
         if task != TASK:
             super().progress(task, done, total, unit, **facts)
-        elif not sys.stderr.isatty():
-            super().progress(
-                task,
-                done,
-                total,
-                unit,
-                **{name: facts[key] for name, key in PLAIN_FACTS.items() if key in facts},
-            )
+        elif not sys.stderr.isatty() or self.messages.quiet:
+            super().progress(task, done, total, unit, **self._plain_facts(facts))
         else:
+            line = self._progress_line(task, done, total, unit, self._plain_facts(facts))
+            if line and self.messages.log is not None:
+                self.messages.log.write(line)
             now = time.monotonic()
             self._start = self._start or (now, done)
             if facts["smoothed_loss"] is not None:
@@ -84,6 +80,12 @@ class Dashboard(ConsoleEvents):
                 rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
                 left = duration(round((total - done) / rate)) if total and rate > 0 else "n/a"
                 self._show(self.panel(done, total or done, left, facts))
+
+    def _plain_facts(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Return the facts of a plain line: all of them with -v."""
+        if self.messages.verbose:
+            return facts
+        return {name: facts[key] for name, key in PLAIN_FACTS.items() if key in facts}
 
     def finish(self, task: str) -> None:
         """End the panel, or the bar of other work."""
@@ -116,13 +118,21 @@ class Dashboard(ConsoleEvents):
         head.add_column(no_wrap=True)
         head.add_column(ratio=1)
         head.add_column(no_wrap=True, justify="right")
+        steps = f"/{facts['total_steps']:,}" if facts.get("total_steps") else ""
         head.add_row(
-            f"step {facts['step']:,}  {amount(done)}/{amount(total)} tokens",
+            f"step {facts['step']:,}{steps}  {amount(done)}/{amount(total)} tokens",
             ProgressBar(total, done),
             f"{done / total:.1%}  {left} left",
         )
-        body = _Body(self.curve.means(), format_facts(facts))
-        return Panel(Group(head, body), title=Text(self.title), title_align="left")
+        body = _Body(self.curve.means(), format_facts(facts, done / total))
+        where = ", ".join(str(facts[name]) for name in ("device", "precision") if facts.get(name))
+        return Panel(
+            Group(head, body),
+            title=Text(self.title),
+            title_align="left",
+            subtitle=Text(where) if where else None,
+            subtitle_align="right",
+        )
 
 
 class _Body:
@@ -213,8 +223,8 @@ def flowed(words: list[str], width: int) -> list[str]:
     return lines
 
 
-def format_facts(facts: dict[str, Any]) -> list[str]:
-    """Return the facts of the newest step as text."""
+def format_facts(facts: dict[str, Any], share: float) -> list[str]:
+    """Return the facts of the newest step as text; `share` of the run is done."""
 
     def known(name: str, form: str) -> str:
         return "n/a" if facts.get(name) is None else f"{facts[name]:{form}}"
@@ -233,6 +243,11 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
         + ("" if facts.get("mfu_causal") is None else f" ({facts['mfu_causal']:.1%} causal)"),
         f"memory {in_bytes(facts['peak_memory'])}",
     ]
+    if passes := facts.get("total_passes"):
+        words.append(f"pass {passes * share:.2f} of {passes:.3g} over the data")
+    if "checkpoint_step" in facts:
+        age = duration(round(facts["checkpoint_age"]))
+        words.append(f"checkpoint of step {facts['checkpoint_step']:,}, {age} ago")
     if "skipped" in facts:
         words.append("update skipped")
     return words

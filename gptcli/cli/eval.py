@@ -11,7 +11,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.command import Command, Mode, given_parameters, hold, refuse_unused, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.options import flag, quantity, value
+from gptcli.cli.options import flag, model_path, quantity, value
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import claim_file, written_through
@@ -94,6 +94,7 @@ def evaluate(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2; "
             "with --plot, reports; with --compare, two runs, reports or folders of records; "
             "with --list, tasks.",
@@ -360,10 +361,10 @@ def evaluate(
         "--compare": compare or None,
     }.items():
         if given is not None and not (tasks or chosen):
-            raise UsageError(f"{name} goes with --task: it applies to the items of a task")
+            raise UsageError(f"{name} needs --task or --suite: it is about the items of a task")
     only_items = tasks and not text and all(one.kind != "text" for one in tasks)
     if stride is not None and only_items and chosen != "gpt2":
-        raise UsageError("--stride goes with text: a task's items are not read in windows")
+        raise UsageError("--stride needs a text: the items of a task are not read in windows")
     if normalise is not None and normalise not in NORMALISERS:
         raise UsageError(
             f"unknown rule {normalise!r}", where="--normalise", hint=nearest(normalise, NORMALISERS)
@@ -385,7 +386,7 @@ def evaluate(
         output, as_json = None, True
     if resume and not (tasks or chosen):
         raise UsageError(
-            "--resume goes with --task: the results of a task's items are kept",
+            "--resume needs --task or --suite: only the results of items are kept",
             hint="leave it out: a text is measured from its beginning",
         )
     if resume and records is None and (output is None or written_through(output)):

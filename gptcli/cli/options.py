@@ -114,6 +114,7 @@ def value(
     names: tuple[str, ...] = (),
     parser: Callable[[str], Any] | None = None,
     complete: Callable[[str], list[str]] | None = None,
+    callback: Callable[[Any], None] | None = None,
 ) -> Any:
     """Return an option with a value; `shown` is the default that `--help` prints, or False."""
     return typer.Option(
@@ -124,6 +125,7 @@ def value(
         help=help,
         parser=parser,
         autocompletion=complete,
+        callback=callback,
     )
 
 
@@ -134,9 +136,15 @@ def quantity(
     return value(help, metavar, panel, shown, parser=number(name))
 
 
-def flag(name: str, help: str, panel: str | None = None) -> Any:
-    """Return an option without a value; `name` is its spelling, such as --plan."""
-    return typer.Option(name, rich_help_panel=panel, help=help)
+def flag(
+    name: str,
+    help: str,
+    panel: str | None = None,
+    *others: str,
+    callback: Callable[[Any], None] | None = None,
+) -> Any:
+    """Return an option without a value; `name` is its spelling, such as --plan, as are `others`."""
+    return typer.Option(name, *others, rich_help_panel=panel, help=help, callback=callback)
 
 
 def shared(
@@ -165,6 +173,20 @@ def shared(
         parser=number(name) if numeric else None,
         complete=complete,
     )
+
+
+def model_path(text: str) -> Path:
+    """Return the path of a model as typed. One that begins with ./ is never a name on the Hub."""
+    path = Path(text)
+    is_local = text.startswith(("./", ".\\"))  # which Path leaves out
+    return path.absolute() if is_local and not path.exists() else path
+
+
+def model_text(value: Any) -> str:
+    """Return the path of a model, as `model_path` does, as text. Raises UsageError if it is empty."""
+    text = nonempty_text(value)
+    path = model_path(text)
+    return str(path) if path.is_absolute() else text
 
 
 def out(help: str, metavar: str = "FILE", panel: str = OUTPUT, shown: bool | str = True) -> Any:

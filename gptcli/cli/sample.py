@@ -20,6 +20,7 @@ from gptcli.cli.options import (
     Option,
     declaring,
     flag,
+    model_path,
     out,
     read_option,
     read_options,
@@ -159,6 +160,7 @@ def sample(
         Path,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2.",
         ),
     ],
@@ -223,6 +225,7 @@ def sample(
             "Smaller run with the same tokenizer for speculative decoding; the distribution of "
             "the text does not change.",
             *("RUN", MACHINE, False),
+            parser=model_path,
         ),
     ] = None,
     config: Annotated[Path | None, shared("config", None, False)] = None,

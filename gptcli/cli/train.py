@@ -28,6 +28,7 @@ from gptcli.cli.options import (
     declaring,
     flag,
     help_texts,
+    model_path,
     quantity,
     read_option,
     shared,
@@ -118,6 +119,7 @@ def train(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
+            parser=model_path,
             show_default=False,
             help="Run folders to draw, with --report; or the model to convert, with --export.",
         ),
@@ -272,7 +274,9 @@ def train(
     if resume and not dry_run:
         fetch_missing(given_options, config)
     given = given_values(given_options, config, resume=resume)
-    fetch_initial_model(given)
+    name, configured = given.values.get("init_from"), fetch_initial_model(given, dry_run=dry_run)
+    if configured is not None:
+        given.values["init_from"] = str(configured)
     if lr_range and resume:
         raise UsageError(
             "a range test cannot be resumed", where="--lr-range", hint="run it again, with --force"
@@ -284,6 +288,8 @@ def train(
     if dry_run:
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
+        if configured is not None:
+            plan.resolved.values["init_from"] = name
         _measure(plan.resolved.values)  # refuses tasks without data, as the run would
         print_plan(plan, manifest, as_json=json, strict=strict)
         return
@@ -301,14 +307,18 @@ def train(
             print_json("train", done) if json else print(run.out)
 
 
-def fetch_initial_model(given: Resolved) -> None:
-    """Download the model of --init-from if it is a name on the Hub, unless the run has begun."""
+def fetch_initial_model(given: Resolved, *, dry_run: bool = False) -> Path | None:
+    """Download the model of --init-from if it is a name on the Hub, unless the run has begun.
+
+    With `dry_run`, say what that would take, and return the folder of its configuration.
+    """
     from gptcli.model.hub import fetch_model
     from gptcli.model.source import begun_folder
 
     start = given.values.get("init_from")
     if start is not None and begun_folder(Path(given.values["out"])) is None:
-        fetch_model(start, ConsoleEvents())
+        return fetch_model(start, ConsoleEvents(), dry_run=dry_run)
+    return None
 
 
 def fetch_missing(options: dict[str, Any], config: Path | None) -> None:

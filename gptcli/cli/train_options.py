@@ -9,6 +9,7 @@ from typing import Any
 from gptcli.cli.command import read_config
 from gptcli.cli.options import (
     Option,
+    model_text,
     read_option,
     readers,
 )
@@ -68,7 +69,7 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         MODEL, "random weights",
         "Start from the weights of this model, which sets the architecture: a run, a transformers "
         "folder, a file of nanoGPT or llm.c, or a name on the Hub such as gpt2.",
-        "MODEL"),
+        "MODEL", model_text),
     "checkpoint": Option(
         MODEL, "the finished model, or the newest checkpoint",
         "With --init-from: start from its checkpoint of this step."),
@@ -157,7 +158,7 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
                           "minutes.", "X"),
     "checkpoint_to": Option(
         WATCH, "none",
-        "Also copy every checkpoint to this folder of a remote store, such as s3://bucket/run; with "
+        "Also copy every checkpoint, and the model, to this folder of a remote store, such as s3://bucket/run; with "
         "--resume, fetch one from there if the run folder has none.", "URL"),
     "keep": Option(WATCH, "2", "Number of newest checkpoints to keep."),
     "keep_every": Option(

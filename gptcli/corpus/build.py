@@ -34,7 +34,7 @@ from gptcli.corpus.coordinator import (
     make_chunks,
     make_context,
     prepare_filters,
-    read_split_task,
+    read_task,
 )
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.pool import Runner, open_pool, startable
@@ -164,8 +164,8 @@ def finish_build(
         prepare_filters(build, context, events)
         count = startable(build.worker_count(workers), events)
         with open_pool(runner, count, context) as pool:
-            readers = read_json(out / RESUME_RECORD).get(SLICES, pool.count)
-            chunks = make_chunks(build, context, pool, readers, events)
+            jobs = read_json(out / RESUME_RECORD).get(SLICES, 1)
+            chunks = make_chunks(build, context, pool, jobs, events)
             _check_splits(build, chunks, events)
             by_name = {
                 source.name: mine for source, mine in zip(build.sources, chunks, strict=True)
@@ -260,7 +260,7 @@ def finish_slice(
         open_pool(runner, count, context) as pool,
         reading.during(pool),
     ):
-        for _, paths, name in pool.map(read_split_task, reading.hand_out(splits)):
+        for _, paths, name in pool.map(read_task, reading.hand_out(splits)):
             reading.finish(name)
             for path in paths:
                 tally.add(read_tally(read_header(path)[0]))
@@ -335,6 +335,7 @@ def _source_entry(source: SourceConfig, chunks: list[Chunk], tally: Tally) -> So
         tokens=sum(chunk.tokens for chunk in chunks),
         cut=tally.cut,
         pieces=tally.pieces,
+        changed=dict(sorted(tally.changed.items())),
         weight=float(source.weight),
     )
 

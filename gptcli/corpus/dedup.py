@@ -8,6 +8,8 @@ MinHash: documents of Jaccard similarity s share the key of a band with the prob
 - "paper": GPT-3's 10 hashes of the words of Spark's tokenizer (Appendix A), all of which must be
   equal; the features of such pairs are then compared exactly.
 
+Equal URLs, alone or beside a method, are one more band, as in RefinedWeb (Penedo et al. 2023).
+
 Every text chunk has the keys of each band sorted, so a range of keys is contiguous in each chunk.
 Tasks look at one range of one band at a time, and memory does not grow with the corpus. A document
 is a duplicate if one with the same key comes before it in its own source, or is anywhere in a
@@ -16,15 +18,16 @@ source that it is compared against. Each task writes the numbers of its duplicat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from gptcli.corpus.chunks import Signatures, TextChunk
 from gptcli.corpus.quality import spark_features
-from gptcli.corpus.recipe import DedupMethod
+from gptcli.corpus.recipe import Comparison
 from gptcli.files import atomic_write
 from gptcli.shards.order import mix64
 from gptcli.text.ngrams import ngram_hashes, word_hashes
@@ -32,6 +35,7 @@ from gptcli.text.ngrams import ngram_hashes, word_hashes
 SHINGLE_WORDS = 5
 MINHASH_SEED = 42
 FEATURE_BLOCK = 4096  # features hashed at a time
+URL_KIND = "url"  # in the names of files of duplicates by URL
 MAX_TASK_KEYS = 4_000_000  # keys compared at a time, at about 60 bytes each
 
 
@@ -52,19 +56,51 @@ class Banding:
 BANDINGS = {"lsh": Banding(14, 8), "paper": Banding(1, 10)}
 
 
-def document_signatures(texts: list[str], method: DedupMethod | None) -> Signatures:
-    """Return the signatures of `texts` by a method of BANDINGS, or empty ones if it is None."""
+def band_count(comparison: Comparison) -> int:
+    """Return the number of bands; that of URLs is the last."""
+    method = comparison.method
+    return (BANDINGS[method].bands if method in BANDINGS else 0) + comparison.by_url
+
+
+def document_signatures(
+    texts: list[str],
+    comparison: Comparison | None,
+    urls: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> Signatures:
+    """Return the signatures of `texts`, or empty ones without a `comparison`.
+
+    `names` are distinct in all sources: documents without a URL have no equal one.
+    """
+    method = None if comparison is None else comparison.method
     features, counts = np.empty(0, np.uint64), np.zeros(len(texts), np.int64)
+    sizes = counts
     if method == "lsh":
-        keys = band_keys(*shingles(texts), BANDINGS[method]).T
+        found, sizes = shingles(texts)
+        keys = band_keys(found, sizes, BANDINGS[method]).T
     elif method == "paper":
         distinct = [np.unique(spark_features(text)).astype(np.uint64) for text in texts]
-        counts = np.array([len(row) for row in distinct], np.int64)
+        sizes = counts = np.array([len(row) for row in distinct], np.int64)
         features = np.concatenate([features, *distinct])
         keys = band_keys(mix64(features + np.uint64(1)), counts, BANDINGS[method]).T
     else:
         keys = np.empty((0, len(texts)), np.uint64)
+    for row in np.flatnonzero(sizes == 0).tolist():  # no words: like an equal text alone
+        keys[:, row] = _hash(texts[row])
+    if comparison is not None and comparison.by_url:
+        urls = [comparable_url(url) or name for url, name in zip(urls, names, strict=True)]
+        keys = np.concatenate([keys, np.array([list(map(_hash, urls))], np.uint64)])
     return Signatures(keys, features, counts)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def comparable_url(url: str) -> str:
+    """Return a URL to compare: without scheme, fragment and final slash, its host in lower case."""
+    host, slash, rest = url.split("://", 1)[-1].split("#", 1)[0].partition("/")
+    return (host.lower() + slash + rest).rstrip("/")
 
 
 def shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +185,7 @@ class DedupTask:
 def dedup_tasks(
     folder: Path,
     source: int,
-    method: DedupMethod,
+    comparison: Comparison,
     within: bool,
     threshold: float,
     own: list[TextChunk],
@@ -158,12 +194,15 @@ def dedup_tasks(
     """Yield the tasks that deduplicate a source, each of about MAX_TASK_KEYS keys at most."""
     bits = (sum(len(chunk) for chunk in [*own, *others]) // MAX_TASK_KEYS).bit_length()
     paths = [chunk.path for chunk in own], [chunk.path for chunk in others]
-    exact = threshold if method == "paper" else None
-    for band in range(BANDINGS[method].bands):
+    count = band_count(comparison)
+    for band in range(count):
+        is_url = comparison.by_url and band == count - 1
+        exact = threshold if comparison.method == "paper" and not is_url else None
+        kind = URL_KIND if is_url else ""
         for bucket in range(2**bits):
-            path = folder / f"drop-{source:03d}-{band:02d}-{bits:02d}-{bucket:06d}"
+            name = f"drop{kind}-{source:03d}-{band:02d}-{bits:02d}-{bucket:06d}"
             first, last = bucket << (64 - bits), ((bucket + 1) << (64 - bits)) - 1
-            yield DedupTask(path, band, first, last, *paths, within, exact)
+            yield DedupTask(folder / name, band, first, last, *paths, within, exact)
 
 
 def find_duplicates(task: DedupTask) -> Path:

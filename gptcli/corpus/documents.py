@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from gptcli.encodings import guess, not_utf8, utf16_without_mark, wrong_encoding
 from gptcli.errors import InputError, install_hint
 
@@ -20,10 +22,37 @@ MAX_DOCUMENT_BYTES = 1 << 28
 BLOCK_RECORDS = 1 << 10
 
 EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY = "empty file", "not a page", "undecodable body"
-LEFT_OUT = "left out of an archive"
-NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT)
+LEFT_OUT, PART_OF_RECORD = "left out of an archive", "segment of a record"
+NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT, PART_OF_RECORD)
 """Error kinds that are counted and never stop a build."""
 
+MAX_DEPTH = 1000  # of tags; browsers keep 512
+_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9-]*)[^<>]*>")
+_WITHOUT_END = frozenset(  # elements whose end tag is not written, or may be left out
+    [
+        "area",
+        "base",
+        "br",
+        "col",
+        "embed",
+        "hr",
+        "img",
+        "input",
+        "link",
+        "meta",
+        "source",
+        "track",
+        "wbr",
+        "p",
+        "li",
+        "dt",
+        "dd",
+        "option",
+        "tr",
+        "td",
+        "th",
+    ]
+)
 DECLARATION_BYTES = 1024  # of a page, in which it declares its encoding
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _ATTRIBUTE = re.compile(rb"([A-Za-z-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
@@ -54,6 +83,8 @@ class Document:
     """Encoding of the page by its HTTP header, or "" if that names none."""
     origin: int = -1
     """Position of the record that this is a part of, or -1 if it is a whole one."""
+    changed: str = ""
+    """Stage that changed the text last, for the filter that has just run, or ""."""
     scores: dict[str, float] | None = None
     """Measures of the filters, by their names, if they are wanted."""
     error_kind: str = ""
@@ -67,7 +98,8 @@ class FileRange:
     """Documents of one file that one worker reads.
 
     A text file is divided by bytes, a Parquet file by row groups. Any other large file is divided
-    into stripes: the worker reads the whole file and keeps every `stripes`-th block of documents.
+    into stripes, where it is not handed out: the worker reads the whole file and keeps every
+    `stripes`-th block of documents.
     """
 
     start: int = 0
@@ -80,6 +112,8 @@ class FileRange:
     """Index of this stripe, below `stripes`."""
     stripes: int = 1
     """Number of stripes that the file is divided into."""
+    is_handed_out: bool = False
+    """True if one process reads the file and hands its documents to the workers."""
     block: int = 1 << 62
     """Positions per block. Chunks do not cross the border between two blocks."""
 
@@ -204,8 +238,39 @@ def extract_text(html: bytes | str, extractor: Extractor = "resiliparse", charse
     """
     if isinstance(html, bytes):
         html = decode_page(html, charset, is_html=True)
+    if html.count("<") > MAX_DEPTH and _may_be_deep(html):
+        html = flattened(html)
     text = _by_trafilatura(html) if extractor == "trafilatura" else _by_resiliparse(html)
     return "\n".join(line for line in text.splitlines() if line.strip()).replace("\x00", "")
+
+
+def _may_be_deep(html: str) -> bool:
+    """Return False if no tag is nested in MAX_DEPTH others, by a quick count of starts and ends."""
+    data = np.frombuffer(html.encode("utf-8", "replace") + b" ", np.uint8)
+    after = data[np.flatnonzero(data == ord("<")) + 1]
+    is_letter = (after | 0x20 >= ord("a")) & (after | 0x20 <= ord("z"))
+    depth = (is_letter.astype(np.int64) - (after == ord("/"))).cumsum()
+    lowest = np.minimum.accumulate(np.minimum(depth, 0))
+    return bool((depth - lowest).max(initial=0) > MAX_DEPTH)
+
+
+def flattened(html: str) -> str:
+    """Return a page without the tags that would be nested in MAX_DEPTH others or more.
+
+    Extractors take time with the square of the depth. Browsers flatten such pages, too.
+    """
+    depth = 0
+
+    def tag(found: re.Match[str]) -> str:
+        """Return the tag, or nothing if it is nested too deeply."""
+        nonlocal depth
+        if found[2].lower() in _WITHOUT_END:
+            return found[0]
+        before = depth
+        depth = max(depth - 1, 0) if found[1] else depth + 1
+        return found[0] if max(before, depth) <= MAX_DEPTH else ""
+
+    return _TAG.sub(tag, html)
 
 
 def _by_resiliparse(html: str) -> str:

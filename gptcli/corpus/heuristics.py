@@ -1,6 +1,7 @@
 """Published rules for web text: Gopher's, C4's and FineWeb's, and rules of one's own.
 
-    filters = ["gopher", "c4", "fineweb", "mine:keep"]      a key of a source in a recipe
+    filters = ["gopher", "c4", "fineweb", "pii"]      a key of a source in a recipe
+    filters = ["mine:keep", "command:./keep --fast"]  a function, a program (`CommandFilter`)
 
 Each rule measures a text and drops it at a threshold of its paper; a document is counted under the
 first rule that it fails. A word is what white space divides, a line or a paragraph one that is not
@@ -11,21 +12,31 @@ blank. C4's rules also take lines out of a text. The lists of bad words of C4 ar
 - C4: Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.2. Its removal of
   repeated spans of three sentences compares documents, which is left to `dedup`.
 - FineWeb: Penedo et al. 2024, "The FineWeb Datasets", section 3.6.
+- pii, personal information, drops nothing. It puts other text in its place, as FineWeb does for
+  addresses of e-mail and public addresses of the internet (section 3.7), and Dolma for telephone
+  numbers of North America (Soldaini et al. 2024, section 4.3).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import ipaddress
+import json
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from gptcli.corpus.documents import Document
-from gptcli.errors import UsageError, nearest
+from gptcli.errors import GptError, RunError, UsageError, nearest
 from gptcli.files import read_text
 
 Measure = tuple[str, float, bool]
@@ -47,6 +58,24 @@ _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _SENTENCE_END = re.compile(r"[.!?]+[\"'\u201d\u2019)]*(?=\s|$)")
 FINEWEB_ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", "\u061f", "\u0964")
 SHORT_LINE = 30  # characters
+_LOCAL = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
+_BEFORE_AT = re.compile(rf"\b{_LOCAL}(?:\.{_LOCAL})*\Z")
+_AT = re.compile(
+    rf"@(?:(?:{_LABEL}\.)+{_LABEL}|\[(?:{_OCTET}\.){{3}}(?:{_OCTET}|[A-Za-z0-9-]*[A-Za-z0-9]:)\])"
+)
+MAX_LOCAL = 256  # characters before the @; mail allows 64
+_IP = re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}")
+_PHONE = re.compile(
+    r"(?<![\w(])(?:\+?1[-. ]?)?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-. ])[2-9]\d{2}[-. ]\d{4}(?![\w]|[-.]\d)"
+)
+EMAILS = ("email@example.com", "firstname.lastname@example.org")
+IPS = (
+    "22.214.171.124", "126.96.36.199", "188.8.131.52", "184.108.40.206", "220.127.116.11",
+    "18.104.22.168",
+)  # fmt: skip
+PHONE = "|||PHONE_NUMBER|||"
 
 
 def gopher_quality(text: str) -> Iterator[Measure]:
@@ -179,8 +208,9 @@ RULES: dict[str, Rules] = {
     "gopher_repetition": gopher_repetition,
     "fineweb": fineweb,
 }
-FILTERS = ("gopher", *RULES, "c4")
+FILTERS = ("gopher", *RULES, "c4", "pii")
 """Names of filters; "gopher" is both of Gopher's."""
+COMMAND = "command:"
 
 
 def filter_names(wanted: Sequence[str]) -> list[str]:
@@ -194,7 +224,9 @@ def filter_names(wanted: Sequence[str]) -> list[str]:
             raise UsageError(
                 f"unknown filter {name!r}",
                 where="filters",
-                hint=nearest(name, FILTERS) or "a function of your own is module:function",
+                hint=nearest(name, FILTERS)
+                or "a function of your own is module:function, and a "
+                "program of your own command:PROGRAM",
             )
         names += ["gopher_quality", "gopher_repetition"] if name == "gopher" else [name]
     return list(dict.fromkeys(names))
@@ -208,8 +240,12 @@ def heuristic_filter(name: str, bad_words: str = "") -> Callable[[Document], str
     """
     if name in RULES:
         return partial(_by_rules, name, RULES[name])
+    if name == "pii":
+        return _by_pii
     if name == "c4":
         return partial(_by_c4, _pattern_of(bad_words) if bad_words else None)
+    if name.startswith(COMMAND):
+        return partial(_by_function, name, CommandFilter(name.removeprefix(COMMAND)))
     return partial(_by_function, name, load_function(name))
 
 
@@ -228,7 +264,39 @@ def _by_c4(bad_words: re.Pattern[str] | None, document: Document) -> str:
     text, rule = clean_c4(document.text, bad_words)
     if rule:
         return f"c4: {rule}"
-    document.text = text
+    if text != document.text:
+        document.text, document.changed = text, "c4"
+    return ""
+
+
+def mask_pii(text: str) -> str:
+    """Return a text whose e-mail addresses, public IP addresses and telephone numbers are others.
+
+    The replacements are those of FineWeb and of Dolma, in turn.
+    """
+    emails, ips = cycle(EMAILS), cycle(IPS)
+
+    def other_ip(found: re.Match[str]) -> str:
+        """Return another address for a public one, else what was found."""
+        try:
+            return next(ips) if ipaddress.ip_address(found[0]).is_global else found[0]
+        except ValueError:  # 08.8.8.8
+            return found[0]
+
+    parts, end = [], 0
+    for found in _AT.finditer(text):
+        local = _BEFORE_AT.search(text, max(end, found.start() - MAX_LOCAL), found.start())
+        if local is not None:
+            parts += [text[end : local.start()], next(emails)]
+            end = found.end()
+    text = "".join([*parts, text[end:]])
+    return _PHONE.sub(PHONE, _IP.sub(other_ip, text))
+
+
+def _by_pii(document: Document) -> str:
+    text = mask_pii(document.text)
+    if text != document.text:
+        document.text, document.changed = text, "pii"
     return ""
 
 
@@ -240,11 +308,15 @@ def _pattern_of(path: str) -> re.Pattern[str]:
 def _by_function(name: str, function: Callable[[str], object], document: Document) -> str:
     try:
         found = function(document.text)
-    except Exception as error:
+    except GptError:
+        raise
+    except (Exception, SystemExit) as error:
         raise UsageError(
             f"the filter {name} failed: {type(error).__name__}: {error}", where=document.where
         ) from error
-    if found is True or found is None or found == "":
+    if type(found).__name__ == "bool_":  # numpy's
+        found = bool(found)
+    if found is True or found is None or (isinstance(found, str) and not found):
         return ""
     if found is False:
         return name
@@ -254,7 +326,53 @@ def _by_function(name: str, function: Callable[[str], object], document: Documen
             where=document.where,
             hint="it returns True to keep a text, and False or the reason to drop it",
         )
-    return f"{name}: {found}"
+    return f"{name}: {found.encode('utf-8', 'replace').decode()}"
+
+
+class CommandFilter:
+    """A command that reads a JSON string a line and answers each with a line: true to keep the text,
+    false or the reason, a JSON string, to drop it.
+
+    Every worker starts its own, at its first document.
+    """
+
+    def __init__(self, command: str) -> None:
+        """Raise UsageError if there is no such program."""
+        try:
+            self.words = shlex.split(command)
+        except ValueError as error:
+            raise UsageError(
+                f"the command {command!r} is not valid: {error}", where="filters"
+            ) from None
+        if not self.words or shutil.which(self.words[0]) is None:
+            program = self.words[0] if self.words else command
+            raise UsageError(f"there is no program {program!r}", where="filters")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, text: str) -> Any:
+        """Return the answer for a text. Raises RunError if the command ends or does not answer so."""
+        if self._process is None:
+            self._process = subprocess.Popen(  # it ends with its standard input
+                self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(text).encode() + b"\n")
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer.endswith(b"\n"):
+            code = self._process.wait()
+            raise RunError(
+                f"the filter {self.words[0]!r} ended with code {code} before it answered",
+                hint="it answers every line of its input with a line, at once",
+            )
+        with contextlib.suppress(ValueError):
+            return json.loads(answer)
+        raise RunError(
+            f"the filter {self.words[0]!r} answered {answer[:60].decode('utf-8', 'replace')!r}",
+            hint="an answer is a line: true, false, or a reason in quotes",
+        )
 
 
 def load_function(name: str) -> Callable[[str], Any]:
@@ -268,9 +386,9 @@ def load_function(name: str) -> Callable[[str], Any]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever the module does
         raise UsageError(
-            f"the filter {name!r} cannot be imported: {error}",
+            f"the filter {name!r} cannot be imported: {type(error).__name__}: {error}",
             where="filters",
             hint="it is the path of a module, a colon, and a function in it",
         ) from None

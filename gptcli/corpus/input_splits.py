@@ -1,7 +1,9 @@
 """Input splits: the pieces of work that reading is divided into.
 
 Many small files make one split. A large file of lines is divided by byte ranges, a large Parquet
-file by row groups, and any other large file into stripes.
+file by row groups, a compressed file of lines into stripes. A large file of records is read once,
+by the coordinator, which hands its documents to the workers; the jobs of a job array divide it into
+stripes, too.
 
 Within a source, a document's number is the number of its file times 2^40 plus its position in the
 file. Neither the numbers nor the groups of documents that become chunks depend on how the work is
@@ -11,7 +13,7 @@ divided, so any number of workers writes the same chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptcli.corpus.documents import BLOCK_RECORDS, WHOLE_FILE, Document, FileRange, Reader
 from gptcli.corpus.formats import DocumentKind, find_format, is_splittable, scan
@@ -21,7 +23,8 @@ from gptcli.errors import InputError
 from gptcli.text.compression import MissingPackageError
 
 POSITION_BITS = 40
-# Every stripe decompresses and scans the whole file, so more of them would not help.
+# Every stripe decompresses the whole file and looks for its lines, which costs a tenth of what is
+# done with them. Parsing a record to find its end costs more than passing it on to a worker.
 MAX_STRIPES = 8
 MAX_FILES = 4096  # in one split
 RECORD_FORMATS = (
@@ -65,20 +68,25 @@ def split_inputs(
     source: int,
     inputs: list[tuple[str, int]],
     size: int,
-    readers: int,
+    jobs: int,
     documents: DocumentKind,
     input_format: str = "auto",
+    workers: int = 1,
 ) -> Iterator[InputSplit]:
     """Yield the splits of files given as (path, bytes), of about `size` bytes where possible.
 
-    A large file that cannot be divided by bytes or row groups is divided into at most `readers`
-    stripes, unless there are enough files to keep the readers busy.
+    A large file that cannot be divided by bytes or row groups is divided into at most as many
+    stripes as there are `jobs`, or `workers` in a single job, which hands out one of
+    RECORD_FORMATS; unless there are enough files to keep them busy.
     """
     group: list[str] = []
     first = group_bytes = 0
+    readers = max(jobs, workers if jobs == 1 else 1)
     stripes = readers if len(inputs) < 2 * readers else 1
     for number, (path, length) in enumerate(inputs):
         parts = _file_ranges(path, length, size, stripes, documents, input_format)
+        if len(parts) > 1 and jobs == 1 and find_format(path, input_format) in RECORD_FORMATS:
+            parts = [replace(parts[0], stripes=1, is_handed_out=True)]
         splits = [InputSplit(source, number, (path,), part) for part in parts]
         if splits or group_bytes + length > size or len(group) == MAX_FILES:
             if group:

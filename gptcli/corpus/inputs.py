@@ -192,7 +192,7 @@ def _known_files(
             "contains no file of a known kind" + (f" (only {names})" if others else ""),
             where=where,
             hint=f"known suffixes are {' '.join(KNOWN_SUFFIXES)}, plain or compressed; "
-            "any other file is read if you name it, by what it looks like",
+            "a file of another name is read if you name the file itself",
         )
     left_out += others
     return known

@@ -7,9 +7,10 @@
     links = {files = ["links.csv"], min_karma = 3}
     extractor = "trafilatura"           HTML to text; the default is "resiliparse"
     clean = {language = "en", min_words = 50}
-    filters = ["gopher", "c4", "fineweb", "mine:keep"]
+    filters = ["gopher", "c4", "fineweb", "pii", "mine:keep"]
     quality = {positives = ["webtext"], negatives = ["crawl"]}
-    dedup = {method = "lsh", against = ["webtext"]}
+    dedup = {method = "lsh", url = true, against = ["webtext"]}
+    repeats = {unit = "sentence"}       text that occurred before in the source is taken out
     decontaminate = true
 
     [decontaminate]
@@ -39,10 +40,20 @@ from gptcli.shards.manifest import DEFAULT_SOURCE
 
 ErrorRule = Literal["stop", "skip"]
 ERROR_RULES: tuple[ErrorRule, ...] = get_args(ErrorRule)
-DedupMethod = Literal["lsh", "paper"]
+DedupMethod = Literal["lsh", "paper", "url"]
+RepeatUnit = Literal["line", "paragraph", "sentence", "substring"]
+REPEAT_UNITS: dict[RepeatUnit, int] = {"line": 1, "paragraph": 1, "sentence": 3, "substring": 200}
+"""Parts of a text that are compared, with the number of them that is compared at once."""
+Identifier = Literal["resiliparse", "fasttext"]
+IDENTIFIERS: tuple[Identifier, ...] = get_args(Identifier)
 DEDUP_METHODS: tuple[DedupMethod, ...] = get_args(DedupMethod)
-LATER_KEYS = ("input_format", "eot_in_text", "filters", "bad_words")
+LATER_KEYS = ("input_format", "eot_in_text", "filters", "bad_words", "repeats")
 """Keys of a source that records of earlier builds do not have."""
+LATER_FIELDS: dict[str, dict[str, object]] = {
+    "clean": {"identifier": "resiliparse", "min_language_score": 0.65},
+    "dedup": {"url": False},
+}
+"""Keys of a source's tables that records of earlier builds do not have, with their defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +72,12 @@ class CleanConfig:
 
     language: str = ""
     """Two-letter code of the language to keep, or "" for every language."""
+    identifier: Identifier = "resiliparse"
+    """Library that identifies the language: "resiliparse", which is fast, or "fasttext", FineWeb's
+    choice, with the model lid.176.ftz (2016, 176 languages).
+    """
+    min_language_score: float = 0.65
+    """Minimum score of the language by fasttext, from 0 to 1; FineWeb's is 0.65."""
     min_words: int = 0
     """Minimum number of words."""
     max_words: int = 1_000_000
@@ -89,14 +106,40 @@ class DedupConfig:
 
     method: DedupMethod = "lsh"
     """"lsh" for word 5-grams in 14 bands of 8 hashes; "paper" for GPT-3's 10 hashes, all of which
-    must be equal, and then the exact Jaccard similarity of the words.
+    must be equal, and then the exact Jaccard similarity of the words; "url" for equal URLs alone.
     """
+    url: bool = False
+    """Remove documents of equal URLs, too."""
     within: bool = True
     """Remove duplicates within the source."""
     against: list[str] = field(default_factory=list)
     """Names of other sources whose documents are removed from this one."""
     threshold: float = 0.5
     """Minimum Jaccard similarity of duplicates, for the method "paper"."""
+
+    @property
+    def comparison(self) -> Comparison:
+        """What documents are compared by."""
+        return Comparison(self.method, self.url or self.method == "url")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatsConfig:
+    """Removal of text that occurred before in the source; the first occurrence is kept."""
+
+    unit: RepeatUnit = "line"
+    """Part of a text: "line", "paragraph", "sentence", or "substring" for any bytes."""
+    size: int = 0
+    """Number of units that follow each other, or of bytes; 0 for 1 line, 1 paragraph, 3 sentences,
+    200 bytes.
+    """
+    min_words: int = 1
+    """Minimum number of words that must be left of a document."""
+
+    @property
+    def length(self) -> int:
+        """Number of units, or of bytes, that are compared at once."""
+        return self.size or REPEAT_UNITS[self.unit]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +150,16 @@ class EvaluationConfig:
     """Files of items, as `find_inputs` returns them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What documents are compared by to find duplicates."""
+
+    method: DedupMethod
+    """Method of DedupConfig."""
+    by_url: bool
+    """True if equal URLs make duplicates."""
+
+
 SHARE, AT_LEAST_0 = Number(0, 1), Number(0, 10**15, whole=True)
 READERS: dict[str, Callable[[Any], Any]] = {
     "inputs": lambda names: find_inputs(names),
@@ -115,9 +168,11 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "min_words": AT_LEAST_0,
     "max_words": AT_LEAST_0,
     "max_symbols": SHARE,
+    "min_language_score": SHARE,
     "max_repeated_lines": SHARE,
     "threshold": SHARE,
     "sample": Number(1, 10**15, whole=True),
+    "size": Number(0, 10**6, whole=True),
 }
 """Range of each number of a recipe, and how its file names are completed."""
 
@@ -155,7 +210,8 @@ class SourceConfig:
     clean: CleanConfig | None = None
     """Heuristic filters."""
     filters: list[str] = _NO_FILTERS
-    """Published rules, "gopher", "c4" and "fineweb", or functions of one's own, "module:function";
+    """Published rules, "gopher", "c4" and "fineweb", "pii" to mask personal information, functions
+    of one's own, "module:function", or programs, "command:PROGRAM";
     in this order (`gptcli.corpus.heuristics`)."""
     bad_words: str = ""
     """File with a word or phrase a line; the filter "c4" drops pages that have one."""
@@ -163,6 +219,8 @@ class SourceConfig:
     """Quality classifier."""
     dedup: DedupConfig | None = None
     """Removal of near-duplicates."""
+    repeats: RepeatsConfig | None = None
+    """Removal of repeated lines, paragraphs, sentences or substrings."""
     decontaminate: bool = False
     """Remove overlaps with evaluation items."""
 
@@ -191,6 +249,11 @@ class SourceConfig:
                     where=f"{where}.dedup",
                     hint="within = true removes its duplicates",
                 )
+        if self.repeats is not None:
+            units = tuple(REPEAT_UNITS)
+            _check_choice("unit", self.repeats.unit, units, f"{where}.repeats")
+        if self.clean is not None:
+            _check_choice("identifier", self.clean.identifier, IDENTIFIERS, f"{where}.clean")
         for path in self.inputs:
             self.reader(path)
 
@@ -205,6 +268,10 @@ class SourceConfig:
         known = fingerprints([path for path in self.inputs if path != STDIN])
         record = {**asdict(self), "inputs": {path: list(stat) for path, stat in known.items()}}
         # Keys that older records lack are there only if they are not the default.
+        for table, later in LATER_FIELDS.items():
+            for name, default in later.items():
+                if record[table] is not None and record[table][name] == default:
+                    del record[table][name]
         for part in fields(self):
             default = [] if part.name == "filters" else part.default
             if part.name in LATER_KEYS and record[part.name] == default:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gptcli.corpus.chunks import Tally
+from gptcli.corpus.clean import document_filters
 from gptcli.corpus.config import BuildConfig
-from gptcli.corpus.documents import NON_FATAL_ERRORS, extract_text
-from gptcli.corpus.formats import scan
+from gptcli.corpus.dedup import MAX_TASK_KEYS, document_signatures
+from gptcli.corpus.documents import NON_FATAL_ERRORS
+from gptcli.corpus.formats import find_format, scan
 from gptcli.corpus.formats.tables import parquet_rows
 from gptcli.corpus.inputs import STDIN, file_suffixes, fingerprint, watch_reads
-from gptcli.corpus.recipe import SourceConfig
+from gptcli.corpus.recipe import Comparison, SourceConfig
+from gptcli.corpus.repeats import repeat_hashes
 from gptcli.files import atomic_write
+from gptcli.numbers import counted
 from gptcli.papers.models import GPT3_MIXTURE
 from gptcli.shards.format import document_lengths, open_shard, token_dtype
 from gptcli.shards.manifest import SPLITS, Manifest, Source, Split
@@ -26,6 +31,10 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 SAMPLED_FILES = 8  # read for an estimate, evenly spaced among the inputs
 SAMPLED_CHARACTERS = 1 << 16  # from the beginning of each
 PACKED_CHARACTERS = 1 << 22  # of a compressed one, to see how much larger its text is
+
+CHUNK_COPIES = 8  # of a chunk's text in a worker: as read, decoded, encoded, its tokens
+HASH_BYTES = 8  # of a hash, in memory and on disk
+COMPARED_BYTES = 60  # of memory for a key that is compared
 
 MAX_LISTED_INPUTS = 10
 SHOWN_DOCUMENTS: dict[Split, int] = {"train": 3, "val": 2}
@@ -57,6 +66,16 @@ class BuildEstimate:
     """Memory for tokens in all workers while shards are written."""
     seconds: float | None = None
     """Time to tokenize, at the speed of the sample."""
+    cpu_seconds: float | None = None
+    """Processor time of reading, extraction, filters, comparison and tokenization, of all workers."""
+    work_bytes: int | None = None
+    """Size of the files in the work folder, which all workers read and write: texts and hashes of
+    documents that are compared, and tokens.
+    """
+    shuffle_bytes: int | None = None
+    """Bytes that are read from the work folder: hashes, texts that wait for the comparison, tokens."""
+    worker_bytes: int | None = None
+    """Memory of a worker, beside the program: documents, hashes that are compared, tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +86,14 @@ class _Sample:
     """Up to about SAMPLED_CHARACTERS of its text."""
     expansion: float
     """Bytes of text per byte of the file."""
+    read_seconds: float
+    """Processor time of reading and filtering, for a byte of the file."""
+    documents: float
+    """Documents kept, for a byte of the file."""
+    hash_bytes: float
+    """Bytes of hashes for the comparison, for a byte of the file."""
+    hash_seconds: float
+    """Processor time of the hashes, for a byte of the file."""
 
 
 def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
@@ -74,14 +101,19 @@ def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
 
     Raises InputError if a sampled input cannot be read.
     """
-    files = [(path, source) for source in build.sources for path in source.inputs if path != STDIN]
+    files = [
+        (path, source, comparison)
+        for source, comparison in zip(build.sources, build.comparisons(), strict=True)
+        for path in source.inputs
+        if path != STDIN
+    ]
     text_bytes = tokens = 0
     seconds = 0.0
-    expansions: dict[tuple[str, str], list[float]] = {}
+    samples: dict[tuple[str, tuple[str, str]], list[_Sample]] = {}
     encoder = open_encoder(build.tokenizer, build.encoder)
-    for path, source in files[:: math.ceil(len(files) / SAMPLED_FILES) or 1]:
-        sample = _sample(path, source)
-        expansions.setdefault(file_suffixes(path), []).append(sample.expansion)
+    for path, source, comparison in files[:: math.ceil(len(files) / SAMPLED_FILES) or 1]:
+        sample = _sample(path, source, comparison, build.seed)
+        samples.setdefault((source.name, file_suffixes(path)), []).append(sample)
         start = time.perf_counter()
         tokens += len(encoder.encode([sample.text])[0]) + 1
         seconds += time.perf_counter() - start
@@ -94,33 +126,61 @@ def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
     )
     if size is None:
         return known
-    every = [one for mine in expansions.values() for one in mine]
-    all_text = 0.0
-    for path, _ in files:  # a kind of file of which none was sampled is like the others
-        mine = expansions.get(file_suffixes(path), every)
-        all_text += fingerprint(path)[0] * sum(mine) / len(mine)
+    every = [one for mine in samples.values() for one in mine]
+    all_text = waiting_text = read_seconds = documents = hash_bytes = 0.0
+    for path, source, comparison in files:
+        # A kind of file of which none was sampled is like the others.
+        mine = samples.get((source.name, file_suffixes(path)), every)
+        length = fingerprint(path)[0]
+
+        def mean(measure: Callable[[_Sample], float], mine: list[_Sample] = mine) -> float:
+            return sum(map(measure, mine)) / len(mine)
+
+        text = length * mean(lambda one: one.expansion)
+        is_compared = comparison is not None or source.repeats is not None
+        all_text += text
+        waiting_text += text * (is_compared + (source.repeats is not None))
+        read_seconds += length * mean(lambda one: one.read_seconds + one.hash_seconds)
+        documents += length * mean(lambda one: one.documents)
+        hash_bytes += length * mean(lambda one: one.hash_bytes)
     all_tokens = round(all_text * tokens / max(text_bytes, 1))
     token_bytes = token_dtype(build.tokenizer.vocab_size).itemsize
+    encode_seconds = seconds * all_tokens / max(tokens, 1)
+    chunk_bytes = all_tokens * token_bytes + 16 * documents  # with keys and borders
+    compared = min(hash_bytes / HASH_BYTES, MAX_TASK_KEYS) * COMPARED_BYTES
     return replace(
         known,
         tokens=all_tokens,
         shards=math.ceil(all_tokens / build.shard_tokens),
         disk_bytes=all_tokens * token_bytes,
         memory_bytes=min(all_tokens, workers * build.shard_tokens) * token_bytes,
-        seconds=seconds * all_tokens / tokens / workers,
+        seconds=encode_seconds / workers,
+        cpu_seconds=read_seconds + encode_seconds,
+        work_bytes=round(waiting_text + hash_bytes + chunk_bytes),
+        shuffle_bytes=round(waiting_text + hash_bytes + chunk_bytes),
+        worker_bytes=round(
+            max(
+                CHUNK_COPIES * build.chunk_characters(),
+                compared,
+                min(all_tokens, build.shard_tokens) * token_bytes,
+            )
+        ),
     )
 
 
-def _sample(path: str, source: SourceConfig) -> _Sample:
+def _sample(path: str, source: SourceConfig, comparison: Comparison | None, seed: int) -> _Sample:
     """Read the first lines or records of a file, whatever its documents are.
 
     Of a file whose text is larger or smaller than itself so much is read that their ratio is known.
+    Filters drop records, but not the lines of a text that is one document.
     """
     texts: list[str] = []
-    read = characters = 0
+    read = characters = seen = 0
     suffix, compression = file_suffixes(path)
     is_packed = bool(compression) or suffix in (".parquet", ".warc", ".tar", ".zip")
-    wanted = PACKED_CHARACTERS if is_packed else SAMPLED_CHARACTERS
+    is_filtered = find_format(path, source.input_format) not in ("text", None)
+    filters = document_filters(source, seed, None) if is_filtered else []
+    wanted = PACKED_CHARACTERS if is_packed or len(filters) > 1 else SAMPLED_CHARACTERS
     is_whole = True
 
     def count(size: int) -> None:
@@ -129,28 +189,49 @@ def _sample(path: str, source: SourceConfig) -> _Sample:
 
     by_lines = replace(source, documents="line", inputs=[])
     documents: Any = scan(path, by_lines.reader(path))  # a generator
+    start = time.process_time()
     with watch_reads(count), contextlib.closing(documents):
         for document in documents:
+            seen += 1
             if document.error is not None:
                 if source.on_error == "stop" and document.error_kind not in NON_FATAL_ERRORS:
                     raise document.error
                 continue
-            if document.html is not None:
-                document.text = extract_text(document.html, charset=document.charset)
-            texts.append(document.text)
-            characters += len(document.text) + 1
+            characters += len(document.html or document.text) + 1
+            if not any(each(document) for each in filters):
+                texts.append(document.text)
             if characters >= wanted:
                 is_whole = False
                 break
+    read_seconds = time.process_time() - start
+    size = max(fingerprint(path)[0], 1)
+    rows = parquet_rows(path) if suffix == ".parquet" else None
     text = "\n".join(texts)
-    if not is_packed:
-        return _Sample(text, 1.0)
-    size, rows = fingerprint(path)[0], parquet_rows(path) if suffix == ".parquet" else None
-    if is_whole or rows is None:
-        share = 1.0 if is_whole else read / size
+    if is_whole:
+        share = 1.0
+    elif rows:
+        share = seen / rows
     else:
-        share = len(texts) / rows
-    return _Sample(text[:SAMPLED_CHARACTERS], len(text.encode()) / max(share * size, 1))
+        share = min(read / size, 1.0) if is_packed else characters / size
+    start = time.process_time()
+    hashes = 0
+    if comparison is not None:
+        names = [str(row) for row in range(len(texts))]
+        signatures = document_signatures(texts, comparison, [""] * len(texts), names)
+        hashes = 2 * signatures.keys.size + signatures.features.size
+    if source.repeats is not None:
+        numbers = list(range(len(texts)))
+        hashes += 3 * len(repeat_hashes(texts, numbers, source.repeats)[0])
+    hash_seconds = time.process_time() - start
+    part = max(share * size, 1)
+    return _Sample(
+        text[:SAMPLED_CHARACTERS],
+        len(text.encode()) / part if is_packed or filters else 1.0,
+        read_seconds / part,
+        len(texts) / part,
+        HASH_BYTES * hashes / part,
+        hash_seconds / part,
+    )
 
 
 def write_report(
@@ -192,6 +273,10 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
             f"which divided some and so added {source.pieces:,} documents.",
             "",
         ]
+    lines += [
+        f"The stage {stage} changed the text of {counted(count, 'document')}.\n"
+        for stage, count in source.changed.items()
+    ]
     if source.documents_kept:
         lines += [
             f"{source.text_bytes:,} bytes of text became {source.tokens:,} tokens, including an "

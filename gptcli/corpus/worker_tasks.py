@@ -7,6 +7,7 @@ for a text chunk) are those of version 0.1.0, whose unfinished builds can be res
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from gptcli.corpus.chunks import (
 )
 from gptcli.corpus.clean import DocumentFilter, document_filters
 from gptcli.corpus.decontaminate import MAX_PIECES, remove_ngrams, shared_ngrams
-from gptcli.corpus.dedup import document_signatures, is_duplicate
+from gptcli.corpus.dedup import URL_KIND, document_signatures, is_duplicate
 from gptcli.corpus.documents import NON_FATAL_ERRORS, Document
 from gptcli.corpus.input_splits import (
     POSITION_BITS,
@@ -37,7 +38,8 @@ from gptcli.corpus.input_splits import (
 )
 from gptcli.corpus.quality import load_classifier
 from gptcli.corpus.reading_progress import reported
-from gptcli.corpus.recipe import DedupMethod, SourceConfig
+from gptcli.corpus.recipe import Comparison, SourceConfig
+from gptcli.corpus.repeats import read_repeats, repeat_hashes, without_repeats
 from gptcli.corpus.text_out import (
     PENDING,
     PREFIX,
@@ -66,8 +68,8 @@ class WorkerContext:
     """Name of the encoder, for `gptcli.tokenizer.encoders`."""
     sources: list[SourceConfig]
     """Sources of the build, in order."""
-    dedup_methods: list[DedupMethod | None]
-    """Deduplication method of each source's documents, or None."""
+    comparisons: list[Comparison | None]
+    """What each source's documents are compared by to find duplicates, or None."""
     seed: int
     """Random seed of the shuffle and of the quality filter."""
     val_fraction: float
@@ -115,7 +117,9 @@ class WorkerContext:
 
     def needs_text_chunks(self, source: int) -> bool:
         """Return True if all documents must be read before this source can be tokenized."""
-        return self.dedup_methods[source] is not None or self.sources[source].decontaminate
+        config = self.sources[source]
+        is_compared = self.comparisons[source] is not None or config.repeats is not None
+        return is_compared or config.decontaminate
 
     def write_chunk(self, path: Path, keys: np.ndarray, texts: list[str], tally: Tally) -> None:
         """Tokenize `texts`, which have these shuffle keys, and write them to a chunk."""
@@ -144,33 +148,66 @@ def read_split(context: WorkerContext, split: InputSplit) -> list[Path]:
     Chunks that exist are not written again. Raises InputError on a document that cannot be read, if
     the source says so.
     """
-    done = context.work / f"span-{context.chunk_characters}-{split.name}.json"
-    if done.exists():
-        return [context.work / name for name in read_json(done)]
-    source = context.sources[split.source]
-    kind = "text" if context.needs_text_chunks(split.source) else "unit"
-    paths = []
-    with reported(context.work, split, numbered_documents(split, source.reader)) as documents:
-        for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
-            name = f"{kind}-{context.chunk_characters}-{split.source:03d}-{group[0][0]:016x}"
-            path = context.work / name
-            if not path.exists():
-                _make_chunk(context, split.source, group, path)
-            paths.append(path)
-    write_json(done, [path.name for path in paths])
+    paths = finished_chunks(context, split)
+    if paths is None:
+        with read_groups(context, split) as groups:
+            paths = [make_chunk(context, split.source, group, path) for path, group in groups]
+        write_json(_done_file(context, split), [path.name for path in paths])
     return paths
 
 
-def _make_chunk(
+def _done_file(context: WorkerContext, split: InputSplit) -> Path:
+    return context.work / f"span-{context.chunk_characters}-{split.name}.json"
+
+
+def finished_chunks(context: WorkerContext, split: InputSplit) -> list[Path] | None:
+    """Return the chunks of a split that an earlier attempt has read; None if there is none."""
+    done = _done_file(context, split)
+    return [context.work / name for name in read_json(done)] if done.exists() else None
+
+
+@contextlib.contextmanager
+def read_groups(
+    context: WorkerContext, split: InputSplit
+) -> Iterator[Iterator[tuple[Path, list[NumberedDocument]]]]:
+    """Return the documents of a split, a chunk at a time, each with the path of its chunk."""
+    source = context.sources[split.source]
+    kind = "text" if context.needs_text_chunks(split.source) else "unit"
+    with reported(context.work, split, numbered_documents(split, source.reader)) as documents:
+        groups = group_into_chunks(documents, split.part.block, context.chunk_characters)
+        prefix = f"{kind}-{context.chunk_characters}-{split.source:03d}"
+        yield ((context.work / f"{prefix}-{group[0][0]:016x}", group) for group in groups)
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOut:
+    """Documents of a chunk, read by the coordinator."""
+
+    source: int
+    """Index of the source."""
+    path: Path
+    """Chunk to write, if it does not exist."""
+    documents: list[NumberedDocument]
+    """Documents, none of them filtered."""
+
+
+def make_chunk(
     context: WorkerContext, source: int, group: list[NumberedDocument], path: Path
-) -> None:
+) -> Path:
+    """Write a chunk, or a text chunk, of documents, unless it exists; return its path.
+
+    Raises InputError on a document that cannot be read, if the source says so.
+    """
+    if path.exists():
+        return path
     config, filters = context.sources[source], context.filters[source]
     tally = Tally()
-    numbers, texts = [], []
+    numbers, texts, urls = [], [], []
     records: list[DocumentRecord] | None = [] if context.recorded else None
-    for number, text in _kept_documents(group, config, filters, tally, records):
+    for number, document in _kept_documents(group, config, filters, tally, records):
         numbers.append(number)
-        texts.append(text)
+        texts.append(document.text)
+        urls.append(document.url)
     is_text_chunk = context.needs_text_chunks(source)
     if records is not None:
         if is_text_chunk:  # what becomes of those kept so far is not known yet
@@ -179,14 +216,17 @@ def _make_chunk(
         prefix = PENDING if is_text_chunk else PREFIX
         write_records(record_path(path, prefix), config.name, records, context.recorded)
     if is_text_chunk:
-        signatures = document_signatures(texts, context.dedup_methods[source])
+        names = [f"{config.name} {number}" for number in numbers]
+        signatures = document_signatures(texts, context.comparisons[source], urls, names)
         matches = shared_ngrams(texts, context.items) if config.decontaminate else NO_MATCHES
-        write_text_chunk(path, numbers, texts, tally, signatures, matches)
+        repeats = repeat_hashes(texts, numbers, config.repeats)
+        write_text_chunk(path, numbers, texts, tally, signatures, matches, repeats)
     else:
         tally.kept = len(texts)
         tally.text_bytes = _utf8_bytes(texts)
         keys = shuffle_keys(np.array(numbers, np.uint64), context.seed)
         context.write_chunk(path, keys, texts, tally)
+    return path
 
 
 def _kept_documents(
@@ -195,8 +235,8 @@ def _kept_documents(
     filters: list[DocumentFilter],
     tally: Tally,
     records: list[DocumentRecord] | None = None,
-) -> Iterator[tuple[int, str]]:
-    """Yield number and text of the documents that pass every filter; count the others by reason.
+) -> Iterator[NumberedDocument]:
+    """Yield the documents that pass every filter, with their numbers; count the others by reason.
 
     All of them are added to `records`.
     """
@@ -221,12 +261,15 @@ def _kept_documents(
         for document_filter in filters:
             if reason := document_filter(document):
                 break
+            if document.changed:
+                tally.changed[document.changed] += 1
+                document.changed = ""
         record(number, document, reason)
         if reason:
             tally.drop(reason, _document_name(source, number), document.text)
         else:
             tally.spelled += END_OF_TEXT in document.text
-            yield number, document.text
+            yield number, document
 
 
 def _document_name(source: SourceConfig, number: int) -> str:
@@ -247,11 +290,43 @@ def sample_texts(
     for split in splits:
         documents = numbered_documents(split, config.reader)
         for group in group_into_chunks(documents, split.part.block, context.chunk_characters):
-            for _, text in _kept_documents(group, config, filters, Tally()):
-                yield text
+            for _, document in _kept_documents(group, config, filters, Tally()):
+                yield document.text
                 count -= 1
                 if not count:
                     return
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalTask:
+    """Task to take repeated text out of a text chunk."""
+
+    source: int
+    """Index of the source."""
+    path: Path
+    """Text chunk."""
+    repeats: list[Path]
+    """Files of `gptcli.corpus.repeats.find_repeats`."""
+
+
+def remove_repeats(context: WorkerContext, task: RemovalTask) -> Path:
+    """Write a text chunk without repeated text, its documents the same; return its path."""
+    path = task.path.with_name(task.path.name.replace("text", "once", 1))
+    source = context.sources[task.source]
+    assert source.repeats is not None
+    if path.exists():
+        return path
+    chunk = TextChunk(task.path)
+    numbers, texts = chunk.numbers, list(chunk.texts())
+    found = read_repeats(task.repeats, numbers)
+    for row, number in enumerate(numbers.tolist()):
+        if number in found:
+            texts[row] = without_repeats(texts[row], found[number], source.repeats)
+            chunk.tally.changed["repeats"] += bool(texts[row])
+    matches = shared_ngrams(texts, context.items) if source.decontaminate else NO_MATCHES
+    signatures = document_signatures(texts, None)
+    write_text_chunk(path, numbers.tolist(), texts, chunk.tally, signatures, matches)
+    return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +343,14 @@ class TextChunkTask:
 
 def finish_text_chunk(context: WorkerContext, task: TextChunkTask) -> Path:
     """Write the chunk of a text chunk, without duplicates and contamination; return its path."""
-    path = task.path.with_name(task.path.name.replace("text", "unit", 1))
+    path = task.path.with_name(f"unit-{task.path.name.partition('-')[2]}")
     if path.exists():
         return path
     source = context.sources[task.source]
     text_chunk = TextChunk(task.path)
     tally, numbers = text_chunk.tally, text_chunk.numbers
-    duplicate = is_duplicate(task.duplicates, numbers)
+    of_url = [each for each in task.duplicates if each.name.startswith(f"drop{URL_KIND}-")]
+    duplicate, same_url = is_duplicate(task.duplicates, numbers), is_duplicate(of_url, numbers)
     hashes, owners = text_chunk.matches()
     matched = np.unique(owners[np.isin(hashes, context.contaminated)]) if len(hashes) else owners
     contaminated = set(matched.tolist())
@@ -283,7 +359,9 @@ def finish_text_chunk(context: WorkerContext, task: TextChunkTask) -> Path:
     texts: list[str] = []
     fates: list[tuple[int, list[str], str]] = []
     for row, text in enumerate(text_chunk.texts()):
-        reason = "duplicate" if duplicate[row] else ""
+        reason = "duplicate URL" if same_url[row] else "duplicate" if duplicate[row] else ""
+        if not (reason or text):
+            reason = "repeated text: too little left"
         pieces = [text]
         if not reason and row in contaminated:
             pieces = remove_ngrams(text, context.contaminated)

@@ -43,10 +43,13 @@ MAX_GPUS = 1_000_000
 # Interruptions of a GPU-day, and the shares of time that steps take without and with many: Llama 3
 # (Grattafiori et al. 2024, Table 5), 419 in 54 days on 16,384 H100; throughput.toml has the latter.
 INTERRUPTIONS = 419 / (54 * 16384)
+MIN_GOODPUT = 1e-6
 SMALL_RUN_GOODPUT = 0.95  # evaluations and checkpoints: an assumption
-# e-folds by which goodput may be wrong, and more where interruptions are expected; with the error of
-# the speed, 15 of 20 published runs are inside the range of their GPU-hours
+# e-folds by which goodput may be wrong, and how many more for each by which interruptions are expected
+# to lower it; with the error of the speed, 15 of 20 published runs are inside the range of their
+# GPU-hours. The others ran slower layouts than the best, or for longer than their tokens took.
 GOODPUT_ERROR = 0.15
+INTERRUPTED_ERROR = 1.25
 TYPICAL_MFU = 0.4  # of the work by which the length of a run is judged
 
 
@@ -95,10 +98,12 @@ def make_cluster(
     one GPU at the speed of the fewest that hold the model. A predicted throughput comes with a
     goodput; otherwise goodput is 1 unless given. Raises UsageError.
     """
-    if goodput is not None and not 0 < goodput <= 1:
+    if goodput is not None and not MIN_GOODPUT <= goodput <= 1:
         raise UsageError(
             f"goodput {goodput:g} is impossible: it is a share of time",
-            hint="above 0 and at most 1",
+            field="goodput",
+            code="out_of_range",
+            hint=f"from {MIN_GOODPUT} to 1",
         )
     share = None if goodput is None else Assumption("goodput", goodput, "of the time", USER, "")
     if gpu is not None:
@@ -143,7 +148,7 @@ def make_cluster(
     factor = uncertainty(gpu, trainer)
     if share is None:
         share = goodput_of(gpu, flops)
-        loose = GOODPUT_ERROR + math.log(SMALL_RUN_GOODPUT / share.value)
+        loose = GOODPUT_ERROR + INTERRUPTED_ERROR * math.log(SMALL_RUN_GOODPUT / share.value)
         factor = math.exp(math.hypot(math.log(factor), loose))
     return Cluster(
         gpu,

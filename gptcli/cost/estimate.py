@@ -10,9 +10,12 @@ from gptcli.cost.hardware import (
     Assumption,
     Energy,
     Gpu,
+    Offer,
     Precision,
     energy,
     peak_flops,
+    price_ranges,
+    spoken,
     usual_precision,
 )
 from gptcli.cost.inference import inference
@@ -53,6 +56,8 @@ class Cluster:
     """Precision of matrix products, whose peak MFU refers to; None means that of the GPU's row."""
     trainer: Trainer | None = None
     """Trainer whose speed was predicted; None for a speed that was given or published."""
+    offers: tuple[Offer, ...] = ()
+    """Published prices of the GPU, or the user's; none if the price was given."""
     server: float | None = None
     """Power of a server's share over that of the board; None, here and below, means the table's."""
     pue: float | None = None
@@ -154,6 +159,17 @@ class Estimate:
         gpu, price = self.cluster.gpu, self.cluster.price
         found = [*self.basis, self.cluster.throughput]
         found += [a for a in (self.cluster.goodput, price) if a is not None]
+        found += [
+            Assumption(
+                f"price {number}, {spoken(offer.kind)}",
+                offer.dollars_per_hour,
+                "$ per GPU-hour",
+                ": ".join(part for part in (offer.seller, offer.source) if part),
+                offer.date,
+                offer.url,
+            )
+            for number, offer in enumerate(self.cluster.offers, 1)
+        ]
         if self.energy is not None:
             found += self.energy.assumptions
         found.append(
@@ -243,6 +259,11 @@ class Estimate:
             "days": self.days,
             "gpu_hours_range": self.between(self.gpu_hours),
             "dollars_range": self.between(self.dollars),
+            "prices": [
+                asdict(price)
+                | {"dollars": [self.gpu_hours * price.low, self.gpu_hours * price.high]}
+                for price in price_ranges(cluster.offers)
+            ],
             "energy_kwh": None if energy is None else energy.kwh,
             "co2_kg": None if energy is None else energy.co2_kg,
             "layout": None if self.plan is None else self.plan.as_dict(),

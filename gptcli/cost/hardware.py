@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gptcli.errors import UsageError, nearest
+from gptcli.errors import InputError, UsageError, nearest
 
 Precision = Literal["bf16", "fp32", "fp16", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Precisions of matrix products."""
+OfferKind = Literal["on-demand", "spot", "reserved"]
+OFFER_KINDS: tuple[OfferKind, ...] = get_args(OfferKind)
+"""On demand; spot, which may be interrupted; reserved for months or years."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class Gpu:
     source: str
     url: str
     date: str
+    node: int = 8
+    """GPUs that `link` connects to each other."""
 
 
 @functools.cache
@@ -74,6 +79,7 @@ def gpus() -> tuple[Gpu, ...]:
             source=row["source"],
             url=row["url"],
             date=row["date"],
+            node=row.get("node", 8),
         )
         for row in read_table("hardware.toml")["gpu"]
     )
@@ -212,23 +218,166 @@ def typical_throughput(gpu: Gpu) -> Assumption:
     )
 
 
-def hourly_price(gpu: Gpu | None, price: float | None = None) -> Assumption | None:
-    """Return the dollars per hour of one GPU: `price`, or the row of prices.toml; None if there is
-    no row.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A price of prices.toml, or of a user's file of such rows."""
+
+    gpus: tuple[str, ...]
+    """Names of the GPUs that are offered at this price."""
+    dollars_per_hour: float
+    """Of one GPU."""
+    kind: OfferKind = "on-demand"
+    seller: str = ""
+    source: str = ""
+    url: str = ""
+    date: str = ""
+
+
+@functools.cache
+def published_offers() -> tuple[Offer, ...]:
+    """Return every offer of prices.toml."""
+    rows = read_table("prices.toml")["offer"]
+    return tuple(Offer(**{**row, "gpus": tuple(row["gpus"])}) for row in rows)
+
+
+def offers_for(gpu: Gpu | None, own: tuple[Offer, ...] = ()) -> tuple[Offer, ...]:
+    """Return the offers of a GPU: those of the user if there are any, or the published ones."""
+    if gpu is None:
+        return ()
+    return next(
+        (
+            found
+            for offers in (own, published_offers())
+            if (found := tuple(offer for offer in offers if gpu.name in offer.gpus))
+        ),
+        (),
+    )
+
+
+def hourly_price(
+    gpu: Gpu | None, price: float | None = None, own: tuple[Offer, ...] = ()
+) -> Assumption | None:
+    """Return the dollars per hour of one GPU: `price`, or the median of its offers on demand, or of
+    another kind if there are none on demand; None without an offer.
     """
     if price is not None:
         return Assumption("price", price, "$ per GPU-hour", USER, "")
-    for row in read_table("prices.toml")["price"]:
-        if gpu is not None and gpu.name in row["gpus"]:
-            return Assumption(
-                "price",
-                row["dollars_per_hour"],
-                "$ per GPU-hour",
-                row["source"],
-                row["date"],
-                row["url"],
+    offers = offers_for(gpu, own)
+    for kind in OFFER_KINDS:
+        if some := sorted((offer for offer in offers if offer.kind == kind), key=_dollars):
+            break
+    else:
+        return None
+    median = (
+        some[(len(some) - 1) // 2].dollars_per_hour + some[len(some) // 2].dollars_per_hour
+    ) / 2
+    newest = max(some, key=lambda offer: offer.date)
+    if len(some) == 1:
+        what = ": ".join(part for part in (some[0].seller, some[0].source) if part)
+        source = f"{spoken(kind)}: {what}"
+    else:
+        low, high = some[0].dollars_per_hour, some[-1].dollars_per_hour
+        source = f"median of {len(some)} offers {spoken(kind)}, ${low:.2f} to ${high:.2f}"
+    return Assumption("price", median, "$ per GPU-hour", source, newest.date, newest.url)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceRange:
+    """Dollars per hour of one GPU, of one kind of offer."""
+
+    kind: OfferKind
+    low: float
+    high: float
+    offers: int
+    """Number of offers."""
+
+
+def price_ranges(offers: tuple[Offer, ...]) -> list[PriceRange]:
+    """Return the range of each kind of offer that there is."""
+    found = []
+    for kind in OFFER_KINDS:
+        if some := [_dollars(offer) for offer in offers if offer.kind == kind]:
+            found.append(PriceRange(kind=kind, low=min(some), high=max(some), offers=len(some)))
+    return found
+
+
+def spoken(kind: OfferKind) -> str:
+    """Return a kind of offer as a text says it."""
+    return kind.replace("-", " ")
+
+
+def _is_date(text: str) -> bool:
+    """Return whether a text is empty, YYYY-MM or YYYY-MM-DD."""
+    match = re.fullmatch(r"\d{4}-(\d\d)(?:-(\d\d))?|", text)
+    return match is not None and all(
+        part is None or 1 <= int(part) <= most
+        for part, most in zip(match.groups(), (12, 31), strict=True)
+    )
+
+
+def _dollars(offer: Offer) -> float:
+    return offer.dollars_per_hour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfferRow:
+    """Row of a user's file of prices."""
+
+    gpus: list[str]
+    dollars_per_hour: float
+    kind: OfferKind = "on-demand"
+    seller: str = ""
+    source: str = ""
+    url: str = ""
+    date: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfferFile:
+    offer: list[_OfferRow]
+
+
+def read_offers(path: Path) -> tuple[Offer, ...]:
+    """Return the prices of a TOML file of `[[offer]]` rows, like prices.toml.
+
+    Raises InputError for a file that cannot be read, a row that is none, an unknown GPU, a price
+    that is not above 0, or a date that is not YYYY-MM-DD.
+    """
+    # imported for this alone: `gpt cost` answers in a fraction of a second
+    from gptcli.files import read_toml
+    from gptcli.schema import read_table as read_rows
+    from gptcli.settings import Number
+
+    readers = {"dollars_per_hour": Number(0, 1e6, above=True)}
+    rows = read_rows(_OfferFile, read_toml(path), path, readers=readers, may_be_empty=True).offer
+    if not rows:
+        raise InputError("no [[offer]]", where=path, hint="[[offer]] with gpus, dollars_per_hour")
+    found = []
+    for number, row in enumerate(rows):
+        where = f"offer[{number}]"
+        try:
+            names = tuple(find_gpu(name).name for name in row.gpus)
+        except UsageError as error:
+            hint = (error.hint or "").partition("\n")[0]
+            raise InputError(f"{where}.gpus: {error.what}", where=path, hint=hint) from None
+        if not names:
+            raise InputError(f"{where}.gpus: is empty", where=path, hint='gpus = ["h100"]')
+        if not _is_date(row.date):
+            raise InputError(
+                f"{where}.date: {row.date!r} is no date", where=path, hint='date = "2026-11-30"'
             )
-    return None
+        found.append(
+            Offer(
+                gpus=names,
+                dollars_per_hour=row.dollars_per_hour,
+                kind=row.kind,
+                seller=row.seller,
+                source=row.source or str(path),
+                url=row.url,
+                date=row.date,
+            )
+        )
+    return tuple(found)
 
 
 def _scaled(row: dict[str, Any], key: str, unit: float) -> float | None:

@@ -110,7 +110,7 @@ def serving(
     if prompt + output > T:
         raise UsageError(
             f"{prompt:,} tokens of prompt and {output:,} of output are more than a context of {T:,}",
-            field="prompt",
+            field="prompt_tokens",
             code="longer_than_context",
             hint="fewer of either, or a larger {option:n_ctx}",
         )

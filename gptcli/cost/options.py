@@ -14,7 +14,16 @@ from gptcli.cost.cluster import (
     whole_nodes,
 )
 from gptcli.cost.estimate import Cluster
-from gptcli.cost.hardware import Gpu, Precision, find_gpu, peak_flops, usual_precision
+from gptcli.cost.hardware import (
+    Gpu,
+    Offer,
+    Precision,
+    find_gpu,
+    hourly_price,
+    offers_for,
+    peak_flops,
+    usual_precision,
+)
 from gptcli.cost.layout import check_division, parse_layout
 from gptcli.cost.memory import Recompute, padded_micro_batches
 from gptcli.cost.planner import Plan, make_plan, plans
@@ -25,9 +34,19 @@ from gptcli.model.config import ModelConfig
 
 DEFAULT_N_CTX = 1024  # GPT-2's
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
-DEFAULT_GPU = "h100"  # its price is the most recent one
+DEFAULT_GPU = "h100"  # the one with most offers
 POWER_FIELDS = ("server", "pue", "carbon")
-HARDWARE_FIELDS = ("gpu", "gpus", "tflops", "memory", "mfu", "goodput", "price", *POWER_FIELDS)
+HARDWARE_FIELDS = (
+    "gpu",
+    "gpus",
+    "tflops",
+    "memory",
+    "mfu",
+    "goodput",
+    "price",
+    "prices",
+    *POWER_FIELDS,
+)
 LAYOUT_FIELDS = ("layout", "micro_batch", "recompute", "precision", "batch_tokens", "trainer")
 # what the options may be, both ends included: beyond, no figure means anything
 LIMITS: dict[str, tuple[float, float]] = {
@@ -51,10 +70,10 @@ def check_limit(name: str, value: float | None) -> None:
     low, high = LIMITS[name]
     if value is not None and not low <= value <= high:
         raise UsageError(
-            f"{value:g} is out of range",
+            f"{value:,.10g} is out of range",
             field=name,
             code="out_of_range",
-            hint=f"from {low:g} to {high:g}",
+            hint=f"from {low:,.10g} to {high:,.10g}",
         )
 
 
@@ -81,6 +100,8 @@ class HardwareOptions:
     """Fraction of the time in which the run makes progress, in (0, 1]."""
     price: float | None = None
     """Dollars per GPU-hour."""
+    prices: tuple[Offer, ...] = ()
+    """Offers that replace the published ones of their GPUs (`hardware.read_offers`)."""
     hours: float | None = None
     """Duration of the run."""
     layout: str | None = None
@@ -111,10 +132,19 @@ class HardwareOptions:
             self._check_processor()
         if self.memory is not None and gpu is not None:
             raise UsageError(
-                "{option:memory} describes a custom GPU",
+                "is the memory of a custom GPU",
                 field="memory",
                 code="memory_without_tflops",
                 hint="use it with {option:tflops} and without {option:gpu}",
+            )
+        if self.prices and (self.price is not None or gpu is None):
+            raise UsageError(
+                "{option:prices} and {option:price} contradict each other"
+                if gpu is not None
+                else "{option:prices} lists GPUs by name, and {option:tflops} describes one without",
+                field="prices",
+                code="two_prices",
+                hint="leave out one of the two" if gpu is not None else "set {option:price}",
             )
         if gpu is not None:
             peak_flops(gpu, self.matmul_precision)
@@ -222,7 +252,12 @@ class HardwareOptions:
             cluster, plan = self._cluster_for_hours(gpu, flops, self.hours, arguments)
         if self.memory is not None:
             cluster = replace(cluster, described_memory=round(self.memory * 1e9))
-        power = {name: getattr(self, name) for name in POWER_FIELDS}
+        power: dict[str, Any] = {name: getattr(self, name) for name in POWER_FIELDS}
+        if price is None:
+            power |= {
+                "price": hourly_price(gpu, own=self.prices),
+                "offers": offers_for(gpu, self.prices),
+            }
         return replace(cluster, **power), plan
 
     def _cluster_for_hours(

@@ -11,7 +11,7 @@ import functools
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gptcli.cost.hardware import Gpu, Precision
@@ -33,6 +33,7 @@ from gptcli.model.config import ModelConfig
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)  # candidate sizes, in sequences
 # bytes per parameter: weight, gradient and Adam's two moments in fp32, a lower bound for any layout
 STATE_BYTES = 16
+MAX_INTERLEAVE = 8  # stages per process; published runs of Megatron-LM have 1 to 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,15 @@ class Plan:
     """Tokens of the batch per second of all GPUs together; padding does not count."""
     sequences: int
     """Sequences of the batch."""
+    interleave: int = 1
+    """Pipeline stages per process: more of them in Megatron-LM alone."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan as it appears in `gpt cost --json`."""
         return {
             "layout": str(self.layout),
             "gpus": self.layout.processes,
+            "interleave": self.interleave,
             **asdict(self.work),
             "memory_bytes": {**asdict(self.memory), "total": self.memory.total},
             "step_seconds": {**asdict(self.time), "total": self.time.total},
@@ -74,12 +78,31 @@ def make_plan(
     `sequences` is the batch, by default all that the micro-batches hold. Raises UsageError if the
     layout does not divide the model, or the GPU lacks the precision.
     """
-    time = step_time(config, layout, work, gpu, trainer=trainer)
-    places = work.micro_batch * work.micro_batches * layout.replicas
-    batch = places if sequences is None else min(sequences, places)
-    speed = batch * config.n_ctx / time.total
-    memory = rank_memory(config, layout, work, recipe_of(trainer))
-    return Plan(layout, work, memory, time, speed, batch)
+    recipe = recipe_of(trainer)
+    found = []
+    for interleave in interleaves(config.n_layer, layout.pp, recipe):
+        each = replace(work, micro_batches=rounds_of(work.micro_batches, layout.pp, interleave))
+        time = step_time(config, layout, each, gpu, trainer=trainer, interleave=interleave)
+        places = each.micro_batch * each.micro_batches * layout.replicas
+        batch = places if sequences is None else min(sequences, places)
+        speed = batch * config.n_ctx / time.total
+        memory = rank_memory(config, layout, each, recipe, interleave=interleave)
+        found.append(Plan(layout, each, memory, time, speed, batch, interleave))
+    fitting = [plan for plan in found if plan.memory.total <= gpu.memory_bytes]
+    return max(fitting or found[:1], key=lambda plan: plan.tokens_per_second)
+
+
+def interleaves(n_layer: int, pp: int, recipe: StateRecipe) -> tuple[int, ...]:
+    """Return the numbers of stages per process to try: one, and in Megatron-LM as many as each
+    process has layers.
+    """
+    most = min(MAX_INTERLEAVE, n_layer // pp) if recipe == "megatron" and pp > 1 else 1
+    return (1, most) if most > 1 else (1,)
+
+
+def rounds_of(micro_batches: int, pp: int, interleave: int) -> int:
+    """Return the micro-batches of a step, padded for the schedule of `interleave` stages."""
+    return padded_micro_batches(micro_batches, pp, "1f1b" if interleave == 1 else "interleaved1f1b")
 
 
 def recipe_of(trainer: Trainer) -> StateRecipe:
@@ -112,7 +135,7 @@ def plans(
     if least > gpus:
         return []
     sizes = (micro_batch,) if micro_batch else MICRO_BATCHES
-    constants = constants_for(trainer, gpu.family)
+    constants = constants_for(trainer, gpu)
     groups = []
     for tp, pp, limit in grids(config, gpus, sequences, precision):
         if tp * pp * limit < least:
@@ -122,12 +145,13 @@ def plans(
             for size in sizes:
                 if size <= sequences:
                     each = _layer_seconds(config, tp, size, precision, kind, gpu, constants)
-                    floor = _least_seconds(config, layers, pp, share, size, each)
-                    groups.append((floor, tp, pp, limit, kind, size, each))
+                    for v in interleaves(config.n_layer, pp, recipe):
+                        floor = _least_seconds(config, layers, pp, share, size, each, v)
+                        groups.append((floor, tp, pp, limit, kind, size, each, v))
     best: dict[Layout, Plan] = {}
-    too_large: dict[tuple[Layout, Recompute], int] = {}  # micro-batches that did not fit
+    too_large: dict[tuple[Layout, Recompute, int], int] = {}  # micro-batches that did not fit
     slowest = math.inf  # seconds that a further plan must beat
-    for floor, tp, pp, limit, kind, size, each in sorted(groups):
+    for floor, tp, pp, limit, kind, size, each, v in sorted(groups):
         if floor >= slowest:
             break
         layers = -(-config.n_layer // pp)
@@ -135,26 +159,28 @@ def plans(
             share = -(-sequences // replicas)
             if tp * pp * replicas < least or size > share:
                 continue
-            if _least_seconds(config, layers, pp, share, size, each) >= slowest:
+            if _least_seconds(config, layers, pp, share, size, each, v) >= slowest:
                 break
-            rounds = padded_micro_batches(-(-share // size), pp, "1f1b")
+            rounds = rounds_of(-(-share // size), pp, v)
             work = StepConfig(
                 micro_batch=size, micro_batches=rounds, precision=precision, recompute=kind
             )
             for layout in _shardings(config, replicas, tp, pp, recipe):
                 holders = layout.shard * tp * pp if recipe == "fp32" else layout.processes
-                if holders < least or size >= too_large.get((layout, kind), size + 1):
+                if holders < least or size >= too_large.get((layout, kind, v), size + 1):
                     continue
-                time = step_time(config, layout, work, gpu, constants, trainer=trainer)
+                time = step_time(
+                    config, layout, work, gpu, constants, trainer=trainer, interleave=v
+                )
                 known = best.get(layout)
                 if time.total >= (slowest if known is None else known.time.total):
                     continue
-                memory = rank_memory(config, layout, work, recipe)
+                memory = rank_memory(config, layout, work, recipe, interleave=v)
                 if memory.total > gpu.memory_bytes:
-                    too_large[layout, kind] = size
+                    too_large[layout, kind, v] = size
                     continue
                 speed = sequences * config.n_ctx / time.total
-                best[layout] = Plan(layout, work, memory, time, speed, sequences)
+                best[layout] = Plan(layout, work, memory, time, speed, sequences, v)
                 if most is not None and len(best) >= most:
                     times = (plan.time.total for plan in best.values())
                     slowest = heapq.nsmallest(most, times)[-1]
@@ -178,11 +204,19 @@ def _layer_seconds(
 
 
 def _least_seconds(
-    config: ModelConfig, layers: int, pp: int, share: int, size: int, each: float
+    config: ModelConfig,
+    layers: int,
+    pp: int,
+    share: int,
+    size: int,
+    each: float,
+    interleave: int,
 ) -> float:
-    """Return a lower bound of a step: the layers of the slowest stage, and of the others once."""
-    rounds = padded_micro_batches(-(-share // size), pp, "1f1b")
-    return (rounds * layers + config.n_layer - layers) * each
+    """Return a lower bound of a step: the layers of the slowest stage, and of the others once, or
+    if stages are interleaved a part of that.
+    """
+    rounds = rounds_of(-(-share // size), pp, interleave)
+    return (rounds * layers + (config.n_layer - layers) / interleave) * each
 
 
 def grids(

@@ -119,17 +119,24 @@ class RankMemory:
 
 
 def rank_memory(
-    config: ModelConfig | Shape, layout: Layout, work: StepConfig, recipe: StateRecipe = "fp32"
+    config: ModelConfig | Shape,
+    layout: Layout,
+    work: StepConfig,
+    recipe: StateRecipe = "fp32",
+    *,
+    interleave: int = 1,
 ) -> RankMemory:
     """Return the memory of the fullest rank of a layout.
 
     Under one-forward-one-backward that is a rank of the first stage, which has the most
     micro-batches in flight, or of the last. `recipe` is "fp32" for `gpt train`, or "megatron", which
-    a `Shape` needs. Raises UsageError if the layout does not divide the model.
+    a `Shape` needs, with `interleave` stages per process. Raises UsageError if the layout does not divide the model.
     """
     stages = {0, layout.pp - 1}
     if recipe == "megatron" or isinstance(config, Shape):
-        found = [megatron_stage(config, layout, work, stage) for stage in stages]
+        found = [
+            megatron_stage(config, layout, work, stage, interleave=interleave) for stage in stages
+        ]
     else:
         check_layout(layout, config)
         found = [stage_memory(config, layout, work, stage) for stage in stages]
@@ -155,7 +162,8 @@ def megatron_stage(
                     the fp32 sum, and the placeholders that autograd gets are kept by shape
         workspace   gradients of the feed-forward layer's activations
 
-    Selective recomputation leaves out the scores of attention.
+    Selective recomputation leaves out the scores of attention; if attention is fused and writes
+    none, the outputs of norms and of GELU or the gate.
     """
     tp, pp, first, last = layout.tp, layout.pp, stage == 0, stage == layout.pp - 1
     layers, C = layers_of_stage(config.n_layer, pp, stage), config.d_model
@@ -174,7 +182,11 @@ def megatron_stage(
         sequence_parallel=sequence_parallel,
     )
     tokens = work.micro_batch * config.n_ctx
-    activations = layer_bytes(config, work.micro_batch, kept) * layers_in_flight(
+    each = layer_bytes(config, work.micro_batch, kept)
+    if work.fused and work.recompute == "selective":  # outputs of norms, and of GELU or the gate
+        e = ELEMENT_BYTES[work.precision]
+        each -= e * tokens * (2 * C / (tp if sequence_parallel else 1) + config.d_ff / tp)
+    activations = each * layers_in_flight(
         layers, pp, stage, work.micro_batches, interleave=interleave
     )
     again = layer_bytes(config, work.micro_batch, replace(kept, recompute="none"))

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from gptcli.cost.cpu import FAMILY
 from gptcli.cost.estimate import Cluster, Estimate
 from gptcli.cost.flops import parameters_by_part
-from gptcli.cost.hardware import Gpu, usual_precision
+from gptcli.cost.hardware import Gpu, price_ranges, spoken, usual_precision
 from gptcli.cost.inference import Serving, inference
 from gptcli.cost.memory import memory_by_part, min_gpus
 from gptcli.cost.planner import Plan, nearest_that_fits
@@ -183,12 +183,33 @@ def _time_and_money(estimate: Estimate, assumed: str, spell: Spell) -> list[Row]
     rows += [
         (f"  {unit.replace('GPU', one)}", figure(seconds / size), between),
         ("  dollars", dollars(estimate.dollars), price),
+        *_price_rows(estimate),
         (f"  on {cluster.count:,} {gpu_label(cluster)}", days, ""),
     ]
     if energy is not None:
         co2 = f"{scaled(energy.co2_kg * 1000, MASS)} of CO2e"
         rows.append(("  energy", scaled(energy.kwh * 1000, ENERGY), co2))
     return rows
+
+
+def _price_rows(estimate: Estimate) -> list[Row]:
+    """Return the dollars at the lowest and highest price of each kind of offer, if they differ."""
+    ranges = price_ranges(estimate.cluster.offers)
+    if sum(price.offers for price in ranges) < 2:
+        return []
+    rows = []
+    for price in ranges:
+        total = between(estimate.gpu_hours * price.low, estimate.gpu_hours * price.high, dollars)
+        each = between(price.low, price.high, dollars)
+        offers = f"{price.offers} offers" if price.offers > 1 else "1 offer"
+        rows.append((f"    {spoken(price.kind)}, an hour", each, f"{total}; {offers}"))
+    return rows
+
+
+def between(low: float, high: float, write: Callable[[float], str]) -> str:
+    """Return a range, or one figure if both ends are written alike."""
+    first, last = write(low), write(high)
+    return first if first == last else f"{first} to {last}"
 
 
 def _range(estimate: Estimate, value: float | None, write: Callable[[float], str]) -> str:
@@ -304,7 +325,7 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
     step, total = plan.work, plan.memory.total
     rows: list[Row] = [
         ("Memory per rank", "", str(plan.layout)),
-        ("  run with", "", _step_options(step)),
+        ("  run with", "", _step_options(step) + _interleaved(plan)),
     ]
     rows += [
         (f"  {part}", in_bytes(n_bytes), RANK_NOTES[part])
@@ -341,7 +362,7 @@ def plans_table(plans: list[Plan], gpus: int | None = None) -> list[list[str]]:
         idle = 0 if gpus is None else gpus - plan.layout.processes
         rows.append(
             [
-                str(plan.layout),
+                f"{plan.layout}{_interleaved(plan)}",
                 str(idle) if idle else "",
                 str(plan.work.micro_batch),
                 plan.work.recompute,
@@ -356,6 +377,10 @@ def plans_table(plans: list[Plan], gpus: int | None = None) -> list[list[str]]:
 
 def _step_options(step: StepConfig) -> str:
     return f"micro-batch {step.micro_batch}, recompute {step.recompute}"
+
+
+def _interleaved(plan: Plan) -> str:
+    return f", interleaved {plan.interleave}" if plan.interleave > 1 else ""
 
 
 def _step_time(plan: Plan) -> str:

@@ -27,8 +27,13 @@ SUFFIXES = (".csv", ".jsonl")
 
 
 def read_run_table(path: Path) -> list[RunResult]:
-    """Return the runs of a table. Raises InputError with the line of a row that is none."""
-    return [_run(row, f"{path}:{line}", line) for line, row in _rows(path)]
+    """Return the runs of a table. Raises InputError with the line of a row that is none, and for a
+    table without rows.
+    """
+    runs = [_run(row, f"{path}:{line}", line) for line, row in _rows(path)]
+    if not runs:
+        raise InputError("no runs", where=path, hint="CSV with a header, or JSONL")
+    return runs
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -44,7 +49,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if text.strip():
                     row = json.loads(text)
                     yield line, _named(row if isinstance(row, dict) else {})
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, RecursionError) as error:
         raise InputError(
             f"not a table of runs: {error}", where=path, hint="CSV with a header, or JSONL"
         ) from None
@@ -65,8 +70,8 @@ def _run(row: dict[str, Any], where: str, line: int) -> RunResult:
     for name in ("parameters", "tokens", "flops", "loss"):
         if name in row:
             try:
-                value = float(row[name])
-            except (TypeError, ValueError):
+                value = math.nan if isinstance(row[name], bool) else float(row[name])
+            except (TypeError, ValueError, OverflowError):
                 value = math.nan
             if not 0 < value < 1e40:
                 raise InputError(

@@ -1,4 +1,5 @@
-"""Predicted speeds beside published ones: every row of measured.csv, by source.
+"""Predicted speeds and memory beside published and measured ones: every row of measured.csv and
+measured_memory.csv, by source.
 
 A row is the steady speed of one configuration, as its source prints it or as it follows from what
 the source prints. The constants of throughput.toml are fitted to these rows; the error of a source
@@ -12,17 +13,19 @@ import csv
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from gptcli.cost.flops import Shape
+from gptcli.cost.cpu import cpu_memory, on_cpu
+from gptcli.cost.flops import Shape, layer_matrices
 from gptcli.cost.hardware import Gpu, Precision, find_gpu, read_table
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import Recompute
-from gptcli.cost.rank_memory import StepConfig
-from gptcli.cost.step_time import Trainer, constants_from, tokens_per_second, uncertainty
+from gptcli.cost.planner import recipe_of
+from gptcli.cost.rank_memory import StepConfig, megatron_stage, rank_memory
+from gptcli.cost.step_time import Overlap, Trainer, constants_from, tokens_per_second, uncertainty
 from gptcli.model.config import ModelConfig
 
 
@@ -40,6 +43,8 @@ class MeasuredRun:
     work: StepConfig
     interleave: int
     """Stages per process."""
+    overlap: Overlap
+    """Collectives that are overlapped with products."""
     tokens_per_second: float
     """Published, of each GPU."""
     memory_bytes: int | None
@@ -55,6 +60,7 @@ class MeasuredRun:
             constants,
             trainer=self.trainer,
             interleave=self.interleave,
+            overlap=self.overlap,
         )
 
     @property
@@ -72,6 +78,83 @@ def measured_runs() -> tuple[MeasuredRun, ...]:
     path = Path(__file__).with_name("measured.csv")
     with open(path, encoding="utf-8", newline="") as file:
         return tuple(map(_run, csv.DictReader(file)))
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredMemory:
+    """Peak bytes of a process, measured and predicted."""
+
+    source: str
+    run: str
+    """Model, layout and step, in a few words."""
+    bytes: int
+    """Measured: allocated on a GPU, of the whole process on a CPU."""
+    predicted: int
+
+    @property
+    def error(self) -> float:
+        """Relative error of the prediction."""
+        return self.predicted / self.bytes - 1
+
+
+@cache
+def measured_memory() -> tuple[MeasuredMemory, ...]:
+    """Return every run whose memory was measured, with the prediction."""
+    found = [
+        MeasuredMemory(
+            run.source,
+            run.label,
+            run.memory_bytes,
+            rank_memory(run.config, run.layout, run.work, recipe_of(run.trainer)).total,
+        )
+        for run in measured_runs()
+        if run.memory_bytes is not None
+    ]
+    path = Path(__file__).with_name("measured_memory.csv")
+    with open(path, encoding="utf-8", newline="") as file:
+        found += map(_memory, csv.DictReader(file))
+    return tuple(found)
+
+
+def _memory(row: dict[str, str]) -> MeasuredMemory:
+    n = {name: int(row[name]) for name in MEMORY_COLUMNS}
+    config = ModelConfig(
+        **{name: n[name] for name in ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size")},
+        dropout=float(row["dropout"]),
+    )
+    layout = parse_layout(row["layout"])
+    work = StepConfig(
+        micro_batch=n["micro_batch"],
+        micro_batches=n["micro_batches"],
+        precision=cast(Precision, row["precision"]),
+        recompute=cast(Recompute, row["recompute"]),
+    )
+    if row["device"] == "cpu":
+        matrices = config.n_layer * layer_matrices(config)
+        predicted = cpu_memory(
+            config,
+            layout,
+            on_cpu(work, config, has_kernels=True),
+            average_bytes=4 * config.parameters * (row["extra"] == "ema"),
+            fewer_moments=matrices * (row["extra"] == "muon"),
+        ).total
+    else:  # Megatron-LM's own attention, of its last stage
+        predicted = megatron_stage(
+            config,
+            layout,
+            replace(work, fused=False),
+            layout.pp - 1,
+            sequence_parallel=row["extra"] != "no sequence parallelism",
+        ).total
+    words = [f"{n['n_layer']} x {n['d_model']}, T {n['n_ctx']}", str(layout), row["precision"]]
+    words += [row[name] for name in ("recompute", "extra") if row[name] not in ("", "none")]
+    words += ["dropout"] * (config.dropout > 0)
+    return MeasuredMemory(row["source"], ", ".join(words), n["bytes"], predicted)
+
+
+MEMORY_COLUMNS = (
+    "n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "micro_batch", "micro_batches", "bytes"
+)  # fmt: skip
 
 
 def _run(row: dict[str, str]) -> MeasuredRun:
@@ -102,9 +185,11 @@ def _run(row: dict[str, str]) -> MeasuredRun:
             micro_batches=int(row["micro_batches"]),
             precision=cast(Precision, row["precision"]),
             recompute=cast(Recompute, row["recompute"]),
+            fused=row["attention"] == "fused",
             whole_logits=True,
         ),
         int(row["interleave"]),
+        cast(Overlap, row["overlap"]),
         float(row["tokens_per_second"]),
         round(float(row["memory_gb"]) * 1e9) if row["memory_gb"] else None,
     )
@@ -143,7 +228,7 @@ def unseen_error(run: MeasuredRun) -> float:
     """Return log(predicted / published) by constants that were fitted without the run's source."""
     values = read_table("held_out.toml")["without"][run.source]
     table = with_values(read_table("throughput.toml"), values)
-    return log_error(run, constants_from(table, run.trainer, run.gpu.family))
+    return log_error(run, constants_from(table, run.trainer, run.gpu))
 
 
 def check_report() -> dict[str, Any]:
@@ -166,7 +251,12 @@ def check_report() -> dict[str, Any]:
             }
             for run in measured_runs()
         ],
-        "references": read_table("measured.toml")["reference"],
+        "memory": [asdict(run) | {"error": run.error} for run in measured_memory()],
+        "memory_sources": [asdict(score) for score in memory_scores()],
+        "references": [
+            *read_table("measured.toml")["reference"],
+            *read_table("measured.toml")["memory_reference"],
+        ],
     }
 
 
@@ -196,6 +286,37 @@ def scores(runs: Iterable[MeasuredRun] | None = None) -> list[SourceScore]:
     sources = dict.fromkeys(run.source for run in every)
     found = [score(name, [run for run in every if run.source == name]) for name in sources]
     return [*found, score("all", every)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryScore:
+    """Errors of the predicted memory for one source."""
+
+    source: str
+    runs: int
+    median: float
+    """Median of |predicted / measured - 1|."""
+    worst: float
+    above: float
+    """Most that a measured peak is above the prediction, as a share of it; 0 if none is."""
+
+
+def memory_scores() -> list[MemoryScore]:
+    """Return the errors of the predicted memory by source, in the order of the tables."""
+    found = []
+    for source in dict.fromkeys(run.source for run in measured_memory()):
+        rows = [run for run in measured_memory() if run.source == source]
+        sizes = [abs(run.error) for run in rows]
+        found.append(
+            MemoryScore(
+                source=source,
+                runs=len(rows),
+                median=statistics.median(sizes),
+                worst=max(sizes),
+                above=max(0.0, *(run.bytes / run.predicted - 1 for run in rows)),
+            )
+        )
+    return found
 
 
 def with_values(table: dict[str, Any], values: dict[str, float]) -> dict[str, Any]:

@@ -40,7 +40,15 @@ RECOMPUTE_FACTORS = {
     "full": (4 / 3, 4 / 3),
 }  # FLOPs and memory traffic with recomputation, relative to none
 FP32 = 4  # bytes per element
+WATTS_PER_FLOPS = 1000 / 2250e12  # of a B200
+# bytes per attention score that is written to memory: product, softmax, dropout and its mask forward,
+# their gradients backward, the forward part again (Megatron's fused softmax, 16 bits)
+SCORE_BYTES = {"none": 32, "selective": 45, "full": 45}
 
+Overlap = Literal["none", "replicas", "all"]
+"""Collectives that a trainer overlaps with products: none, those of replicas and shards, or those of
+tensor parallelism too.
+"""
 Trainer = Literal["gpt", "fused", "fsdp", "megatron"]
 TRAINERS: tuple[Trainer, ...] = get_args(Trainer)
 """Trainers whose speed is modelled.
@@ -51,6 +59,7 @@ TRAINERS: tuple[Trainer, ...] = get_args(Trainer)
 - megatron: Megatron-LM and NeMo, with a distributed optimizer and sequence parallelism.
 """
 DEFAULT_TRAINER: Trainer = "gpt"
+SHARED = ("spread", "fp8", "cast", "latency", "overlap", "weights")  # constants of every trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +84,14 @@ class Constants:
     """
     tensor: float
     """The same share for tensor parallelism."""
+    cast: float
+    """Bytes that casts to fp8 move per token, layer and unit of width."""
+    latency: float
+    """Seconds of a collective of tensor parallelism that do not depend on its size."""
+    overlap: float
+    """Share of tensor parallelism that is left where the trainer overlaps it with products."""
+    weights: float
+    """Share of the time in which products move weights and gradients that is not overlapped."""
     spread: float
     """Growth of the collectives' time for every doubling of the number of nodes."""
     fp8: float
@@ -131,23 +148,27 @@ def check_trainer(name: str) -> None:
 
 
 @functools.cache
-def constants_for(trainer: Trainer, family: str) -> Constants:
-    """Return the constants of throughput.toml for a trainer on a family of GPUs."""
-    return constants_from(read_table("throughput.toml"), trainer, family)
+def constants_for(trainer: Trainer, gpu: Gpu) -> Constants:
+    """Return the constants of throughput.toml for a trainer on a GPU."""
+    return constants_from(read_table("throughput.toml"), trainer, gpu)
 
 
-def constants_from(table: dict[str, Any], trainer: Trainer, family: str) -> Constants:
+def constants_from(table: dict[str, Any], trainer: Trainer, gpu: Gpu) -> Constants:
     """Return the constants of a table like throughput.toml.
 
     A family that was never measured has those of the row "other".
     """
     own = table["trainers"][trainer]
-    row = table["families"].get(family, table["families"]["other"])
+    row = table["families"].get(gpu.family, table["families"]["other"])
+    products = row["products"] * own["products"]
+    # the power of the board limits products, and its GPUs differ in watts for a peak
+    if "power" in row and gpu.watts is not None:
+        products *= (gpu.watts / gpu.peak_flops / WATTS_PER_FLOPS) ** row["power"]
     return Constants(
-        products=row["products"] * own["products"],
-        attention=row["attention"],
-        spread=table["spread"],
-        **{name: own[name] for name in ("path", "head", "launch", "exposed", "tensor", "fp8")},
+        products=products,
+        attention=row["attention"] * own["attention"],
+        **{name: table[name] for name in SHARED},
+        **{name: own[name] for name in ("path", "head", "launch", "exposed", "tensor")},
     )
 
 
@@ -167,9 +188,18 @@ class LayerTime(NamedTuple):
 
 
 def layer_time(
-    config: ModelConfig | Shape, tp: int, work: StepConfig, gpu: Gpu, k: Constants
+    config: ModelConfig | Shape,
+    tp: int,
+    work: StepConfig,
+    gpu: Gpu,
+    k: Constants,
+    *,
+    overlap: Overlap = "replicas",
 ) -> LayerTime:
-    """Return the seconds of one layer and micro-batch on each of `tp` tensor-parallel ranks."""
+    """Return the seconds of one layer and micro-batch on each of `tp` tensor-parallel ranks.
+
+    `overlap` are the collectives that run during products.
+    """
     C, tokens = config.d_model, work.micro_batch * config.n_ctx
     recompute, traffic = RECOMPUTE_FACTORS[work.recompute]
     peak = gpu.peak_flops if work.precision == "fp8" else peak_flops(gpu, work.precision)
@@ -178,15 +208,31 @@ def layer_time(
     # a reduce-scatter and an all-gather replace each of Megatron's all-reduces, two forward and
     # two backward
     if tp > 1:
+        pairs = 4 if work.recompute != "full" else 6
         each = 2 * (tp - 1) / tp * tokens * C * ELEMENT_BYTES[work.precision]
-        tensor = (4 if work.recompute != "full" else 6) * each * k.tensor / _bandwidth(gpu, tp, 1)
+        tensor = pairs * (each * k.tensor / _bandwidth(gpu, tp, 1) + 2 * k.latency)
+        tensor *= k.overlap if overlap == "all" else 1
+    moved = tokens * C * _path_width(config) * k.path * traffic
+    if work.precision == "fp8":
+        moved += tokens * C * _path_width(config) * k.cast * traffic
+    moved += layer_matrices(config) * weight_bytes(work) * k.weights
+    if not work.fused:
+        moved += tokens * config.n_head * config.n_ctx * SCORE_BYTES[work.recompute]
     return LayerTime(
         6 * tokens * layer_matrices(config) * recompute / tp / _product_speed(gpu, work, k),
         attention / tp / (peak * k.attention),
-        tokens * C * _path_width(config) * k.path * traffic / tp / gpu.bandwidth,
+        moved / tp / gpu.bandwidth,
         k.launch,
         tensor,
     )
+
+
+def weight_bytes(work: StepConfig) -> int:
+    """Return the bytes per weight that the products of a micro-batch move: the weight, read forward
+    and backward, and again if that is recomputed; and its gradient, added to an fp32 sum.
+    """
+    reads = 3 if work.recompute == "full" else 2
+    return reads * ELEMENT_BYTES[work.precision] + (2 * FP32 if work.micro_batches > 1 else FP32)
 
 
 def _product_speed(gpu: Gpu, work: StepConfig, k: Constants) -> float:
@@ -213,24 +259,26 @@ def step_time(
     *,
     trainer: Trainer = DEFAULT_TRAINER,
     interleave: int | None = None,
+    overlap: Overlap = "replicas",
 ) -> StepTime:
     """Return the seconds of one optimizer step, all ranks busy.
 
     `constants` replaces the fitted ones of the trainer; `interleave` is the number of stages per
     process, by default that of the schedule.
     """
-    k = constants or constants_for(trainer, gpu.family)
+    k = constants or constants_for(trainer, gpu)
     C, T, L, tp, pp = config.d_model, config.n_ctx, config.n_layer, layout.tp, layout.pp
     tokens, e = work.micro_batch * T, ELEMENT_BYTES[work.precision]
-    one = layer_time(config, tp, work, gpu, k)
+    one = layer_time(config, tp, work, gpu, k, overlap=overlap)
     products_of_head = 6 * tokens * config.vocab_size * C / tp / _product_speed(gpu, work, k)
     memory_of_head = tokens * config.vocab_size * k.head / tp / gpu.bandwidth
     # parameters of the rank under tp and pp, before sharding
     per_layer, table = _layer_parameters(config, tp), config.vocab_size * C / tp
+    exposed = k.tensor if overlap == "none" else k.exposed
     shard = 0.0  # seconds per parameter
     if layout.shard > 1:
-        shard = k.exposed * 3 * e * (layout.shard - 1) / layout.shard
-        shard *= _node_factor(layout.shard * tp, k) / _bandwidth(gpu, layout.shard * tp, tp)
+        shard = exposed * 3 * e * (layout.shard - 1) / layout.shard
+        shard *= _node_factor(gpu, layout.shard * tp, k) / _bandwidth(gpu, layout.shard * tp, tp)
     of_layer = one.total + shard * per_layer
     of_head = products_of_head + memory_of_head + shard * table
 
@@ -242,8 +290,8 @@ def step_time(
     mine = layers * per_layer + tables * table
     replicas = 0.0
     if layout.dp > 1:  # fp32 gradients once per step; an all-reduce moves all bytes twice
-        replicas = k.exposed * 2 * 4 * mine / layout.shard * (layout.dp - 1) / layout.dp
-        replicas *= _node_factor(layout.replicas * tp, k) / _bandwidth(
+        replicas = exposed * 2 * 4 * mine / layout.shard * (layout.dp - 1) / layout.dp
+        replicas *= _node_factor(gpu, layout.replicas * tp, k) / _bandwidth(
             gpu, layout.replicas * tp, layout.shard * tp
         )
     # Megatron's distributed optimizer updates a part on each replica
@@ -275,11 +323,19 @@ def tokens_per_second(
     *,
     trainer: Trainer = DEFAULT_TRAINER,
     interleave: int | None = None,
+    overlap: Overlap = "replicas",
 ) -> float:
     """Return tokens per second of each GPU."""
     tokens = work.micro_batch * work.micro_batches * config.n_ctx
     time = step_time(
-        config, layout, work, gpu, constants, trainer=trainer, interleave=interleave
+        config,
+        layout,
+        work,
+        gpu,
+        constants,
+        trainer=trainer,
+        interleave=interleave,
+        overlap=overlap,
     ).total
     return tokens / time / (layout.tp * layout.pp)
 
@@ -317,13 +373,13 @@ def _bandwidth(gpu: Gpu, span: int, stride: int) -> float:
     figure is unknown.
     """
     link = gpu.link or math.inf
-    if span <= NODE:
+    if span <= gpu.node:
         return link
-    return min(link, (gpu.network or math.inf) * max(1, NODE // stride))
+    return min(link, (gpu.network or math.inf) * max(1, gpu.node // stride))
 
 
-def _node_factor(span: int, constants: Constants) -> float:
-    return 1 + constants.spread * max(0.0, math.log2(span / NODE))
+def _node_factor(gpu: Gpu, span: int, constants: Constants) -> float:
+    return 1 + constants.spread * max(0.0, math.log2(span / gpu.node))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

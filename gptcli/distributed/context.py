@@ -98,11 +98,11 @@ class RankContext:
         """Return the mesh of all processes with the axes `MESH_AXES`; None for a single process."""
         if self.world_size == 1:
             return None
-        mesh = init_device_mesh(
-            self.device.type,
-            tuple(getattr(self.layout, axis) for axis in MESH_AXES),
-            mesh_dim_names=MESH_AXES,
-        )
+        sizes = tuple(getattr(self.layout, axis) for axis in MESH_AXES)
+        if self.device.type == "cpu":
+            mesh = self._gloo_mesh(sizes)
+        else:
+            mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=MESH_AXES)
         if self.timeout is not None:  # new groups have torch's own, not that of all processes
             for axis in MESH_AXES:
                 group: Any = mesh[axis].get_group()
@@ -110,6 +110,34 @@ class RankContext:
                     group.set_timeout(self.timeout)
         self.watch_connections()
         return mesh
+
+    def _gloo_mesh(self, sizes: tuple[int, ...]) -> DeviceMesh:
+        """Return a mesh whose groups are made within the run's timeout.
+
+        `init_device_mesh` would wait half an hour for a host that is lost meanwhile.
+        """
+        ranks = torch.arange(self.world_size).view(sizes)
+        own: list[dist.ProcessGroup] = []
+        for axis, size in enumerate(sizes):
+            for line in ranks.movedim(axis, -1).reshape(-1, size).tolist():
+                group: Any = dist.new_group(line, timeout=self.timeout)  # all processes call it
+                if self.rank in line:
+                    own.append(group)
+        return DeviceMesh.from_group(own, "cpu", ranks, mesh_dim_names=MESH_AXES)
+
+    def new_group(self, timeout: timedelta) -> dist.ProcessGroup:
+        """Return another group of all processes, over Gloo, whose operations may take `timeout`.
+
+        To make it takes no longer than the run's own timeout: no connection is there yet that could
+        be watched.
+        """
+        can_change = hasattr(dist.ProcessGroup, "set_timeout")  # torch 2.13 has it
+        first = self.timeout if can_change and self.timeout is not None else timeout
+        group: Any = dist.new_group(backend="gloo", timeout=first)
+        if can_change:
+            group.set_timeout(timeout)
+        self.watch_connections()
+        return group
 
     def watch_connections(self) -> None:
         """Let the system close connections to a host that is gone; for after groups are made.

@@ -200,7 +200,8 @@ def peer_loss_as_run_error(run: Launchable) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if PEER_LOST.search(str(error)) is None:
+        from_store = isinstance(error, dist.DistStoreError | dist.DistNetworkError)
+        if not from_store and PEER_LOST.search(str(error)) is None:
             raise
         if not is_main_on_node():
             raise SystemExit(RunError.exit_code) from None
@@ -218,8 +219,8 @@ def after_a_loss() -> str:
     most = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
     if launch is not None and most.isdecimal() and launch.restarts < int(most):
         return (
-            "torchrun now waits for all hosts to join again, and continues from the newest "
-            "checkpoint: start torchrun again where it has ended; or stop it here by Ctrl-C, and "
+            "torchrun now waits for the hosts to join again (with --nnodes MIN:MAX, for MIN of them), "
+            "and continues from the newest checkpoint: start torchrun again where it has ended; or stop it here by Ctrl-C, and "
             "continue later with {option:resume}"
         )
     ends = (

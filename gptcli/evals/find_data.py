@@ -50,12 +50,8 @@ def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path 
     if data is None:
         raise UsageError(
             f"the task {task.name} needs its data",
-            hint=f"give {{option:data}} DIR, a folder with {shown}: {task.source}"
-            + (
-                f"; or {{option:data}} hf, which downloads {task.hub['dataset']}"
-                if task.hub
-                else ""
-            ),
+            hint=f"name a folder that contains {shown} with {{option:data}} FOLDER\n"
+            f"{_source_hint(task)}",
         )
     if not data.exists():
         raise InputError("no such file or folder", where=data)

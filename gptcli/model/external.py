@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import InputError, UsageError
+from gptcli.files import find_nanogpt_meta
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import BUFFERS, HEAD, Tensors, qkv_rows_from_hf
+from gptcli.model.hub import TOKENIZER
 from gptcli.model.source import LLMC_MODEL
 
 if TYPE_CHECKING:
@@ -143,7 +145,8 @@ def _nanogpt(path: Path) -> tuple[ModelConfig, Tensors]:
     except (KeyError, TypeError, ValueError, UsageError) as error:
         reason = error.what if isinstance(error, UsageError) else repr(error)
         raise InputError(f"model_args does not describe a model: {reason}", where=path) from None
-    _check_vocabulary(config, path)
+    if not has_characters(path):
+        _check_vocabulary(config, path)
     if config.tied:
         tensors.pop(HEAD, None)
     if not args.get("bias", True):
@@ -155,15 +158,22 @@ def _nanogpt(path: Path) -> tuple[ModelConfig, Tensors]:
     return config, tensors
 
 
+def has_characters(path: Path) -> bool:
+    """Return whether a checkpoint of nanoGPT has a vocabulary of its own next to it."""
+    return (path.parent / TOKENIZER).is_file() or find_nanogpt_meta(path) is not None
+
+
 def _check_vocabulary(config: ModelConfig, path: Path) -> None:
-    """Raise InputError for a vocabulary that no byte-level BPE can have."""
+    """Raise InputError for a vocabulary that no byte-level BPE can have, and whose characters are
+    not known.
+    """
     if config.vocab_size < BYTES:
         raise InputError(
-            f"has a vocabulary of {config.vocab_size} characters, for which there is no tokenizer "
-            "here: the vocabularies that can be used are byte-level BPEs and GPT-1's kind",
+            f"has a vocabulary of {config.vocab_size} characters, and there is no meta.pkl that "
+            "names them",
             where=path,
-            hint="train nanoGPT on data in GPT-2's tokens, such as its data/shakespeare instead of "
-            "data/shakespeare_char",
+            hint="copy it next to the checkpoint, from the data that nanoGPT was trained on:\n"
+            f"  cp data/shakespeare_char/meta.pkl {path.parent}",
         )
 
 

@@ -71,7 +71,7 @@ class GgufVocabulary:
         """
         if (table.get("pre_tokenizer") or {}).get("type") != "ByteLevel":
             raise UsageError(
-                "llama.cpp has no tokenizer of GPT-1's kind, of lower-cased words",
+                "llama.cpp has no tokenizer of this kind: of GPT-1's lower-cased words, or of characters",
                 code="not_representable",
                 hint="only models with a byte-level BPE, GPT-2's kind, can be exported as GGUF",
             )

@@ -94,8 +94,8 @@ def model_type(config: ModelConfig) -> str:
     return GPT2 if config.attention == "dense" else NEO
 
 
-def to_transformers(config: ModelConfig, eot_id: int) -> dict[str, Any]:
-    """Return the config.json of a model; `eot_id` starts and ends its texts."""
+def to_transformers(config: ModelConfig, eot_id: int | None) -> dict[str, Any]:
+    """Return the config.json of a model; `eot_id` starts and ends its texts, if there is such."""
     kind = model_type(config)
     table: dict[str, Any] = {"architectures": [CLASSES[kind]], "model_type": kind}
     table |= {theirs: getattr(config, ours) for ours, theirs in NAMES[kind].items()}

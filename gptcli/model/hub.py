@@ -83,31 +83,38 @@ def cached_model(path: str | Path) -> Path | None:
     return None
 
 
-def fetch_model(path: str | Path, events: Events = SILENT) -> None:
+def fetch_model(path: str | Path, events: Events = SILENT, *, dry_run: bool = False) -> Path | None:
     """Download the model that a path names into the Hub's cache, unless it is there.
 
     Does nothing for a path that exists or cannot be a name: a local folder is always preferred.
     The configuration comes first, and a model of another architecture is refused before its
-    weights are downloaded. `events` reports files, size and progress. Raises InputError if the Hub
-    cannot be reached or has no such model; UsageError if huggingface_hub is not installed.
+    weights are downloaded. `events` reports files, size and progress. With `dry_run` it reports
+    what would be downloaded, and downloads the configuration alone: its folder is returned.
+    Otherwise returns None. Raises InputError if the Hub cannot be reached or has no such model;
+    UsageError if huggingface_hub is not installed.
     """
     repository = hub_repository(path)
     if repository is None or cached_model(path) is not None:
-        return
+        return None
     remote = HubFiles(repository, path, by_hand(repository))
     if CONFIG not in remote.sizes:
         raise InputError(
             f"the repository {repository} of the Hub has no {CONFIG}: it is not a model",
             where=path,
         )
-    _check_architecture(remote.download(CONFIG).parent, path, repository)
-    remote.download_all(_files(remote.sizes, path, repository, remote.download), events)
+    configured = remote.download(CONFIG).parent
+    _check_architecture(configured, path, repository)
+    files = _files(remote.sizes, path, repository, remote.download)
+    remote.download_all(files, events, dry_run=dry_run)
+    if dry_run:
+        return configured
     if cached_model(path) is None:
         raise InputError(
             f"the files of {repository} in the cache are not of one commit",
             where=_cache(),
             hint="run the command again",
         )
+    return None
 
 
 def by_hand(repository: str) -> str:
@@ -258,8 +265,12 @@ class HubFiles:
         except Exception as error:
             raise self._failure(error, file) from None
 
-    def download_all(self, files: Sequence[str], events: Events) -> list[Path]:
+    def download_all(
+        self, files: Sequence[str], events: Events, *, dry_run: bool = False
+    ) -> list[Path]:
         """Download files, and tell `events` how many there are, their size and the progress.
+
+        With `dry_run`, only tell what a run would download, and return no file.
 
         Raises UsageError before the first if the disk has no room for them, InputError if one
         fails.
@@ -272,10 +283,13 @@ class HubFiles:
                 where=_cache(),
                 hint="free some space, or set HF_HOME to a folder on another disk",
             )
+        verb = "the run will first download" if dry_run else "downloading"
         events.info(
-            f"downloading {self.repository}: {counted(len(files), 'file')}, {in_bytes(total)}, into "
+            f"{verb} {self.repository}: {counted(len(files), 'file')}, {in_bytes(total)}, into "
             f"{_cache()}"
         )
+        if dry_run:
+            return []
         done = _Progress(events, self.repository, total)
         options: dict[str, Any] = {}
         if "tqdm_class" in inspect.signature(self._download).parameters:

@@ -78,7 +78,8 @@ def save_model(
 
     Each file is written atomically. `state` may be a mapping that loads each CPU tensor on access:
     only one is in memory at a time, or one layer of a banded model. `eot_id` is the end-of-text
-    token, at which generation starts and stops (default: the last one, as in GPT-2). `report` is
+    token, at which generation starts and stops: by default the last one, as in GPT-2, and none if
+    it is negative. `report` is
     the `neo_report` of a banded model if it is already known.
     """
     tensors = (
@@ -107,7 +108,7 @@ def save_config(
     report: dict[str, Any] | None = None,
 ) -> None:
     """Write config.json and generation_config.json as `save_model` does."""
-    end = config.vocab_size - 1 if eot_id is None else eot_id
+    end = config.vocab_size - 1 if eot_id is None else eot_id if eot_id >= 0 else None
     table = to_transformers(config, end)
     write_json(folder / CONFIG, table if report is None else {**table, "gpt_export": report})
     write_json(

@@ -358,8 +358,8 @@ def _pickle(path: Path) -> tuple[str, str]:
     if path.name == PICKLED_WEIGHTS and (folder / CONFIG).is_file():  # its weights
         return "is one file of a model; a model is a folder", f"name its folder: {folder}"
     return (
-        f"{path.name} is a pickle of another kind than nanoGPT's checkpoints (.pt) and {PICKLED_WEIGHTS} "
-        "with its config.json",
+        f"is neither a checkpoint of nanoGPT (.pt) or llm.c (.bin), nor the {PICKLED_WEIGHTS} of a "
+        "folder with a config.json",
         "load it with the program that wrote it, copy its weights into transformers' "
         "GPT2LMHeadModel, and call its save_pretrained(FOLDER)",
     )

@@ -1,7 +1,8 @@
 """Training curves: averaging, choice of axes, and charts as inline SVG for an HTML page.
 
-A chart needs no script and no network: pointing at it shows the values there, and the page's style
-gives it its colors.
+A chart needs no script and no network: pointing at it shows the values there, a table below it has
+some of them, and the page's style gives it its colors. `chart_data` has the curves for the page's
+script, which draws them anew.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from gptcli.runs.page import folded, table
 from gptcli.runs.svg import PALETTE, PlotArea, Scale, escape, short, tick_step, tick_text
 
 MAX_POINTS = 400  # of a drawn curve; longer ones are averaged
+MAX_DATA_POINTS = 2000  # of a curve that the page's script draws: a zoom shows more
 MAX_HOVER_STRIPS = 60  # places of a chart that show their values
+MAX_TABLE_ROWS = 8  # of the table below a chart
 MAX_DOTTED_POINTS = 60  # curves of fewer points show each as a dot
 # Share of the run at its start that the y axis leaves out if the values there are far above the
 # rest.
 START_SHARE = 0.1
+LOG_MARGIN = 1.02  # ratio of the end of a logarithmic y axis to the last value
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 276, 72, 26, 14, 32  # px, with margins
 
 Curve = list[tuple[float, float]]
@@ -51,35 +57,99 @@ def inline_chart(
     mean: bool = False,
     raw: bool = False,
     tall: bool = False,
+    log_y: bool = False,
+    number: int | None = None,
 ) -> str:
-    """Return a chart of curves by name, as a <section> with a heading, a legend and an SVG.
+    """Return a chart of curves by name, as a <section> with a heading, a legend, an SVG and a table.
 
     At least one curve must have points. `over` names the x axis, which begins at 0 unless `log_x`
     is set. `from_zero` begins the y axis at 0, so that heights can be compared. `mean` draws the
-    running mean of dense curves, and `raw` their own points faintly behind it.
+    running mean of dense curves, and `raw` their own points faintly behind it. With `log_y` the y
+    axis is logarithmic where it would leave out the start of the run. `number` is the place of the
+    chart's `chart_data` in the data of the page.
     """
     # a curve without points keeps its color
     colors = {name: number % len(PALETTE) for number, name in enumerate(curves)}
     points = {name: thin(curve) for name, curve in curves.items() if curve}
     drawn = {name: running_mean(curve) if mean else curve for name, curve in points.items()}
     faint = list(points.values()) if raw else []
-    axes = choose_axes(list(drawn.values()), log_x=log_x, from_zero=from_zero, faint=faint)
+    axes = choose_axes(
+        list(drawn.values()), log_x=log_x, from_zero=from_zero, faint=faint, log_y=log_y
+    )
     area = axes.area
     parts = [*_axis_labels(area, over), _lines(area, drawn, points if raw else {}, colors)]
     parts += _hover_strips(area, drawn, colors, over)
-    notes = [unit] * bool(unit)
-    notes += [] if axes.peak is None else [f"begins at {short(axes.peak)}"]
-    heading = f"<h2>{escape(title)} <small>{escape(', '.join(notes))}</small></h2>"
-    step = (axes.y.step or 1) / 10
+    begins = "" if axes.peak is None else f"begins at {short(axes.peak)}"
+    begins = f'<span class="begins">{", " * bool(unit)}{begins}</span>' if begins else ""
+    heading = f"<h2>{escape(title)} <small>{escape(unit)}{begins}</small></h2>"
+    step = axes.y.step and axes.y.step / 10
     last = ", ".join(
-        f"{name} {tick_text(curve[-1][1], step)}".strip() for name, curve in drawn.items()
+        f"{name} {tick_text(curve[-1][1], step) if step else short(curve[-1][1])}".strip()
+        for name, curve in drawn.items()
     )
     label = f'role="img" aria-label="{escape(f"{title}: in the end {last}")}"'
+    of_data = "" if number is None else f' data-chart="{number}"'
     return (
-        f'<section class="{"tall" if tall else "chart"}">{heading}'
+        f'<section class="{"tall" if tall else "chart"}"{of_data}>{heading}'
         f"{legend({name: colors[name] for name in drawn})}"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {label}>{"".join(parts)}</svg></section>\n'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" {label}>{"".join(parts)}</svg>'
+        f"{folded('Values', _value_table(drawn, axes, over))}</section>\n"
     )
+
+
+def chart_data(
+    title: str, curves: dict[str, Curve], xs: list[list[float]], runs: Sequence[int], **options: Any
+) -> dict[str, Any]:
+    """Return the curves of a chart and what the script needs of the options of `inline_chart`.
+
+    Curve i is of the run `runs[i]`. The x values are in `xs`, to which new ones are appended: most
+    curves share theirs.
+    """
+    found = []
+    for number, (name, curve) in enumerate(curves.items()):
+        if not curve:
+            continue
+        points = thin(curve, MAX_DATA_POINTS)
+        places: list[float] = [round(x) for x, _ in points]
+        if places not in xs:
+            xs.append([*places])
+        found.append(
+            {
+                "name": name,
+                "color": number % len(PALETTE),
+                "run": runs[number],
+                "x": xs.index(places),
+                "y": [float(f"{y:.6g}") for _, y in points],
+            }
+        )
+    flags = {key: options.get(key, False) for key in ("from_zero", "mean", "raw", "log_y")}
+    return {"title": title, "curves": found, **flags}
+
+
+def frame() -> dict[str, int]:
+    """Return the size and the margins of a chart in px, for the page's script."""
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": RIGHT,
+        "top": TOP,
+        "bottom": BOTTOM,
+    }
+
+
+def _value_table(curves: dict[str, Curve], axes: Axes, over: str) -> str:
+    """Return a table of some values of the curves, for readers who cannot see or hover."""
+    places = sorted({x for curve in curves.values() for x, _ in curve})
+    last = len(places) - 1
+    count = min(MAX_TABLE_ROWS, len(places))
+    rows = []
+    for number in range(count):
+        x = places[number * last // max(count - 1, 1)]
+        points = [nearest(curve, x) for curve in curves.values()]
+        cells = ["–" if point is None else short(point[1]) for point in points]
+        rows.append([f"{x:.3g}" if axes.x.log else short(x), *cells])
+    return table([over, *(escape(name or "value") for name in curves)], rows)
 
 
 def legend(colors: dict[str, int]) -> str:
@@ -104,11 +174,12 @@ def choose_axes(
     log_x: bool = False,
     from_zero: bool = False,
     faint: Sequence[Curve] = (),
+    log_y: bool = False,
 ) -> Axes:
     """Choose axes that end on ticks and show the curves.
 
     The y axis leaves out the start of a run if it is far above the rest, and contains 90 % of the
-    points of the `faint` curves.
+    points of the `faint` curves. With `log_y` it is logarithmic instead, and contains them all.
     """
     xs = [x for curve in curves for x, _ in curve]
     ys = [y for curve in curves for _, y in curve]
@@ -116,6 +187,11 @@ def choose_axes(
     later = [y for curve in curves for at, y in curve if x.fraction(at) > START_SHARE]
     peak = None
     if later and max(ys) > max(later) and max(ys) - min(ys) > 1.5 * (max(later) - min(ys)) > 0:
+        every = [*ys, *(y for curve in faint for _, y in curve)]
+        if log_y and min(every) > 0:
+            low, high = min(every) / LOG_MARGIN, max(every) * LOG_MARGIN
+            y = Scale("", low, high, format=lambda value: f"{value:.3g}")
+            return Axes(_x_scale(x), y, None)
         peak, ys = max(ys), [y for y in ys if y <= max(later)]
     behind = sorted(y for curve in faint for at, y in curve if x.fraction(at) > START_SHARE)
     ys += [behind[round(share * (len(behind) - 1))] for share in (0.05, 0.95) if behind]
@@ -222,9 +298,9 @@ def nearest(curve: Curve, x: float) -> tuple[float, float] | None:
     return min(curve[max(0, place - 1) : place + 1], key=lambda point: abs(point[0] - x))
 
 
-def thin(curve: Curve) -> Curve:
-    """Return at most MAX_POINTS points, each the mean of its neighbors."""
-    size = -(-len(curve) // MAX_POINTS)
+def thin(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
+    """Return at most `max_points` points, each the mean of its neighbors."""
+    size = -(-len(curve) // max_points)
     if size < 2:
         return curve
     weights, found = _widths(curve), []

@@ -1,13 +1,16 @@
-"""HTML page of a report: one file without scripts, network access or other files.
+"""HTML page of a report: one file without network access or other files.
 
-It reads well on light and dark, wide and narrow screens, and on paper.
+It reads well on light and dark, wide and narrow screens, on paper, and without its script.
 """
 
 from __future__ import annotations
 
 import html
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from gptcli.runs.svg import PALETTE, css_variables, escape
 
@@ -71,8 +74,38 @@ blockquote b { font-weight: normal; color: var(--dim) }
 pre { overflow-x: auto; font-size: .85rem; background: var(--card); border-radius: .5rem; padding:
   .75rem .9rem }
 summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
+section summary { font-size: .8rem; padding: 0 }
+form[hidden] { display: none }
+form { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; font-size: .85rem;
+  color: var(--dim) }
+#controls { position: sticky; top: 0; z-index: 2; background: var(--back); margin: 1.5rem 0 -1rem;
+  padding: .6rem 0; border-bottom: 1px solid var(--line) }
+form label { display: inline-flex; gap: .4rem; align-items: center }
+form output { color: var(--ink) }
+#controls label output { min-width: 2.7rem }
+#controls span { display: inline-flex; flex-wrap: wrap; gap: .4rem; align-items: center }
+select, button { font: inherit; color: var(--ink); background: var(--card); padding: .2rem .5rem;
+  border: 1px solid var(--line); border-radius: .35rem }
+input { accent-color: var(--c0) }
+#controls input[type=range] { width: 6rem }
+:focus-visible { outline: 2px solid var(--c0); outline-offset: 2px }
+.key label { display: inline-flex; gap: .35rem; align-items: center; cursor: pointer }
+.reader { display: block; width: 84.7%; margin: 0 4.1% 0 11.2%; height: 1rem; opacity: .45 }
+.reader:hover, .reader:focus { opacity: 1 }
+.select { fill: var(--c0); opacity: .15 }
+.cursor { pointer-events: none }
+.cursor path { stroke: var(--dim); stroke-width: 1 }
+.cursor text { fill: var(--ink); font-size: 13px; paint-order: stroke; stroke: var(--back);
+  stroke-width: 5px; stroke-linejoin: round }
+#compare { margin: 0 0 .5rem }
+.choose { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; margin: 0 0 .75rem }
+#compare .texts { color: var(--ink); font-size: 1rem }
+ins { color: var(--c2); text-decoration: underline }
+del { color: var(--c1) }
 @media (max-width: 40rem) {
-  svg text, .at text { font-size: 19px }
+  svg text, .at text, .cursor text { font-size: 19px }
+  #controls { position: static }
+  #controls label { flex: 1 1 45%; flex-wrap: wrap }
   table, tbody, tr, th, td { display: block }
   thead { display: none }
   tr { padding: .5rem 0; border-bottom: 1px solid var(--line) }
@@ -81,32 +114,65 @@ summary { cursor: pointer; color: var(--dim); padding: .35rem 0 }
   td { display: flex; justify-content: space-between; gap: 1rem; overflow-wrap: anywhere }
   td::before { content: attr(data-head); color: var(--dim); text-align: left }
 }
-@media (min-width: 62rem) { .tall svg text { font-size: 7.5px } .tall .at text { font-size: 8.5px;
-  stroke-width: 3px } }
-@media print { section, .texts > div { break-inside: avoid } }
+@media (min-width: 62rem) { .tall svg text { font-size: 7.5px } .tall .at text, .tall .cursor
+  text { font-size: 8.5px; stroke-width: 3px } }
+@media print { section, .texts > div { break-inside: avoid }
+  form, .reader, section details { display: none } }
 """
 )
 COLOR_RULES = "".join(
     f"path.c{number}{{stroke:var(--c{number})}}"
-    f"g.c{number},circle.c{number},.at tspan.t{number}{{fill:var(--c{number})}}\n"
+    f"g.c{number},circle.c{number},svg tspan.t{number}{{fill:var(--c{number})}}\n"
     for number in range(len(PALETTE))
 )
 DASHES = ("none", "8 3", "3 3", "12 3 3 3", "5 2", "2 2", "12 3", "1 3")
 # lines of compared runs differ in dashes as well as in color
 DASH_RULES = "".join(
-    f"main.runs path.c{number},table path.c{number},h3 path.c{number}"
+    f"main.runs path.c{number}:not(.raw),table path.c{number},h3 path.c{number}"
     f"{{stroke-dasharray:{dashes}}}\n"
     for number, dashes in enumerate(DASHES)
 )
 
 
+SCRIPT = Path(__file__).with_name("report.js")
+# no network, even if a name or a text of the run held markup that was not escaped
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+CONTROLS = """\
+<form id="controls" aria-label="Charts" hidden="hidden">
+<span><label>Horizontal axis <select name="axis"><option value="tokens">tokens</option>
+<option value="step">steps</option><option value="seconds">time in steps</option></select></label>
+<label><input type="checkbox" name="logx" aria-label="logarithmic horizontal axis"/> logarithmic</label>
+</span>
+<label>Vertical axis <select name="logy"><option value="auto">automatic</option>
+<option value="off">linear</option><option value="on">logarithmic</option></select></label>
+<label>Smoothing <input type="range" name="smooth" min="0" max="10" step="0.5" value="2.5"/>
+<output name="smoothed"></output></label>
+<span><label>From <input type="range" name="from" min="0" max="99" value="0"/></label>
+<label>to <input type="range" name="to" min="1" max="100" value="100"/></label>
+<output name="part"></output></span>
+<button type="button" name="whole">Whole run</button>
+<small>or drag over a chart; a double click shows the whole run</small>
+</form>
+"""
+COMPARE = """\
+<form id="compare" hidden="hidden"><details><summary>Difference of two samples</summary>
+<div class="choose"><label>From <select name="first"></select></label>
+<label>to <select name="second"></select></label>
+<small>words only in the first are <del>struck out</del>, those only in the second
+<ins>underlined</ins></small></div>
+<div class="texts" aria-live="polite"></div>
+</details></form>
+"""
+
+
 def document(title: str, *parts: str, subtitle: str = "") -> str:
     """Return the page; `parts` are markup."""
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>'
     viewport = '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
     below = f"<p>{printable(subtitle)}</p>" if subtitle else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-        f"{viewport}\n<title>{printable(title)}</title>\n"
+        f"{policy}\n{viewport}\n<title>{printable(title)}</title>\n"
         f"<style>{STYLE}{COLOR_RULES}{DASH_RULES}</style>\n</head>\n<body>\n"
         f"<h1>{printable(title)}</h1>\n{below}\n{''.join(parts)}</body>\n</html>\n"
     )
@@ -126,6 +192,21 @@ def gallery(charts: Iterable[str], *, dashed: bool = False) -> str:
     """Return charts in columns; `dashed` gives each curve of a chart dashes of its own."""
     kind = ' class="runs"' if dashed else ""
     return f"<main{kind}>\n{''.join(charts)}</main>\n"
+
+
+def script(data: Mapping[str, Any]) -> str:
+    """Return the data of the charts, and the script that draws them anew for `CONTROLS`.
+
+    Both are parts of an HTML page and of well-formed XML.
+    """
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for char in "<>&":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    code = SCRIPT.read_text(encoding="utf-8")
+    return (
+        f'<script id="data" type="application/json">{text}</script>\n'
+        f"<script>//<![CDATA[\n{code}//]]></script>\n"
+    )
 
 
 def configuration(text: str) -> str:

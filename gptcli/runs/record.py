@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -61,6 +63,16 @@ class Record:
         return tomllib.loads(self.resolved)
 
     @property
+    def chosen(self) -> set[str]:
+        """Names of the settings that options or a file set, by the comments of run.toml."""
+        rows = (line.rpartition("  # ") for line in self.resolved.splitlines())
+        return {
+            row.partition(" = ")[0]
+            for row, _, origin in rows
+            if " = " in row and (origin == "option" or origin.endswith(".toml"))
+        }
+
+    @property
     def title(self) -> str:
         """Model size and folder name."""
         return f"{self.settings.get('size', 'GPT')}: {self.folder.resolve().name}"
@@ -79,15 +91,32 @@ class Record:
     @property
     def seconds(self) -> float:
         """Seconds spent in training steps."""
-        return sum(
-            line["batch_tokens"] / line["tokens_per_second"]
-            for line in self.lines
-            if line["tokens_per_second"]
-        )
+        return sum(map(_step_seconds, self.lines))
+
+    def axes(self, max_points: int) -> dict[str, list[float]]:
+        """Return tokens, step and seconds in steps of at most `max_points` lines, the last included."""
+        seconds = list(itertools.accumulate(map(_step_seconds, self.lines)))
+        every = -(-len(self.lines) // max_points)
+        kept = range((len(self.lines) - 1) % every, len(self.lines), every)
+        return {
+            "tokens": [self.lines[place]["tokens"] for place in kept],
+            "step": [self.lines[place]["step"] for place in kept],
+            "seconds": [round(seconds[place], 2) for place in kept],
+        }
 
     def series(self, name: str) -> list[tuple[float, float]]:
-        """Return (tokens, value) of each step that measured the metric."""
-        return [(line["tokens"], line[name]) for line in self.lines if line.get(name) is not None]
+        """Return (tokens, value) of each step that measured the metric as a finite number."""
+        return [
+            (line["tokens"], line[name])
+            for line in self.lines
+            if isinstance(line.get(name), int | float) and math.isfinite(line[name])
+        ]
+
+
+def _step_seconds(line: Line) -> float:
+    """Return the seconds that a step took; 0 if unknown."""
+    speed = line["tokens_per_second"]
+    return float(line["batch_tokens"] / speed) if speed else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,34 @@
 """`report.html`: curves, samples, evaluations and configuration of one run, or a comparison of
-several runs, as a page without scripts or network access.
+several runs, as a page that needs no network.
+
+The charts are still pictures, which the page's script (`report.js`) draws anew for its controls:
+axes, smoothing, zoom. Without the script the page has all of its contents.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptcli.files import atomic_write
 from gptcli.model.source import REPORT, SAMPLES
 from gptcli.numbers import amount, duration, in_bytes
-from gptcli.runs.curves import Curve, inline_chart, swatch
+from gptcli.runs.curves import (
+    MAX_DATA_POINTS,
+    Curve,
+    chart_data,
+    frame,
+    inline_chart,
+    swatch,
+)
 from gptcli.runs.groups import grouped, verdict
 from gptcli.runs.metrics import Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.runs.page import (
+    COMPARE,
+    CONTROLS,
     configuration,
     definitions,
     document,
@@ -25,10 +37,12 @@ from gptcli.runs.page import (
     headed,
     printable,
     quote,
+    script,
     table,
 )
 from gptcli.runs.plots import loss_plot
 from gptcli.runs.record import (
+    NON_PERCENT_METRICS,
     Figure,
     Record,
     distinct_names,
@@ -39,7 +53,18 @@ from gptcli.runs.record import (
 
 SPEED_STEPS = 100  # newest steps whose median is a speed: the last one may be short
 SHOWN_SAMPLE_STEPS = 4  # steps whose samples are shown next to each other
+# metrics of every run; any other one is the score of a task at checkpoints
+RUN_METRICS = {
+    "step", "epoch", "tokens", "loss", "lr", "grad_norm", "batch_tokens", "tokens_per_second", "tflops",
+    "mfu", "mfu_causal", "noise_scale", "peak_memory", "data_seconds", "weight_decay", "beta2", "time",
+    "skipped", "task_loss", "lm_loss", "val_accuracy",
+}  # fmt: skip
+SOURCE_METRICS = ("loss_", "tokens_", "passes_", "rank_", "val_loss")
+MAX_COLUMNS = 5  # settings that differ which have a column of their own in the first table
 NATS = "nats per token"
+Chart = tuple[str, dict[str, Curve], dict[str, Any]]
+"""Title, curves by name and options of `inline_chart`."""
+
 SEEDS_NOTE = "mean of runs that differ in their seed alone, with 95 % intervals (Student, Welch)"
 
 
@@ -70,10 +95,12 @@ def draw(runs: Sequence[Path], path: Path) -> str:
 def run_page(record: Record) -> str:
     """Return the page of one run."""
     provenance = definitions(record.provenance, small=True) if record.provenance else ""
+    pictures, data = _drawn(_charts(record), [record])
     return document(
         record.title,
         definitions(_facts(record)),
-        gallery(_charts(record)),
+        CONTROLS,
+        gallery(pictures),
         headed("Sources", _source_table(record)),
         headed("Evaluations", _evaluation_table(record)),
         headed(
@@ -83,8 +110,28 @@ def run_page(record: Record) -> str:
         ),
         headed("How it was made", provenance),
         configuration(record.resolved),
+        script(data),
         subtitle=str(record.folder),
     )
+
+
+def _drawn(charts: Iterable[Chart], records: Sequence[Record]) -> tuple[list[str], dict[str, Any]]:
+    """Return the charts that have points as pictures, and as data for the page's script.
+
+    With one record all curves are of its run; otherwise curve i is of the run i.
+    """
+    kept = [chart for chart in charts if any(chart[1].values())]
+    xs: list[list[float]] = []
+    data = []
+    for title, curves, options in kept:
+        runs = range(len(curves)) if len(records) > 1 else [0] * len(curves)
+        data.append(chart_data(title, curves, xs, runs, **options))
+    pictures = [
+        inline_chart(title, curves, number=number, **options)
+        for number, (title, curves, options) in enumerate(kept)
+    ]
+    axes = [record.axes(MAX_DATA_POINTS) for record in records]
+    return pictures, {"frame": frame(), "runs": axes, "xs": xs, "charts": data}
 
 
 def _facts(record: Record) -> dict[str, str]:
@@ -112,8 +159,9 @@ def _facts(record: Record) -> dict[str, str]:
         facts["MFU, causal"] = _format(_recent_median(lines, "mfu_causal"), ".1%")
     memory = last.get("peak_memory")
     facts["peak memory"] = "n/a" if memory is None else in_bytes(memory)
+    names = ("rank_own_seconds", "rank_probe_seconds")
     if own := next(
-        (line["rank_own_seconds"] for line in reversed(lines) if "rank_own_seconds" in line), None
+        (line[name] for line in reversed(lines) for name in names if name in line), None
     ):
         times = max(own) / statistics.median_low(own)
         facts["slowest process"] = f"{own.index(max(own))}, {times:.2f} times the median"
@@ -121,30 +169,77 @@ def _facts(record: Record) -> dict[str, str]:
     return facts
 
 
-def _charts(record: Record) -> Iterator[str]:
+def _charts(record: Record) -> Iterator[Chart]:
     """Yield the charts of a run's page."""
     series = record.series
     losses = {"training": series("loss"), "validation": series("val_loss")}
-    yield from _chart("Loss", losses, unit=NATS, mean=True, raw=True, tall=True)
+    yield "Loss", losses, {"unit": NATS, "mean": True, "raw": True, "tall": True}
     by_source = {name: series(f"loss_{name}") for name in _sources(record)}
-    yield from _chart("Training loss by source", by_source, unit=f"{NATS}, running mean", mean=True)
-    yield from _chart("Learning rate", {"": series("lr")}, from_zero=True)
-    norm = {"": series("grad_norm")}
-    yield from _chart("Gradient norm", norm, unit="before clipping", mean=True, raw=True)
+    unit = f"{NATS}, running mean"
+    yield "Training loss by source", by_source, {"unit": unit, "mean": True}
+    others = {name.removeprefix("val_loss_"): series(name) for name in _names(record, "val_loss_")}
+    yield "Validation loss by set", others, {"unit": NATS}
+    yield from _evaluation_charts(record)
+    yield "Learning rate", {"": series("lr")}, {"from_zero": True}
+    options = {"unit": "before clipping", "mean": True, "raw": True, "log_y": True}
+    yield "Gradient norm", {"": series("grad_norm")}, options
     noise, batch = series("noise_scale"), series("batch_tokens")
     title = "Batch size and gradient noise scale" if noise else "Batch size"
     curves = {"batch size": batch, "noise scale": noise} if noise else {"": batch}
-    yield from _chart(title, curves, unit="tokens", from_zero=True)
+    yield title, curves, {"unit": "tokens", "from_zero": True}
     dense = {"from_zero": True, "mean": True, "raw": True}
     speed = {"": series("tokens_per_second")}
-    yield from _chart("Throughput", speed, unit="tokens per second", **dense)
+    yield "Throughput", speed, {"unit": "tokens per second", **dense}
     mfu = {"6N + 12·L·C·T": series("mfu"), "causal": series("mfu_causal")}
-    yield from _chart("Model FLOPs utilization", mfu, unit="share of the peak", **dense)
+    yield "Model FLOPs utilization", mfu, {"unit": "share of the peak", **dense}
 
 
-def _chart(title: str, curves: dict[str, Curve], **options: Any) -> list[str]:
-    """Return the chart if one of its curves has points."""
-    return [inline_chart(title, curves, **options)] if any(curves.values()) else []
+def _evaluation_charts(record: Record) -> Iterator[Chart]:
+    """Yield the scores of tasks at checkpoints, and what `gpt eval` measured at several steps."""
+    for name, curves in _by_unit(_task_metrics([record])).items():
+        scores = {metric: record.series(metric) for metric in curves}
+        yield "Tasks at checkpoints", scores, {"unit": name, "from_zero": name == "percent"}
+    tokens_at = {line["step"]: line["tokens"] for line in record.lines}
+    found: dict[str, dict[str, Curve]] = {}
+    for report in record.evaluations:
+        step = report.get("step") or record.lines[-1]["step"]
+        if step not in tokens_at:
+            continue
+        for one in figures([report]):
+            unit = "percent" if one.measure == "accuracy" else one.measure
+            curve = found.setdefault(unit, {}).setdefault(f"{one.subject}: {one.measure}", [])
+            curve.append((tokens_at[step], one.value))
+    for unit, curves in found.items():
+        several = {name: _newest_each(curve) for name, curve in curves.items()}
+        several = {name: curve for name, curve in several.items() if len(curve) > 1}
+        title = f"Evaluations over training, {unit}"
+        yield title, several, {"unit": "gpt eval", "from_zero": unit == "percent"}
+
+
+def _task_metrics(records: Sequence[Record]) -> list[str]:
+    """Return the names of the metrics that are scores of tasks, such as lambada_accuracy."""
+    names = dict.fromkeys(name for record in records for name in _names(record, ""))
+    return [n for n in names if n not in RUN_METRICS and not n.startswith(SOURCE_METRICS)]
+
+
+def _by_unit(metrics: Iterable[str]) -> dict[str, list[str]]:
+    """Return metrics by their unit: percent, or the name of one that is none, such as bleu."""
+    found: dict[str, list[str]] = {}
+    for name in metrics:
+        unit = next((one for one in NON_PERCENT_METRICS if name.endswith(one)), "percent")
+        found.setdefault(unit.replace("_", " "), []).append(name)
+    return found
+
+
+def _newest_each(curve: Curve) -> Curve:
+    """Return a curve in order, with the last value measured at each place."""
+    return sorted(dict(curve).items())
+
+
+def _names(record: Record, prefix: str) -> list[str]:
+    """Return the names of the metrics of any line that begin with `prefix`, in order."""
+    names = dict.fromkeys(name for line in record.lines for name in line)
+    return [name for name in names if name.startswith(prefix)]
 
 
 def _sources(record: Record) -> list[str]:
@@ -198,14 +293,15 @@ def _sample_cards(samples: list[Line]) -> str:
     for step in reversed(steps):
         of_step = [sample for sample in samples if sample["step"] == step]
         title = f"step {step:,}, {amount(of_step[0]['tokens'])} tokens"
-        (cards if step in shown else rest).append(_card(title, of_step))
+        (cards if step in shown else rest).append(_card(title, of_step, step))
     more = folded(f"{len(rest)} more", _cards(rest)) if rest else ""
-    return _cards(cards) + more
+    return (COMPARE if len(steps) > 1 else "") + _cards(cards) + more
 
 
-def _card(title: str, samples: list[Line]) -> str:
+def _card(title: str, samples: list[Line], place: int) -> str:
+    """Return the samples of one step or run; `place` orders the choices of a comparison."""
     quotes = "".join(quote(sample["prompt"], sample["text"]) for sample in samples)
-    return f"<div><h3>{title}</h3>{quotes}</div>"
+    return f'<div data-sample="{place}"><h3>{title}</h3>{quotes}</div>'
 
 
 def _cards(cards: list[str]) -> str:
@@ -219,13 +315,21 @@ def comparison_page(records: list[Record], link_base: Path) -> str:
     """
     names = distinct_names([record.folder for record in records])
     keys = [f"{swatch(number)} {printable(name)}" for number, name in enumerate(names)]
+    differing = differing_settings(records)
+    chosen = {name for record in records for name in record.chosen}
+    first = [row for row in differing if row[0] in chosen] or differing
+    rest = [row for row in differing if row not in first]
+    # what differs comes first: in the table of results, or if it is much, in a table of its own
+    columns = first if len(first) <= MAX_COLUMNS else []
     rows = []
     for number, (record, name) in enumerate(zip(records, names, strict=True)):
         path = Path(os.path.relpath(record.folder / REPORT, link_base)).as_posix()
         link = f'<a href="{printable(path)}">{printable(name)}</a>'
-        rows.append([f"{swatch(number)}&#160;{link}", *_results(record)])
+        settings = [row[number + 1] for row in columns]
+        rows.append([f"{swatch(number)}&#160;{link}", *settings, *_results(record)])
     heads = [
         "run",
+        *(row[0] for row in columns),
         "validation loss",
         "lowest",
         "training loss",
@@ -234,14 +338,20 @@ def comparison_page(records: list[Record], link_base: Path) -> str:
         "parameters",
         "time in steps",
     ]
+    pictures, data = _drawn(_comparison_charts(names, records), records)
+    derived = _table_by_run(keys, rest)
+    more = f"{len(rest)} more settings that differ follow from these, the data or the machine"
     return document(
         f"{len(records)} runs",
         table(heads, rows),
+        headed("Settings that differ", "" if columns else _table_by_run(keys, first)),
+        folded(more, derived) if derived else "",
         headed("Seeds", _seeds_table(records), SEEDS_NOTE),
-        gallery(_comparison_charts(names, records), dashed=True),
-        headed("Settings that differ", _table_by_run(keys, differing_settings(records))),
+        CONTROLS,
+        gallery(pictures, dashed=True),
         headed("Evaluations", _table_by_run(keys, _compared_figures(records))),
         headed("Samples", _newest_samples(keys, records), "from each run's newest checkpoint"),
+        script(data),
     )
 
 
@@ -265,22 +375,26 @@ def _seeds_table(records: list[Record]) -> str:
     return table(["runs", "seeds", "loss", "above the lowest"], rows)
 
 
-def _comparison_charts(names: list[str], records: list[Record]) -> Iterator[str]:
+def _comparison_charts(names: list[str], records: list[Record]) -> Iterator[Chart]:
     """Yield the charts of a comparison, with one curve per run."""
 
     def curves(metric: str) -> dict[str, Curve]:
         return dict(zip(names, (record.series(metric) for record in records), strict=True))
 
     mean = {"mean": True}
-    yield from _chart("Validation loss", curves("val_loss"), unit=NATS, tall=True)
+    yield "Validation loss", curves("val_loss"), {"unit": NATS, "tall": True}
     unit = f"{NATS}, running mean"
-    yield from _chart("Training loss", curves("loss"), unit=unit, tall=True, **mean)
-    yield from _chart("Learning rate", curves("lr"), from_zero=True)
-    yield from _chart("Batch size", curves("batch_tokens"), unit="tokens", from_zero=True)
+    yield "Training loss", curves("loss"), {"unit": unit, "tall": True, **mean}
+    for name, metrics in _by_unit(_task_metrics(records)).items():
+        for metric in metrics:
+            options = {"unit": f"{name}, at checkpoints", "from_zero": name == "percent"}
+            yield metric.replace("_", " "), curves(metric), options
+    yield "Learning rate", curves("lr"), {"from_zero": True}
+    yield "Batch size", curves("batch_tokens"), {"unit": "tokens", "from_zero": True}
     unit = "before clipping, running mean"
-    yield from _chart("Gradient norm", curves("grad_norm"), unit=unit, **mean)
+    yield "Gradient norm", curves("grad_norm"), {"unit": unit, "log_y": True, **mean}
     speeds = curves("tokens_per_second")
-    yield from _chart("Throughput", speeds, unit="tokens per second", from_zero=True, **mean)
+    yield "Throughput", speeds, {"unit": "tokens per second", "from_zero": True, **mean}
 
 
 def _results(record: Record) -> list[str]:
@@ -332,12 +446,12 @@ def _compared_figures(records: list[Record]) -> list[list[str]]:
 def _newest_samples(keys: list[str], records: list[Record]) -> str:
     """Return a card for each run with the samples of its newest step that has any."""
     cards = []
-    for key, record in zip(keys, records, strict=True):
+    for number, (key, record) in enumerate(zip(keys, records, strict=True)):
         if record.samples:
             step = record.samples[-1]["step"]
             newest = [sample for sample in record.samples if sample["step"] == step]
-            cards.append(_card(key, newest))
-    return _cards(cards)
+            cards.append(_card(key, newest, number))
+    return (COMPARE if len(cards) > 1 else "") + _cards(cards)
 
 
 def _format_figure(one: Figure) -> str:

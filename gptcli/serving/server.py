@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     Endpoint = Callable[[Request], Awaitable[Response]]
 
 MAX_BODY = 16 << 20
+# Of a larger body, as much is read and dropped before the answer: a client that is still sending
+# would not see the answer, but a reset connection.
+MAX_DROPPED = 512 << 20
 """Bytes of a request."""
 BACKLOG = 2048
 """Connections that the system holds until they are accepted."""
@@ -344,12 +347,22 @@ async def _body(request: Request) -> bytes:
             'application/json"',
             status=415,
         )
+    too_large = ApiError(f"the request is larger than {MAX_BODY >> 20} MB", status=413)
+    declared = request.headers.get("content-length", "")
+    waits = request.headers.get("expect", "").lower() == "100-continue"
+    if waits and declared.isdecimal() and int(declared) > MAX_BODY:
+        raise too_large  # the client asked before it sends
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > MAX_BODY:
-            raise ApiError(f"the request is larger than {MAX_BODY >> 20} MB", status=413)
-        parts.append(part)
+        if size <= MAX_BODY:
+            parts.append(part)
+        elif size > MAX_DROPPED:
+            break
+        else:
+            parts.clear()
+    if size > MAX_BODY:
+        raise too_large
     return b"".join(parts)
 
 

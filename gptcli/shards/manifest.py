@@ -23,7 +23,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -81,6 +81,8 @@ class Source:
     """Number of documents kept that lost text to decontamination."""
     pieces: int = 0
     """Number of documents added because decontamination divided some into several."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Number of documents whose text a stage changed, by stage."""
     weight: float = 1.0
     """Share of the training mixture, relative to the other sources."""
     epochs: float = 1.0
@@ -322,7 +324,7 @@ def _no_shards(folder: Path) -> InputError:
     """Return the error for a path that is not a shard folder, with the likely mistake as a hint."""
     what, hint = (
         "no such shard folder",
-        "gpt build-shards makes one, and {option:resume} finishes one that was interrupted",
+        "make it with gpt build-shards; if a build was interrupted, continue it with {option:resume}",
     )
     build = f"gpt build-shards {folder} --tokenizer gpt2 -o shards makes shards of it"
     if folder.is_dir():

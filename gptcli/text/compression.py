@@ -126,6 +126,8 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
             is_end, data = not more, data + more
         if member is None:
             data = data.lstrip(b"\0") if not is_lost else data  # padding
+            if len(data) < START_BYTES and not is_end:
+                continue
             if not data and is_end:
                 return
             found = codec.start.search(data) if is_lost else codec.start.match(data)

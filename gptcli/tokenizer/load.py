@@ -1,5 +1,5 @@
 """Tokenizers by a path or a name: a tokenizer.json, a folder with one, the two files of a release,
-or GPT-2's own.
+nanoGPT's characters, or GPT-2's own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, UsageError
-from gptcli.files import read_json, read_text, similar
+from gptcli.files import NANOGPT_META, find_nanogpt_meta, read_json, read_text, similar
+from gptcli.tokenizer.characters import CharacterTokenizer, is_character_json, read_meta
 from gptcli.tokenizer.gpt1 import Gpt1Tokenizer
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, PATTERN, TOKENIZER, Tokenizer, byte_alphabet
 
@@ -54,10 +55,11 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
     """Return the tokenizer in `where`: a tokenizer.json, a folder with one (a run or shards) or
     with a release's two files, or "gpt2".
 
-    For a model in a single file (nanoGPT, llm.c), it is the tokenizer.json next to the file, or
-    else GPT-2's.
+    For a model in a single file (nanoGPT, llm.c), it is the tokenizer.json next to the file, or the
+    characters in nanoGPT's meta.pkl, or else GPT-2's.
 
-    Raises InputError if there is none, or if it is neither a byte-level BPE nor of GPT-1's kind.
+    Raises InputError if there is none, or if it is neither a byte-level BPE, nor of GPT-1's kind, nor
+    one of single characters.
     """
     path = Path(where)
     if path.is_dir():
@@ -70,10 +72,11 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
         )
     if path.exists():
         if path.suffix in MODEL_FILES:
-            beside = path.parent / TOKENIZER
-            return _load_json(beside) if beside.is_file() else _load_gpt2()
+            return _load_for_file(path)
+        if path.name == NANOGPT_META:
+            return read_meta(path)
         if path.suffix not in ("", ".json"):
-            hint = "a tokenizer is a tokenizer.json: gpt tokenize train makes one"
+            hint = "gpt tokenize train makes one; the name gpt2 stands for GPT-2's"
             raise InputError("is not a tokenizer.json", where=path, hint=hint)
         return _load_json(path)
     if str(where) == "gpt2":
@@ -90,9 +93,19 @@ def _nearest_tokenizer(name: str, path: Path) -> str:
     return "name a tokenizer.json, a folder that contains one, or gpt2"
 
 
+def _load_for_file(model: Path) -> Tokenizer:
+    """Return the tokenizer of a model in a single file."""
+    if (beside := model.parent / TOKENIZER).is_file():
+        return _load_json(beside)
+    meta = find_nanogpt_meta(model) if model.suffix == ".pt" else None
+    return _load_gpt2() if meta is None else read_meta(meta)
+
+
 def _load_folder(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return _load_json(folder / "tokenizer.json")
+    if (folder / NANOGPT_META).is_file():
+        return read_meta(folder / NANOGPT_META)
     for merges, vocab in RELEASES:
         if (folder / merges).exists() and (folder / vocab).exists():
             return _load_release(folder / merges, folder / vocab)
@@ -120,9 +133,20 @@ def _load_release(merges: Path, vocab: Path) -> Tokenizer:
     return _build(read_json(vocab), pairs, [END_OF_TEXT], where=vocab)
 
 
+def _build_characters(vocab: dict[str, int], *, where: Path) -> Tokenizer:
+    if sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
+        raise InputError(
+            "the vocabulary does not map characters to the ids 0, 1, 2, ... without a gap",
+            where=where,
+        )
+    return CharacterTokenizer(sorted(vocab, key=vocab.__getitem__))
+
+
 def _load_json(path: Path) -> Tokenizer:
     value = read_json(path)
     try:
+        if is_character_json(value):
+            return _build_characters(value["model"]["vocab"], where=path)
         model = value["model"]
         merges = [
             tuple(merge.split(" ") if isinstance(merge, str) else map(str, merge))

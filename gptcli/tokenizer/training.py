@@ -19,8 +19,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import IO, Any
 
+from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, trainers
 
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
@@ -98,7 +98,7 @@ def train_tokenizer(
     if pattern == PATTERN:
         merges = learn_merges(_reported(texts, events), count, reference, events)
     else:
-        merges = reference(_reported(texts, events, is_cut=False))
+        merges = reference(_matched(_reported(texts, events, is_cut=False), pattern))
     # two merges may make one token
     tokens = dict.fromkeys([*byte_alphabet(), *(left + right for left, right in merges)])
     if clash := tokens.keys() & set(named):
@@ -139,6 +139,24 @@ def _reference(texts: Iterable[str], vocab_size: int, splitter: Any) -> list[tup
     )
     backend.train_from_iterator(texts, trainer)
     return [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
+
+
+def _matched(texts: Iterable[str], pattern: str) -> Iterator[str]:
+    """Yield the texts. Raises UsageError after the last if the pattern matches nothing in them."""
+    others = pre_tokenizers.Split(Regex(pattern), "removed")
+    has_match = False
+    for text in texts:
+        has_match = has_match or len(text) > sum(
+            len(piece) for piece, _ in others.pre_tokenize_str(text)
+        )
+        yield text
+    if not has_match:
+        raise UsageError(
+            f"{pattern!r} matches no character of the text",
+            field="pattern",
+            code="matches_nothing",
+            hint=f"it is what a word looks like; GPT-2's is {PATTERN}",
+        )
 
 
 def _reported(texts: Iterable[str], events: Events, *, is_cut: bool = True) -> Iterator[str]:

@@ -34,7 +34,7 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes
 from gptcli.papers.models import MODELS
-from gptcli.runtime import launch_environment, launched_processes, processor
+from gptcli.runtime import launch_environment, launched_processes, processor, restarted
 from gptcli.trainer.config import TrainConfig
 
 AUTO: Final = "auto"
@@ -205,6 +205,18 @@ def device(processes: int) -> Gpu:
     return replace(row or find_gpu(PROXY_GPU), memory_bytes=device_memory(processes))
 
 
+def layout_after_restart(layout: Layout) -> Layout:
+    """Return a layout with `dp` for the processes with which torchrun restarts the run.
+
+    Their number changes with that of the hosts that are left (`torchrun --nnodes 1:4`). The data
+    order does not depend on it. The layout is returned as it is where the other axes do not divide
+    the processes, which `check_processes` refuses.
+    """
+    world = launched_processes() or layout.processes
+    dp, rest = divmod(world, layout.shard * layout.tp * layout.pp)
+    return replace(layout, dp=dp) if restarted() and dp and not rest else layout
+
+
 def check_processes(layout: Layout) -> None:
     """Raise UsageError if the processes of `layout` are not those launched, or too many here."""
     processes = layout.processes
@@ -212,11 +224,15 @@ def check_processes(layout: Layout) -> None:
         check_apple_gpu(processes=processes)
     if (world := launched_processes()) is not None:
         if processes != world:
+            again = (
+                "only dp can follow the hosts that are left: start torchrun with as many as before, "
+                "or with {option:resume} and another {option:layout}"
+            )
             raise UsageError(
                 f"{layout} is {processes} processes, but {world} were started",
                 field="layout",
                 code="layout_is_not_the_launch",
-                hint="make the product equal",
+                hint=again if restarted() else "make the product equal",
             )
     elif torch.cuda.is_available():
         if processes > (gpus := torch.cuda.device_count()):
@@ -257,33 +273,23 @@ def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, seque
     On a GPU they are those of tensors, on a CPU of the whole process. A user's own optimizer is
     counted as AdamW.
     """
-    parts = layout.processes // layout.dp
-    average = FP32_BYTES * model.parameters // parts if train.ema else 0
-    # Muon keeps one moment of the matrices in the layers, where AdamW keeps two
-    fewer = model.n_layer * layer_matrices(model) // parts if train.optimizer == "muon" else 0
-    return peak_memory(
-        model,
-        layout,
-        work_of(layout, train, sequences),
-        average_bytes=average,
-        fewer_moments=fewer,
-        compiled=train.compile,
-    )
+    return peak_memory(model, layout, work_of(layout, train, sequences), train)
 
 
 def peak_memory(
-    model: ModelConfig,
-    layout: Layout,
-    work: StepConfig,
-    *,
-    average_bytes: int = 0,
-    fewer_moments: int = 0,
-    compiled: bool = False,
+    model: ModelConfig, layout: Layout, work: StepConfig, train: TrainConfig | None = None
 ) -> int:
     """Return the peak bytes of a process here: of tensors on a GPU, of all on a CPU.
 
-    The optimizer is AdamW without `fewer_moments` of its numbers.
+    With `train`, its optimizer, average of the weights and compiler count; without, those of AdamW.
     """
+    parts = layout.processes // layout.dp
+    average_bytes = fewer_moments = 0
+    if train is not None and train.ema:
+        average_bytes = FP32_BYTES * model.parameters // parts
+    if train is not None and train.optimizer == "muon":
+        # Muon keeps one moment of the matrices in the layers, where AdamW keeps two
+        fewer_moments = model.n_layer * layer_matrices(model) // parts
     if device_type() != "cpu":
         found = rank_memory(model, layout, work)
         return found.total + average_bytes - FP32_BYTES * fewer_moments
@@ -294,7 +300,7 @@ def peak_memory(
         on_cpu(work, model, has_kernels=has_kernels),
         average_bytes=average_bytes,
         fewer_moments=fewer_moments,
-        compiled=compiled,
+        compiled=train is not None and train.compile,
     ).total
 
 
@@ -326,13 +332,14 @@ def shortage(layout: Layout, needs: int, has: int) -> str:
 def memory_advice(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> str:
     """Return a hint with what fits: settings for as many processes, or the largest paper size."""
     gpu = device(layout.processes)
-    if found := fitting(model, layout.processes, sequences, train.precision, gpu)[:MAX_SUGGESTIONS]:
+    found = fitting(model, layout.processes, sequences, train.precision, gpu, train=train)
+    if found := found[:MAX_SUGGESTIONS]:
         return "; or ".join(
             f"{{option:layout}} {plan} {{option:micro_batch}} {work.micro_batch} "
             f"{{option:recompute}} {work.recompute}"
             for plan, work in found
         )
-    size = largest_that_fits(model, layout.processes, train.precision, gpu)
+    size = largest_that_fits(model, layout.processes, train, gpu)
     largest = (
         "no paper size fits here"
         if size is None
@@ -345,12 +352,12 @@ def memory_advice(model: ModelConfig, layout: Layout, train: TrainConfig, sequen
 
 
 def largest_that_fits(
-    model: ModelConfig, processes: int, precision: Precision, gpu: Gpu
+    model: ModelConfig, processes: int, train: TrainConfig, gpu: Gpu
 ) -> str | None:
     """Return the largest paper size, with the vocabulary of `model`, that fits; None if none."""
     for paper in sorted(MODELS, key=lambda paper: -paper.parameters):
         config = ModelConfig.from_paper(paper, vocab_size=model.vocab_size)
-        if fitting(config, processes, processes, precision, gpu, micro_batch=1):
+        if fitting(config, processes, processes, train.precision, gpu, micro_batch=1, train=train):
             return short_name(paper)
     return None
 
@@ -376,12 +383,23 @@ def fitting(
     *,
     recompute: RecomputeChoice = AUTO,
     micro_batch: int | str = AUTO,
+    train: TrainConfig | None = None,
 ) -> list[tuple[Layout, StepConfig]]:
-    """Return the layouts that hold and divide the model, fastest first, each with its best step."""
+    """Return the layouts that hold and divide the model, fastest first, each with its best step.
+
+    `train` has the optimizer and the average whose memory counts.
+    """
     found = []
     for layout in dict.fromkeys(layouts(model, processes)):
         work = best_work(
-            model, layout, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch
+            model,
+            layout,
+            sequences,
+            precision,
+            gpu,
+            recompute=recompute,
+            micro_batch=micro_batch,
+            train=train,
         )
         if work is not None and divides(layout, model, sequences, precision):
             found.append((make_plan(model, layout, work, gpu).tokens_per_second, layout, work))
@@ -402,6 +420,7 @@ def best_work(
     *,
     recompute: RecomputeChoice = AUTO,
     micro_batch: int | str = AUTO,
+    train: TrainConfig | None = None,
 ) -> StepConfig | None:
     """Return the fastest way to run a replica's share of a batch that fits; None if none fits.
 
@@ -421,7 +440,7 @@ def best_work(
         for size in sizes
         for name in ([recompute] if recompute != AUTO else RECOMPUTE)
     ]
-    fits = [step for step in steps if peak_memory(model, layout, step) <= gpu.memory_bytes]
+    fits = [step for step in steps if peak_memory(model, layout, step, train) <= gpu.memory_bytes]
     return max(
         fits, key=lambda step: make_plan(model, layout, step, gpu).tokens_per_second, default=None
     )

@@ -109,6 +109,9 @@ class Callback:
     def on_end(self, *, interrupted: bool) -> None:
         """Run after the last step, before the finished model is written."""
 
+    def on_finished(self) -> None:
+        """Run once the finished model is written."""
+
     def close(self) -> None:
         """Run at the end of training, also if it failed."""
 

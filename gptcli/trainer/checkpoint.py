@@ -72,12 +72,7 @@ class Checkpoints:
         self.out, self.context, self.keep, self.keep_every = out, context, keep, keep_every
         # A separate group: a thread communicates in it while training uses the others, whose
         # timeout is too short.
-        self.group = (
-            dist.new_group(backend="gloo", timeout=CHECKPOINT_TIMEOUT)
-            if context.world_size > 1
-            else None
-        )
-        context.watch_connections()
+        self.group = context.new_group(CHECKPOINT_TIMEOUT) if context.world_size > 1 else None
         self.pinned: tuple[set[str], BlockingAsyncStager] | None = None
         self.writing: tuple[Path, Future[Any]] | None = None
         if context.is_main:

@@ -344,6 +344,8 @@ class Trainer:
             tensors = CheckpointStateDict(progress.checkpoint.folder)
             last = {**progress.line, "smoothed_loss": progress.smoothed_loss}
             export_model(self.run, tensors, last, progress.val_loss)
+            for callback in self.callbacks:
+                callback.on_finished()
         self.checkpoints.barrier()
 
     def _report(self, seconds: float, *, interrupted: bool) -> Report:

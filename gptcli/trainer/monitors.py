@@ -22,9 +22,10 @@ from gptcli.errors import UsageError
 from gptcli.model.source import TRACE
 from gptcli.numbers import WEEK, amount, rough_duration
 from gptcli.runs.metrics import Line
+from gptcli.runs.record import read_provenance
 from gptcli.shards.order import Mixture
 from gptcli.toml_json import finite
-from gptcli.trainer.callbacks import Callback, RunProgress
+from gptcli.trainer.callbacks import Callback, RunProgress, SavedCheckpoint
 from gptcli.trainer.step import StepResult
 from gptcli.trainer.step_statistics import NoiseScale, rerun_every, small_batch_sequences
 
@@ -34,6 +35,8 @@ PROFILE_ROWS = 15  # operators in the table
 GATHER_EVERY_STEPS = 20  # steps between comparisons of the processes
 SLOW = 1.5  # a process is slow whose own time in a step is this many times the median's
 MIN_LATE_SECONDS = 0.005  # a smaller difference costs nothing that one could mend
+PROBE_WIDTH = {"cpu": 384, "cuda": 2048}  # of a square product: some milliseconds of one core
+PROBES = 3  # of which the fastest counts: a moment's disturbance is no slow device
 
 
 class GarbageCollection(Callback):
@@ -182,6 +185,8 @@ class RankMonitor(Callback):
     """Callback that compares the processes every GATHER_EVERY_STEPS steps, and names a slow one.
 
     rank_own_seconds: mean time of a step that is each process's own (`OwnTime`); under `dp` alone
+    rank_probe_seconds: under the other layouts, where processes wait for each other within every
+        layer, time of one product of matrices on each process's device (`probe_seconds`)
     rank_data_seconds: mean time in which each process read the next step's data
     rank_memory: peak memory of each process in bytes
     """
@@ -206,7 +211,11 @@ class RankMonitor(Callback):
         if self.progress.position.step % GATHER_EVERY_STEPS:
             return
         context = self.progress.context
-        means = [statistics.fmean(times) if times else None for times in (self.own, self.data)]
+        name, what, least = "rank_own_seconds", "a step", MIN_LATE_SECONDS
+        if not self.own:
+            name, what, least = "rank_probe_seconds", "a product of matrices", 0.0
+            self.own = [probe_seconds(context.device)]
+        means = [statistics.fmean(times) for times in (self.own, self.data)]
         mine = (socket.gethostname(), *means, peak_memory(context.device))
         self.own, self.data = [], []
         hosts, own, data, memory = zip(*context.all_gather(mine, self.group), strict=True)
@@ -214,21 +223,40 @@ class RankMonitor(Callback):
             return
         line["rank_data_seconds"] = [round(seconds, 6) for seconds in data]
         line["rank_memory"] = list(memory)
-        if None not in own:
-            line["rank_own_seconds"] = [round(seconds, 6) for seconds in own]
-            self._warn(list(hosts), list(own))
+        line[name] = [round(seconds, 6) for seconds in own]
+        self._warn(list(hosts), list(own), what, least)
 
-    def _warn(self, hosts: list[str], own: list[float]) -> None:
-        """Warn of the processes that were slow in two gatherings in a row, once for each time."""
+    def _warn(self, hosts: list[str], own: list[float], what: str, least: float) -> None:
+        """Warn of the processes that were slow in two gatherings in a row, once for each time.
+
+        `own` are their times of `what`; one is slow that is late by more than `least` seconds.
+        """
         usual = statistics.median_low(own)
         for rank, seconds in enumerate(own):
-            slow = seconds > SLOW * usual and seconds > usual + MIN_LATE_SECONDS
+            slow = seconds > SLOW * usual and seconds > usual + least
             self.late[rank] = self.late.get(rank, 0) + 1 if slow else 0
             if self.late[rank] == 2:
                 self.progress.events.warn(
-                    f"process {rank} on {hosts[rank]} is slow: a step takes it {seconds:.3g} s, more "
+                    f"process {rank} on {hosts[rank]} is slow: {what} takes it {seconds:.3g} s, more "
                     f"than {SLOW:g} times the {usual:.3g} s of the median, and all wait for it"
                 )
+
+
+def probe_seconds(device: torch.device) -> float:
+    """Return the time of one fixed product of matrices on a device, the fastest of PROBES.
+
+    It needs no other process, so that it tells a slow device from one that waits.
+    """
+    square = torch.ones(2 * (PROBE_WIDTH[device.type],), device=device)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times = []
+    for _ in range(PROBES):
+        synchronize()
+        begin = time.perf_counter()
+        torch.mm(square, square)
+        synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -257,6 +285,22 @@ class ProgressReporter(Callback):
         self.total_tokens = progress.schedule.total_sequences * n_ctx
         self.full_batch_tokens = progress.schedule.full_batch * n_ctx
         self.time_left = TimeLeft(self.total_tokens)
+        known = read_provenance(progress.run.resolved)
+        train = progress.run.train
+        self.facts = {
+            # batches that follow the noise are not known before
+            "total_steps": None if train.follow_noise else progress.schedule.steps(),
+            "total_passes": float(known["passes"]) if "passes" in known else None,
+            "device": known.get("device", str(progress.context.device)),
+            "precision": train.precision,
+        }
+        """What does not change during the run."""
+        self.saved: tuple[int, float] | None = None
+        """Step of the newest checkpoint, and the time at which it was on disk."""
+
+    def after_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
+        """Keep the step and the time of the newest checkpoint."""
+        self.saved = checkpoint.step, time.monotonic()
 
     def on_record(self, line: Line) -> None:
         """Report the step; warn if the run will take more than a week."""
@@ -274,7 +318,11 @@ class ProgressReporter(Callback):
             **line,
             "val_loss": progress.val_loss,
             "smoothed_loss": progress.smoothed_loss,
+            **self.facts,
         }
+        if self.saved is not None:
+            step, at = self.saved
+            facts |= {"checkpoint_step": step, "checkpoint_age": time.monotonic() - at}
         progress.events.progress("train", tokens, self.total_tokens, "tokens", **facts)
 
 

@@ -105,6 +105,8 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
     )
     if config.compile:
         _warm_up_compilation(run, parts, mesh, train_step, events)
+    if context.layout.dp == context.world_size > 2:
+        _settle_buckets(run, train_step)
     return train_step
 
 
@@ -289,6 +291,20 @@ def _warm_up_compilation(
         for part in parts:
             apply_ac_and_compile(part, replace(config, compile=False), mesh)
             install_kernels(part, replace(config, compile=False), mesh)
+    train_step.optimizer.zero_grad()
+
+
+def _settle_buckets(run: Run, train_step: TrainStep) -> None:
+    """Run one pass of zero gradients, after which DDP orders its buckets anew.
+
+    It does so once, after the first pass of a process. Where an element lies decides in which order
+    more than two replicas are summed: the first step of a resumed run would differ from the same
+    step of a run that was not stopped, in its last bits.
+    """
+    shape = run.train.micro_batch, run.model.n_ctx
+    inputs = torch.zeros(shape, dtype=torch.int64, device=train_step.context.device)
+    batches = [(inputs, torch.full_like(inputs, IGNORE))]
+    train_step.forward_backward(batches, batch_tokens=1, step=0)
     train_step.optimizer.zero_grad()
 
 

@@ -1,7 +1,8 @@
-"""Copies of a run's checkpoints in a remote store: a URL of fsspec, such as s3://bucket/run.
+"""Copies of a run in a remote store: a URL of fsspec, such as s3://bucket/run.
 
     URL/run.toml, metrics.jsonl, samples.jsonl, best.json     of the newest checkpoint there
     URL/step-00001000/                                        a checkpoint; state.json comes last
+    URL/config.json, tokenizer.json, ..., model.safetensors   the finished model; its weights last
 
 A checkpoint is copied once it is whole on the local disk, in a thread, while training goes on. A
 store that fails, or gives no sign of life, costs copies and never the run.
@@ -9,6 +10,7 @@ store that fails, or gives no sign of life, costs copies and never the run.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from gptcli.trainer.config import Run
 
 BESIDE = (METRICS, SAMPLES, BEST, RUN_TOML)
 """Files of the run that a resume goes on with; the last one completes a fetched run."""
+MODEL = "the finished model"
 BLOCK_BYTES = 8 << 20
 WAIT_S = 3600.0  # of a process for the one that fetches a checkpoint
 
@@ -81,6 +84,22 @@ class Store:
             (checkpoint / STATE, f"{folder}/{STATE}"),
         ):
             with local.open("rb") as source, self.files.open(remote, "wb") as target:
+                copy(source, target, moved)
+
+    def has_model(self) -> bool:
+        """Return whether the finished model is in the store."""
+        self.files.invalidate_cache()
+        return bool(self.files.exists(f"{self.path}/{WEIGHTS}"))
+
+    def put_model(self, out: Path, moved: Callable[[], None]) -> None:
+        """Copy the files of a finished run folder, without its checkpoints."""
+        files = [path for path in out.iterdir() if path.is_file() and path.name[0] != "."]
+        self.files.makedirs(self.path, exist_ok=True)
+        for local in sorted(files, key=lambda path: (path.name == WEIGHTS, path.name)):
+            with (
+                local.open("rb") as source,
+                self.files.open(f"{self.path}/{local.name}", "wb") as target,
+            ):
                 copy(source, target, moved)
 
     def prune(self, keep: int, keep_every: int) -> None:
@@ -156,6 +175,25 @@ def check_store(run: Run, events: Events) -> None:
         )
 
 
+def copy_finished(run: Run, events: Events) -> None:
+    """Copy the model of a finished run to its store, unless it is there: the run may have ended
+    before that was done.
+    """
+    if run.checkpoint_to is None:
+        return
+    try:
+        store = Store(run.checkpoint_to)
+        if store.has_model():
+            return
+        store.put_model(run.out, lambda: None)
+    except UsageError:
+        raise
+    except Exception as error:  # of clients without a common base class
+        events.warn(f"the finished model was not copied to {run.checkpoint_to}: {error}")
+        return
+    events.info(f"the finished model is copied to {run.checkpoint_to}")
+
+
 def fetch_checkpoint(url: str, out: Path, events: Events, *, fetches: bool) -> None:
     """Bring the newest checkpoint in the store to a run folder that has none.
 
@@ -182,7 +220,7 @@ def fetch_checkpoint(url: str, out: Path, events: Events, *, fetches: bool) -> N
 
 
 class CheckpointCopies(BackgroundCallback):
-    """Callback that copies checkpoints to the run's store.
+    """Callback that copies checkpoints, and at last the finished model, to the run's store.
 
     A checkpoint that is written during a copy is left out, the last one excepted.
     """
@@ -196,6 +234,8 @@ class CheckpointCopies(BackgroundCallback):
         self.copied = 0
         self.moved_at = time.monotonic()
         self.given_up = False
+        self.copying = ""
+        """What is being copied, if it is no checkpoint."""
 
     def after_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         """Start to copy the checkpoint, unless another one is being copied."""
@@ -213,7 +253,7 @@ class CheckpointCopies(BackgroundCallback):
         except Cancelled:
             raise
         except Exception as error:  # of clients without a common base class
-            self._failed(checkpoint.step, f"{type(error).__name__}: {error}")
+            self._failed(_checkpoint(checkpoint.step), f"{type(error).__name__}: {error}")
 
     def on_end(self, *, interrupted: bool) -> None:
         """Copy the last checkpoint, and tell how many copies there were."""
@@ -221,6 +261,26 @@ class CheckpointCopies(BackgroundCallback):
         failed = self.progress.failed_copies
         done = f"{self.copied} checkpoint{'s' * (self.copied != 1)} copied to {self.store.url}"
         self.progress.events.info(done + (f", {failed} failed" if failed else ""))
+
+    def on_finished(self) -> None:
+        """Copy the finished model, and say so."""
+        self.given_up, self.moved_at, copied = False, time.monotonic(), []
+
+        def work() -> None:
+            try:
+                self.store.put_model(self.progress.run.out, self._moved)
+                copied.append(True)
+            except Cancelled:
+                return
+            except Exception as error:  # of clients without a common base class
+                self._failed(MODEL, f"{type(error).__name__}: {error}")
+
+        self.copying = MODEL
+        self.thread = threading.Thread(target=work, daemon=True)
+        self.thread.start()
+        self._join()
+        if copied:
+            self.progress.events.info(f"{MODEL} is copied to {self.store.url}")
 
     def _moved(self) -> None:
         """Note a sign of life. Raises Cancelled once nobody waits for the copy any more."""
@@ -235,11 +295,17 @@ class CheckpointCopies(BackgroundCallback):
             if time.monotonic() - self.moved_at > self.progress.run.timeout:
                 self.given_up = True
                 silent = f"no sign of life for {self.progress.run.timeout:,} s"
-                self._failed(self.processed_step, silent)
+                self._failed(self.copying or _checkpoint(self.processed_step), silent)
 
-    def _failed(self, step: int, why: str) -> None:
+    def _failed(self, what: str, why: str) -> None:
         self.progress.failed_copies += 1
+        now = "the run is done" if what == MODEL else "training goes on"
         self.progress.events.warn(
-            f"the checkpoint of step {step:,} was not copied to {self.store.url}: {why} "
-            f"({self.progress.failed_copies} failed so far; training goes on)"
+            f"{what} was not copied to {self.store.url}: {why} "
+            f"({self.progress.failed_copies} failed so far; {now})"
         )
+
+
+def _checkpoint(step: int) -> str:
+    """Return a checkpoint in words."""
+    return f"the checkpoint of step {step:,}"

@@ -326,11 +326,14 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
         auto_micro_batch,
         auto_precision,
         auto_processes,
+        layout_after_restart,
     )
 
     values, origin = resolved.values, resolved.origin
     sequences = values["batch_tokens"] // model.n_ctx
-    requested = None if values["layout"] == "auto" else parse_layout(values["layout"])
+    requested = (
+        None if values["layout"] == "auto" else layout_after_restart(parse_layout(values["layout"]))
+    )
     compiled, why = auto_compile(
         model, values["tokens"], requested.processes if requested else auto_processes()
     )

@@ -37,7 +37,7 @@ from gptcli.trainer.export import is_finished, remove_temporary_weights
 from gptcli.trainer.loop import stopped_after
 from gptcli.trainer.loop import train as train_on_rank
 from gptcli.trainer.preflight import check_data, check_resume, check_run, data_sha256
-from gptcli.trainer.remote import check_store, fetch_checkpoint
+from gptcli.trainer.remote import check_store, copy_finished, fetch_checkpoint
 from gptcli.trainer.resolve import MODEL_KEYS, NEWEST, ResolvedRun, newest_checkpoint
 from gptcli.trainer.start import claim_run_folder, continued_state, copy_checkpoint
 
@@ -219,6 +219,7 @@ def prepare_run(
         ):
             if is_main():
                 remove_temporary_weights(out)
+                copy_finished(run, events)
             return None
         if is_finished(out) and newest_state(out) is None:
             raise UsageError(

@@ -177,7 +177,7 @@ def bpe_training() -> None:
     for name in (*rates, *rates):
         by_reference = name == "tokenizers"
         names["learn_merges"] = (
-            (lambda pieces, _, reference: reference(pieces)) if by_reference else learn
+            (lambda pieces, _, reference, *__: reference(pieces)) if by_reference else learn
         )
         rate = timed(
             name,

@@ -21,7 +21,7 @@ import numpy as np
 
 from gptcli.cost.hardware import read_table
 from gptcli.cost.scoreboard import MeasuredRun, log_error, measured_runs, with_values
-from gptcli.cost.step_time import constants_from
+from gptcli.cost.step_time import SHARED, constants_from
 
 HERE = Path(__file__).parents[2] / "gptcli" / "cost"
 # Orders of magnitude from the hardware's side, and how many e-folds the rows may move them:
@@ -35,31 +35,37 @@ FAMILIES = {
 }
 PRIOR: dict[str, tuple[float, float]] = {
     "spread": (0.08, 0.7),
+    "fp8": (1.9, 0.1),
+    "cast": (70, 0.4),
+    "latency": (2.5e-5, 0.4),
+    "overlap": (0.3, 0.7),
+    "weights": (0.7, 0.3),
     **{f"families.{name}.products": (row[0], 0.15) for name, row in FAMILIES.items()},
     **{f"families.{name}.attention": (row[1], 0.4) for name, row in FAMILIES.items()},
+    "families.blackwell.power": (0.7, 0.4),
     "trainers.fsdp.path": (250, 0.5),
     "trainers.fsdp.head": (40, 0.7),
     "trainers.fsdp.launch": (1e-3, 0.7),
     "trainers.fsdp.exposed": (0.7, 0.7),
-    "trainers.fsdp.tensor": (1.0, 0.3),
-    "trainers.fsdp.fp8": (1.5, 0.15),
+    "trainers.fsdp.tensor": (1.4, 0.2),
     "trainers.fused.products": (1.0, 0.1),
+    "trainers.fused.attention": (1.2, 0.2),
     "trainers.fused.path": (135, 0.3),
     "trainers.fused.head": (20, 0.4),
     "trainers.fused.launch": (1e-4, 0.7),
     "trainers.fused.exposed": (0.5, 0.7),
-    "trainers.fused.fp8": (1.5, 0.15),
     "trainers.megatron.products": (1.0, 0.1),
+    "trainers.megatron.attention": (1.2, 0.2),
     "trainers.megatron.path": (135, 0.4),
     "trainers.megatron.head": (20, 0.4),
-    "trainers.megatron.launch": (2e-4, 0.7),
+    "trainers.megatron.launch": (4e-4, 0.7),
     "trainers.megatron.exposed": (0.3, 0.7),
-    "trainers.megatron.tensor": (0.7, 0.4),
-    "trainers.megatron.fp8": (1.5, 0.15),
+    "trainers.megatron.tensor": (1.4, 0.2),
 }
 FIXED: dict[str, Any] = {  # what no row speaks of
     "trainers.fsdp.products": 1.0,
-    "trainers.fused.tensor": 1.0,
+    "trainers.fsdp.attention": 1.0,
+    "trainers.fused.tensor": 1.4,
 }
 # whole run over steady
 GOODPUTS = {
@@ -102,13 +108,13 @@ def completed(values: dict[str, float]) -> dict[str, Any]:
     # fused ones
     trainers["gpt"] = {**trainers["fused"], "path": 135.0, "head": 20.0}
     trainers["gpt"]["products"] = trainers["megatron"]["products"]
-    trainers["gpt"]["tensor"] = 1.0
+    trainers["gpt"]["tensor"] = 1.4
     trainers["gpt"]["exposed"] = trainers["fsdp"]["exposed"]
     return table
 
 
-def fit(rows: list[MeasuredRun]) -> dict[str, float]:
-    """Return the constants for some rows."""
+def fit(rows: list[MeasuredRun], start: dict[str, float] | None = None) -> dict[str, float]:
+    """Return the constants for some rows, by steps from `start` or from the centre of the prior."""
     names = list(PRIOR)
     centre = np.log([PRIOR[name][0] for name in names])
     width = np.array([PRIOR[name][1] for name in names])
@@ -116,37 +122,53 @@ def fit(rows: list[MeasuredRun]) -> dict[str, float]:
         source: sum(row.source == source for row in rows) for source in {r.source for r in rows}
     }
     weight = np.array([count[row.source] ** -0.25 for row in rows]) / NOISE
+    used = [[i for i, row in enumerate(rows) if depends(row, name)] for name in names]
 
-    def errors(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def errors(x: np.ndarray[Any, Any], which: list[int]) -> np.ndarray[Any, Any]:
         table = completed(dict(zip(names, map(float, np.exp(x)), strict=True)))
         return np.array(
-            [log_error(row, constants_from(table, row.trainer, row.gpu.family)) for row in rows]
+            [
+                log_error(row, constants_from(table, row.trainer, row.gpu))
+                for row in (rows[i] for i in which)
+            ]
         )
 
-    x = centre.copy()
+    x = centre.copy() if start is None else np.log([start[name] for name in names])
     for _ in range(25):
-        now = errors(x)
-        slope = np.stack([(errors(x + step) - now) / 1e-3 for step in 1e-3 * np.eye(len(x))], 1)
+        now = errors(x, list(range(len(rows))))
+        slope = np.zeros((len(rows), len(names)))
+        for column, which in enumerate(used):
+            step = np.zeros(len(names))
+            step[column] = 1e-3
+            slope[which, column] = (errors(x + step, which) - now[which]) / 1e-3
         robust = weight * np.minimum(1, HUBER / np.maximum(HUBER, np.abs(now) / NOISE)) ** 0.5
         a = np.vstack([slope * robust[:, None], np.diag(1 / width)])
         b = np.concatenate([-now * robust, (centre - x) / width])
         step = np.linalg.lstsq(a, b, rcond=None)[0]
         x = x + np.clip(step, -0.5, 0.5)
-        if np.abs(step).max() < 1e-4:
+        if np.abs(step).max() < 1e-3:
             break
     return {name: float(f"{value:.4g}") for name, value in zip(names, np.exp(x), strict=True)}
 
 
+def depends(row: MeasuredRun, name: str) -> bool:
+    """Return whether the predicted speed of a row depends on a constant."""
+    group, _, rest = name.partition(".")
+    owner = rest.partition(".")[0]
+    return {"families": row.gpu.family, "trainers": row.trainer}.get(group, owner) == owner
+
+
 def main() -> None:
     rows = list(measured_runs())
-    table = completed(fit(rows))
+    best = fit(rows)
+    table = completed(best)
     held = {}
     for source in dict.fromkeys(row.source for row in rows):
-        held[source] = fit([row for row in rows if row.source != source])
+        held[source] = fit([row for row in rows if row.source != source], best)
     unseen: dict[str, list[float]] = {}
     for row in rows:
         other = completed(held[row.source])
-        error = abs(log_error(row, constants_from(other, row.trainer, row.gpu.family)))
+        error = abs(log_error(row, constants_from(other, row.trainer, row.gpu)))
         unseen.setdefault(row.trainer, []).append(error)
         part = f"{row.source}, {row.label}"
         print(f"{part:90} {math.expm1(error):6.1%} unseen", file=sys.stderr)
@@ -162,7 +184,7 @@ def main() -> None:
         "",
         'source = "gptcli/cost/measured.csv without the rows of each source"',
         f'url = "{URLS}"',
-        'date = "2026-05"',
+        'date = "2026-11"',
     ]
     for source, values in held.items():
         flat = flattened(completed(values))
@@ -176,7 +198,7 @@ def main() -> None:
 
 def flattened(table: dict[str, Any]) -> dict[str, float]:
     """Return the values of a table by their dotted names."""
-    found = {"spread": table["spread"]}
+    found = {name: table[name] for name in SHARED}
     for group in ("families", "trainers"):
         for row, values in table[group].items():
             found |= {f"{group}.{row}.{key}": value for key, value in values.items()}
@@ -193,8 +215,8 @@ def constants_toml(
         "",
         f'source = "{len(measured_runs())} published speeds, gptcli/cost/measured.csv"',
         f'url = "{URLS}"',
-        'date = "2026-05"',
-        f"spread = {table['spread']:g}",
+        'date = "2026-11"',
+        *(f"{name} = {table[name]:g}" for name in SHARED),
         "# factor, either way, for a trainer on GPUs that it was not measured on: an assumption",
         f"extrapolated = {EXTRAPOLATED}",
     ]

@@ -233,6 +233,8 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -
     report = json.loads(gpt(*ARGUMENTS, "--dry-run", "--json").stdout)
     assert report["dry_run"]
     assert report["config"]["workers"] == 2
+    assert "CPU hours" in text
+    assert report["estimate"]["worker_bytes"] >= report["estimate"]["memory_bytes"] / 2
     assert report["estimate"]["tokens"] == pytest.approx(size, rel=0.02)
     assert sorted(path.name for path in corpus.iterdir()) == ["corpus", "tokenizer.json"]
 
@@ -255,7 +257,7 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -
         ),
         (
             ["corpus", "-t", "tokenizer.json", "--val-fraction", "ten"],
-            "gpt: --val-fraction: 'ten' is not a quantity",
+            "gpt: --val-fraction: 'ten' is not a number",
         ),
         (
             ["corpus", "-t", "tokenizer.json", "--shard-tokens", "0"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,8 @@ from gptcli.cli.cost import (
 from gptcli.cli.options import number
 from gptcli.cost.target import OTHER_FAMILIES
 from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig
+from gptcli.model.safetensors_io import save_config
 from gptcli.papers.models import MODELS
 from tests.runs.test_charts import check_picture
 
@@ -87,7 +90,7 @@ def test_without_a_gpu_the_default_is_assumed(gpt: Any, args: list[str]) -> None
     assert report(gpt, *args)["gpu"] == "h100"
     text = gpt("cost", *args).stdout
     assert re.search(r"^Time and money on h100 +assumed: --gpu names another$", text, re.MULTILINE)
-    assert re.search(r"^price: .*\(2026-03-14\)$", text, re.MULTILINE)
+    assert re.search(r"^price: median of .*\(2026-\d\d-\d\d\)$", text, re.MULTILINE)
     assert "assumed: --gpu" not in gpt("cost", *args, "--gpu", "h100").stdout
 
 
@@ -135,7 +138,7 @@ def test_report_of_a_size(gpt: Any) -> None:
     assert figure(text, "Parameters") == "174,604,259,328"
     assert figure(text, "PF-days") == "3,638"
     assert figure(text, "FLOP, PaLM") == "3.23e23"
-    assert figure(text, "on 10,000 v100") == "13.76", "Patterson et al. 2021 assume 14.8"
+    assert figure(text, "on 10,000 v100") == "14.01", "Patterson et al. 2021 assume 14.8"
     assert figure(text, "inference in fp32") == "698"
     assert "fits 10,000 v100 of 32 GB" in text
     assert max(map(len, text.splitlines())) <= 80
@@ -158,9 +161,9 @@ def test_days_depend_on_the_number_of_gpus_and_dollars_do_not(gpt: Any) -> None:
 
 
 def test_tokens_and_mfu_determine_the_gpu_hours(gpt: Any) -> None:
-    got = report(gpt, "--size", "125M", "--tokens", "2.5B", "--gpu", "h200", "--mfu", "0.4")
+    got = report(gpt, "--size", "125M", "--tokens", "2.5B", "--gpu", "mi300x", "--mfu", "0.4")
     assert got["flops"] == pytest.approx(6 * 125_226_240 * 2_500_000_000, rel=1e-12)
-    assert got["gpu_hours"] == pytest.approx(got["flops"] / (0.4 * 989.5e12) / 3600)
+    assert got["gpu_hours"] == pytest.approx(got["flops"] / (0.4 * 1307.4e12) / 3600)
     assert (got["mfu"], got["dollars"]) == (0.4, None)
 
 
@@ -221,12 +224,12 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--tokens", "-5"], ["--tokens: -5"]),
         (["--tokens", "1e400"], ["--tokens: 1e400"]),
         (["--tokens", "0.5"], ["--tokens", "not a whole number"]),
-        (["--tokens", "many"], ["--tokens", "'many' is not a quantity"]),
+        (["--tokens", "many"], ["--tokens", "'many' is not a number"]),
         (["--gpus", "0"], ["--gpus: 0"]),
         (["--gpus", "1.5"], ["--gpus", "not a whole number"]),
         (["--price", "0"], ["--price: 0"]),
         (["--flops", "-3"], ["--flops: -3"]),
-        (["--flops", "much"], ["--flops", "'much' is not a quantity"]),
+        (["--flops", "much"], ["--flops", "'much' is not a number"]),
         (["--flops", "1e23", "--size", "1.3B"], ["--flops 1.00e23", "--size"]),
         (["--flops", "1e23", "--tokens", "3B"], ["--flops 1.00e23", "--tokens"]),
         (["--flops", "1e23", "--n-ctx", "16"], ["--flops 1.00e23", "--n-ctx"]),
@@ -271,13 +274,13 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--optimal", "-1"], ["--optimal: -1"]),
         (["--optimal", "1e23", "--size", "13B"], ["--optimal cannot be combined with --size"]),
         (["--budget", "0", "--gpu", "a100"], ["--budget: 0"]),
-        (["--budget", "100", "--gpu", "l40s"], ["--price"]),
+        (["--budget", "100", "--gpu", "mi300x"], ["--price"]),
         (
             ["--size", "125M", "--gpu", "a100", "--gpus", "8", "--hours", "23.8"],
             ["impossible: an MFU of 10", "--hours"],
         ),
         (["--hours", "0", "--gpu", "a100"], ["--hours: 0"]),
-        (["--gpu", "a100", "--memory", "80"], ["--memory describes a custom GPU"]),
+        (["--gpu", "a100", "--memory", "80"], ["--memory: is the memory of a custom GPU"]),
         (["--size", "T5-11B", "--gpu", "a100", "--plan"], ["T5-11B is not a GPT"]),
         (["--table", "--plot", "x.png"], ["--plot: x.png does not end in .svg"]),
         (
@@ -417,7 +420,7 @@ def test_the_run_of_llm_c_is_in_a_narrow_range(gpt: Any) -> None:
 def test_more_gpus_never_take_longer_and_idle_ones_are_said(gpt: Any) -> None:
     args = ["--size", "175B", "--gpu", "h100", "--gpus"]
     days = [report(gpt, *args, n)["days"] for n in (960, 992, 1024)]
-    assert days == sorted(days, reverse=True)
+    assert all(later <= now * (1 + 1e-12) for now, later in itertools.pairwise(days)), "to rounding"
     wide = [report(gpt, "--size", "1.3B", "--gpus", n) for n in (32_768, 32_776)]
     assert wide[1]["dollars"] == pytest.approx(wide[0]["dollars"], rel=0.001)
     assert wide[0]["idle_gpus"] > 0
@@ -449,7 +452,7 @@ def test_optimal_reports_each_law(gpt: Any) -> None:
 
 def test_budget_in_dollars_and_hours(gpt: Any) -> None:
     got = report(gpt, "--budget", 500, "--gpu", "a100", "--gpus", 8)
-    assert got["gpu_hours"] == pytest.approx(500 / 1.75)
+    assert got["gpu_hours"] == pytest.approx(500 / 1.79)
     losses = [row["loss"] for row in got["sizes"]]
     known = [loss for loss in losses if loss is not None]
     assert known == sorted(known)
@@ -599,7 +602,7 @@ def test_explain_fills_numbers_into_formulas(gpt: Any) -> None:
     for part in (
         "FLOP = 6·N·D = 6 x 174,604,259,328 x 300,000,000,000 = 3.14e23",
         "GPU-years = GPU-hours / 8,760",
-        "price = 3 $",
+        "price = 3.99 $",
         "kaplan holds for N 768 to 1.5B",
     ):
         assert part in text
@@ -727,3 +730,14 @@ def test_prices_are_positive_numbers(text: str) -> None:
         number("price")(text)
     assert caught.value.field == "price"
     assert caught.value.hint
+
+
+def test_a_model_without_metrics_is_priced(gpt: Any, tmp_path: Path) -> None:
+    """Such as one of transformers: it has no record of its training."""
+    (tmp_path / "model").mkdir()
+    save_config(
+        tmp_path / "model", ModelConfig(n_layer=2, n_head=2, d_model=16, n_ctx=16, vocab_size=257)
+    )
+    got = report(gpt, "model")
+    assert got["tokens"] == 300_000_000_000
+    assert "no such" in gpt("cost", "nothing", code=2).stderr

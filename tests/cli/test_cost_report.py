@@ -101,7 +101,7 @@ def test_explained_estimate_prints_sources(capsys: pytest.CaptureFixture[str]) -
     text = report(capsys, priced("T5-11B", gpu="a100"), explain=True)
     assert "FLOP = 3·N·D" in text
     assert "https://www.nvidia.com/content/dam/" in text
-    assert "price = 1.75 $ per GPU-hour" in text
+    assert "price = 1.79 $ per GPU-hour" in text
 
 
 def test_table_of_sizes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,8 @@ FACTS = {
     "tflops": 9.5,
     "mfu": None, "mfu_causal": None, "noise_scale": 2.5e5,
     "peak_memory": 3_200_000_000, "val_loss": None,
+    "total_steps": 300, "total_passes": 2.5, "device": "EPYC, 2 cores", "precision": "bf16",
+    "checkpoint_step": 280, "checkpoint_age": 61.0,
 }  # fmt: skip
 SCRIPT = f"""
 import sys
@@ -73,7 +75,10 @@ def test_panel_is_as_wide_as_the_terminal(width):
     assert len(lines[0]) == width
     for part in (
         "runs/350M",
-        "step 300",
+        "step 300/300",
+        "pass 2.50 of 2.5 over the data",
+        "checkpoint of step 280, 1 min 01 s ago",
+        " EPYC, 2 cores, bf16 ",
         "300k/300k tokens",
         "100.0%",
         "3.471",
@@ -146,12 +151,13 @@ def test_unknown_facts_are_shown_as_not_available():
                 "grad_norm": None,
                 "noise_scale": None,
                 "skipped": "why",
-            }
+            },
+            0.5,
         )
     )
     assert "loss n/a" in words
     assert "noise scale n/a" in words
     assert "update skipped" in words
     assert "MFU 41.2% (38.0% causal)" in " ".join(
-        format_facts({**FACTS, "mfu": 0.412, "mfu_causal": 0.38})
+        format_facts({**FACTS, "mfu": 0.412, "mfu_causal": 0.38}, 0.5)
     )

@@ -214,8 +214,8 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
         (["run", "--data", "lambada"], "contains text, not shards"),
         (["run", "--task", "lambda", "--data", "."], "did you mean lambada"),
         (["run", "--task", "lambada"], "needs its data"),
-        (["run", "--samples", "x.jsonl"], "--samples goes with --task"),
-        (["run", "--task", "lambada", "--data", ".", "--stride", "4"], "--stride goes with text"),
+        (["run", "--samples", "x.jsonl"], "--samples needs --task"),
+        (["run", "--task", "lambada", "--data", ".", "--stride", "4"], "--stride needs a text"),
         (["run", "--stride", "17"], "--stride is 17"),
         (["run", "--limit", "0"], "--limit: 0 is out of range"),
         (["run", "-o", "lambada"], "is a folder"),
@@ -399,8 +399,8 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
     ("args", "message"),
     [
         (["run", "run"], "2 runs at once"),
-        (["run", "--shots", "2"], "--shots goes with --task"),
-        (["run", "--records", "x"], "--records goes with --task"),
+        (["run", "--shots", "2"], "--shots needs --task"),
+        (["run", "--records", "x"], "--records needs --task"),
         (
             ["run", "--task", "lambada", "--data", ".", "--shared-shots"],
             "--shared-shots needs --shots",
@@ -408,7 +408,7 @@ def test_generated_items_need_no_data(evaluate: Callable[..., str]) -> None:
         (["run", "--task", "lambada", "--data", ".", "--normalise", "tokn"], "did you mean token"),
         (["run", "--task", "lambada", "--data", ".", "--resume", "--force"], "contradict"),
         (["run", "--task", "lambada", "--data", ".", "--resume"], "nothing to continue from"),
-        (["run", "--resume"], "--resume goes with --task"),
+        (["run", "--resume"], "--resume needs --task"),
         (["run", "--json", "--markdown"], "contradict"),
         (
             ["run", "--task", "lambada", "--task", "lambada", "--data", "."],

@@ -41,7 +41,7 @@ def test_config_files(tmp_path: Path) -> None:
         ("lr = 1\nlr = 2\n", r"a\.toml:2: not valid TOML: given twice: lr = 2"),
         (
             "size = 'x'\nbatch_tokens = 'many'\n",
-            r"a\.toml:2: batch_tokens: 'many' is not a quantity",
+            r"a\.toml:2: batch_tokens: 'many' is not a number",
         ),
         ("[lr]\nx = 1\n", r"a\.toml:1: lr: "),
     ],
@@ -57,7 +57,7 @@ def test_bad_config_files(tmp_path: Path, text: str, message: str) -> None:
 
 def test_an_option_names_itself_where_its_value_is_refused() -> None:
     assert read_option("n_layer", "12k", count) == 12_000
-    with pytest.raises(UsageError, match="'many' is not a quantity") as caught:
+    with pytest.raises(UsageError, match="'many' is not a number") as caught:
         read_option("n_layer", "many", count)
     assert (caught.value.field, option("n_layer")) == ("n_layer", "--n-layer")
     assert "12k" in str(caught.value.hint)

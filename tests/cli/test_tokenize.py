@@ -186,7 +186,7 @@ def test_outputs_are_replaced_only_with_force_and_atomically(here: Path, gpt: An
         (["decode", "absent", "-t", "."], "", "gpt: absent: no such file"),
         (["decode", "cut.bin", "-t", "."], "", "gpt: cut.bin: truncated"),
         (["train", "a.txt", "--vocab-size", "256", "-o", "t.json"], "", "gpt: a vocabulary of 256 is too small\n"),
-        (["train", "a.txt", "--vocab-size", "many", "-o", "t.json"], "", "gpt: --vocab-size: 'many' is not a quantity\n"),
+        (["train", "a.txt", "--vocab-size", "many", "-o", "t.json"], "", "gpt: --vocab-size: 'many' is not a number\n"),
         (["train", "a.txt", "-o", "-", "--json"], "", "gpt: --json and -o - would both write to stdout\n"),
     ],
 )  # fmt: skip

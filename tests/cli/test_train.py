@@ -342,7 +342,7 @@ BAD = {
     ),
     "no shards": (["--size", "gpt2", "--data", "nowhere"], "nowhere: no such shard folder"),
     "not shards": (["--size", "gpt2", "--data", "."], "not a shard folder"),
-    "no number": (["--size", "gpt2", "--tokens", "many"], "--tokens: 'many' is not a quantity"),
+    "no number": (["--size", "gpt2", "--tokens", "many"], "--tokens: 'many' is not a number"),
     "no whole number": (
         ["--size", "gpt2", "--n-layer", "1.5"],
         "--n-layer: '1.5' is not a whole number",

@@ -575,7 +575,7 @@ def test_the_last_run_reads_no_documents(
     assert shard_contents(out) == expected
 
 
-@pytest.mark.parametrize("stop", ["read_split_task", "write_json"])
+@pytest.mark.parametrize("stop", ["read_task", "write_json"])
 def test_a_stopped_slice_continues(
     sliced_build: BuildConfig,
     tmp_path: Path,
@@ -591,7 +591,7 @@ def test_a_stopped_slice_continues(
     def failing(*arguments: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == (3 if stop == "read_split_task" else 1):
+        if calls == (3 if stop == "read_task" else 1):
             raise KeyboardInterrupt
         return original(*arguments)
 

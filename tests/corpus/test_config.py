@@ -10,7 +10,7 @@ import pytest
 from gptcli.corpus import config
 from gptcli.corpus.config import CHUNK_CHARACTERS, BuildConfig, check_unchanged
 from gptcli.corpus.inputs import find_inputs
-from gptcli.corpus.recipe import DedupConfig, SourceConfig
+from gptcli.corpus.recipe import Comparison, DedupConfig, SourceConfig
 from gptcli.errors import InputError, UsageError
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet
 
@@ -49,7 +49,10 @@ def test_invalid_values_are_errors(build: BuildConfig) -> None:
 def test_compared_sources_share_one_dedup_method(build: BuildConfig) -> None:
     one, two = (dataclasses.replace(build.sources[0], name=name) for name in ("one", "two"))
     by = dataclasses.replace(one, dedup=DedupConfig(method="paper", against=["two"]))
-    assert dataclasses.replace(build, sources=[by, two]).dedup_methods() == ["paper", "paper"]
+    assert (
+        dataclasses.replace(build, sources=[by, two]).comparisons()
+        == [Comparison("paper", False)] * 2
+    )
     with pytest.raises(UsageError, match="two would be compared by two methods"):
         dataclasses.replace(build, sources=[by, dataclasses.replace(two, dedup=DedupConfig())])
 
@@ -85,6 +88,11 @@ def test_the_record_of_another_build_is_refused(build: BuildConfig, tmp_path: Pa
     assert named.resume_record()["web.weight"] == 2.0
     with pytest.raises(UsageError, match="is inside the output folder"):
         build.check_inputs_outside(tmp_path)
+    for name in ("a.jsonl", "deep/a.jsonl"):
+        inside = dataclasses.replace(build, text_out=tmp_path / "out" / name)
+        with pytest.raises(UsageError, match="inside the folder of the shards"):
+            inside.check_inputs_outside(tmp_path / "out")
+    dataclasses.replace(build, text_out=tmp_path / "a.jsonl").check_inputs_outside(tmp_path / "out")
 
 
 def test_what_is_left_out_and_texts_to_be_cut_are_told(

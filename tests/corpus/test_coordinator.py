@@ -8,17 +8,23 @@ import dataclasses
 import gzip
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptcli.corpus import config, coordinator
+from gptcli.corpus import build as building
+from gptcli.corpus import config, coordinator, input_splits, worker_tasks
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.coordinator import WORK_FOLDER, all_input_splits, make_context
-from gptcli.corpus.recipe import DedupConfig, SourceConfig
+from gptcli.corpus.documents import Document
+from gptcli.corpus.formats import scan
+from gptcli.corpus.recipe import Comparison, DedupConfig, SourceConfig
 from gptcli.shards.order import open_split
 from gptcli.tokenizer.tokenizer import Tokenizer
+from tests.corpus.test_damage import InProcess, whole
 
 
 @pytest.fixture
@@ -44,9 +50,9 @@ def test_the_worker_context_has_the_configuration_of_the_build(
 ) -> None:
     context = make_context(build, tmp_path)
     assert (tmp_path / WORK_FOLDER).is_dir()
-    assert (context.chunk_characters, context.dedup_methods, context.encoder_name) == (
+    assert (context.chunk_characters, context.comparisons, context.encoder_name) == (
         100,
-        [None, "lsh"],
+        [None, Comparison("lsh", False)],
         "tokenizers",
     )
     assert [context.needs_text_chunks(source) for source in (0, 1)] == [False, True]
@@ -99,3 +105,53 @@ def test_copies_of_a_page_do_not_make_its_test_item_ordinary(
     assert made.cut == 1
     stream = open_split(tmp_path / "out", "train")
     assert "lazy dog" not in byte_tokenizer.decode(stream[0 : len(stream)].tolist())
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json.gz", "a.wet", "a.tar.zst"])
+def test_a_large_file_of_records_is_read_once_and_handed_out(
+    tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever the workers, and after a stop in the middle; a document that is bad stops it."""
+    monkeypatch.setattr(config, "CHUNK_CHARACTERS", (300, 300))
+    monkeypatch.setattr(building, "open_pool", lambda _, count, state: InProcess(count, state))
+    chance = random.Random(2)
+    documents = [f"{number} {chance.randbytes(60).hex()}" for number in range(60)]
+    path = tmp_path / name
+    path.write_bytes(whole(name, documents, random.Random(1)))
+    reads: list[str] = []
+
+    def counted_scan(path: str, *others: Any) -> Iterator[Document]:
+        reads.append(path)
+        return scan(path, *others)
+
+    monkeypatch.setattr(input_splits, "scan", counted_scan)
+    build = BuildConfig(
+        sources=[SourceConfig(inputs=[str(path)])], tokenizer=byte_tokenizer, val_fraction=0.0
+    )
+
+    def shards(out: Path, workers: int, *, resume: bool = False) -> list[str]:
+        InProcess.readers = workers
+        reads.clear()
+        begin_build(build, out, resume=resume, force=False)
+        manifest = finish_build(build, out, workers=workers)
+        assert len(reads) == 1
+        assert manifest.sources[0].documents_kept == 60
+        return [shard.sha256 for shard in manifest.shards]
+
+    (tmp_path / "plan").mkdir()
+    (split,) = all_input_splits(make_context(build, tmp_path / "plan"), 1, 3)
+    assert split.part.is_handed_out
+    expected = shards(tmp_path / "one", 1)
+    assert shards(tmp_path / "three", 3) == expected
+    make_chunk, made = worker_tasks.make_chunk, []
+
+    def stopping(*given: Any) -> Path:
+        made.append(given)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        return make_chunk(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(coordinator, "make_chunk", stopping)
+        shards(tmp_path / "again", 3)
+    assert shards(tmp_path / "again", 3, resume=True) == expected

@@ -5,23 +5,25 @@ plain Python finds.
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gptcli.corpus import dedup
-from gptcli.corpus.chunks import Tally, TextChunk, write_text_chunk
+from gptcli.corpus.chunks import Signatures, Tally, TextChunk, write_text_chunk
 from gptcli.corpus.dedup import (
     BANDINGS,
     band_keys,
+    comparable_url,
     dedup_tasks,
     document_signatures,
     find_duplicates,
     is_duplicate,
     shingles,
 )
-from gptcli.corpus.recipe import DedupMethod
+from gptcli.corpus.recipe import Comparison, DedupMethod
 
 PAIRS = 500
 
@@ -96,7 +98,7 @@ def text_chunks(
         part = documents[start : start + 37]
         path = folder / f"text-{name}-{start}"
         numbers = list(range(start, start + len(part)))
-        signatures = document_signatures(part, method)
+        signatures = document_signatures(part, Comparison(method, False))
         write_text_chunk(path, numbers, part, Tally(read=len(part)), signatures)
         found.append(TextChunk(path))
     return found
@@ -105,8 +107,9 @@ def text_chunks(
 def find_all(
     folder: Path, method: DedupMethod, within: bool, mine: list[TextChunk], others: list[TextChunk]
 ) -> set[int]:
+    by = Comparison(method, False)
     paths = [
-        find_duplicates(task) for task in dedup_tasks(folder, 0, method, within, 0.5, mine, others)
+        find_duplicates(task) for task in dedup_tasks(folder, 0, by, within, 0.5, mine, others)
     ]
     duplicates = set()
     for chunk in mine:
@@ -157,3 +160,76 @@ def test_the_paper_method_compares_candidates_exactly(tmp_path: Path) -> None:
     assert find_all(
         tmp_path / "removed", "paper", False, text_chunks(tmp_path, "mine", mine, "paper"), others
     ) == {3}
+
+
+def test_documents_without_words_are_like_equal_texts_alone(tmp_path: Path) -> None:
+    texts = ["!!!", "???", "...", "!!!"]
+    chunks = []
+    for number, text in enumerate(texts):
+        path = tmp_path / f"text-{number}"
+        signatures = document_signatures([text], Comparison("lsh", False))
+        write_text_chunk(path, [number], [text], Tally(read=1), signatures)
+        chunks.append(TextChunk(path))
+    assert find_all(tmp_path, "lsh", True, chunks, []) == {3}
+
+
+@pytest.mark.parametrize(("method", "expected"), [("url", {2, 5}), ("lsh", {2, 4, 5})])
+def test_equal_urls_are_duplicates(tmp_path: Path, method: DedupMethod, expected: set[int]) -> None:
+    urls = [
+        *("http://A.com/x/", "", "https://a.com/x#part", "", "http://a.com/X", "http://a.com/X")
+    ]
+    documents = [f"words of document number {n} and no other one" for n in range(6)]
+    documents[4] = documents[3]
+    by = Comparison(method, True)
+    chunks = []
+    for start in range(0, 6, 2):
+        rows = range(start, start + 2)
+        texts, names = [documents[row] for row in rows], [f"inputs {row}" for row in rows]
+        signatures = document_signatures(texts, by, [urls[row] for row in rows], names)
+        path = tmp_path / f"text-{start}"
+        write_text_chunk(path, list(rows), texts, Tally(read=2), signatures)
+        chunks.append(TextChunk(path))
+    tasks = list(dedup_tasks(tmp_path, 0, by, True, 0.5, chunks, []))
+    paths = [find_duplicates(task) for task in tasks]
+    numbers = np.arange(6, dtype=np.uint64)
+    assert set(np.flatnonzero(is_duplicate(paths, numbers)).tolist()) == expected
+    by_url = [path for path in paths if path.name.startswith("dropurl-")]
+    assert set(np.flatnonzero(is_duplicate(by_url, numbers)).tolist()) == {2, 5}
+
+
+def test_urls_are_compared_in_one_form() -> None:
+    assert comparable_url("HTTPS://User.Example.ORG/Path/?q=A#top") == "user.example.org/Path/?q=A"
+    assert comparable_url("http://a.com/") == comparable_url("a.com") == "a.com"
+    assert comparable_url("") == ""
+
+
+def test_comparing_keys_takes_memory_for_one_range_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys alone of 400,000 documents, compared 25,000 to 50,000 at a time."""
+    monkeypatch.setattr(dedup, "MAX_TASK_KEYS", 50_000)
+    generator = np.random.default_rng(0)
+    count, size = 20, 20_000
+    keys = generator.integers(0, 1 << 64, count * size, np.uint64)
+    repeated = generator.choice(len(keys), 1000, replace=False)
+    keys[repeated[1:]] = keys[repeated[:-1]]
+    expected = len(keys) - len(np.unique(keys))
+    chunks = []
+    for number in range(count):
+        rows = slice(number * size, (number + 1) * size)
+        signatures = Signatures(keys[None, rows], np.empty(0, np.uint64), np.zeros(size, np.int64))
+        path = tmp_path / f"text-{number:02}"
+        numbers = list(range(rows.start, rows.stop))
+        write_text_chunk(path, numbers, [""] * size, Tally(), signatures)
+        chunks.append(TextChunk(path))
+    found = 0
+    tasks = list(dedup_tasks(tmp_path, 0, Comparison("url", True), True, 0.5, chunks, []))
+    assert len(tasks) == 16
+    for task in tasks:
+        tracemalloc.start()
+        path = find_duplicates(task)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 100 * 50_000
+        found += path.stat().st_size // 8
+    assert found == expected

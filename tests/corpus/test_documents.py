@@ -8,7 +8,15 @@ import sys
 
 import pytest
 
-from gptcli.corpus.documents import EXTRACTORS, Document, Extractor, bad_document, extract_text
+from gptcli.corpus.documents import (
+    EXTRACTORS,
+    Document,
+    Extractor,
+    _may_be_deep,
+    bad_document,
+    extract_text,
+    flattened,
+)
 from gptcli.errors import InputError
 
 
@@ -72,3 +80,18 @@ def test_a_missing_extractor_is_named(monkeypatch: pytest.MonkeyPatch, missing: 
         InputError, match=f"needs the package (\\w+)\n.* pip install {missing.split('.')[0]}$"
     ):
         extract_text(b"<p>text</p>", "trafilatura")
+
+
+def test_a_page_that_is_nested_without_end_is_flattened() -> None:
+    pytest.importorskip("resiliparse")
+    words = "Words of the page, and some more of them."
+    deep = "<div>" * 50_000 + f"<p>{words}</p>" + "</div>" * 50_000
+    assert flattened(deep).count("<div>") == 1000 == flattened(deep).count("</div>")
+    assert extract_text(deep) == words
+    flat = "<ul>" + "<li><p>one<br>" * 5000 + "</ul>" + "<div><b>two</b></div>" * 5000
+    assert flattened(flat) == flat
+    assert _may_be_deep(deep)
+    assert not _may_be_deep("<div><b>two</b></div>" * 5000)
+    assert not _may_be_deep("</div>" * 5000 + "<div>" * 1000 + "<" * 5000)
+    assert _may_be_deep("</div>" * 5000 + "<div>" * 1001)
+    assert flattened("<a" * 100_000 + "<div" * 100_000) == "<a" * 100_000 + "<div" * 100_000

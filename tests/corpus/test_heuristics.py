@@ -13,12 +13,14 @@ import pytest
 
 from gptcli.corpus.documents import Document
 from gptcli.corpus.heuristics import (
+    PHONE,
     RULES,
     clean_c4,
     filter_names,
     heuristic_filter,
+    mask_pii,
 )
-from gptcli.errors import UsageError
+from gptcli.errors import RunError, UsageError
 
 WORDS = [
     *("river", "stone", "light", "cloud", "garden", "window", "bridge", "paper", "silver"),
@@ -249,3 +251,98 @@ def test_rules_equal_datatroves_where_words_are_the_same() -> None:
     finally:
         patch.undo()
     assert all(min(counts) > 20 for counts in verdicts.values()), verdicts
+
+
+ADDRESSES = [
+    *("a.b@c.org", "x@y", "joe+tag@mail.example.co.uk", "..a@b.de", "a..b@c.de", "@", "a@-b.com"),
+    *("8.8.8.8", "192.168.0.1", "1.2.3.4.5", "256.1.1.1", "8.8.8.8:80", "08.8.8.8", "a@[8.8.8.8]"),
+    *("ü@x.de", "<a@b.com>", "a@b.com.", "a@b-.com", "a@b.c@d.e", "'a@b.co'", "1.1.1.1,2.2.2.2"),
+]
+
+
+def test_masking_is_finewebs() -> None:
+    pii = pytest.importorskip("datatrove.pipeline.formatters.pii")
+    chance = random.Random(0)
+    for _ in range(300):
+        text = " ".join(chance.choices([*ADDRESSES, "the", "river\n"], k=chance.randint(1, 8)))
+        assert mask_pii(text) == pii.PIIFormatter().format(text)
+
+
+def test_personal_information_is_masked_and_counted() -> None:
+    found = "Write to joe@mail.example.com or 8.8.8.8, not 10.0.0.1; call (212) 555-0123."
+    masked = "Write to email@example.com or 22.214.171.124, not 10.0.0.1; call |||PHONE_NUMBER|||."
+    document = Document(found, "a")
+    assert heuristic_filter("pii")(document) == ""
+    assert (document.text, document.changed) == (masked, "pii")
+    for text in ("no such thing", "in 2020-10-2021", "2125550123", "a 1-2 b", "12.5 212-555-01234"):
+        assert mask_pii(text) == text
+    for text in ("+1 212 555 0123", "1-800-555-0123", "212.555.0123", "212-555-0123"):
+        assert mask_pii(text) == PHONE
+    for text in ("a." * 100_000, "a@" * 100_000, "1." * 100_000, "a@" + "b-" * 100_000):
+        mask_pii(text)  # in no time
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise RuntimeError('no')", "RuntimeError: no"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        ("return keep(text)", "RecursionError"),
+        ("return 5", "returned int"),
+        ("return [text]", "returned list"),
+        ("yield True", "returned generator"),
+    ],
+)
+def test_a_function_that_fails_or_answers_nonsense_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "odd.py").write_text(f"def keep(text):\n    {body}\n")
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+    with pytest.raises(UsageError, match=message):
+        heuristic_filter("odd:keep")(Document("words", "a"))
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+
+
+@pytest.mark.parametrize("content", ["def keep(:", "1 / 0", "raise SystemExit(3)", ""])
+def test_a_module_that_cannot_be_imported_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_one.py").write_text(content)
+    with pytest.raises(UsageError, match="cannot be imported"):
+        heuristic_filter("broken_one:keep")
+
+
+PROGRAM = """import json, sys
+for line in sys.stdin:
+    text = json.loads(line)
+    if text == "die": sys.exit(3)
+    if text == "nonsense": print("maybe", flush=True); continue
+    if text == "number": print(7, flush=True); continue
+    print(json.dumps("too short" if len(text) < 4 else "x" not in text), flush=True)
+"""
+
+
+def test_a_program_is_a_filter(tmp_path: Path) -> None:
+    (tmp_path / "keep.py").write_text(PROGRAM)
+    name = f"command:{sys.executable} {tmp_path / 'keep.py'}"
+    assert filter_names(["gopher", name])[-1] == name
+
+    def of(text: str) -> str:
+        return own(Document(text, "a"))
+
+    own = heuristic_filter(name)
+    assert [of(text) for text in ("a\nlong one", "x in it", "abc", "\ud800 long")] == [
+        *("", name, f"{name}: too short", "")
+    ]
+    with pytest.raises(UsageError, match="returned int"):
+        of("number")
+    with pytest.raises(RunError, match="answered 'maybe"):
+        of("nonsense")
+    for _ in range(2):
+        with pytest.raises(RunError, match="ended with code 3"):
+            of("die")
+    for command in ("command:", "command:no-such-program", "command:'open"):
+        with pytest.raises(UsageError, match=r"no program|not valid"):
+            heuristic_filter(command)

@@ -15,7 +15,14 @@ from gptcli.corpus import build as building
 from gptcli.corpus import config, coordinator
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.config import BuildConfig
-from gptcli.corpus.recipe import SourceConfig, preset_weights, read_sources
+from gptcli.corpus.recipe import (
+    CleanConfig,
+    DedupConfig,
+    RepeatsConfig,
+    SourceConfig,
+    preset_weights,
+    read_sources,
+)
 from gptcli.errors import InputError, UsageError
 from gptcli.files import sha256
 from gptcli.shards.folder import verify_shards
@@ -320,3 +327,30 @@ def test_preset_weights_are_those_of_the_paper() -> None:
 def test_decontamination_needs_evaluation_files(crawl: Path, byte_tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="crawl has decontaminate = true, but no evaluation files"):
         BuildConfig(sources=sources(crawl), tokenizer=byte_tokenizer)
+
+
+def test_records_of_earlier_builds_are_those_of_defaults(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    inputs = [str(tmp_path / "a.txt")]
+    plain = SourceConfig(
+        inputs=inputs, clean=CleanConfig(min_words=2), dedup=DedupConfig()
+    ).record()
+    assert not {"identifier", "min_language_score"} & plain["clean"].keys()
+    assert "url" not in plain["dedup"]
+    assert "repeats" not in plain
+    newer = SourceConfig(
+        inputs=inputs,
+        clean=CleanConfig(identifier="fasttext"),
+        dedup=DedupConfig(url=True),
+        repeats=RepeatsConfig(),
+    ).record()
+    assert newer["clean"]["identifier"] == "fasttext"
+    assert newer["dedup"]["url"] is True
+    assert newer["repeats"]["unit"] == "line"
+
+
+def test_unknown_units_and_identifiers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown unit 'lines'"):
+        SourceConfig(inputs=[], repeats=RepeatsConfig(unit="lines"))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="unknown identifier 'cld3'"):
+        SourceConfig(inputs=[], clean=CleanConfig(identifier="cld3"))  # type: ignore[arg-type]

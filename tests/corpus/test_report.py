@@ -4,6 +4,7 @@ dry run is close to the build.
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import random
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptcli.corpus import build as building
 from gptcli.corpus import report as report_module
 from gptcli.corpus.build import begin_build, finish_build
 from gptcli.corpus.chunks import Tally
 from gptcli.corpus.config import BuildConfig
-from gptcli.corpus.recipe import SourceConfig
+from gptcli.corpus.recipe import CleanConfig, DedupConfig, RepeatsConfig, SourceConfig
 from gptcli.corpus.report import estimate_build, write_report
+from gptcli.corpus.shuffle import write_shards
 from gptcli.errors import InputError
 from gptcli.shards.format import token_dtype, write_shard
 from gptcli.shards.manifest import Manifest, Shard, Source
@@ -184,6 +187,49 @@ def test_the_estimate_of_a_compressed_file_is_close_to_its_text(
     tokens = sum(map(len, TOKENIZER.encode_batch(lines)))
     assert guess.tokens == pytest.approx(tokens, rel=0.2)
     assert guess.disk_bytes == pytest.approx(2 * tokens, rel=0.2)
+
+
+def test_the_estimate_prices_what_passes_through_the_work_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 300 links to one file as of a file: the sample is eight of them."""
+    chance = random.Random(0)
+    rows = []
+    for number in range(400):
+        lines = [" ".join(chance.choices(["abc", "ab", "dog", "a"], k=12)) for _ in range(10)]
+        rows.append(
+            json.dumps({"text": "\n".join([str(number), *lines]), "url": f"http://a/{number}"})
+        )
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows, *['{"text": "few words"}'] * 100]))
+    source = SourceConfig(
+        inputs=[str(tmp_path / "a.jsonl")],
+        clean=CleanConfig(min_words=5),
+        dedup=DedupConfig(url=True),
+        repeats=RepeatsConfig(),
+    )
+    build = BuildConfig(sources=[source], tokenizer=TOKENIZER, val_fraction=0)
+    guess = estimate_build(build, 1)
+    work = []
+
+    def measured(out: Path, folder: Path, *others: Any) -> Any:
+        work.append(sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
+        return write_shards(out, folder, *others)
+
+    monkeypatch.setattr(building, "write_shards", measured)
+    begin_build(build, tmp_path / "out", resume=False, force=False)
+    manifest = finish_build(build, tmp_path / "out")
+    assert guess.work_bytes == pytest.approx(work[0], rel=0.25)
+    assert guess.tokens == pytest.approx(manifest.tokens("train"), rel=0.05)
+    assert guess.cpu_seconds is not None
+    assert guess.cpu_seconds > 0
+
+    links = [tmp_path / f"{number}.jsonl" for number in range(300)]
+    for link in links:
+        link.symlink_to(tmp_path / "a.jsonl")
+    crawl = dataclasses.replace(source, inputs=[str(link) for link in links])
+    whole = estimate_build(dataclasses.replace(build, sources=[crawl]), 1)
+    for name in ("tokens", "work_bytes", "shuffle_bytes"):
+        assert getattr(whole, name) == pytest.approx(300 * getattr(guess, name), rel=0.01)
 
 
 def test_the_estimate_of_standard_input_is_none() -> None:

@@ -12,7 +12,7 @@ import pytest
 from gptcli.corpus.chunks import Chunk, TextChunk
 from gptcli.corpus.decontaminate import evaluation_ngrams
 from gptcli.corpus.input_splits import InputSplit
-from gptcli.corpus.recipe import CleanConfig, DedupMethod, SourceConfig
+from gptcli.corpus.recipe import CleanConfig, Comparison, DedupMethod, SourceConfig
 from gptcli.corpus.worker_tasks import (
     TextChunkTask,
     WorkerContext,
@@ -48,8 +48,9 @@ def make(
         work.mkdir(exist_ok=True)
         sources = [SourceConfig(inputs=[str(path)], **source)]  # type: ignore[arg-type]
         split = InputSplit(0, 0, (str(path),))
+        by = [Comparison(method, False) if method else None]
         return WorkerContext(
-            byte_tokenizer, "tokenizers", sources, [method], 0, 0.0, 10**6, tmp_path, work
+            byte_tokenizer, "tokenizers", sources, by, 0, 0.0, 10**6, tmp_path, work
         ), split
 
     return context
@@ -86,7 +87,8 @@ def test_existing_chunks_are_not_made_again(
     context, split = make(on_error="skip")
     paths = read_split(context, split)
     monkeypatch.setattr(
-        "gptcli.corpus.worker_tasks._make_chunk", lambda *_: pytest.fail("a chunk was made again")
+        "gptcli.corpus.worker_tasks.WorkerContext.write_chunk",
+        lambda *_: pytest.fail("a chunk was made again"),
     )
     assert read_split(context, split) == paths
     # The split is read again, but its chunks exist.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import gptcli.cost
 from gptcli.cost.cluster import make_cluster
 from gptcli.cost.estimate import Estimate, price_training
 from gptcli.cost.hardware import (
+    OFFER_KINDS,
     USER,
     Assumption,
     Gpu,
@@ -22,26 +24,30 @@ from gptcli.cost.hardware import (
     gpus,
     hourly_price,
     identify_gpu,
+    offers_for,
     peak_flops,
+    price_ranges,
+    published_offers,
+    read_offers,
     throughput,
     typical_throughput,
 )
-from gptcli.errors import UsageError
+from gptcli.errors import InputError, UsageError
 from gptcli.model.config import ModelConfig, find_size
 
 # name: dense peak in TFLOP/s, GB, GB/s; None where papers.md gives none
 PEAKS = {
     "v100": (125, 32, 900), "v100-16gb": (125, 16, 900), "rtx8000": (130.5, 48, 672), "t4": (65, 16, 320), "l4": (121, 24, 300),
     "rtx4090": (165.2, 24, 1008), "a100": (312, 80, 2039), "a100-40gb": (312, 40, 1555), "h100": (989.5, 80, 3350),
-    "h100-pcie": (756, 80, 2000), "h800": (989.5, 80, 3350), "h200": (989.5, 141, 4800), "b200": (2250, 180, 8000), "l40s": (362, 48, 864),
+    "h100-pcie": (756, 80, 2000), "h800": (989.5, 80, 3350), "h200": (989.5, 141, 4800), "b200": (2250, 180, 7700), "l40s": (362, 48, 864),
     "mi300x": (1307.4, 192, 5300), "tpu-v3": (123, None, None), "tpu-v4": (275, None, None), "tpu-v5e": (197, None, None),
     "tpu-v5p": (459, None, None),
     # of rows that came later, by the makers' pages that each names
     "a100-pcie": (312, 80, 1935), "a100-pcie-40gb": (312, 40, 1555), "a10": (125, 24, 600), "a10g": (70, 24, 600), "a40": (149.7, 48, 696), "a6000": (154.8, 48, 768),
     "rtx3090": (71, 24, 936), "rtx6000-ada": (364.2, 48, 960), "rtx5090": (209.5, 32, 1792), "rtx-pro-6000": (503.8, 96, 1792),
-    "h100-nvl": (835.5, 94, 3900), "h20": (148, 96, 4000), "gh200": (989.5, 96, 4000), "gb200": (2500, 186, 8000), "b300": (2250, 270, 8000),
+    "h100-nvl": (835.5, 94, 3900), "h20": (148, 96, 4000), "gh200": (989.5, 96, 4000), "gb200": (2500, 186, 8000), "b300": (2250, 288, 8000),
     "gb300": (2500, 279, 8000), "mi250x": (383, 128, 3200), "mi325x": (1307.4, 256, 6000), "mi355x": (2516.6, 288, 8000),
-    "tpu-v6e": (918, 32, 1640), "tpu-v7": (2307, 192, 7380), "trainium2": (667, 96, 2900), "gaudi3": (1835, 128, 3700),
+    "tpu-v6e": (918, 32, 1638), "tpu-v7": (2307, 192, 7380), "trainium2": (667, 96, 2900), "gaudi3": (1835, 128, 3700),
     "m1-max": (10.4, 64, 400), "m1-ultra": (21, 128, 800),
 }  # fmt: skip
 
@@ -217,7 +223,7 @@ def test_prices_where_something_supports_them() -> None:
     price = hourly_price(find_gpu("v100"))
     assert price is not None
     assert (price.value, price.date) == (1.5, "2020-06-03")
-    assert hourly_price(find_gpu("l40s")) is None
+    assert hourly_price(find_gpu("mi300x")) is None
     assert hourly_price(None) is None
     said = hourly_price(find_gpu("h100"), 2.25)
     assert said is not None
@@ -233,6 +239,66 @@ def test_prices_carry_source_and_date(gpu: Gpu) -> None:
         and re.fullmatch(r"\d{4}-\d{2}-\d{2}", price.date)
         and price.url
     )
+
+
+def test_the_price_is_the_median_on_demand() -> None:
+    gpu = find_gpu("h100")
+    offers = offers_for(gpu)
+    on_demand = [offer.dollars_per_hour for offer in offers if offer.kind == "on-demand"]
+    price = hourly_price(gpu)
+    assert price is not None
+    assert price.value == statistics.median(on_demand)
+    ranges = {found.kind: found for found in price_ranges(offers)}
+    assert set(ranges) == set(OFFER_KINDS), "h100 is offered in each way"
+    assert (ranges["on-demand"].low, ranges["on-demand"].high) == (min(on_demand), max(on_demand))
+    assert sum(found.offers for found in ranges.values()) == len(offers)
+
+
+def test_offers_name_gpus_and_sellers() -> None:
+    for offer in published_offers():
+        assert all(find_gpu(name).name == name for name in offer.gpus)
+        assert offer.seller
+        assert offer.kind in OFFER_KINDS
+
+
+def write_offers(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_offers_of_a_file_replace_those_of_their_gpus(tmp_path: Path) -> None:
+    text = '[[offer]]\ngpus = ["H100-SXM", "b200"]\ndollars_per_hour = 2\n'
+    own = read_offers(write_offers(tmp_path / "mine.toml", text))
+    assert own[0].gpus == ("h100", "b200"), "by their names"
+    price = hourly_price(find_gpu("b200"), own=own)
+    assert price is not None
+    assert (price.value, price.source) == (2, f"on demand: {tmp_path / 'mine.toml'}")
+    assert hourly_price(find_gpu("a100"), own=own) == hourly_price(find_gpu("a100"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no 'offer'"),
+        ("offer = []", "no \\[\\[offer\\]\\]"),
+        ("offer = 3", "offer: 3 is not a list"),
+        ("[[offer]]\ndollars_per_hour = 2", r"offer\[0\]: no 'gpus'"),
+        ('[[offer]]\ngpus = ["h100"]', r"offer\[0\]: no 'dollars_per_hour'"),
+        ('[[offer]]\ngpus = []\ndollars_per_hour = 2', r"offer\[0\].gpus: is empty"),
+        ('[[offer]]\ngpus = ["h10"]\ndollars_per_hour = 2', r"offer\[0\].gpus: unknown GPU 'h10'"),
+        ('[[offer]]\ngpus = ["h100"]\ndollars_per_hour = 0', r"offer\[0\].dollars_per_hour"),
+        ('[[offer]]\ngpus = ["h100"]\ndollars_per_hour = nan', r"offer\[0\].dollars_per_hour"),
+        ('[[offer]]\ngpus = ["h100"]\ndollars_per_hour = "2"', r"offer\[0\].dollars_per_hour"),
+        ('[[offer]]\ngpus = ["h100"]\ndollars_per_hour = 2\nkind = "free"', r"offer\[0\].kind"),
+        ('[[offer]]\ngpus = ["h100"]\ndollars_per_hour = 2\nprice = 2', "unknown key 'price'"),
+        ('[[offer]]\ngpus = ["h100"]\ndollars_per_hour = 2\ndate = "May"', "'May' is no date"),
+        ("[[offer]", "mine.toml"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_of_prices_is_one_message(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read_offers(write_offers(tmp_path / "mine.toml", text))
+    assert "mine.toml" in str(caught.value)
 
 
 TABLES = sorted(Path(gptcli.cost.__file__).parent.glob("*.toml"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import read_table
+from gptcli.cost.hardware import Offer, published_offers
 from gptcli.cost.options import DEFAULT_GPU, HardwareOptions
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
@@ -17,11 +18,23 @@ MODEL = ModelConfig.from_paper(find_size("1.3B"))
 FLOPS = flops_per_token(MODEL, "6N") * 300e9
 
 
-def test_default_gpu_is_the_one_with_the_most_recent_price() -> None:
+def test_default_gpu_is_the_one_with_most_offers() -> None:
     gpu = HardwareOptions().gpu_row
     assert gpu is not None
     assert gpu.name == DEFAULT_GPU == "h100"
-    assert "h100" in max(read_table("prices.toml")["price"], key=lambda row: row["date"])["gpus"]
+    counts = Counter(name for offer in published_offers() for name in offer.gpus)
+    assert counts["h100"] == max(counts.values())
+
+
+def test_prices_are_for_gpus_with_a_name() -> None:
+    own = (Offer(gpus=("h100",), dollars_per_hour=1.0),)
+    for given, message in (({"price": 2.0}, "contradict"), ({"tflops": 20.0}, "by name")):
+        with pytest.raises(UsageError, match=message) as caught:
+            HardwareOptions(prices=own, **given)
+        assert caught.value.field == "prices"
+    cluster, _ = HardwareOptions(gpu="h100", gpus=8, prices=own).cluster(MODEL, FLOPS, 256)
+    assert cluster.price is not None
+    assert (cluster.price.value, cluster.offers) == (1.0, own)
 
 
 def test_gpu_is_assumed_unless_named_or_described() -> None:
@@ -72,7 +85,7 @@ def test_memory_describes_a_custom_gpu() -> None:
     assert cluster.memory_bytes == 48 * 10**9
     assert HardwareOptions(tflops=20).cluster(None, 1e20)[0].memory_bytes is None
     assert HardwareOptions(gpu="a100").cluster(None, 1e20)[0].memory_bytes == 80 * 10**9
-    with pytest.raises(UsageError, match="memory describes a custom GPU"):
+    with pytest.raises(UsageError, match="is the memory of a custom GPU"):
         HardwareOptions(gpu="a100", memory=48)
 
 

@@ -16,6 +16,7 @@ from gptcli.cost.layout import check_division as check_layout_of
 from gptcli.cost.memory import RECOMPUTE
 from gptcli.cost.planner import (
     fewest_gpus,
+    interleaves,
     layouts,
     make_plan,
     nearest_that_fits,
@@ -23,7 +24,7 @@ from gptcli.cost.planner import (
     step_configs,
 )
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.cost.step_time import step_time
+from gptcli.cost.step_time import Trainer, step_time
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS
@@ -87,15 +88,18 @@ COUNTS = sorted(
 )
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "trainer"),
+    [*((size, "gpt") for size in SIZES), ("gpt2", "megatron"), ("13B", "megatron")],
+)
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 20_000), min_size=1, max_size=6))
-def test_another_gpu_never_makes_it_slower(size: str, counts: list[int]) -> None:
+def test_another_gpu_never_makes_it_slower(size: str, trainer: Trainer, counts: list[int]) -> None:
     """And what fits on some GPUs fits on more; the counts next to powers of two among them."""
     config, batch = paper(size), find_size(size).batch_tokens
     sequences, before = batch // config.n_ctx, math.inf
     for gpus in sorted({*counts, *(n + 1 for n in counts), counts[0] | 7, (counts[0] | 7) + 1}):
-        found = plans(config, H100, gpus, sequences, "bf16", most=1)
+        found = plans(config, H100, gpus, sequences, "bf16", most=1, trainer=trainer)
         if not found:
             assert before == math.inf, "what fitted before"
             continue
@@ -143,6 +147,27 @@ def test_the_trainer_accepts_every_plan(seed: int) -> None:
             assert plan.memory.total <= gpu.memory_bytes
             accepted += 1
     assert accepted > 40
+
+
+def test_megatron_interleaves_its_stages() -> None:
+    """As many stages a process as it has layers, up to eight; the pipeline waits less for them."""
+    assert interleaves(96, 8, "megatron") == (1, 8)
+    assert interleaves(96, 16, "megatron") == (1, 6)
+    assert interleaves(96, 96, "megatron") == interleaves(96, 1, "megatron") == (1,)
+    assert interleaves(96, 8, "fp32") == (1,), "gpt train's stages are one or two"
+    config, layout = paper("175B"), Layout(dp=8, tp=8, pp=8)
+    work = StepConfig(micro_batch=1, micro_batches=9)
+    plan = make_plan(config, layout, work, find_gpu("h200"), trainer="megatron")
+    assert (plan.interleave, plan.work.micro_batches) == (8, 16), "rounds of eight"
+    alone = step_time(config, layout, work, find_gpu("h200"), trainer="megatron")
+    assert plan.time.bubble < alone.bubble / 4
+    found = plans(config, H100, 1024, 1536, "bf16", most=1, trainer="megatron")[0]
+    assert found.interleave > 1
+    assert (
+        rank_memory(config, found.layout, found.work, "megatron", interleave=found.interleave)
+        == found.memory
+    )
+    assert "interleave" in found.as_dict()
 
 
 def test_a_step_that_is_asked_for() -> None:

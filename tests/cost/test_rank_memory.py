@@ -485,6 +485,17 @@ def test_golden_values_of_megatron(
     assert found.total == pytest.approx(measured, rel=0.05)
 
 
+def test_megatrons_selective_recomputation_frees_norms_and_gelu() -> None:
+    """Outputs of two norms and of GELU, of 16 bits; of unfused attention only the scores."""
+    some, none = (
+        rank_memory(SMALL, Layout(), replace(WORK, recompute=kind), "megatron").activations
+        for kind in ("selective", "none")
+    )
+    tokens = WORK.micro_batch * SMALL.n_ctx
+    in_flight = SMALL.n_layer * min(1, WORK.micro_batches)
+    assert none - some == 2 * tokens * (2 * SMALL.d_model + SMALL.d_ff) * in_flight
+
+
 def test_megatrons_state_is_eighteen_bytes_a_parameter() -> None:
     found = rank_memory(SMALL, Layout(), WORK, "megatron")
     assert found.parameters + found.gradients + found.optimizer == 9 * found.parameters

@@ -33,6 +33,8 @@ def test_csv_and_jsonl_with_two_of_three(tmp_path: Path) -> None:
         ("N,D,loss\n1e6,x,3\n", ":2: tokens is 'x'"),
         ("N,loss\n1e6,3\n", ":2: a row of parameters, loss"),
         ("N,D\n1e6,3\n", ":2: a row of parameters, tokens"),
+        ("N,D,loss\n", "no runs"),
+        ("", "no runs"),
     ],
 )
 def test_a_row_that_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -44,4 +46,19 @@ def test_a_row_that_is_none_is_named(tmp_path: Path, text: str, message: str) ->
     assert caught.value.hint
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not a table of runs"):
+        read_run_table(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"N": true, "D": 1e8, "loss": 3}', "parameters is True"),
+        ("[" * 100_000, "not a table of runs"),
+        ('{"N": 1' + "0" * 400 + ', "D": 1e8, "loss": 3}', "not a positive number"),
+    ],
+)
+def test_json_that_is_no_row_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
         read_run_table(path)

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from gptcli.cost.hardware import read_table
+from gptcli.cost.hardware import find_gpu, read_table
 from gptcli.cost.rank_memory import rank_memory
 from gptcli.cost.scoreboard import (
     check_report,
     log_error,
+    measured_memory,
     measured_runs,
+    memory_scores,
     scores,
     unseen_error,
     with_values,
@@ -26,7 +28,7 @@ SCORES = {score.source: score for score in scores()}
 
 def test_every_run_has_a_source_with_an_address() -> None:
     runs = measured_runs()
-    assert len(runs) == 188
+    assert len(runs) == 213
     references = {row["name"]: row for row in read_table("measured.toml")["reference"]}
     assert (
         {run.source for run in runs}
@@ -47,18 +49,18 @@ def test_every_run_is_possible() -> None:
 
 
 def test_runs_that_were_fitted() -> None:
-    """All sources: median error 5 %, MLPerf's within 17 % at their own layouts."""
+    """All sources: median error 3 %, MLPerf's within 13 % at their own layouts."""
     errors = [abs(math.expm1(log_error(run))) for run in measured_runs()]
-    assert statistics.median(errors) < 0.06
-    assert SCORES["MLPerf"].worst < 0.18
+    assert statistics.median(errors) < 0.05
+    assert SCORES["MLPerf"].worst < 0.15
     assert SCORES["llm.c"].worst < 0.12
 
 
 @pytest.mark.parametrize("source", SCORES)
 def test_runs_of_a_source_that_was_not_fitted(source: str) -> None:
-    """Median error at most 15 %; two sources fail: B200 was measured by SimuMax alone, and Llama 3
-    is a quarter faster than Megatron's other runs."""
-    most = {"SimuMax": 0.2, "Llama 3": 0.25}.get(source, 0.15)
+    """Median error at most 15 %; TinyLlama's single run fails: it is slower than the fused trainers
+    of one node."""
+    most = {"TinyLlama": 0.18}.get(source, 0.15)
     assert SCORES[source].unseen_median <= most
 
 
@@ -81,7 +83,7 @@ def test_measured_runs_fit_their_gpus() -> None:
 
 def test_the_report_has_every_run_beside_its_prediction() -> None:
     report = check_report()
-    assert len(report["runs"]) == 188
+    assert len(report["runs"]) == 213
     assert [row["source"] for row in report["sources"]][-1] == "all"
     for row in report["runs"]:
         ratio = row["predicted"] / row["tokens_per_second"]
@@ -92,12 +94,34 @@ def test_the_report_has_every_run_beside_its_prediction() -> None:
 def test_values_replace_those_of_a_table() -> None:
     table = read_table("throughput.toml")
     changed = with_values(table, {"spread": 9.0, "families.hopper.products": 0.5})
-    constants = constants_from(changed, "fused", "hopper")
+    gpu = find_gpu("h100")
+    constants = constants_from(changed, "fused", gpu)
     assert constants.spread == 9
     assert constants.products == pytest.approx(0.5 * table["trainers"]["fused"]["products"])
-    assert constants_from(table, "fused", "hopper").spread != 9, "the table itself is as it was"
+    assert constants_from(table, "fused", gpu).spread != 9, "the table itself is as it was"
 
 
 def test_unseen_constants_are_others() -> None:
     run = next(run for run in measured_runs() if run.source == "SimuMax")
     assert unseen_error(run) != log_error(run)
+
+
+MEMORY = {score.source: score for score in memory_scores()}
+
+
+def test_the_memory_of_every_source() -> None:
+    """SimuMax within 2 %, Megatron's golden values within 5 %; the runs on a CPU, of a machine that was
+    busy with other work, within 15 %, two of them above the prediction by 7 and 10 %.
+    """
+    assert MEMORY["SimuMax"].worst < 0.02
+    assert MEMORY["Megatron golden values"].worst < 0.05
+    assert MEMORY["gpt train on a CPU"].median < 0.05
+    assert MEMORY["gpt train on a CPU"].worst < 0.18
+    above = {name: score.above for name, score in MEMORY.items()}
+    assert above.pop("gpt train on a CPU") < 0.11
+    assert all(share <= 0.05 for share in above.values())
+    report = check_report()
+    assert len(report["memory"]) == len(measured_memory()) == sum(s.runs for s in MEMORY.values())
+    assert set(MEMORY) <= {row["name"] for row in report["references"]}
+    for row in report["memory"]:
+        assert row["error"] == pytest.approx(row["predicted"] / row["bytes"] - 1)

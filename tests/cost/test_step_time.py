@@ -14,12 +14,13 @@ import pytest
 
 from gptcli.cost.cluster import make_cluster
 from gptcli.cost.flops import Shape, layer_matrices
-from gptcli.cost.hardware import Gpu, Precision, find_gpu, gpus, usual_precision
+from gptcli.cost.hardware import Gpu, Precision, find_gpu, gpus, read_table, usual_precision
 from gptcli.cost.layout import Layout
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.step_time import (
     TRAINERS,
     Constants,
+    Overlap,
     StepTime,
     StepTraffic,
     Trainer,
@@ -35,6 +36,7 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 
 A100 = find_gpu("a100")
+POWER = read_table("throughput.toml")["families"]["blackwell"]["power"]
 CONFIG = ModelConfig.from_paper(find_size("1.3B"))
 WORK = StepConfig(micro_batch=4, micro_batches=8)
 
@@ -136,7 +138,7 @@ def test_the_range_is_wider_where_nothing_was_measured() -> None:
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_every_trainer_on_every_gpu_has_positive_constants(trainer: Trainer) -> None:
     for gpu in gpus():
-        assert all(value > 0 for value in asdict(constants_for(trainer, gpu.family)).values())
+        assert all(value > 0 for value in asdict(constants_for(trainer, gpu)).values())
         assert step_time(CONFIG, Layout(), replace(WORK, precision=usual_precision(gpu)), gpu, trainer=trainer).total > 0  # fmt: skip
 
 
@@ -186,6 +188,7 @@ GPU = Gpu(
 )  # fmt: skip
 ROUND = Constants(
     products=0.5, attention=0.25, path=100.0, head=10.0, launch=0.001, exposed=0.5, tensor=1.0, spread=0.5, fp8=2.0,
+    cast=0.0, latency=0.0, overlap=0.25, weights=0.0,
 )  # fmt: skip
 FEW = ModelConfig(n_layer=8, n_head=16, d_model=16, n_ctx=8, vocab_size=1000)
 DO = StepConfig(micro_batch=2, micro_batches=4)  # 16 tokens four times
@@ -226,6 +229,66 @@ def test_fp8_and_fp32_products() -> None:
     assert narrow.attention == plain.attention
     single = seconds(Layout(), replace(DO, precision="fp32"))
     assert single.products == pytest.approx(10 * plain.products)
+
+
+def test_products_move_weights_and_casts_move_activations_by_hand() -> None:
+    """A weight is read twice in 16 bits, and its fp32 gradient is read and written, or of a single
+    micro-batch written; casts move 40 bytes of a unit of width."""
+    moving = replace(ROUND, weights=0.5, cast=40.0)
+    for work, each in (
+        (DO, 12),
+        (replace(DO, micro_batches=1), 8),
+        (replace(DO, precision="fp32"), 16),
+    ):
+        more = step_time(FEW, Layout(), work, GPU, moving).memory - seconds(Layout(), work).memory
+        assert more == pytest.approx(work.micro_batches * 8 * 12 * 256 * each * 0.5 / 1e10)
+    cast = replace(DO, precision="fp8")
+    more = step_time(FEW, Layout(), cast, GPU, moving).memory - seconds(Layout(), cast).memory
+    assert more == pytest.approx(4 * 8 * (12 * 256 * 12 * 0.5 + 16 * 16 * 40) / 1e10)
+
+
+def test_scores_that_are_written_by_hand() -> None:
+    """16 heads of 8 keys for each of 16 tokens, 32 bytes each, or 45 with the forward pass again."""
+    for kind, each in (("none", 32), ("selective", 45), ("full", 45)):
+        work = replace(DO, recompute=kind)
+        written = seconds(Layout(), replace(work, fused=False)).memory
+        assert written - seconds(Layout(), work).memory == pytest.approx(
+            4 * 8 * 16 * 16 * 8 * each / 1e10
+        )
+
+
+def test_collectives_that_are_overlapped_by_hand() -> None:
+    """Eight collectives a layer of 1 ms each, a quarter of which is left; replicas' are hidden by
+    half, or not at all."""
+    slow = replace(ROUND, latency=0.001, tensor=1.5)
+
+    def time(layout: Layout, overlap: Overlap) -> StepTime:
+        return step_time(FEW, layout, DO, GPU, slow, overlap=overlap)
+
+    sent = 1.5 * 2 * 3 / 4 * 16 * 16 * 2 / 1e9
+    assert time(Layout(tp=4), "replicas").tensor == pytest.approx(4 * 4 * 8 * (sent + 0.002))
+    assert time(Layout(tp=4), "all").tensor == pytest.approx(4 * 4 * 8 * (sent + 0.002) / 4)
+    for part in ("replicas", "shard"):
+        layout = Layout(dp=4) if part == "replicas" else Layout(shard=4)
+        hidden, seen = (getattr(time(layout, name), part) for name in ("replicas", "none"))
+        assert seen == pytest.approx(3 * hidden)
+
+
+def test_power_limits_products_on_blackwell() -> None:
+    """GB300 has GB200's peak and 1,400 W for its 1,200; on a Hopper only the peak counts."""
+    slow, fast = (constants_for("megatron", find_gpu(name)) for name in ("gb200", "gb300"))
+    assert fast.products / slow.products == pytest.approx((1400 / 1200) ** POWER, rel=1e-6)
+    h100 = find_gpu("h100")
+    assert constants_for("fsdp", replace(h100, watts=350.0)) == constants_for("fsdp", h100)
+
+
+def test_a_rack_of_72_is_one_node() -> None:
+    """All of them by NVLink; a B200 leaves its node of 8."""
+    near, far = (
+        step_time(CONFIG, Layout(dp=64), WORK, find_gpu(name)).replicas
+        for name in ("gb200", "b200")
+    )
+    assert near < far / 2
 
 
 def test_work_done_again() -> None:

@@ -108,3 +108,34 @@ def test_connections_between_hosts_end_when_the_other_end_is_gone():
         assert datagrams.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
         connection.sendall(b"still open")
         assert server.accept()[0].recv(10) == b"still open"
+
+
+class Group:
+    """Group of processes that remembers how long its operations may take."""
+
+    def __init__(self, ranks: list[int] | None, timeout: timedelta) -> None:
+        self.ranks, self.made_within, self.timeout = ranks, timeout, timeout
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        self.timeout = timeout
+
+
+def test_groups_are_made_within_the_timeout_of_the_run(monkeypatch):
+    """A host that is lost meanwhile would be waited for: half an hour, or a day."""
+    made: list[Group] = []
+
+    def new_group(ranks=None, timeout=None, backend=None):
+        made.append(Group(ranks, timeout))
+        return made[-1]
+
+    monkeypatch.setattr(module.dist, "new_group", new_group)
+    monkeypatch.setattr(module.dist.ProcessGroup, "set_timeout", None, raising=False)
+    monkeypatch.setattr(module.DeviceMesh, "from_group", lambda groups, *_, **__: groups)
+    run, day = timedelta(seconds=7), timedelta(days=1)
+    context = RankContext(CPU, 5, 8, Layout(dp=2, tp=2, pp=2), run)
+    group: Any = context.new_group(day)
+    assert (group.made_within, group.timeout) == (run, day)
+    own: Any = context._gloo_mesh((2, 2, 1, 2))
+    assert [group.ranks for group in own] == [[1, 5], [5, 7], [5], [4, 5]]
+    assert {group.made_within for group in made} == {run}
+    assert len(made) == 1 + 4 + 4 + 8 + 4, "every process makes all of them"

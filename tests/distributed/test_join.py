@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from gptcli.distributed import join
 from gptcli.distributed.context import RankContext
@@ -99,6 +100,24 @@ def test_after_a_loss_the_message_says_what_torchrun_does(monkeypatch):
     assert "torchrun itself" not in join.after_a_loss()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
     assert "torchrun itself may wait minutes" in join.after_a_loss()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        dist.DistStoreError("wait timeout after 6000ms, keys: /5//cpu//0/1"),
+        dist.DistNetworkError("failed to recv"),
+        RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"),
+    ],
+)
+def test_a_host_that_is_lost_is_one_message(make_run, lost):
+    with (
+        pytest.raises(RunError, match="another process of this run was lost"),
+        join.peer_loss_as_run_error(make_run()),
+    ):
+        raise lost
+    with pytest.raises(RuntimeError, match="shapes"), join.peer_loss_as_run_error(make_run()):
+        raise RuntimeError("shapes do not match")
 
 
 class TwoHosts(RankContext):

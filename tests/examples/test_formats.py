@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from gptcli.corpus.recipe import SourceConfig
+from gptcli.cost.hardware import Offer
 from gptcli.evals.task import Task
 from gptcli.finetune.task import FinetuneTask
 from gptcli.model.config import ModelConfig
@@ -65,6 +66,7 @@ OPTIONAL = {
         "passes_NAME",
         "rank_data_seconds",
         "rank_own_seconds",
+        "rank_probe_seconds",
         "rank_memory",
     },
     "gpt train --json": {"failed_copies"},
@@ -320,6 +322,7 @@ def test_task_and_recipe_files_are_documented() -> None:
     check("task.toml of an evaluation", dataclass_keys(Task) - {"name"})
     check("task.toml of a fine-tuning", dataclass_keys(FinetuneTask))
     check("recipe.toml", dataclass_keys(SourceConfig) - {"name"})
+    check("prices.toml", dataclass_keys(Offer))
 
 
 def table_rows(section: str) -> dict[str, list[str]]:

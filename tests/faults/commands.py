@@ -164,8 +164,8 @@ def prepare(folder: Path) -> None:
         assert call(line, folder) == 0, (folder / "log").read_text()
 
 
-def call(line: list[str], folder: Path) -> int:
-    """Run a command line in this process as the program would, its output in `log`; the exit
+def call(line: list[str], folder: Path, log_name: str = "log") -> int:
+    """Run a command line in this process as the program would, its output in `log_name`; the exit
     code.
     """
     import sys
@@ -176,7 +176,7 @@ def call(line: list[str], folder: Path) -> int:
     sys.argv = ["gpt", *line]
     if line[0] == "torchrun":
         main = torchrun
-    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(folder / log_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
     try:

@@ -153,7 +153,7 @@ class Harness:
             result.lost, result.broken = 1, f"exit 0 without {sorted(wanted.keys() - left.keys())}"
             return
         held = (folder / HELD).read_text().split("\0")[:-1] if (folder / HELD).exists() else []
-        if status != 0 and (gone := [name for name in held if not Path(name).exists()]):
+        if status != 0 and (gone := [name for name in held if not os.path.lexists(name)]):
             result.lost, result.broken = 1, f"was whole, and is gone: {gone}"
             return
         again = forked(lambda: self._run(command.again, folder, None, None))

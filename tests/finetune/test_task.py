@@ -69,7 +69,7 @@ def test_file_without_examples_is_refused(folder: Path) -> None:
         ('kind = "entailment"\nepoch = 3', "unknown key 'epoch'"),
         ('kind = "entailment"\nepochs = "3"', "epochs: '3' is not a number"),
         ('kind = "entailment"\nepochs = 1.5', "epochs: 1.5 is not a whole number"),
-        ('kind = "entailment"\nlr = inf', "lr: 'inf' is not a quantity"),
+        ('kind = "entailment"\nlr = inf', "lr: 'inf' is not a number"),
         ('kind = "entailment"\ndropout = 1.5', "dropout: 1.5 is out of range"),
         ('kind = "entailment"\ntrain = ""', "train: is empty"),
         ('kind = "entailment"\nlabels = "a"', "labels: 'a' is not a list"),

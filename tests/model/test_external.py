@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
+import shlex
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,10 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import transformers
 
-from gptcli.errors import InputError
+import gptcli
+from gptcli.errors import InputError, UsageError
 from gptcli.model.external import LLMC_ORDER
 from gptcli.model.hf import is_padded, read_model_config
 from gptcli.model.safetensors_io import load_model, save_model
@@ -20,6 +26,25 @@ from gptcli.model.source import find_model
 
 N_LAYER, N_HEAD, C, T, V, ROWS = 2, 3, 24, 16, 300, 384
 IDX = torch.randint(0, V, (2, T), generator=torch.Generator().manual_seed(0))
+
+
+GREEDY = gptcli.SamplingParams(greedy=True)
+CHARACTERS = "\n ,.Nabcö文xyz"
+
+
+def save_meta(path: Path) -> None:
+    """Write the vocabulary as nanoGPT's data/shakespeare_char/prepare.py does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    itos = dict(enumerate(CHARACTERS))
+    stoi = {character: number for number, character in itos.items()}
+    meta = {"vocab_size": len(itos), "itos": itos, "stoi": stoi}
+    path.write_bytes(pickle.dumps(meta))
+
+
+def greedy_logits(nano: NanoGPT, ids: list[int]) -> Any:
+    """Return the logits after each of `ids`, which are padded to the form's fixed length."""
+    padded = torch.tensor([[*ids, *([0] * (T - len(ids)))]])
+    return nano(padded)[0]
 
 
 class NanoBlock(nn.Module):
@@ -210,11 +235,45 @@ def test_broken_nanogpt_checkpoint_is_refused(tmp_path: Path, case: str) -> None
         load_model(tmp_path / "ckpt.pt")
 
 
-def test_character_vocabulary_is_refused(tmp_path: Path) -> None:
-    save_nanogpt(tmp_path / "ckpt.pt", NanoGPT(True, 65), True)
-    with pytest.raises(InputError, match="a vocabulary of 65 characters") as caught:
-        read_model_config(tmp_path / "ckpt.pt")
-    assert "data/shakespeare_char" in str(caught.value.hint)
+def test_characters_that_are_not_known_are_refused_with_what_helps(tmp_path: Path) -> None:
+    out = tmp_path / "out-shakespeare-char"
+    out.mkdir()
+    save_nanogpt(out / "ckpt.pt", NanoGPT(True, len(CHARACTERS)), True)
+    with pytest.raises(InputError, match=f"a vocabulary of {len(CHARACTERS)} characters") as caught:
+        read_model_config(out / "ckpt.pt")
+    _, command = str(caught.value.hint).splitlines()
+    data = tmp_path / "data" / "shakespeare_char"
+    save_meta(data / "meta.pkl")
+    subprocess.run(shlex.split(command), cwd=tmp_path, check=True)
+    assert read_model_config(out / "ckpt.pt").vocab_size == len(CHARACTERS)
+
+
+@pytest.mark.parametrize("where", ["out-tiny-char/meta.pkl", "data/tiny_char/meta.pkl"])
+def test_characters_of_nanogpt_are_sampled_and_exported(tmp_path: Path, where: str) -> None:
+    """nanoGPT's layout: out-NAME-char/ckpt.pt and data/NAME_char/meta.pkl."""
+    out = tmp_path / "out-tiny-char"
+    out.mkdir()
+    nano = NanoGPT(True, len(CHARACTERS))
+    save_nanogpt(out / "ckpt.pt", nano, True)
+    save_meta(tmp_path / where)
+    prompt = "Nö, 文"
+    text = gptcli.generate(out, prompt, max_tokens=8, params=GREEDY)
+    ids = [CHARACTERS.index(character) for character in prompt]
+    for _ in range(8):
+        with torch.no_grad():
+            ids.append(int(greedy_logits(nano, ids)[len(ids) - 1].argmax()))
+    assert text == "".join(CHARACTERS[number] for number in ids[-8:])
+    with pytest.raises(InputError, match="13 characters, and 'q' is not one of them"):
+        gptcli.generate(out, "q")
+
+    gptcli.export_model(out, tmp_path / "run")
+    assert gptcli.generate(tmp_path / "run", prompt, max_tokens=8, params=GREEDY) == text
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
+    assert tokenizer(prompt)["input_ids"] == ids[: len(prompt)]
+    assert tokenizer.decode(ids) == prompt + text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["eos_token_id"] is None
+    with pytest.raises(UsageError, match="no tokenizer of this kind"):
+        gptcli.export_model(out, tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("size", [0, 3, 40])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gptcli.cli import build_app
+from gptcli.cli import build_app, main
 from gptcli.errors import GptError, InputError, UsageError
 from gptcli.events import Events
 from gptcli.model.config import ModelConfig
@@ -20,6 +20,7 @@ from gptcli.model.hub import HUB, cached_model, fetch_model, hub_repository
 from gptcli.model.safetensors_io import load_model, save_model
 from gptcli.model.source import find_model
 from gptcli.model.transformer import GPT
+from gptcli.numbers import in_bytes
 from tests.hub_server import COMMIT, Hub, hub  # noqa: F401
 
 NAME = "lab/tiny-gpt"
@@ -133,6 +134,57 @@ def test_truncated_download_is_not_used(hub: Hub, tmp_path: Path) -> None:
     hub.cut = None
     fetch_model(NAME)
     load_model(Path(NAME))
+
+
+def test_a_dry_run_tells_what_a_run_would_download(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(hub, tmp_path / "model")
+    size = sum(
+        (tmp_path / "model" / name).stat().st_size
+        for name in ("model.safetensors", "tokenizer.json")
+    )
+    monkeypatch.setattr(
+        "sys.argv", ["gpt", "train", "--init-from", NAME, "--data", "none", "--dry-run"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    assert stop.value.code == 0, shown.err
+    assert f"the run will first download {NAME}: 2 files, {in_bytes(size)}, into " in shown.err
+    assert f'init_from = "{NAME}"' in shown.out
+    assert "n_layer = 2" in shown.out
+    asked = [one for one in hub.requests if "/resolve/" in one]
+    assert asked
+    assert all("/config.json" in one for one in asked)
+    assert cached_model(NAME) is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sample", "./lab/tiny-gpt", "x"),
+        ("eval", "./lab/tiny-gpt"),
+        ("cost", "./lab/tiny-gpt"),
+        ("train", "--export", "./lab/tiny-gpt", "-o", "y"),
+        ("train", "--data", ".", "--init-from", "./lab/tiny-gpt", "--dry-run"),
+    ],
+    ids=" ".join,
+)
+def test_a_path_with_a_dot_is_never_a_name(
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+) -> None:
+    publish(hub, tmp_path / "model")
+    monkeypatch.setattr("sys.argv", ["gpt", *command])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])

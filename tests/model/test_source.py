@@ -152,8 +152,8 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a quoted home": ({}, "~/runs/a", "remove the quotes"),
     "weights alone": ({"m/model.safetensors": "x"}, "m/model.safetensors", "one file of a model.*\n  name its folder: m"),
     "a configuration": ({"m/config.json": "{}"}, "m/config.json", "name its folder: m"),
-    "a .pt file": ({"model.pt": b"PK\x03\x04"}, "model.pt", "model.pt is a pickle of another kind"),
-    "a checkpoint without an ending": ({"model": b"\x80\x02"}, "model", "is a pickle of another kind"),
+    "a .pt file": ({"model.pt": b"PK\x03\x04"}, "model.pt", "is neither a checkpoint of nanoGPT"),
+    "a checkpoint without an ending": ({"model": b"\x80\x02"}, "model", "is neither a checkpoint of nanoGPT"),
     "pytorch_model.bin": ({"m/pytorch_model.bin": b"PK\x03\x04", "m/config.json": "{}"}, "m/pytorch_model.bin", "name its folder: m"),
     "the folder above nanoGPT's": ({"nano/out/ckpt.pt": b"PK\x03\x04"}, "nano", "name the checkpoint of nanoGPT in it: nano/out/ckpt.pt"),
     "llm.c's state": ({"gpt2_124M_debug_state.bin": LLMC_STATE}, "gpt2_124M_debug_state.bin", "name the model itself"),
@@ -198,7 +198,7 @@ def test_folder_without_weights_is_reported() -> None:
     write("a/config.json")
     assert "contains no model.safetensors" in no_weights_error(Path("a")).what
     write("a/model.pth", b"PK\x03\x04")
-    assert "is a pickle of another kind" in no_weights_error(Path("a")).what
+    assert "is neither a checkpoint of nanoGPT" in no_weights_error(Path("a")).what
 
 
 def test_endings_and_first_bytes_tell_models_of_other_programs() -> None:

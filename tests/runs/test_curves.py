@@ -13,7 +13,9 @@ from gptcli.runs.curves import (
     LEFT,
     MAX_HOVER_STRIPS,
     MAX_POINTS,
+    MAX_TABLE_ROWS,
     WIDTH,
+    chart_data,
     choose_axes,
     inline_chart,
     nearest,
@@ -61,8 +63,47 @@ def test_a_start_far_above_the_rest_is_left_out_and_announced():
     axes = choose_axes([curve])
     assert axes.peak == 11.0
     assert axes.y.high < 5
-    assert "nats, begins at 11" in inline_chart("Loss", {"": curve}, unit="nats")
+    heading = parsed(inline_chart("Loss", {"": curve}, unit="nats")).find("h2/small")
+    assert heading is not None
+    assert "".join(heading.itertext()) == "nats, begins at 11"
     assert choose_axes([[(0.0, 1.0), (100.0, 2.0)]]).peak is None
+
+
+@given(curves, st.booleans())
+def test_a_logarithmic_axis_leaves_nothing_out(points, mean):
+    """Such as the gradient norm, whose first values are far above the rest."""
+    positive = [(x, abs(y) + 1e-3) for x, y in points]
+    axes = choose_axes([positive], log_y=True, faint=[positive])
+    assert axes.peak is None
+    if axes.y.log:
+        assert all(axes.y.low <= y <= axes.y.high for _, y in positive)
+        assert 1 <= len(axes.y.ticks()) <= 12
+    assert choose_axes([[*positive, (2e12, -1.0)]], log_y=True).y.log is False
+
+
+def test_a_table_below_a_chart_has_some_of_its_values():
+    curve = [(n * 1000.0, 4.0 - n / 1000) for n in range(500)]
+    root = parsed(inline_chart("Loss", {"a & b": curve, "val": [(0.0, 2.5), (9e3, 2.25)]}))
+    rows = [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
+    assert rows[0] == ["tokens", "a & b", "val"]
+    assert len(rows) == 1 + MAX_TABLE_ROWS
+    assert rows[1] == ["0", "–", "2.5"]
+    assert rows[-1] == ["498.5k", "3.502", "–"]
+
+
+def test_data_of_charts_share_the_places_of_their_values():
+    xs: list[list[float]] = []
+    curve = [(float(n), n / 3) for n in range(4, 9)]
+    first = chart_data("a", {"x": curve, "none": [], "y": curve[1:]}, xs, [0, 0, 0], mean=True)
+    second = chart_data("b", {"z": curve}, xs, [0], tall=True)
+    assert xs == [[4, 5, 6, 7, 8], [5, 6, 7, 8]]
+    assert [(one["name"], one["x"], one["color"]) for one in first["curves"]] == [
+        ("x", 0, 0),
+        ("y", 1, 2),
+    ]
+    assert second["curves"][0]["x"] == 0
+    assert first["curves"][0]["y"][0] == pytest.approx(4 / 3, rel=1e-5)
+    assert (first["mean"], second["mean"], "tall" in second) == (True, False, False)
 
 
 def test_hover_strips_show_the_value_of_every_curve():

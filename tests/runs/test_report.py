@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gptcli.runs.curves import MAX_DATA_POINTS
 from gptcli.runs.record import Record
-from gptcli.runs.report import comparison_page, run_page
+from gptcli.runs.report import MAX_COLUMNS, comparison_page, run_page
 from tests.runs.example_run import EVALUATION, RUN_TOML, lines
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 
 def record(count: int, name: str = "run", resolved: str = RUN_TOML, **more) -> Record:
@@ -18,8 +25,14 @@ def record(count: int, name: str = "run", resolved: str = RUN_TOML, **more) -> R
 
 
 def parsed(text: str) -> ElementTree.Element:
-    assert not re.search(r"https?:|src=|<script|url\(|@import", text)  # opens offline
+    assert not re.search(
+        r"https?:|src=|url\(|@import|fetch\(|XMLHttp|import\(", text
+    )  # opens offline
     return ElementTree.fromstring(text.removeprefix("<!doctype html>"))
+
+
+def data_of(root: ElementTree.Element) -> dict[str, Any]:
+    return json.loads(root.findtext(".//script[@id='data']", ""))
 
 
 def facts(root: ElementTree.Element) -> dict[str, str]:
@@ -27,7 +40,11 @@ def facts(root: ElementTree.Element) -> dict[str, str]:
 
 
 def rows(root: ElementTree.Element) -> list[list[str]]:
-    return [["".join(cell.itertext()).strip() for cell in row] for row in root.iterfind(".//tr")]
+    """Return the rows of the tables that are not below a chart."""
+    return [
+        ["".join(cell.itertext()).strip() for cell in row]
+        for row in root.iterfind("body/div[@class='scroll']//tr")
+    ]
 
 
 def test_the_reported_speed_is_the_median_of_the_newest_steps():
@@ -76,7 +93,7 @@ def test_the_page_of_a_run_is_well_formed_and_complete(count):
         "step 5",
         "step 2",
     ]
-    assert root.findtext(".//details/summary") == "2 more"
+    assert "2 more" in {summary.text for summary in root.iterfind("body/details/summary")}
     sample = root.find(".//blockquote/b")
     assert sample is not None
     assert sample.text == "Once <b>"
@@ -92,8 +109,8 @@ def test_the_page_of_a_run_is_well_formed_and_complete(count):
 def test_measured_metrics_are_drawn_and_others_are_shown_as_missing():
     before = run_page(record(3))
     assert facts(parsed(before))["MFU"] == "n/a"
-    assert "Samples" not in before
-    assert "Evaluations" not in before
+    assert "<h2>Samples" not in before
+    assert "<h2>Evaluations" not in before
     more = [
         {
             **line,
@@ -149,13 +166,14 @@ def test_a_comparison_shows_results_differences_and_shared_charts():
     assert root.findtext("body/h1") == "2 runs"
     table = rows(root)
     assert [row[0] for row in table[1:3]] == ["a & b", "c"]
-    assert table[1][1:] == ["n/a", "n/a", "3.0556", "192", "3", "1,234", "6 s"]
+    # what differs first: not out, and not what is the same
+    assert table[0][:4] == ["run", "lr", "clip", "validation loss"]
+    assert table[1][1:] == ["0.5", "–", "n/a", "n/a", "3.0556", "192", "3", "1,234", "6 s"]
+    assert table[2][1:3] == ["0.25", "1.0"]
     assert [link.get("href") for link in root.iterfind(".//a")] == [
         "a & b/report.html",
         "c/report.html",
     ]
-    # not out, and not what is the same
-    assert table[3:6] == [["", "a & b", "c"], ["lr", "0.5", "0.25"], ["clip", "–", "1.0"]]
     assert ["lambada last_word, K=0: accuracy", "25.00 % ± 6.93", "–"] in table
     loss = next(
         section
@@ -192,11 +210,87 @@ def test_table_cells_carry_their_heads_for_narrow_screens():
         "lowest",
         "training loss",
     ]
-    changed = [record(3, "a & b"), record(2, "c", RUN_TOML.replace("0.5", "0.25"))]
-    heads = [
-        cell.get("data-head")
-        for cell in parsed(comparison_page(changed, Path("runs")))
-        .findall(".//table")[-1]
-        .findall(".//td")
+    many = "".join(f"setting{number} = 1  # option\n" for number in range(MAX_COLUMNS + 1))
+    changed = [record(3, "a & b"), record(2, "c", RUN_TOML + many + "derived = 2  # auto\n")]
+    page = parsed(comparison_page(changed, Path("runs")))
+    chosen = page.findall("body/div[@class='scroll']/table")[1]
+    assert [cell.get("data-head") for cell in chosen.findall(".//td")] == ["a & b", "c"] * 6, (
+        "without their pieces of line"
+    )
+    assert page.findtext("body/details/summary", "").startswith("1 more settings that differ")
+
+
+def test_scores_of_tasks_and_evaluations_are_drawn_over_training():
+    more = lines(6)
+    for number in (1, 3, 5):
+        more[number]["lambada_accuracy"] = 10.0 * number
+        more[number]["lambada_perplexity"] = 100.0 / number
+        more[number]["val_loss_books"] = 4.0
+    earlier = {**EVALUATION, "step": 3, "losses": [{**EVALUATION["losses"][0], "loss": 3.5}]}
+    root = parsed(
+        run_page(
+            Record(
+                folder=Path("x"),
+                resolved="",
+                lines=more,
+                evaluations=[{**EVALUATION, "step": 6}, earlier],
+            )
+        )
+    )
+    charts = {
+        (one["title"], curve["name"]): curve
+        for one in data_of(root)["charts"]
+        for curve in one["curves"]
+    }
+    xs = data_of(root)["xs"]
+    tasks = charts["Tasks at checkpoints", "lambada_accuracy"]
+    assert (xs[tasks["x"]], tasks["y"]) == ([128, 256, 384], [10.0, 30.0, 50.0])
+    assert charts["Tasks at checkpoints", "lambada_perplexity"]["y"][0] == 100.0
+    assert charts["Validation loss by set", "books"]["y"] == [4.0, 4.0, 4.0]
+    title = "Evaluations over training, nats per token"
+    loss = charts[title, "a <b>.txt: nats per token"]
+    assert (xs[loss["x"]], loss["y"]) == ([192, 384], [3.5, 2.5])
+
+
+def test_the_data_of_the_page_have_steps_and_time():
+    one = record(5000)
+    runs = data_of(parsed(run_page(one)))["runs"]
+    assert len(runs) == 1
+    assert len(runs[0]["tokens"]) <= MAX_DATA_POINTS
+    assert runs[0]["tokens"][-1] == 64 * 5000
+    assert runs[0]["step"][-1] == 5000
+    assert runs[0]["seconds"][-1] == 2.0 * 5000
+
+
+def test_numbers_that_are_not_finite_are_left_out():
+    one = record(5)
+    one.lines[2]["loss"] = float("nan")
+    one.lines[3]["grad_norm"] = float("inf")
+    assert "NaN" not in run_page(one)
+    assert [x for x, _ in one.series("loss")] == [64, 128, 256, 320]
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs chromium")
+def test_the_script_draws_the_charts_anew_in_a_browser(tmp_path):
+    """Every control is real: the view of the address is shown in it, and in the charts."""
+    samples = [
+        {"step": n, "tokens": 64 * n, "prompt": "One", "text": f" two {n} </script>"}
+        for n in (1, 200)
     ]
-    assert heads == ["a & b", "c"], "without their pieces of line"
+    page = tmp_path / "report.html"
+    page.write_text(run_page(record(300, resolved=RUN_TOML, samples=samples)), "utf-8")
+    view = "#x=step&logx=off&logy=on&smooth=0&from=50&to=100&hide="
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"]
+    dom = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri() + view],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    assert re.search(r'<form id="controls"[^>]*hidden', dom) is None
+    assert "50 to 100 %" in dom
+    assert dom.count('class="reader"') == 5
+    loss = dom[dom.index("<h2>Loss") : dom.index("<h2>Learning rate")]
+    assert ">step</text>" in loss
+    ticks = re.findall(r'text-anchor="middle">(\w+)</text>', loss)
+    assert (min(map(int, ticks)) >= 150, ticks[-1]) == (True, "300")
+    assert 'type="checkbox" data-curve="training"' in loss
+    assert "<del>1</del><ins>200</ins>" in dom

@@ -283,3 +283,28 @@ def test_over_a_socket(address: str) -> None:
     answer = httpx2.post(f"http://{address}/v1/completions", json={"prompt": "a", "seed": 1})
     assert answer.status_code == 200
     assert answer.json()["usage"]["completion_tokens"] == 16
+
+
+@pytest.mark.parametrize("told", ["length", "chunks", "asks first"])
+def test_a_body_that_is_too_large_gets_an_answer_over_a_socket(address: str, told: str) -> None:
+    """A connection that is closed on bytes that were sent is reset, and its answer lost."""
+    size = module.MAX_BODY + (1 << 20)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address}\r\n".encode()
+    head += b"Content-Type: application/json\r\nConnection: close\r\n"
+    length = b"Content-Length: %d\r\n" % size
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        if told == "asks first":
+            client.sendall(head + length + b"Expect: 100-continue\r\n\r\n")
+        elif told == "length":
+            client.sendall(head + length + b"\r\n" + b"x" * size)
+        else:
+            client.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+            for _ in range(size >> 20):
+                client.sendall(b"100000\r\n" + b"x" * (1 << 20) + b"\r\n")
+            client.sendall(b"0\r\n\r\n")
+        answer = b""
+        while b"larger than" not in answer and (part := client.recv(1 << 16)):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"larger than 16 MB" in answer

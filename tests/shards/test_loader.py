@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from gptcli.errors import UsageError
 from gptcli.shards.loader import DataLoader
-from gptcli.shards.order import open_order
+from gptcli.shards.order import Mixture, open_order
 from tests.small_runs import make_shards
 
 
@@ -48,3 +49,39 @@ def test_an_epoch_has_every_window_of_the_order_once(tmp_path: Path) -> None:
     assert len({row.tobytes() for row in epoch}) == 62
     with pytest.raises(UsageError, match="batch_size: 0 is less than 1"):
         DataLoader(shards, batch_size=0, n_ctx=16)
+
+
+MIXTURE = "a=3,b=1; 2k: a=1,b=2"
+
+
+def test_a_mixture_is_that_of_gpt_train(write_sources: Callable[..., Path]) -> None:
+    """Its own shards have equal weights; a stage begins where the trainer begins it."""
+    shards = write_sources(a=1, b=1)
+    order = open_order(shards, "train", 16, 3, mixture=MIXTURE)
+    loader = DataLoader(shards, batch_size=5, n_ctx=16, seed=3, mixture=MIXTURE)
+    batches = iter(loader)
+    read = np.concatenate([next(batches)[0].numpy() for _ in range(80)])
+    assert (read == order.batch(0, 400)[0]).all()
+    plain = DataLoader(shards, batch_size=400, n_ctx=16, seed=3)
+    assert (next(iter(plain))[0].numpy() != read).any()
+    assert isinstance(order, Mixture)
+    owned = np.bincount(order.owners(0, 400)) * 16
+    assert loader.tokens_of_sources() == dict(zip("ab", owned.tolist(), strict=True))
+    part = DataLoader(shards, batch_size=5, n_ctx=16, seed=3, mixture=MIXTURE, rank=1, world_size=4)
+    part.load_state_dict(loader.state_dict())
+    assert (next(iter(part))[0].numpy() == order.batch(405, 5)[0]).all()
+
+
+def test_a_mixture_that_does_not_fit_is_refused(write_sources: Callable[..., Path]) -> None:
+    shards = write_sources(a=1, b=1)
+    with pytest.raises(UsageError, match="no source of the shards is named 'c'"):
+        DataLoader(shards, batch_size=1, n_ctx=16, mixture="a=1,c=1")
+    with pytest.raises(UsageError, match="mixture: a mixture is of training data"):
+        DataLoader(shards, batch_size=1, n_ctx=16, split="val", mixture=MIXTURE)
+    own = DataLoader(shards, batch_size=1, n_ctx=16)
+    mixed = DataLoader(shards, batch_size=1, n_ctx=16, mixture=MIXTURE)
+    with pytest.raises(UsageError, match="saved with mixture="):
+        own.load_state_dict(mixed.state_dict())
+    earlier = {"split": "train", "n_ctx": 16, "seed": 0, "position": 7}
+    own.load_state_dict(earlier)
+    assert own.position == 7

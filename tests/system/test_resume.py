@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from gptcli.cost.layout import parse_layout
 from gptcli.model.safetensors_io import load_model
 from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.checkpoint import newest_state
+from tests.extent import WHOLE
 
 KILLS = int(os.environ.get("GPT_TEST_KILLS", "10"))
 TOLERANCE = 1e-4  # of 20 steps in fp32
@@ -120,16 +122,57 @@ def same_model(one, other):
     ).read_bytes()
 
 
-def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make_run, start, finish):
-    options = {"checkpoint_every": 6, "micro_batch": 1, "dropout": 0.1}
-    beside = {
-        "optimizer": "muon", "lr_schedule": "wsd", "ema": 0.9, "weight_decay_schedule": "linear",
-        "end_weight_decay": 0.3, "beta2_schedule": "cosine", "end_beta2": 0.8,
-    }  # fmt: skip
-    for layout, more in itertools.product(("dp=1", "shard=2", "tp=2", "pp=2"), ({}, beside)):
+LAYOUTS_KILLED = ("dp=1", "shard=2", "tp=2", "pp=2")  # and dp=4: more than two are summed
+PAPERS: dict[str, Any] = {}
+MUON = {
+    "optimizer": "muon", "lr_schedule": "wsd", "cooldown_tokens": 320, "ema": 0.9,
+    "weight_decay_schedule": "linear", "end_weight_decay": 0.3, "beta2_schedule": "cosine",
+    "end_beta2": 0.8,
+}  # fmt: skip
+OWN = {
+    "optimizer": f"{__name__}:own_optimizer", "lr_schedule": f"{__name__}:own_schedule",
+    "ema": 0.8, "weight_decay_schedule": "cosine", "end_weight_decay": 0.0,
+}  # fmt: skip
+LINEAR = {
+    "lr_schedule": "linear", "ema": 0.5, "beta2_schedule": "linear", "end_beta2": 0.9,
+    "weight_decay_schedule": f"{__name__}:own_decay",
+}  # fmt: skip
+CONSTANT = {
+    "optimizer": "muon",
+    "lr_schedule": "constant",
+    "beta2_schedule": "cosine",
+    "end_beta2": 0.9,
+}
+RECIPES = {"papers": PAPERS, "muon": MUON, "own": OWN, "linear": LINEAR, "constant": CONSTANT}
+ALL_KILLED = list(itertools.product(LAYOUTS_KILLED, RECIPES))
+KILLED = [
+    *itertools.product(LAYOUTS_KILLED, ("papers", "muon")),
+    ("dp=4", "papers"), ("shard=2", "own"), ("tp=2", "own"), ("pp=2", "linear"), ("dp=1", "constant"),
+]  # fmt: skip
+
+
+def own_optimizer(model, config):
+    """Stochastic gradient descent with momentum, as a user's own."""
+    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9)
+
+
+def own_schedule(tokens, config):
+    return config.lr / (1 + tokens / config.tokens)
+
+
+def own_decay(tokens, config):
+    return config.weight_decay * tokens / config.tokens
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    make_run, start, finish, recipe
+):
+    """GPT_TEST_WHOLE=1 takes each recipe under each layout."""
+    options = {"checkpoint_every": 6, "micro_batch": 1, "dropout": 0.1, **RECIPES[recipe]}
+    for layout in [layout for layout, name in (ALL_KILLED if WHOLE else KILLED) if name == recipe]:
         whole, killed = (
-            make_run(f"{layout} {len(more)} {name}", layout=layout, **options, **more)
-            for name in ("whole", "killed")
+            make_run(f"{layout} {name}", layout=layout, **options) for name in ("whole", "killed")
         )
         finish(whole)
         processes = start(killed, tokens=15 * 64)

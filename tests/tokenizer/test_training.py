@@ -261,3 +261,10 @@ def test_a_long_spool_is_read_back_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert learnt == expected
     assert asked == 1
+
+
+@pytest.mark.parametrize("pattern", ["zzz", "x*", r"\d+(?!.)"])
+def test_a_pattern_that_matches_nothing_is_refused(pattern: str) -> None:
+    with pytest.raises(UsageError, match="matches no character"):
+        train_tokenizer(["the river and a stone", "another"], 300, pattern=pattern)
+    train_tokenizer(["the river", "another 12"], 300, pattern=r"\d+(?!.)")

@@ -54,6 +54,33 @@ def give_gpus(monkeypatch, count, memory=80 * 10**9):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (memory, memory))
 
 
+@pytest.mark.parametrize(
+    ("layout", "world", "expected"),
+    [
+        (Layout(dp=4), 3, Layout(dp=3)),
+        (Layout(dp=4), 1, Layout()),
+        (Layout(dp=4, tp=2), 4, Layout(dp=2, tp=2)),
+        (Layout(dp=2, shard=2), 2, Layout(shard=2)),
+        (Layout(tp=2), 1, None),
+        (Layout(dp=2, pp=2), 3, None),
+    ],
+)
+def test_dp_follows_the_hosts_with_which_torchrun_starts_again(
+    monkeypatch, layout, world, expected
+):
+    launch(monkeypatch, 0, world)
+    assert auto.layout_after_restart(layout) == layout, "a first start must fit"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    after = auto.layout_after_restart(layout)
+    assert after == (expected or layout)
+    if expected is None:
+        with pytest.raises(UsageError) as caught:
+            auto.check_processes(after)
+        assert "only dp can follow" in caught.value.hint
+    else:
+        auto.check_processes(after)
+
+
 def test_layout_of_a_cpu_and_of_torchrun(monkeypatch):
     assert auto_layout() == Layout()
     launch(monkeypatch, rank=3, world_size=16)
@@ -219,6 +246,28 @@ def test_a_run_that_does_not_fit_is_told_what_would(make_run, monkeypatch):
         config = ModelConfig.from_paper(find_size(name))
         fits = bool(fitting(config, 4, 4, "bf16", auto.device(4), micro_batch=1))
         assert fits == (config.parameters <= largest.parameters)
+
+
+def test_advice_counts_the_average_and_the_compiler(make_run, monkeypatch):
+    """What fits without an average is not advised to a run that has one."""
+    run = make_run(precision="bf16")
+    model, layout = ModelConfig.from_paper(find_size("760M")), Layout(dp=4)
+    averaged = replace(run.train, ema=0.99, compile=True)
+    ways = 0
+    for has in (8, 10, 12, 14, 16):
+        monkeypatch.setattr(auto, "device_memory", lambda processes, has=has: has * 10**9)
+        with pytest.raises(UsageError) as error:
+            check_memory(model, layout, averaged, 64)
+        for advised in re.findall(
+            r"\{option:layout\} (\S+) \{option:micro_batch\} (\d+) \{option:recompute\} (\S+)(?:;|$)",
+            str(error.value.hint),
+        ):
+            way = replace(
+                averaged, layout=advised[0], micro_batch=int(advised[1]), recompute=advised[2]
+            )
+            check_memory(model, division.parse_layout(advised[0]), way, 64)
+            ways += 1
+    assert ways > 2
 
 
 def test_fitting_layouts_fit_and_divide():

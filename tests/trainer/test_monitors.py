@@ -14,8 +14,15 @@ from gptcli.cost.layout import parse_layout
 from gptcli.distributed.context import RankContext
 from gptcli.events import Events
 from gptcli.model.source import TRACE
+from gptcli.trainer import monitors as monitors_module
 from gptcli.trainer.loop import train
-from gptcli.trainer.monitors import GATHER_EVERY_STEPS, RankMonitor, TimeLeft
+from gptcli.trainer.monitors import (
+    GATHER_EVERY_STEPS,
+    PROBE_WIDTH,
+    RankMonitor,
+    TimeLeft,
+    probe_seconds,
+)
 from gptcli.trainer.schedule import Position
 
 
@@ -65,11 +72,12 @@ def test_the_time_left_waits_for_the_end_of_a_short_ramp_only() -> None:
     assert next(first) == 14
 
 
-def test_a_slow_process_is_named_once_when_it_is_slow_for_a_while(monkeypatch) -> None:
+@pytest.mark.parametrize("layout", ["dp=4", "shard=4", "tp=2,pp=2"])
+def test_a_slow_process_is_named_once_when_it_is_slow_for_a_while(monkeypatch, layout) -> None:
     """Four processes, of which number 2 takes 1.6 times the others' time from step 40 to 100."""
     events, monitors = RecordedEvents(), []
     for rank in range(4):
-        context = RankContext(torch.device("cpu"), rank, 4, parse_layout("dp=4"))
+        context = RankContext(torch.device("cpu"), rank, 4, parse_layout(layout))
         progress: Any = SimpleNamespace(context=context, events=events, position=Position())
         monitors.append(RankMonitor(progress))
     gathered: list[Any] = []
@@ -84,7 +92,9 @@ def test_a_slow_process_is_named_once_when_it_is_slow_for_a_while(monkeypatch) -
         gathered.clear()
         for rank, monitor in reversed(list(enumerate(monitors))):  # the main one comes last
             own = 0.1 if rank != 2 or not 40 < step <= 100 else 0.16
-            result: Any = SimpleNamespace(own_seconds=own, data_seconds=rank / 100)
+            its_own = own if layout == "dp=4" else None
+            monkeypatch.setattr(monitors_module, "probe_seconds", lambda device, own=own: own)
+            result: Any = SimpleNamespace(own_seconds=its_own, data_seconds=rank / 100)
             monitor.progress.position = Position(step)
             line: dict[str, Any] = {}
             monitor.on_step_end(result, line)
@@ -92,12 +102,21 @@ def test_a_slow_process_is_named_once_when_it_is_slow_for_a_while(monkeypatch) -
                 lines[step] = line
                 gathered.clear()
     assert list(lines) == list(range(GATHER_EVERY_STEPS, 161, GATHER_EVERY_STEPS))
-    assert lines[60]["rank_own_seconds"] == pytest.approx([0.1, 0.1, 0.16, 0.1])
+    name = "rank_own_seconds" if layout == "dp=4" else "rank_probe_seconds"
+    assert lines[60][name] == pytest.approx([0.1, 0.1, 0.16, 0.1])
     assert lines[20]["rank_data_seconds"] == pytest.approx([0.0, 0.01, 0.02, 0.03])
     assert len(lines[20]["rank_memory"]) == 4
     assert len(events.texts) == 1
     assert "process 2 on " in events.texts[0]
-    assert "a step takes it 0.16 s, more than 1.5 times the 0.1 s of the median" in events.texts[0]
+    what = "a step" if layout == "dp=4" else "a product of matrices"
+    found = f"{what} takes it 0.16 s, more than 1.5 times the 0.1 s of the median"
+    assert found in events.texts[0]
+
+
+def test_the_probe_takes_longer_for_a_larger_product(monkeypatch) -> None:
+    small = probe_seconds(torch.device("cpu"))
+    monkeypatch.setitem(PROBE_WIDTH, "cpu", 4 * PROBE_WIDTH["cpu"])
+    assert probe_seconds(torch.device("cpu")) > small > 0
 
 
 class RecordedEvents(Events):

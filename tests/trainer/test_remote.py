@@ -20,7 +20,7 @@ from gptcli.files import write_json
 from gptcli.model.source import METRICS, RUN_TOML, STATE, step_folders
 from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.loop import train
-from gptcli.trainer.remote import Store, check_store, fetch_checkpoint
+from gptcli.trainer.remote import Store, check_store, copy_finished, fetch_checkpoint
 
 CPU = RankContext(torch.device("cpu"))
 URL = "memory://bucket/run"
@@ -106,6 +106,39 @@ def test_a_run_whose_folder_is_lost_goes_on_from_the_store(make_run, train_here,
     losses = [[line["loss"] for line in read_metrics(run.out)] for run in (whole, stored)]
     assert losses[0] == losses[1]
     assert list(store.steps()) == [14, 20], "as many as are kept here"
+    assert store.has_model()
+    here = {path.name: path.read_bytes() for path in stored.out.iterdir() if path.is_file()}
+    there = {
+        name: store.files.cat_file(f"{store.path}/{name}")
+        for name in here
+        if not name.startswith(".")
+    }
+    assert there == {name: content for name, content in here.items() if name in there}
+    assert {"model.safetensors", "config.json", "tokenizer.json", METRICS} <= there.keys()
+
+
+def test_the_model_of_a_run_that_ended_before_its_copy_is_copied_by_a_resume(make_run, train_here):
+    train_here(run := make_run("run"))
+    run = replace(run, checkpoint_to=URL)
+    copy_finished(run, events := Heard())
+    copy_finished(run, events)
+    assert events.texts == [f"the finished model is copied to {URL}"], "once"
+    there = Store(URL).files.cat_file("/bucket/run/model.safetensors")
+    assert there == (run.out / "model.safetensors").read_bytes()
+    Flaky.error = OSError("503 Slow Down")
+    copy_finished(replace(run, checkpoint_to="flaky://run"), events)
+    assert events.texts[1:] == ["the finished model was not copied to flaky://run: 503 Slow Down"]
+
+
+def test_a_finished_run_whose_folder_is_lost_is_finished_again_from_the_store(make_run, train_here):
+    train_here(run := make_run("run", checkpoint_to=URL))
+    model = (run.out / "model.safetensors").read_bytes()
+    shutil.rmtree(run.out)
+    run.out.mkdir()
+    (run.out / RUN_TOML).write_text(run.resolved)
+    fetch_checkpoint(URL, run.out, SILENT, fetches=True)
+    train_here(replace(run, resume=True))
+    assert (run.out / "model.safetensors").read_bytes() == model
 
 
 def test_a_run_folder_with_a_checkpoint_is_left_as_it_is(stored, tmp_path):
@@ -146,7 +179,8 @@ def test_a_store_that_fails_costs_copies_and_not_the_run(make_run, train_here):
     warned = [text for text in events.texts if "was not copied" in text]
     assert len(warned) in (1, 2), "one may be left out while another is tried"
     assert "step 10 was not copied to flaky://run: OSError: 503 Slow Down (1 failed" in warned[0]
-    assert f", {len(warned)} failed" in events.texts[-1]
+    assert f", {len(warned)} failed" in events.texts[-2]
+    assert events.texts[-1] == "the finished model is copied to flaky://run"
     assert 20 in Store("flaky://run").steps()
     train_here(alone := make_run("alone", checkpoint_every=5))
     assert (alone.out / "model.safetensors").read_bytes() == (
@@ -160,7 +194,8 @@ def test_a_store_that_gives_no_sign_of_life_is_given_up(make_run):
     train(run, CPU, events := Heard())
     Flaky.answer.set()
     assert (run.out / "model.safetensors").exists()
-    assert any("no sign of life for 0 s" in text for text in events.texts)
+    silent = [text for text in events.texts if "no sign of life for 0 s" in text]
+    assert silent[-1].startswith("the finished model was not copied")
 
 
 def test_a_new_run_needs_a_store_of_its_own_that_can_be_reached(make_run, monkeypatch, tmp_path):

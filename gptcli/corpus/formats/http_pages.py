@@ -22,6 +22,7 @@ from gptcli.errors import install_hint
 from gptcli.text.compression import MissingPackageError
 
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([^\s\"';,]+)", re.IGNORECASE)
+BROTLI_BYTES = 256  # decoded at a time
 _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 
 
@@ -118,15 +119,18 @@ def _is_plain(body: bytes) -> bool:
 def _inflate(body: bytes, bits: int) -> bytes | None:
     """Return the inflated body, as far as it goes if it is cut short; None if it is no such data.
 
-    A body may have several gzip members.
+    A body may have several gzip members. Raises ValueError if it is longer than a document may be.
     """
     pieces: list[bytes] = []
+    size = 0
     while body:
         member = zlib.decompressobj(bits)
         try:
-            pieces.append(member.decompress(body, MAX_DOCUMENT_BYTES))
+            pieces.append(member.decompress(body, MAX_DOCUMENT_BYTES + 1))
         except zlib.error:
             return None
+        size += len(pieces[-1])
+        _check_size(size)
         body = member.unused_data if bits == 31 else b""
         if not body.startswith(b"\x1f\x8b"):
             break
@@ -150,10 +154,18 @@ def _unzstd(body: bytes, where: str) -> bytes | None:
         import zstandard
     except ImportError:
         raise _missing("zstandard", "zstd", where) from None
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    pieces: list[bytes] = []
+    size = 0
     try:
-        return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj().decompress(body)
+        with decompressor.stream_reader(body, read_across_frames=True) as stream:
+            while piece := stream.read(1 << 20):
+                pieces.append(piece)
+                size += len(piece)
+                _check_size(size)
     except zstandard.ZstdError:
-        return None
+        return b"".join(pieces) or None  # as far as it goes
+    return b"".join(pieces)
 
 
 def _unbrotli(body: bytes, where: str) -> bytes | None:
@@ -161,10 +173,26 @@ def _unbrotli(body: bytes, where: str) -> bytes | None:
         import brotli
     except ImportError:
         raise _missing("brotli", "br", where) from None
+    decompressor = brotli.Decompressor()
+    pieces: list[bytes] = []
+    size = 0
     try:
-        return brotli.decompress(body)
+        # Few bytes at a time: one may stand for thousands.
+        for at in range(0, len(body), BROTLI_BYTES):
+            pieces.append(decompressor.process(body[at : at + BROTLI_BYTES]))
+            size += len(pieces[-1])
+            _check_size(size)
     except brotli.error:
         return None
+    return b"".join(pieces) if decompressor.is_finished() else None
+
+
+def _check_size(size: int) -> None:
+    """Raise ValueError if a body has more bytes than a document may."""
+    if size > MAX_DOCUMENT_BYTES:
+        raise ValueError(
+            f"the body is longer than {MAX_DOCUMENT_BYTES >> 20} MiB when it is decoded"
+        )
 
 
 def _missing(package: str, encoding: str, where: str) -> MissingPackageError:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import IO, Any
 
 from gptcli.corpus.documents import (
@@ -23,8 +24,18 @@ from gptcli.encodings import BOM
 from gptcli.errors import InputError, close_to
 
 JSON_CHARACTERS = 1 << 16  # of JSON read at a time
+MAX_TRIED = 16  # places where a value may begin behind damage
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEXT_OBJECT = re.compile(r"\}\s*,?\s*(?=\{)")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:"]|[^\s"{}\[\],:]+', re.DOTALL)
+# Places where the next value of an array may begin, by the first character of its values.
+_STARTS = {
+    "{": re.compile(r"[},\n]\s*(?=\{)"),
+    "[": re.compile(r"[\],\n]\s*(?=\[)"),
+    '"': re.compile(r'(?:(?<!\\)"\s*,|\n)\s*(?=")'),
+    # Where it is a bracket that is surplus, quotes are what they seem.
+    '["': re.compile(r'[,\n]\s*(?=")'),
+}
 
 
 def json_lines_reader(field: str, *, eot_in_text: bool = False) -> Reader:
@@ -92,7 +103,8 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
     """
     decoder = json.JSONDecoder()
     buffer, at, size = "", 0, JSON_CHARACTERS
-    is_end = is_array = False
+    kind = ""  # first character of the values
+    is_end = is_array = has_array = False
     is_first = True
     while True:
         while at < len(buffer) and (buffer[at].isspace() or (buffer[at] == "," and not is_first)):
@@ -103,18 +115,21 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             buffer, at = text.read(JSON_CHARACTERS), 0
             is_end = not buffer
             continue
-        if buffer[at] == ("[" if is_first else "]") and (is_first or is_array):
-            is_array, is_first, at = is_first, False, at + 1
+        # An array begins the file, or follows another one.
+        if buffer[at] == "[" and (is_first or (has_array and not is_array)):
+            is_array, has_array, is_first, at = True, True, False, at + 1
+            continue
+        if buffer[at] == "]" and is_array:
+            is_array, at = False, at + 1
             continue
         is_first = False
+        kind = kind or (buffer[at] if buffer[at] in _STARTS else "{")
         problem = ""
         try:
             value, stop = decoder.raw_decode(buffer, at)
             is_whole = stop < len(buffer) or is_end
         except json.JSONDecodeError as error:
-            # The scanner stops at the end of what is there, or at the start of an open string.
-            is_open = error.pos >= len(buffer) - 16 or error.msg.startswith("Unterminated string")
-            is_whole = is_end or not is_open
+            is_whole = is_end or not _is_open(error, buffer)
             problem = f"not valid JSON: {error.msg}"
         except (ValueError, RecursionError) as error:
             is_whole, problem = True, f"not readable JSON: {type(error).__name__}"
@@ -125,7 +140,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
         size = JSON_CHARACTERS
         if problem or not is_whole:
             yield _InvalidJsonError(problem or "longer than a document may be")
-            buffer, at, is_end = _behind_object(buffer, at + 1, text)
+            buffer, at, is_end = _behind_damage(buffer, at, text, kind, is_end=is_end)
             continue
         yield value
         at = stop
@@ -140,6 +155,104 @@ def json_file_values(stream: Any, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, _InvalidJsonError):
             raise InputError(str(value), where=where)
         yield where, value
+
+
+def _behind_damage(
+    buffer: str, at: int, text: IO[str], kind: str, *, is_end: bool
+) -> tuple[str, int, bool]:
+    """Return the buffer, the place in it to read on at, and True if the text has ended.
+
+    `at` is the start of a value that is not valid; `kind` is the first character of the others.
+    """
+    size = JSON_CHARACTERS
+    while (found := _place_behind(buffer, at, kind, is_end=is_end)) is None:
+        if len(buffer) - at > MAX_DOCUMENT_BYTES:
+            return _behind_object(buffer, at + 1, text)
+        more = text.read(size)
+        buffer, at, size, is_end = buffer[at:] + more, 0, 2 * size, not more
+    return buffer, found, is_end
+
+
+def _place_behind(buffer: str, start: int, kind: str, *, is_end: bool) -> int | None:
+    """Return the end of the value at `start`, which is not valid; None if more text is needed.
+
+    It ends where its brackets close, or at a comma outside of them. Where a quote or a bracket is
+    missing or surplus, those tell nothing: it ends before the first valid value behind `start` as
+    well.
+    """
+    stop, starts = _end_by_brackets(buffer, start, kind, is_end=is_end)
+    if starts:
+        place = _next_value(buffer, start, stop, starts, is_end=is_end)
+        if place is not None:
+            return None if place < 0 else place
+    return len(buffer) if stop is None and is_end else stop
+
+
+def _end_by_brackets(buffer: str, start: int, kind: str, *, is_end: bool) -> tuple[int | None, str]:
+    """Return the end of a value by its brackets, None if it is not in the buffer; and a key of
+    _STARTS if a quote or a bracket is missing or surplus, "" if not.
+    """
+    opened, last, starts = "", ",", ""  # brackets; the token before, "v" for a value
+    for token in _TOKEN.finditer(buffer, start):
+        first = token[0][0]
+        is_tear = False
+        if first in "{[":
+            if not opened and last == "v" and first == kind:  # a comma is missing
+                return token.start(), starts
+            is_tear = first != kind if not opened else opened[-1] == "{" and last != ":"
+            opened, last = opened + first, first
+        elif first in "}]":
+            if not opened:
+                is_own = first == "}" or token.start() == start
+                return (token.end() if is_own else token.start()), starts
+            is_tear = opened[-1] + first not in ("{}", "[]")
+            opened, last = opened[:-1], "v"
+        elif first in ",:":
+            if first == "," and not opened:
+                return token.end(), starts
+            last = first
+        else:
+            is_tear = last == "v" or (token[0] == '"' and is_end)
+            last = "v"
+        if is_tear and not starts:
+            starts = f"[{kind}" if kind == '"' and first in "{[}]" else kind
+        if last == "v" and first in "}]" and not opened:
+            return token.end(), starts
+        if token[0] == '"':
+            break
+    return None, starts
+
+
+def _next_value(
+    buffer: str, start: int, stop: int | None, kind: str, *, is_end: bool
+) -> int | None:
+    """Return the place of the first valid value between `start` and `stop`, of MAX_TRIED places.
+
+    Returns None if there is none, and -1 if more text is needed to tell.
+    """
+    decoder = json.JSONDecoder()
+    places = _STARTS[kind].finditer(buffer, start, len(buffer) if stop is None else stop)
+    for found in islice(places, MAX_TRIED):
+        try:
+            _, stop = decoder.raw_decode(buffer, found.end())
+        except json.JSONDecodeError as error:
+            if not is_end and _is_open(error, buffer):
+                return -1
+            continue
+        except (ValueError, RecursionError):
+            continue
+        after = buffer[stop : stop + 256].lstrip()
+        if not after:
+            return found.end() if is_end else -1
+        if after[0] in (",", "]", kind[-1]):
+            return found.end()
+    return None
+
+
+def _is_open(error: json.JSONDecodeError, buffer: str) -> bool:
+    """Return True if what is wrong may be that the buffer ends."""
+    # The scanner stops at the end of what is there, or at the start of an open string.
+    return error.pos >= len(buffer) - 16 or error.msg.startswith("Unterminated string")
 
 
 def _behind_object(buffer: str, at: int, text: IO[str]) -> tuple[str, int, bool]:

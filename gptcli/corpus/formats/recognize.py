@@ -75,6 +75,8 @@ def disguise(head: bytes) -> str:
         "tar": "a tar archive",
         "zip": "a zip archive",
     }
+    if head.startswith(b"filedesc://"):
+        return "an ARC archive, the format before WARC"
     found = recognize(head)
     if found == "json" and not _begins_json(without_bom(head)):
         return ""

@@ -15,6 +15,7 @@ from gptcli.corpus.documents import (
     EMPTY_FILE,
     MAX_DOCUMENT_BYTES,
     NOT_A_PAGE,
+    PART_OF_RECORD,
     Document,
     FileRange,
     bad_document,
@@ -39,7 +40,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BLANK_LINES = (b"\r\n", b"\n")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Record:
     """Record of an archive."""
 
@@ -47,6 +48,8 @@ class _Record:
     """Fields of its header, by names in lower case."""
     block: bytes | None
     """Content, or None if it is longer than MAX_DOCUMENT_BYTES."""
+    segments: int = 1
+    """Number of segments that it consists of."""
 
 
 class _DamagedRecordError(Exception):
@@ -61,31 +64,73 @@ def read_warc(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Documen
     """Yield the pages of a WARC file, as HTML, and the texts of a WET file.
 
     A record that is neither is yielded as a bad document of the kind NOT_A_PAGE, a damaged one as
-    one of the kind "damaged record" or "truncated record".
+    one of the kind "damaged record" or "truncated record". A record in segments is read if they
+    follow each other; a segment without the others is a bad document of the kind PART_OF_RECORD.
     """
     archive = _Archive(stream)
     number = -1
-    while True:
-        try:
-            record = archive.next_record()
-        except _DamagedRecordError as error:
-            number += 1
-            if part.selects(number):
-                where = f"{name}, record {number}"
-                yield bad_document(error.kind, f"the archive is damaged: {error}", where, number)
+    for number, record in enumerate(_joined(archive)):
+        if not part.selects(number):
             continue
-        if record is None:
-            break
-        if record.headers.get("warc-type", "").lower() not in WANTED_TYPES:
-            continue
-        number += 1
-        if part.selects(number):
-            yield _record_document(record, f"{name}, record {number}", number)
+        where = f"{name}, record {number}"
+        if isinstance(record, _DamagedRecordError):
+            what = (
+                f"{record}"
+                if record.kind == PART_OF_RECORD
+                else f"the archive is damaged: {record}"
+            )
+            yield bad_document(record.kind, what, where, number)
+        else:
+            yield _record_document(record, where, number)
     if number < 0 and part.selects(0):
         kind, what = "no records", "the archive has no record of a page or a text"
         if archive.is_empty:
             kind, what = EMPTY_FILE, "the file is empty"
         yield bad_document(kind, what, name)
+
+
+def _joined(archive: _Archive) -> Iterator[_Record | _DamagedRecordError]:
+    """Yield the records of pages and texts, segments joined, and what is wrong with others."""
+    first: _Record | None = None  # whose other segments are to come
+    alone = _DamagedRecordError("a segment of a record without the others", PART_OF_RECORD)
+    while True:
+        try:
+            record = archive.next_record()
+        except _DamagedRecordError as error:
+            if first is not None:
+                yield alone
+            first = None
+            yield error
+            continue
+        kind = "" if record is None else record.headers.get("warc-type", "").lower()
+        if record is not None and kind == "continuation":
+            if first is None or not _append(first, record):
+                yield alone
+            elif total := record.headers.get("warc-segment-total-length"):
+                yield first if total == str(len(first.block or b"")) else alone
+                first = None
+        elif record is None or kind in WANTED_TYPES:
+            if first is not None:
+                yield alone
+            if record is None:
+                return
+            first = record if record.headers.get("warc-segment-number") == "1" else None
+            if first is None:
+                yield record
+
+
+def _append(first: _Record, record: _Record) -> bool:
+    """Add a segment to those of a record before it; return False if it is not the next one."""
+    is_next = record.headers.get("warc-segment-origin-id") == first.headers.get(
+        "warc-record-id", ""
+    ) and record.headers.get("warc-segment-number") == str(first.segments + 1)
+    if not is_next or record.block is None or first.block is None:
+        return False
+    if len(first.block) + len(record.block) > MAX_DOCUMENT_BYTES:
+        first.block = None
+        return False
+    first.block, first.segments = first.block + record.block, first.segments + 1
+    return True
 
 
 class _Archive:

@@ -32,6 +32,9 @@ def test_arrays_give_back_any_texts(
     path = tmp_path_factory.mktemp("any") / "a.json"
     rows = [{"id": [1, {"text": "inner"}], "text": text} for text in texts]
     whole = json.dumps(rows, indent=indent, ensure_ascii=bool(block % 2))
+    if block % 3 == 0:  # two arrays, one after the other
+        halves = (rows[: block % 5], rows[block % 5 :])
+        whole = "\n".join(json.dumps(half, indent=indent) for half in halves)
     if not is_array:
         whole = "\n".join(json.dumps(row, indent=indent) for row in rows) or "\n"
     path.write_text(whole)
@@ -66,6 +69,53 @@ def test_a_broken_object_is_counted_and_costs_no_other(
     lost = [n for n in range(10) if f"these words are number {n}" not in texts]
     assert set(lost) <= {which, which + 1}
     assert not lost or len(found) >= 9
+
+
+JUNK = [
+    "junk",
+    "5x",
+    "}",
+    "a b c",
+    "\0\1",
+    ";",
+    "nope,",
+    "{1}",
+    '{"text" "x"}',
+    "[",
+    "{",
+    "{[",
+    "x]",
+    "NUL,NUL",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(values, st.sampled_from(["", "", *JUNK])), min_size=1, max_size=6),
+    st.booleans(),
+    st.booleans(),
+    st.integers(2, 80),
+)
+def test_values_behind_garbage_are_read_and_each_garbage_is_counted(
+    tmp_path_factory: pytest.TempPathFactory,
+    parts: list[tuple[str, str]],
+    is_object: bool,
+    is_ascii: bool,
+    block: int,
+) -> None:
+    rows = []
+    for text, junk in parts:
+        rows.append(json.dumps({"text": text} if is_object else text, ensure_ascii=is_ascii))
+        rows += [junk] * bool(junk)
+    path = tmp_path_factory.mktemp("junk") / "a.json"
+    path.write_text("[" + ", ".join(rows) + "]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_files, "JSON_CHARACTERS", block)
+        found = scanned(path)
+    kept = [document.text for document in found if not document.error_kind]
+    assert kept == [text for text, _ in parts]
+    bad = sum(bool(document.error_kind) for document in found)
+    assert bad >= sum(bool(junk) for _, junk in parts)
 
 
 def test_an_array_that_is_cut_short_is_counted(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.corpus.documents import FileRange
+from gptcli.corpus.formats import http_pages
 from gptcli.errors import InputError
 from tests.corpus.formats.scanning import error_kinds, scanned
 
@@ -269,3 +270,68 @@ def test_damage_anywhere_is_counted_and_costs_only_the_records_it_touches(
         assert [(each.position, each.html, each.error_kind) for each in together] == [
             (each.position, each.html, each.error_kind) for each in found
         ]
+
+
+def segment(number: int, body: bytes, origin: str = "<urn:1>", total: int | None = None) -> bytes:
+    """Return a segment of a page, the first with the header of the whole record."""
+    fields = [f"WARC-Segment-Number: {number}"]
+    if number == 1:
+        fields += [f"WARC-Record-ID: {origin}", "WARC-Target-URI: http://a.com/1"]
+    else:
+        fields.append(f"WARC-Segment-Origin-ID: {origin}")
+    if total is not None:
+        fields.append(f"WARC-Segment-Total-Length: {total}")
+    head = "\r\n".join(
+        [
+            f"WARC/1.0\r\nWARC-Type: {'response' if number == 1 else 'continuation'}",
+            "Content-Type: application/http; msgtype=response",
+            *fields,
+            f"Content-Length: {len(body)}",
+        ]
+    )
+    return head.encode() + b"\r\n\r\n" + body + b"\r\n\r\n"
+
+
+def test_segments_are_joined_or_counted(tmp_path: Path, warc: bytes) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + b"one two three four"
+    cuts = [whole[:20], whole[20:60], whole[60:]]
+    parts = [segment(1, cuts[0]), segment(2, cuts[1]), segment(3, cuts[2], total=len(whole))]
+    other = record("request", b"GET / HTTP/1.1\r\n\r\n")
+    page = record("conversion", b"a page")
+
+    def read(data: bytes) -> list[str]:
+        (tmp_path / "a.warc").write_bytes(data)
+        return [document.text or document.error_kind for document in scanned(tmp_path / "a.warc")]
+
+    alone = "segment of a record"
+    assert read(page + parts[0] + other + parts[1] + parts[2] + page) == [
+        *("a page", "one two three four", "a page")
+    ]
+    assert read(parts[0] + parts[1] + page) == [alone, "a page"]
+    assert read(parts[1] + page) == [alone, "a page"]
+    assert read(parts[0] + page + parts[1] + parts[2]) == [alone, "a page", alone, alone]
+    assert read(parts[0] + parts[2]) == [alone, alone]
+    assert read(parts[0]) == [alone]
+    wrong = segment(3, cuts[2], total=len(whole) + 1)
+    assert read(parts[0] + parts[1] + wrong + page) == [alone, "a page"]
+    assert read(parts[0] + segment(2, b"x", "<urn:2>") + page) == [alone, alone, "a page"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
+def test_a_body_that_unpacks_without_end_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr(http_pages, "MAX_DOCUMENT_BYTES", 100_000)
+    compress: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": gzip.compress,
+        "deflate": zlib.compress,
+        "br": brotli.compress,
+        "zstd": zstandard.compress,
+    }
+    http = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Encoding: {encoding}"
+    bodies = [b"a" * 100_000, b"a" * 100_001, b"a" * 50_000_000]
+    data = b"".join(record("response", compress[encoding](body), http=http) for body in bodies)
+    (tmp_path / "a.warc").write_bytes(data)
+    whole, *long = scanned(tmp_path / "a.warc")
+    assert whole.text == "a" * 100_000
+    assert [document.error_kind for document in long] == ["undecodable body"] * 2
