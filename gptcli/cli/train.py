@@ -443,7 +443,7 @@ def _unexpected(argument: str) -> UsageError:
         hint = f"--report draws a run; --resume --out {argument} continues it"
         return UsageError("unexpected run folder", where=argument, hint=hint)
     path = Path(argument)
-    if path.suffix in (".toml", ".yaml", ".yml", ".json", ".py") and not path.name.startswith("-"):
+    if path.suffix in (".toml", ".yml", ".json", ".py") and not path.name.startswith("-"):
         return UsageError(
             "a configuration is an option, and TOML",
             where=argument,
