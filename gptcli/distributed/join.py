@@ -219,7 +219,7 @@ def after_a_loss() -> str:
     most = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
     if launch is not None and most.isdecimal() and launch.restarts < int(most):
         return (
-            "torchrun now waits for the hosts to join again (with --nnodes MIN:MAX, for MIN of them), "
+            "torchrun now waits for the hosts to join again (for as few as its nnodes allows), "
             "and continues from the newest checkpoint: start torchrun again where it has ended; or stop it here by Ctrl-C, and "
             "continue later with {option:resume}"
         )

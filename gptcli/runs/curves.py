@@ -25,6 +25,7 @@ MAX_DOTTED_POINTS = 60  # curves of fewer points show each as a dot
 # Share of the run at its start that the y axis leaves out if the values there are far above the
 # rest.
 START_SHARE = 0.1
+MAX_LOG_TICKS, LOG_DIGITS = 8, ("1.0", "1.5", "2.0", "3.0", "4.0", "6.0", "8.0")
 LOG_MARGIN = 1.02  # ratio of the end of a logarithmic y axis to the last value
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 276, 72, 26, 14, 32  # px, with margins
 
@@ -219,7 +220,10 @@ def _x_scale(x: Scale) -> Scale:
 
 def _axis_labels(area: PlotArea, over: str) -> list[str]:
     parts = [_text(LEFT - 6, HEIGHT - 6, "end", over)]
-    for tick in area.y.ticks():
+    ticks = area.y.ticks()
+    if area.y.log and len(ticks) > MAX_LOG_TICKS:  # halves are close to each other at the top
+        ticks = [tick for tick in ticks if f"{tick:.1e}"[:3] in LOG_DIGITS]
+    for tick in ticks:
         y = area.y_of(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(_text(LEFT - 6, y + 4, "end", area.y.format(tick)))

@@ -196,8 +196,8 @@ def _charts(record: Record) -> Iterator[Chart]:
 
 def _evaluation_charts(record: Record) -> Iterator[Chart]:
     """Yield the scores of tasks at checkpoints, and what `gpt eval` measured at several steps."""
-    for name, curves in _by_unit(_task_metrics([record])).items():
-        scores = {metric: record.series(metric) for metric in curves}
+    for name, metrics in _by_unit(_task_metrics([record])).items():
+        scores = {metric: record.series(metric) for metric in metrics}
         yield "Tasks at checkpoints", scores, {"unit": name, "from_zero": name == "percent"}
     tokens_at = {line["step"]: line["tokens"] for line in record.lines}
     found: dict[str, dict[str, Curve]] = {}

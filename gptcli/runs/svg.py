@@ -63,7 +63,7 @@ class Scale:
         """Return the values to label.
 
         A linear axis has multiples of 1, 2 or 5 times a power of ten; a logarithmic one has powers
-        of ten, and below four decades also 2 and 5 times each, or more.
+        of ten, and below four decades also 2 and 5 times each, or every half.
         """
         if not self.log:
             step = self.step or tick_step(self.low, self.high, max_intervals=8, factors=(1, 2, 5))
@@ -73,8 +73,6 @@ class Scale:
             digits: Sequence[float] = (1,)
         elif self.high / self.low > 8:
             digits = (1, 2, 5)
-        elif self.high / self.low > 3:
-            digits = (1, 1.5, 2, 3, 4, 5, 6, 8)
         else:
             digits = tuple(n / 2 for n in range(2, 20))
         found = [

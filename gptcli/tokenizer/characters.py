@@ -111,7 +111,7 @@ def read_meta(path: Path) -> CharacterTokenizer:
             where=path,
             hint="it may contain code, and none was run; copy it again from nanoGPT's data folder",
         ) from None
-    table = value.get("itos") if isinstance(value, dict) else None
+    table: Any = value.get("itos") if isinstance(value, dict) else None
     good = isinstance(table, dict) and all(
         type(number) is int and type(token) is str for number, token in table.items()
     )
