@@ -199,7 +199,7 @@ def cost(
     prices: Annotated[
         Path | None,
         value(
-            "TOML file with prices of your own, rows of [[offer]] with gpus and dollars_per_hour.",
+            "TOML file with your own prices: tables named offer, with gpus and dollars_per_hour.",
             *("FILE", GPUS, False),
         ),
     ] = None,
