@@ -88,7 +88,7 @@ def test_nothing_unpickles_or_runs_what_a_file_says() -> None:
     templates, eval and exec.
     """
     unsafe = re.compile(
-        r"\bpickle\b(?!d)|torch\.load\((?!.*weights_only=True)|allow_pickle=True|(?<![.\w])(?:eval|exec)\(|yaml|marshal|shelve"
+        r"\bpickle\b(?!d)|torch\.load\((?!.*weights_only=True)|allow_pickle=True|(?<![.\w])(?:eval|exec)\(|yaml\.|import yaml|marshal|shelve"
     )
     found = {
         path.name: match[0]
