@@ -240,17 +240,17 @@ def training_kernels(*, architecture: int = 90, d_model: int = 768) -> dict[str,
     fake_gpu.prepare(architecture)
     import torch
 
-    from gptcli.kernels import block_triton, head_triton
+    from gptcli.kernels import head_triton, training_triton
     from gptcli.model.loss import IGNORE
 
     fp32, bf16, N, C, D = torch.float32, torch.bfloat16, 65_536, d_model, 64
     block = 1 << (C - 1).bit_length()
-    row = {"BLOCK_C": block, "num_warps": block_triton.row_warps(block)}
-    tile = {"ROWS": block_triton.TILE_ROWS}
-    columns = {**tile, "COLUMNS": block_triton.TILE_COLUMNS}
+    row = {"BLOCK_C": block, "num_warps": training_triton.row_warps(block)}
+    tile = {"ROWS": training_triton.TILE_ROWS}
+    columns = {**tile, "COLUMNS": training_triton.TILE_COLUMNS}
     strides = [C * 1024, D, C] * 3
     made: dict[str, tuple[Any, list[Any], dict[str, Any]]] = {}
-    kernels = block_triton.kernels()
+    kernels = training_triton.kernels()
     for branch in (bf16, None):
         norm = [fp32, branch, branch and fp32]
         made[f"norm, {branch}"] = (
