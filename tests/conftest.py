@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
+RUNNING = "PYTEST_CURRENT_TEST"  # is pytest's own
 Gpt = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Put back the variables that a test, or what it called, has changed: for the tests after it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {RUNNING}:
+        del os.environ[name]
+    for name, value in before.items():
+        if os.environ.get(name) != value and name != RUNNING:
+            os.environ[name] = value
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -155,12 +155,13 @@ def test_numbers_that_are_not_finite_are_null() -> None:
 
 
 def test_nothing_else_writes_json_for_others() -> None:
-    """json.dump and json.dumps, but for what never leaves the program: fingerprints, C's and
-    tokenizers' own input, a worker's notes.
+    """json.dump and json.dumps, but for what never leaves the program: fingerprints, the
+    input of C, tokenizers, filters and a page's script, a worker's notes.
     """
     inside = {
         "toml_json.py", "trainer/preflight.py", "finetune/task.py", "tokenizer/tokenizer.py", "tokenizer/gpt1.py",
         "tokenizer/encoders.py", "tokenizer/training.py", "model/tensor_file.py", "evals/task_data.py", "corpus/chunks.py",
+        "tokenizer/characters.py", "runs/page.py", "corpus/heuristics.py",
     }  # fmt: skip
     package = Path(gptcli.__file__).parent
     found = {

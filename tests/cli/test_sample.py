@@ -144,7 +144,7 @@ def test_prompt_longer_than_the_context_is_a_warning(run: Path) -> None:
         (["--top-p", "0"], "--top-p: 0 is out of range"),
         (["--top-p", "1.1"], "--top-p: 1.1 is out of range"),
         (["--temperature", "0"], "--greedy takes the most probable token"),
-        (["--max-tokens", "many"], "not a quantity"),
+        (["--max-tokens", "many"], "not a number"),
         (["--max-tokens", "0"], "--max-tokens: 0 is out of range"),
         (["--num-samples", "0"], "--num-samples: 0 is out of range"),
         (["--beam", "0"], "--beam: 0 is out of range"),

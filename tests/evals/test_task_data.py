@@ -45,7 +45,7 @@ def test_data_is_found_in_the_folder_or_its_subfolder_or_by_path(tmp_path: Path)
 
 def test_missing_data_is_refused(tmp_path: Path) -> None:
     task = find_task("lambada")
-    with pytest.raises(UsageError, match="data DIR"):
+    with pytest.raises(UsageError, match="name a folder that contains"):
         find_data(task, None)
     with pytest.raises(InputError, match="no file matches"):
         find_data(task, tmp_path)

@@ -141,7 +141,7 @@ def test_json_of_another_type_is_refused(tmp_path: Path, table: Any) -> None:
 def test_missing_and_broken_manifests_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such shard folder"):
         read_manifest(tmp_path / "none")
-    with pytest.raises(InputError, match=r"it has no manifest.json\n.*resume finishes"):
+    with pytest.raises(InputError, match=r"it has no manifest.json\n.*continue it with resume"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{\n "format": 1,\n')
     with pytest.raises(InputError, match=r"manifest.json:3: not valid JSON"):
