@@ -59,7 +59,6 @@ from gptcli.cost.target import (
 )
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.model.config import ModelConfig
-from gptcli.model.hf import read_model_config
 from gptcli.numbers import amount, short
 from gptcli.papers.models import GPT3_TRAINING
 
@@ -125,6 +124,7 @@ def requested_target(options: dict[str, Any]) -> Target:
                 "a run folder cannot be combined with another model",
                 hint="name one run without --size or a shape; only --fit takes several runs",
             )
+        from gptcli.model.hf import read_model_config
         from gptcli.model.source import METRICS, find_model
         from gptcli.runs.metrics import read_batch_tokens, read_run_result
 
