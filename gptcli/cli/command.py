@@ -66,13 +66,13 @@ class Mode:
     name: str
     """Parameter of the option that selects the mode."""
     does: str
-    """What the command does then, a verb and its object: "only draws runs"."""
+    """Work of the command in this mode, a verb and its object: "only draws runs"."""
     uses: Collection[str]
     """Other parameters that have an effect in the mode."""
     unless: Collection[str] = ()
     """Parameters of which none may be given for the mode to be selected."""
     hint: str = "leave out the one or the other"
-    """What to do about an option without effect."""
+    """Advice about an option without effect."""
 
 
 def given_parameters(ctx: typer.Context) -> set[str]:

@@ -69,7 +69,7 @@ class WorkerContext:
     sources: list[SourceConfig]
     """Sources of the build, in order."""
     comparisons: list[Comparison | None]
-    """What each source's documents are compared by to find duplicates, or None."""
+    """Comparison that finds the duplicates of each source, or None."""
     seed: int
     """Random seed of the shuffle and of the quality filter."""
     val_fraction: float

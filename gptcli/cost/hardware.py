@@ -225,7 +225,7 @@ class Offer:
     gpus: tuple[str, ...]
     """Names of the GPUs that are offered at this price."""
     dollars_per_hour: float
-    """Of one GPU."""
+    """Price of one GPU."""
     kind: OfferKind = "on-demand"
     seller: str = ""
     source: str = ""

@@ -331,11 +331,10 @@ class _GpuChunk:
         self.elementwise = elementwise
         self.rows = -(-len(x_nC) // elementwise.parts)
         self.logits_nP = x_nC @ weight_PC.T
-        self.has_gradient = at_once and elementwise.both is not None
-        if at_once and elementwise.both is not None:
-            self.log_sum_n1, self.target_logit_n1 = elementwise.both(
-                self.logits_nP, self.target_n1, V
-            )
+        both = elementwise.both if at_once else None
+        self.has_gradient = both is not None
+        if both is not None:
+            self.log_sum_n1, self.target_logit_n1 = both(self.logits_nP, self.target_n1, V)
             return
         parts = self.logits_nP.split(self.rows)
         self.log_sum_n1 = torch.cat([elementwise.log_sums(part, V) for part in parts])

@@ -294,7 +294,7 @@ class ProgressReporter(Callback):
             "device": known.get("device", str(progress.context.device)),
             "precision": train.precision,
         }
-        """What does not change during the run."""
+        """Facts that do not change during the run."""
         self.saved: tuple[int, float] | None = None
         """Step of the newest checkpoint, and the time at which it was on disk."""
 

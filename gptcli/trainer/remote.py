@@ -235,7 +235,7 @@ class CheckpointCopies(BackgroundCallback):
         self.moved_at = time.monotonic()
         self.given_up = False
         self.copying = ""
-        """What is being copied, if it is no checkpoint."""
+        """Name of the files being copied, if they are no checkpoint."""
 
     def after_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         """Start to copy the checkpoint, unless another one is being copied."""

@@ -192,7 +192,7 @@ def test_the_estimate_of_a_compressed_file_is_close_to_its_text(
 def test_the_estimate_prices_what_passes_through_the_work_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 300 links to one file as of a file: the sample is eight of them."""
+    """300 links to one file are read as files: the sample is eight of them."""
     chance = random.Random(0)
     rows = []
     for number in range(400):

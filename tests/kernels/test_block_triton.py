@@ -6,19 +6,13 @@ this file as a program.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 import torch
 from torch import nn
 
 from gptcli.kernels.block_triton import fused, train_block
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import Block, block_forward
+from tests.triton_interpreter import check_in_interpreter
 
 
 def close(got: torch.Tensor, exact: torch.Tensor) -> None:
@@ -58,15 +52,7 @@ def compare_layers() -> None:
 
 
 def test_a_layer_equals_pytorch() -> None:
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed (the extra dev has it for Linux on x86-64)")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.test_block_triton"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal\n"
+    check_in_interpreter("tests.kernels.test_block_triton")
 
 
 def test_a_cpu_takes_pytorch() -> None:

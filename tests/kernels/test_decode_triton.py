@@ -6,12 +6,7 @@ this file as a program.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -31,6 +26,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.kv_cache import KVCache
 from gptcli.model.transformer import GPT, Block, block_forward
 from gptcli.sampling.load import prepare_for_inference
+from tests.triton_interpreter import check_in_interpreter
 
 SHAPES = [(1, 64, 10), (3, 33, 7), (2, 1100, 5)]
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
@@ -103,15 +99,7 @@ def compare_layers() -> None:
 
 
 def test_kernels_equal_pytorch() -> None:
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed (the extra dev has it for Linux on x86-64)")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.test_decode_triton"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal\n"
+    check_in_interpreter("tests.kernels.test_decode_triton")
 
 
 def test_other_operands_go_to_pytorch() -> None:

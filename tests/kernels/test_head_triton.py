@@ -6,13 +6,6 @@ this file as a program.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -20,6 +13,7 @@ from gptcli.kernels import head_triton
 from gptcli.kernels.head_triton import both_for, loss_to_gradient_
 from gptcli.model import loss as module
 from gptcli.model.loss import EAGER, IGNORE, next_token_loss
+from tests.triton_interpreter import check_in_interpreter
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 """Of a result; the interpreter rounds bf16 towards zero."""
@@ -73,15 +67,7 @@ def compare_losses() -> None:
 
 
 def test_the_kernel_equals_pytorch() -> None:
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed (the extra dev has it for Linux on x86-64)")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.test_head_triton"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal\n"
+    check_in_interpreter("tests.kernels.test_head_triton")
 
 
 def test_a_cpu_takes_pytorch() -> None:

@@ -6,17 +6,12 @@ this file as a program.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from gptcli.kernels import training_triton as kernels
+from tests.triton_interpreter import check_in_interpreter
 
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 2**-7}
 """Of a result; the interpreter rounds bf16 towards zero."""
@@ -96,15 +91,7 @@ def compare_packing() -> None:
 
 
 def test_kernels_equal_pytorch() -> None:
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed (the extra dev has it for Linux on x86-64)")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.test_training_triton"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal\n"
+    check_in_interpreter("tests.kernels.test_training_triton")
 
 
 @pytest.mark.parametrize("N", [1, 31, 33, 65_536])
