@@ -410,12 +410,12 @@ def engines(setting: Setting) -> None:
     from gptcli.distributed.fsdp import apply_fsdp
     from gptcli.model.transformer import GPT
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
     backend = "nccl" if setting.on_gpu else "gloo"
     device = torch.device(setting.device, 0) if setting.on_gpu else torch.device("cpu")
     dist.init_process_group(
-        backend, rank=0, world_size=1, device_id=device if setting.on_gpu else None
-    )
+        backend, store=dist.HashStore(), rank=0, world_size=1,
+        device_id=device if setting.on_gpu else None,
+    )  # fmt: skip
     mesh = init_device_mesh(setting.device, (1, 1, 1, 1), mesh_dim_names=MESH_AXES)
     size = cuda.SIZES["tiny"]
     model = GPT(size.model).to(device)
