@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -47,7 +45,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
         return
     path = resolved(path)
-    partial = partial_name(path, secrets.token_hex(4))
+    partial = partial_name(path, os.urandom(4).hex())
     with Cleanup(partial.unlink):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +134,7 @@ def scratch_folder(within: Path | None = None) -> Iterator[Path]:
     """Create a folder for temporary files, in the system's place for them or `within` another
     folder, and remove it after the block, however it ends.
     """
-    folder = (within or Path(tempfile.gettempdir())) / f".gpt.{secrets.token_hex(8)}{PARTIAL}"
+    folder = (within or Path(tempfile.gettempdir())) / f".gpt.{os.urandom(8).hex()}{PARTIAL}"
     with Cleanup(shutil.rmtree, folder, True):  # before it is there
         folder.mkdir(mode=0o700)
         try:
@@ -272,6 +270,8 @@ def read_bytes(path: Path) -> bytes:
 
 def sha256(path: Path) -> str:
     """Return the hex SHA-256 of a file's bytes."""
+    import hashlib  # here alone: it loads OpenSSL, and every command imports this module
+
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -109,10 +109,10 @@ def _typed(hint: Any, value: Any, rules: _Rules) -> Any:
         return OneOf(parts)(value)
     if origin in (Union, UnionType):
         return _one_of_types([part for part in parts if part is not type(None)], value, rules)
-    if origin is list:
+    if origin in (list, tuple):
         if not isinstance(value, list):
             raise UsageError(f"{value!r} is not a list")
-        return [_item(parts[0], item, f"[{at}]", rules) for at, item in enumerate(value)]
+        return origin(_item(parts[0], item, f"[{at}]", rules) for at, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise UsageError(f"{value!r} is not a table of keys and values")

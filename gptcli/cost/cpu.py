@@ -32,6 +32,9 @@ SYNC_BYTES = 1 << 26  # a smaller checkpoint is written before the next step
 # share of the tensors of a step that are freed and found again only in part. The copies of a
 # checkpoint fill such blocks, unless the kernels in C need them for their operands.
 HEAP = 0.30
+# the same share with several micro-batches: the gradients of earlier ones, which stay, divide the
+# freed blocks. Copies of a checkpoint fill what HEAP leaves.
+HEAP_OF_SEVERAL = 0.70
 # with full recomputation the input of each layer stays between the blocks of its forward pass:
 # widths of them that no later layer uses
 HOLES_OF_LAYER = 8
@@ -86,9 +89,10 @@ def cpu_memory(
     written = found.parameters + found.optimizer + extra
     table = 4 * config.vocab_size * config.d_model
     checkpoint = 0 if written < SYNC_BYTES else written + table
-    heap = HEAP * temporary
+    several = work.micro_batches > 1
+    heap = (HEAP_OF_SEVERAL if several else HEAP) * temporary
     if checkpoint and not work.head_kernel:
-        heap = max(0.0, heap - checkpoint)
+        heap = max(HEAP * temporary * several, heap - checkpoint)
     if work.recompute == "full":
         stream = ELEMENT_BYTES[work.precision] * work.micro_batch * config.n_ctx * config.d_model
         heap += HOLES_OF_LAYER * stream * config.n_layer / (layout.pp * layout.tp)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -320,21 +320,8 @@ def _dollars(offer: Offer) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _OfferRow:
-    """Row of a user's file of prices."""
-
-    gpus: list[str]
-    dollars_per_hour: float
-    kind: OfferKind = "on-demand"
-    seller: str = ""
-    source: str = ""
-    url: str = ""
-    date: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _OfferFile:
-    offer: list[_OfferRow]
+    offer: tuple[Offer, ...]
 
 
 def read_offers(path: Path) -> tuple[Offer, ...]:
@@ -366,17 +353,7 @@ def read_offers(path: Path) -> tuple[Offer, ...]:
             raise InputError(
                 f"{where}.date: {row.date!r} is no date", where=path, hint='date = "2026-11-30"'
             )
-        found.append(
-            Offer(
-                gpus=names,
-                dollars_per_hour=row.dollars_per_hour,
-                kind=row.kind,
-                seller=row.seller,
-                source=row.source or str(path),
-                url=row.url,
-                date=row.date,
-            )
-        )
+        found.append(replace(row, gpus=names, source=row.source or str(path)))
     return tuple(found)
 
 

@@ -19,6 +19,7 @@ between the memory that is sold (80 GB) and that which is there (85.5e9 bytes).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from gptcli.cost.flops import Shape, layer_matrices
 from gptcli.cost.hardware import Precision
@@ -41,6 +42,7 @@ CHUNK_BYTES = 512 << 20  # bytes of logits that exist at once: gptcli.model.loss
 PIECE = 16_384  # vocabulary entries whose temporary tensors exist at once, at most, on a GPU
 # inputs and outputs of products; casts to fp8 are temporary
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
+RESIDUAL = 4  # bytes per element of the residual stream, which autocast leaves in fp32
 WHOLE_LOGIT_BYTES = 12  # per logit: itself, its probability and its gradient, in either precision
 
 
@@ -219,20 +221,10 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
     outside = table * tables + config.d_model * (config.n_ctx * first + norms)
     parameters = rank_parameters(config, layout, stage, 0, 0)
 
-    e = ELEMENT_BYTES[work.precision]
-    r = 4
-    kept = ActivationPolicy(
-        element=e,
-        residual=r,
-        score=4,
-        mask=1 if work.fused else 4,
-        fused=work.fused,
-        recompute=work.recompute,
-        tp=tp,
+    e, r = ELEMENT_BYTES[work.precision], RESIDUAL
+    each, again = _saved_by_layer(
+        config, tp, work.micro_batch, work.precision, work.recompute, fused=work.fused
     )
-    each = layer_bytes(config, work.micro_batch, kept)
-    # recomputed activations of one layer
-    again = max(0.0, layer_bytes(config, work.micro_batch, replace(kept, recompute="none")) - each)
     tokens = work.micro_batch * config.n_ctx
     stream = tokens * config.d_model / tp  # elements
     activations = (
@@ -282,6 +274,30 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
         optimizer=8 * parameters,
         **{part: round(n_bytes) for part, n_bytes in fullest.items()},
     )
+
+
+@lru_cache(maxsize=4096)  # a search for layouts repeats its calls
+def _saved_by_layer(
+    config: ModelConfig,
+    tp: int,
+    micro_batch: int,
+    precision: Precision,
+    recompute: Recompute,
+    *,
+    fused: bool,
+) -> tuple[float, float]:
+    """Return the bytes that a layer saves for the backward pass, and those that it recomputes."""
+    kept = ActivationPolicy(
+        element=ELEMENT_BYTES[precision],
+        residual=RESIDUAL,
+        score=4,
+        mask=1 if fused else 4,
+        fused=fused,
+        recompute=recompute,
+        tp=tp,
+    )
+    each = layer_bytes(config, micro_batch, kept)
+    return each, max(0.0, layer_bytes(config, micro_batch, replace(kept, recompute="none")) - each)
 
 
 def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) -> int:

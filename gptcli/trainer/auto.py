@@ -10,7 +10,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -65,6 +65,26 @@ FP32_BYTES = 4
 NOMINAL_FLOPS = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """Options of a run that change its memory, beside its step."""
+
+    ema: bool = False
+    """An average of the weights is kept."""
+    muon: bool = False
+    """The matrices of the layers have one moment instead of AdamW's two."""
+    compiled: bool = False
+    """The compiler's libraries are loaded."""
+
+    @classmethod
+    def of(cls, train: TrainConfig) -> Extras:
+        """Return those of a configuration; a user's own optimizer counts as AdamW."""
+        return cls(train.ema > 0, train.optimizer == "muon", train.compile)
+
+
+ADAMW = Extras()
+
+
 def auto_processes() -> int:
     """Return the number of processes that a launcher started, or else of GPUs, at least 1."""
     return launched_processes() or max(1, torch.cuda.device_count())
@@ -77,6 +97,7 @@ def auto_layout(
     *,
     recompute: RecomputeChoice,
     micro_batch: int | str,
+    extras: Extras = ADAMW,
 ) -> tuple[Layout, str]:
     """Return the fastest layout of all processes or GPUs that holds the model, and the reason.
 
@@ -88,7 +109,14 @@ def auto_layout(
         return Layout(shard=processes), "all processes, sharded" if processes > 1 else "one process"
     gpu = device(processes)
     if found := fitting(
-        model, processes, sequences, precision, gpu, recompute=recompute, micro_batch=micro_batch
+        model,
+        processes,
+        sequences,
+        precision,
+        gpu,
+        recompute=recompute,
+        micro_batch=micro_batch,
+        extras=extras,
     ):
         return found[0][0], f"the fastest of {len(found)} that hold the model on {processes} GPUs"
     why = f"no layout of {processes} GPUs with {in_bytes(gpu.memory_bytes)} holds the model"
@@ -145,6 +173,7 @@ def auto_micro_batch(
     sequences: int,
     precision: Precision,
     recompute: RecomputeChoice,
+    extras: Extras = ADAMW,
 ) -> tuple[int, str, str]:
     """Return sequences per micro-batch, what to recompute, and the reason for the micro-batch.
 
@@ -152,8 +181,9 @@ def auto_micro_batch(
     nothing fits in memory, the smallest settings are returned.
     """
     if device_type() == "cuda":
+        gpu = device(layout.processes)
         work = best_work(
-            model, layout, sequences, precision, device(layout.processes), recompute=recompute
+            model, layout, sequences, precision, gpu, recompute=recompute, extras=extras
         )
         if work is not None:
             return work.micro_batch, work.recompute, "the fastest that fits in the GPU's memory"
@@ -270,26 +300,19 @@ def check_division(
 def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> int:
     """Return the peak bytes of a process of this run, for full batches of `sequences`.
 
-    On a GPU they are those of tensors, on a CPU of the whole process. A user's own optimizer is
-    counted as AdamW.
+    On a GPU they are those of tensors, on a CPU of the whole process.
     """
-    return peak_memory(model, layout, work_of(layout, train, sequences), train)
+    return peak_memory(model, layout, work_of(layout, train, sequences), Extras.of(train))
 
 
 def peak_memory(
-    model: ModelConfig, layout: Layout, work: StepConfig, train: TrainConfig | None = None
+    model: ModelConfig, layout: Layout, work: StepConfig, extras: Extras = ADAMW
 ) -> int:
-    """Return the peak bytes of a process here: of tensors on a GPU, of all on a CPU.
-
-    With `train`, its optimizer, average of the weights and compiler count; without, those of AdamW.
-    """
+    """Return the peak bytes of a process here: of tensors on a GPU, of all on a CPU."""
     parts = layout.processes // layout.dp
-    average_bytes = fewer_moments = 0
-    if train is not None and train.ema:
-        average_bytes = FP32_BYTES * model.parameters // parts
-    if train is not None and train.optimizer == "muon":
-        # Muon keeps one moment of the matrices in the layers, where AdamW keeps two
-        fewer_moments = model.n_layer * layer_matrices(model) // parts
+    average_bytes = FP32_BYTES * model.parameters // parts * extras.ema
+    # Muon keeps one moment of the matrices in the layers, where AdamW keeps two
+    fewer_moments = model.n_layer * layer_matrices(model) // parts * extras.muon
     if device_type() != "cpu":
         found = rank_memory(model, layout, work)
         return found.total + average_bytes - FP32_BYTES * fewer_moments
@@ -300,7 +323,7 @@ def peak_memory(
         on_cpu(work, model, has_kernels=has_kernels),
         average_bytes=average_bytes,
         fewer_moments=fewer_moments,
-        compiled=train is not None and train.compile,
+        compiled=extras.compiled,
     ).total
 
 
@@ -332,7 +355,8 @@ def shortage(layout: Layout, needs: int, has: int) -> str:
 def memory_advice(model: ModelConfig, layout: Layout, train: TrainConfig, sequences: int) -> str:
     """Return a hint with what fits: settings for as many processes, or the largest paper size."""
     gpu = device(layout.processes)
-    found = fitting(model, layout.processes, sequences, train.precision, gpu, train=train)
+    processes, extras = layout.processes, Extras.of(train)
+    found = fitting(model, processes, sequences, train.precision, gpu, extras=extras)
     if found := found[:MAX_SUGGESTIONS]:
         return "; or ".join(
             f"{{option:layout}} {plan} {{option:micro_batch}} {work.micro_batch} "
@@ -355,9 +379,12 @@ def largest_that_fits(
     model: ModelConfig, processes: int, train: TrainConfig, gpu: Gpu
 ) -> str | None:
     """Return the largest paper size, with the vocabulary of `model`, that fits; None if none."""
+    extras = Extras.of(train)
     for paper in sorted(MODELS, key=lambda paper: -paper.parameters):
         config = ModelConfig.from_paper(paper, vocab_size=model.vocab_size)
-        if fitting(config, processes, processes, train.precision, gpu, micro_batch=1, train=train):
+        if fitting(
+            config, processes, processes, train.precision, gpu, micro_batch=1, extras=extras
+        ):
             return short_name(paper)
     return None
 
@@ -383,12 +410,9 @@ def fitting(
     *,
     recompute: RecomputeChoice = AUTO,
     micro_batch: int | str = AUTO,
-    train: TrainConfig | None = None,
+    extras: Extras = ADAMW,
 ) -> list[tuple[Layout, StepConfig]]:
-    """Return the layouts that hold and divide the model, fastest first, each with its best step.
-
-    `train` has the optimizer and the average whose memory counts.
-    """
+    """Return the layouts that hold and divide the model, fastest first, each with its best step."""
     found = []
     for layout in dict.fromkeys(layouts(model, processes)):
         work = best_work(
@@ -399,7 +423,7 @@ def fitting(
             gpu,
             recompute=recompute,
             micro_batch=micro_batch,
-            train=train,
+            extras=extras,
         )
         if work is not None and divides(layout, model, sequences, precision):
             found.append((make_plan(model, layout, work, gpu).tokens_per_second, layout, work))
@@ -420,7 +444,7 @@ def best_work(
     *,
     recompute: RecomputeChoice = AUTO,
     micro_batch: int | str = AUTO,
-    train: TrainConfig | None = None,
+    extras: Extras = ADAMW,
 ) -> StepConfig | None:
     """Return the fastest way to run a replica's share of a batch that fits; None if none fits.
 
@@ -440,7 +464,7 @@ def best_work(
         for size in sizes
         for name in ([recompute] if recompute != AUTO else RECOMPUTE)
     ]
-    fits = [step for step in steps if peak_memory(model, layout, step, train) <= gpu.memory_bytes]
+    fits = [step for step in steps if peak_memory(model, layout, step, extras) <= gpu.memory_bytes]
     return max(
         fits, key=lambda step: make_plan(model, layout, step, gpu).tokens_per_second, default=None
     )

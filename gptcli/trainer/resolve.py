@@ -321,6 +321,7 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     """Set what the machine decides, and return the layout; in run.toml "auto" stays "auto"."""
     # importing torch takes a second or two: what needs no torch was checked before
     from gptcli.trainer.auto import (
+        Extras,
         auto_compile,
         auto_layout,
         auto_micro_batch,
@@ -340,10 +341,20 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     _put_auto(resolved, "compile", "on" if compiled else "off", why)
     _put_auto(resolved, "precision", *auto_precision(model, values["compile"] == "on"))
     precision, recompute = values["precision"], values["recompute"]
+    extras = Extras(
+        ema=values.get("ema", 0.0) > 0,
+        muon=values.get("optimizer") == "muon",
+        compiled=values["compile"] == "on",
+    )
     if requested is None:
         micro_batch = values.get("micro_batch", "auto")
         layout, why = auto_layout(
-            model, sequences, precision, recompute=recompute, micro_batch=micro_batch
+            model,
+            sequences,
+            precision,
+            recompute=recompute,
+            micro_batch=micro_batch,
+            extras=extras,
         )
         origin["layout"] += f": {layout} here, {why}"
     else:
@@ -356,7 +367,7 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     # without several micro-batches of one process, the noise scale has nothing to compare
     is_divided = layout.processes == 1 or layout.replicas < layout.processes
     part = max(1, first // 2) if values["follow_noise"] and is_divided else first
-    micro_batch, again, why = auto_micro_batch(model, layout, part, precision, recompute)
+    micro_batch, again, why = auto_micro_batch(model, layout, part, precision, recompute, extras)
     _put_auto(resolved, "micro_batch", micro_batch, why)
     _put_auto(resolved, "recompute", again, "what fits in memory")
     small = layout.replicas * layout.pp * values["micro_batch"]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cli import COMMANDS, build_app, reworded
-from gptcli.cli.command import FREE_TEXT, as_gpt_error, option_table
+from gptcli.cli.command import FREE_TEXT, option_table
 from gptcli.cli.options import Word, is_option, read_words
 from gptcli.errors import GptError, UsageError
 from gptcli.settings import NUMBERS
@@ -267,12 +267,6 @@ def test_slips_of_the_hand_get_the_line_that_was_meant(
         run(*argv)
     assert caught.value.exit_code == 2
     assert message in str(caught.value)
-
-
-def test_a_path_that_may_not_be_read_gets_no_help_text() -> None:
-    _, ctx = command_at(("sample",))
-    error = as_gpt_error(typer.BadParameter("Path 'a' is not readable.", ctx=ctx), ctx)
-    assert (error.what, error.hint) == ("path 'a' is not readable", "change its permissions")
 
 
 def test_a_missing_argument_gets_an_example() -> None:

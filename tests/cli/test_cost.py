@@ -641,7 +641,7 @@ def test_imports_nothing_heavy(line: str, tmp_path: Path) -> None:
         if line.startswith("import time:")
     }
     assert "gptcli" in imported
-    assert not imported & {"torch", "numpy", "tokenizers", "safetensors", "rich"}
+    assert not imported & {"torch", "numpy", "tokenizers", "safetensors", "rich", "pydantic"}
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import random
+import shlex
 from typing import Any
 
 import pytest
+import typer
 
+from gptcli.cli import build_app
 from gptcli.cli.cost_modes import requested_target, train_command
 from gptcli.cost.hardware import find_gpu
-from gptcli.cost.layout import Layout
+from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.target import find_target
 from gptcli.errors import UsageError
+from gptcli.papers.models import MODELS
 
 
 def test_shape_options_change_a_size() -> None:
@@ -59,6 +66,50 @@ def test_incomplete_and_contradictory_models_are_refused(
 def test_train_command_names_the_plan(step: StepConfig, options: str) -> None:
     plan = make_plan(find_target("6.7B").model, Layout(dp=2, shard=4), step, find_gpu("h100"))
     assert train_command(plan, "--size 6.7B") == f"gpt train --size 6.7B {options}"
+
+
+def drawn_plan(draw: random.Random, built: int) -> dict[str, Any]:
+    """Return a plan that `gpt cost --plan` lists for a question drawn at random.
+
+    The trainer's dry run builds at most `built` processes of it.
+    """
+    for _ in range(1000):
+        words = ["--size", draw.choice([model.name for model in MODELS])]
+        words += ["--gpu", draw.choice(["a100", "h100", "b200", "v100", "l40s", "mi300x"])]
+        words += ["--gpus", str(draw.choice([1, 2, 3, 4, 7, 8, 12, 64, 992, 1024, 20_000]))]
+        if draw.random() < 0.3:
+            words += ["--n-ctx", str(draw.choice([512, 1000, 1024]))]
+        if draw.random() < 0.6:
+            words += ["--batch-tokens", str(draw.choice([2048, 50_000, 524_288, 3_200_000]))]
+        if draw.random() < 0.3 and "v100" not in words:
+            words += ["--precision", draw.choice(["fp16", "bf16", "fp32"])]
+        try:
+            listed = run("cost", *words, "--plan", "--json")["plans"]
+        except UsageError:  # nothing fits
+            continue
+        layouts = [(plan, parse_layout(plan["layout"])) for plan in listed]
+        if few := [plan for plan, layout in layouts if layout.processes // layout.dp <= built]:
+            return draw.choice(few)
+    raise AssertionError("no question has such a plan")
+
+
+def run(*words: str) -> dict[str, Any]:
+    """Return the report of a command line, run in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        typer.main.get_command(build_app([*words])).main([*words], standalone_mode=False)
+    return json.loads(out.getvalue())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_trainers_dry_run_passes_every_command(gpt: Any, seed: int) -> None:
+    """It builds the processes of the layout, and plans the step that the command names."""
+    plan = drawn_plan(random.Random(seed), built=2)
+    words = shlex.split(plan["command"].removeprefix("gpt "))
+    # in a process of its own: one that has computed with threads must not fork the layout's
+    report = json.loads(gpt(*words, "--data", "none yet", "--dry-run", "--json").stdout)
+    assert report["config"]["layout"] == plan["layout"]
+    assert report["config"]["micro_batch"] == plan["micro_batch"]
+    assert report["config"]["recompute"] == plan["recompute"]
 
 
 def test_this_machines_processor(gpt: Any) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gptcli.cost.cpu import (
     COMPILER,
     HEAP,
+    HEAP_OF_SEVERAL,
     LIBRARIES,
     SYNC_BYTES,
     TOKENIZER,
@@ -61,6 +62,17 @@ def test_a_large_checkpoint_is_copied_beside_the_next_step() -> None:
     assert averaged.tensors - found.tensors == 4 * large.parameters
     muon = cpu_memory(large, Layout(), WORK, fewer_moments=1000)
     assert found.total - muon.total == 2 * 4 * 1000
+
+
+def test_gradients_of_several_micro_batches_divide_the_heap() -> None:
+    """Copies of a checkpoint fill some of it, and what one micro-batch leaves stays."""
+    work = replace(WORK, micro_batches=2)
+    for config in (SMALL, replace(SMALL, d_model=512)):
+        found, tensors = cpu_memory(config, Layout(), work), rank_memory(config, Layout(), work)
+        temporary = tensors.activations + tensors.logits + tensors.workspace
+        free = HEAP_OF_SEVERAL * temporary - found.checkpoint
+        assert found.heap == round(max(HEAP * temporary, free))
+        assert found.total > cpu_memory(config, Layout(), WORK).total
 
 
 def test_the_step_of_a_cpu() -> None:

@@ -14,7 +14,7 @@ from gptcli.cost.rank_memory import rank_memory
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer import auto
-from gptcli.trainer.auto import check_division, check_memory, fitting
+from gptcli.trainer.auto import Extras, check_division, check_memory, fitting
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=128, n_ctx=64)
 GPT2 = ModelConfig.from_paper(find_size("gpt2"))
@@ -117,6 +117,33 @@ def test_memory_decides_micro_batch_and_recomputation(monkeypatch):
     assert large[1] == "none"
     give_gpus(monkeypatch, 1, 10**9)
     assert auto.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")[:2] == (1, "full")
+
+
+@pytest.mark.parametrize("extras", [Extras(ema=True, compiled=True), Extras(muon=True)])
+def test_what_is_chosen_holds_the_average_and_the_optimizer(monkeypatch, make_run, extras):
+    """Layout, micro-batch and recomputation by "auto" pass the check of memory that follows."""
+    model = ModelConfig.from_paper(find_size("760M"))
+    changes = {"ema": 0.99 * extras.ema, "compile": extras.compiled}
+    if extras.muon:
+        changes |= {"optimizer": "muon"}
+    train = replace(make_run(precision="bf16").train, **changes)
+    chosen = []
+    for processes in (1, 4):
+        give_gpus(monkeypatch, processes)
+        for has in range(6, 30, 6):
+            monkeypatch.setattr(auto, "device_memory", lambda processes, has=has: has * 10**9)
+            layout, _ = auto.auto_layout(
+                model, 64, "bf16", recompute="auto", micro_batch="auto", extras=extras
+            )
+            micro_batch, recompute, why = auto.auto_micro_batch(
+                model, layout, 64, "bf16", "auto", extras
+            )
+            if why.startswith("nothing fits"):
+                continue
+            step = replace(train, micro_batch=micro_batch, recompute=recompute)
+            check_memory(model, layout, step, 64)
+            chosen.append((micro_batch, recompute))
+    assert len({*chosen}) > 2
 
 
 def test_impossible_numbers_of_processes_are_refused(monkeypatch):
