@@ -75,6 +75,7 @@ def test_text_becomes_shards(corpus: Path, gpt: Gpt) -> None:
         f"train: {manifest.tokens('train'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('train')):,} documents, "
         f"{len(manifest.shards_of('train'))} shards",
         f"val:   {manifest.tokens('val'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('val')):,} documents, 1 shard",
+        "dropped: 35 of 15,000 documents; report.md says why",
         f"{Path('shards/manifest.json')} lists the shards, and report.md in the same folder describes them",
     ]
     config = (corpus / "shards/build.toml").read_text()

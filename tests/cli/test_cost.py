@@ -216,7 +216,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
     ("args", "message"),
     [
         (["--gpu", "v1000"], ["unknown GPU 'v1000'", "v100", "--tflops"]),
-        (["--size", "17B"], ["unknown size '17B'", "175B"]),
+        (["--size", "17B"], ["unknown size '17B'", "13B"]),
         (["--mfu", "1.2"], ["--mfu: 1.2 is out of range"]),
         (["--mfu", "0"], ["--mfu", "0"]),
         (["--mfu", "0.4", "--tflops", "20"], ["--tflops and --mfu contradict"]),
