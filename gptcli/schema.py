@@ -113,7 +113,8 @@ def _typed(hint: Any, value: Any, rules: _Rules) -> Any:
         if not isinstance(value, list):
             if isinstance(value, dict):
                 raise UsageError(
-                    "is not a list", hint="write its name in double brackets: [[name]]"
+                    "a table is not a list",
+                    hint="in TOML, each table of a list has double brackets: [[name]]",
                 )
             raise UsageError(f"{value!r} is not a list", hint='a list is in brackets: ["a", "b"]')
         return [_item(parts[0], item, f"[{at}]", rules) for at, item in enumerate(value)]
