@@ -60,14 +60,16 @@ def find_device(name: str) -> torch.device:
         )
     if name == "mps" and not has_apple_gpu():
         raise UsageError(
-            "the device mps does not exist: PyTorch sees no Apple GPU",
+            "mps does not exist: PyTorch sees no Apple GPU",
+            field="device",
             hint="use {option:device} cpu; mps needs a Mac with Apple silicon, and that "
             f"{HIDE_MPS} is not 0",
         )
     if name.startswith("cuda") and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"the device {name} does not exist: {torch.cuda.device_count()} CUDA GPUs are visible",
-            hint="use {option:device} cpu",
+            f"{name} does not exist: {torch.cuda.device_count() or 'no'} CUDA GPUs are visible",
+            field="device",
+            hint="use {option:device} cpu, or install PyTorch for CUDA if there is a GPU",
         )
     return torch.device(name)
 

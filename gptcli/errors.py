@@ -24,6 +24,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+PREDICATES = frozenset(["is", "has", "contains", "cannot", "was", "does", "needs", "names", "ends"])
+"""First words of an error that continue the name of its place as a sentence."""
 _PARAMETER = re.compile(r"\{option:([a-z0-9_]+)\}")
 
 
@@ -58,7 +60,10 @@ class GptError(Exception):
     @property
     def message(self) -> str:
         """Whole message, with `{option:NAME}` for the parameters that it names."""
-        text = f"{self.where}: {self.what}" if self.where else self.what
+        is_line = re.search(r":\d+$", self.where or "")  # FILE:LINE: WHAT, which editors read
+        is_predicate = self.what.split(" ", 1)[0] in PREDICATES
+        joint = " " if is_predicate and not is_line else ": "
+        text = f"{self.where}{joint}{self.what}" if self.where else self.what
         return "\n  ".join([text, *(self.hint or "").splitlines()])
 
     def spell_parameters(self, spell: Callable[[str], str]) -> None:

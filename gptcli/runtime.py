@@ -234,8 +234,9 @@ def _incomplete(values: Mapping[str, str], names: Variables) -> UsageError:
     found = ", ".join(f"{name}={values[name]}" for name in needed if name in values)
     missing = [name for name in needed if name not in values]
     return UsageError(
-        f"the environment speaks of several processes ({found}), without {', '.join(missing)}",
-        hint="start them with torchrun, which sets all of these, or unset them to run one process",
+        f"the environment describes one of several processes ({found}), but "
+        f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
+        hint="start it with torchrun, which sets all of them, or unset them to run one process",
     )
 
 

@@ -111,7 +111,12 @@ def _typed(hint: Any, value: Any, rules: _Rules) -> Any:
         return _one_of_types([part for part in parts if part is not type(None)], value, rules)
     if origin in (list, tuple):
         if not isinstance(value, list):
-            raise UsageError(f"{value!r} is not a list")
+            if isinstance(value, dict):
+                raise UsageError(
+                    "a table is not a list",
+                    hint="in TOML, each table of a list has double brackets: [[name]]",
+                )
+            raise UsageError(f"{value!r} is not a list", hint='a list is in brackets: ["a", "b"]')
         return origin(_item(parts[0], item, f"[{at}]", rules) for at, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):

@@ -156,7 +156,7 @@ COUNTS: dict[str, tuple[int, int]] = {
     "eval_items": (1, 10**12), "keep": (1, 10**9), "keep_every": (0, 10**12), "seeds": (1, 1000),
     "stop_early": (0, 10**9), "samples": (0, 10**6),
     "shard_tokens": (1, 2**31 - 1), "mixture_tokens": (1, MAX_RUN_TOKENS),
-    "num_samples": (1, 10**6), "max_tokens": (1, 10**9), "top_k": (1, 10**9), "beam": (1, 10_000),
+    "num_samples": (1, 10**6), "max_tokens": (1, 10**9), "beam": (1, 10_000),
     "best_of": (1, 10**6), "port": (0, 65535),
     "shots": (0, 10**6), "limit": (1, 10**12), "stride": (1, MAX_CONTEXT_TOKENS),
 }  # fmt: skip
@@ -180,6 +180,7 @@ NUMBERS: dict[str, Number] = {
     "temperature": Number(
         0, 10**6, above=True, advice="{option:greedy} takes the most probable token every time"
     ),
+    "top_k": Number(1, 10**9, whole=True, advice="{option:top_p} 1 samples from all tokens"),
     "top_p": Number(0, 1, above=True),
     "repetition_penalty": Number(0, 10**6, above=True),
     **{

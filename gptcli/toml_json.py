@@ -135,6 +135,8 @@ def corrected_toml(line: str) -> str | None:
         return None  # a sentence, not a name and its value
     if rest in ("None", "none", "null", "nil", "~"):
         return ""
+    if not re.search(r"\w", rest):
+        return None
     return next((f"{key} = {one}" for one in _meant(rest) if _is_toml(f"{key} = {one}")), None)
 
 
@@ -178,7 +180,9 @@ def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}" if lines else where
+            f"not valid JSON: {error.msg}",
+            where=f"{where}:{error.lineno}" if lines else where,
+            hint="correct it, or copy the file again if it was cut short",
         ) from None
     except ValueError as error:  # a number of over 4,300 digits
         raise InputError(f"not readable JSON: {error}", where=where) from None

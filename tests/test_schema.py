@@ -75,7 +75,7 @@ def test_values_arrive_as_the_fields_say() -> None:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ([], "a.toml: is not a table of keys and values"),
+        ([], "a.toml is not a table of keys and values"),
         ({}, "a.toml: no 'name'"),
         ({"name": "x", "cuont": 1}, "a.toml: unknown key 'cuont'\n  did you mean count?"),
         ({"name": ""}, "a.toml: name: is empty"),

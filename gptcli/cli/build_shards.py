@@ -49,10 +49,7 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
     "documents": Option(INPUT, "file"),
     "field": Option(INPUT, "text"),
     "input_format": Option(INPUT, "auto"),
-    "eot_in_text": Option(
-        INPUT,
-        help="Begin a new document where a text or JSON line spells <|endoftext|>, which is "
-             "ordinary text otherwise.", reader=boolean),
+    "eot_in_text": Option(INPUT, reader=boolean),
     "on_error": Option(
         INPUT, "stop", "Action for a document that cannot be read: stop, or skip and count it.",
         "RULE"),
@@ -70,21 +67,22 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
         "FOLDER"),
     "format": Option(
         OUTPUT, "shards",
-        "Format: shards, which llm.c and Megatron read; in addition nanogpt (train.bin and val.bin "
-        "without headers) or megatron (a .bin and .idx for each source).", "F"),
+        "Output format: shards (.bin and .idx, which llm.c and Megatron read); or shards and also "
+        "nanogpt (train.bin and val.bin without headers) or megatron (one .bin and .idx per "
+        "source).", "F"),
     "text_out": Option(
         OUTPUT,
-        help="Also write the documents to this file, with their source, scores and the reason if "
-             "one is dropped: .jsonl.zst, .jsonl or .parquet.", metavar="FILE"),
+        help="Also write the documents to this file (.jsonl.zst, .jsonl or .parquet), with their "
+             "sources, scores and, if dropped, the reason.", metavar="FILE"),
     "text_dropped": Option(
-        OUTPUT, help="Write the documents that are dropped to --text-out, too.", reader=boolean),
+        OUTPUT, help="Also write the dropped documents to --text-out.", reader=boolean),
     "workers": Option(
         RUN, "this machine's cores",
         "Number of worker processes; the output does not depend on it."),
     "runner": Option(
         RUN, "local",
-        "Workers to use: local for this machine's cores, or ray for all cores of a running Ray "
-        "cluster.", "R"),
+        "Place of the workers: local, on this machine's cores; or ray, on all cores of a running "
+        "Ray cluster.", "R"),
 }
 # fmt: on
 DEFAULTED = tuple(name for name, row in OPTIONS.items() if row.shown and name != "workers")
@@ -154,8 +152,8 @@ def build_shards(
     part: Annotated[
         str | None,
         value(
-            "Read only part I of N of the input, as one job of an array; when all parts are read,"
-            " --resume without --part completes the build.",
+            "Read only part I of N of the input, as one job of a job array; when all parts are "
+            "read, run --resume without --part to complete the build.",
             *("I/N", RUN, False),
         ),
     ] = None,
@@ -169,7 +167,7 @@ def build_shards(
 ) -> None:
     """Turn documents into shuffled, split and checksummed shards of tokens.
 
-    gpt train, llm.c and Megatron read them. The bytes do not depend on --workers, and --resume
+    gpt train, llm.c and Megatron read them. The output does not depend on --workers, and --resume
     continues an interrupted build.
 
     Examples:
@@ -402,6 +400,10 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
                 f"kept, {shares.get(source.name, 0):.1%} of the mixture, {source.epochs:.3g} epochs"
                 + ("" if paper is None else f" (GPT-3: {paper.epochs:g})")
             )
+    else:
+        read = sum(source.documents_in for source in manifest.sources)
+        if dropped := read - sum(source.documents_kept for source in manifest.sources):
+            print(f"dropped: {dropped:,} of {counted(read, 'document')}; report.md says why")
     print(f"{path} lists the shards, and report.md in the same folder describes them")
 
 

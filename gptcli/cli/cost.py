@@ -124,7 +124,7 @@ def cost(
         str | None,
         value(
             "Family of a custom model: gpt, or llama (gated feed-forward layers, grouped heads, a"
-            " separate output head), which only gpt cost knows.",
+            " separate output head), which only gpt cost supports.",
             *("KIND", MODEL, "gpt"),
         ),
     ] = None,
@@ -132,8 +132,8 @@ def cost(
         int | None,
         quantity(
             "n_kv_head",
-            "With --shape llama: heads of keys and values.",
-            *(MODEL, "as many as heads"),
+            "With --shape llama: number of key-value heads.",
+            *(MODEL, "as many as --n-head"),
         ),
     ] = None,
     d_ff: Annotated[
@@ -141,7 +141,7 @@ def cost(
         quantity(
             "d_ff",
             "With --shape llama: width of the feed-forward layers.",
-            *(MODEL, "8/3 of the width"),
+            *(MODEL, "8/3 of --d-model"),
         ),
     ] = None,
     tokens: Annotated[
@@ -192,7 +192,7 @@ def cost(
         quantity(
             "price",
             "Price of one GPU-hour, in dollars.",
-            *(GPUS, "the median of published ones"),
+            *(GPUS, "the median of published prices"),
             metavar="X",
         ),
     ] = None,
@@ -246,7 +246,7 @@ def cost(
     ] = None,
     batch_tokens: Annotated[
         int | None,
-        quantity("batch_tokens", "Tokens of an optimizer step.", LAYOUT, "the paper's"),
+        quantity("batch_tokens", "Tokens per optimizer step.", LAYOUT, "the paper's"),
     ] = None,
     trainer: Annotated[
         str | None,
@@ -298,7 +298,7 @@ def cost(
     predict: Annotated[
         Path | None,
         value(
-            "Run whose loss the law of --fit predicts; the law is not fitted to it.",
+            "With --fit: run whose loss to predict; the law is not fitted to it.",
             *("RUN", SCALING, False),
         ),
     ] = None,
@@ -313,11 +313,18 @@ def cost(
     ] = None,
     prompt_tokens: Annotated[
         int | None,
-        quantity("prompt_tokens", "Tokens of each prompt.", SERVING, "half of the context"),
+        quantity(
+            "prompt_tokens", "Length of each prompt, in tokens.", SERVING, "half of the context"
+        ),
     ] = None,
     output_tokens: Annotated[
         int | None,
-        quantity("output_tokens", "Tokens to generate for each prompt.", SERVING, "the rest of it"),
+        quantity(
+            "output_tokens",
+            "Tokens to generate for each prompt.",
+            SERVING,
+            "the rest of the context",
+        ),
     ] = None,
     check: Annotated[
         bool,
@@ -343,10 +350,11 @@ def cost(
 ) -> None:
     """Estimate the cost of a model: parameters, FLOPs, memory, GPU-years and dollars.
 
-    \b
     Examples:
-      gpt cost --size 1.3B --gpu a100 --gpus 64 --plan
-      gpt cost --flops 3.14e23 --gpu v100 --tflops 28 --price 1.5
+
+        gpt cost --size 1.3B --gpu a100 --gpus 64 --plan
+
+        gpt cost --flops 3.14e23 --gpu v100 --tflops 28 --price 1.5
     """
     options = {
         name: given

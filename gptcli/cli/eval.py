@@ -95,7 +95,7 @@ def evaluate(
         typer.Argument(
             metavar="RUN",
             parser=model_path,
-            help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2; "
+            help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub such as gpt2; "
             "with --plot, reports; with --compare, two runs, reports or folders of records; "
             "with --list, tasks.",
             show_default=False,
@@ -105,19 +105,19 @@ def evaluate(
         int | None,
         quantity(
             "checkpoint",
-            "Score the run's checkpoint of this step.",
+            "Score the run's checkpoint at this step.",
             WHAT,
             "the finished model, or the newest checkpoint",
         ),
     ] = None,
     text: Annotated[
         list[Path] | None,
-        value("Text file to measure the loss on; several with commas.", "FILE", WHAT),
+        value("Text file to measure the loss on; separate several with commas.", "FILE", WHAT),
     ] = None,
     task: Annotated[
         list[str] | None,
         value(
-            "Task to score, by its name or its .toml file; several with commas.",
+            "Task to score, by its name or its .toml file; separate several with commas.",
             "NAME",
             WHAT,
             complete=_complete_task,
@@ -127,7 +127,7 @@ def evaluate(
         str | None,
         value(
             "Tasks of a paper to score: gpt2 (Table 3), gpt3 (Table H.1) or core (DCLM); tasks "
-            "without data are left out and named.",
+            "without data are skipped and listed.",
             "NAME",
             WHAT,
         ),
@@ -135,7 +135,7 @@ def evaluate(
     convention: Annotated[
         str,
         value(
-            "Form of the prompts of --suite core: that of nanochat or of dclm.",
+            "Prompt format of --suite core: nanochat's or DCLM's (dclm).",
             "NAME",
             WHAT,
             parser=OneOf(("nanochat", "dclm")),
@@ -153,8 +153,8 @@ def evaluate(
     against: Annotated[
         Path | None,
         value(
-            "Training shards to search for the text of each item; items that do not occur there "
-            "are also scored separately.",
+            "Training shards to search for the text of each item; the items not found there are "
+            "also scored separately.",
             "FOLDER",
             WHAT,
         ),
@@ -171,7 +171,7 @@ def evaluate(
     shots: Annotated[
         int,
         value(
-            "Number of solved examples in front of each item; the word paper takes the paper's "
+            "Number of solved examples in front of each item; the word paper stands for the paper's "
             "number for each task.",
             "K",
             FEW,
@@ -231,7 +231,7 @@ def evaluate(
     records: Annotated[
         Path | None,
         value(
-            "Folder that keeps the result of every item as soon as it is measured.",
+            "Folder that keeps the result of every item as soon as it is scored.",
             "FOLDER",
             OUTPUT,
             "next to -o",
@@ -248,7 +248,7 @@ def evaluate(
     show: Annotated[
         int | None,
         quantity(
-            "limit", "Print what the model reads for the first N items, and stop.", OUTPUT, False
+            "limit", "Print the model's input for the first N items, and stop.", OUTPUT, False
         ),
     ] = None,
     compare: Annotated[
@@ -256,7 +256,7 @@ def evaluate(
         flag(
             "--compare",
             "Compare two models on the items that both have answered, with a significance test; "
-            "join several seeds of one model by commas.",
+            "separate several seeds of one model with commas.",
             OUTPUT,
         ),
     ] = False,
@@ -270,7 +270,7 @@ def evaluate(
     ] = None,
     resume: Annotated[
         bool,
-        flag("--resume", "Continue an evaluation that was stopped, from its --records.", OUTPUT),
+        flag("--resume", "Continue a stopped evaluation from its --records.", OUTPUT),
     ] = False,
     force: Annotated[
         bool, flag("--force", "Replace existing output files and --records.", OUTPUT)

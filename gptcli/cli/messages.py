@@ -151,7 +151,7 @@ def _declare(
     verbose: Annotated[
         bool,
         flag(
-            *("-v", "Also print versions, machine and folder, and detailed progress every second."),
+            *("-v", "Also print versions, machine, folder and detailed progress every second."),
             *(PANEL, "--verbose"),
             callback=_set_verbose,
         ),
@@ -159,7 +159,7 @@ def _declare(
     log_file: Annotated[
         Path | None,
         value(
-            "Append every message, with its time, to this file; -q does not change it.",
+            "Append every message, with its time, to this file, even with -q.",
             *("FILE", PANEL, False),
             callback=_set_log,
         ),

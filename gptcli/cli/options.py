@@ -77,12 +77,12 @@ SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag,
     "checkpoint": ("N", "Step of the run's checkpoint to read."),
     "tokenizer": (
         "T",
-        "Tokenizer: a tokenizer.json, a folder that contains one (a run, shards) or the two "
-        "files of GPT-2 or GPT-1, or the name gpt2.",
+        "Tokenizer: a tokenizer.json; a folder that contains one, such as a run or shards, or "
+        "the two files of GPT-2 or GPT-1; or the name gpt2.",
     ),
     "documents": (
         "KIND",
-        "Unit that becomes one document, in text files: file, line or paragraph.",
+        "Division of text files into documents: one per file, line or paragraph.",
     ),
     "field": (
         "NAME",
@@ -95,8 +95,8 @@ SHARED: dict[str, tuple[str, str]] = {  # option: its metavar, empty for a flag,
     ),
     "eot_in_text": (
         "",
-        "Begin a new document where a text or JSON line spells <|endoftext|>, which is ordinary "
-        "text otherwise.",
+        "Begin a new document at each <|endoftext|> in text and JSON; without this option it is "
+        "ordinary text.",
     ),
     "config": ("FILE", "TOML file that sets any of these options."),
     "device": ("NAME", "Device to run on: auto, cpu, cuda, cuda:1 or mps."),
@@ -242,7 +242,7 @@ class Option:
         """Return the parameter of a command's function that declares the option `name`."""
         kind: Any = (list[str] if self.repeats else str) | None
         if self.reader is boolean:
-            kind, declared = bool, flag(option(name), self.help, self.panel)
+            kind, declared = bool, flag(option(name), self.help or SHARED[name][1], self.panel)
         else:
             declared = shared(
                 name,

@@ -88,7 +88,8 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
         CHOOSING, "1",
         "Sampling temperature: text is more predictable below 1 and more varied above it.", "X"),
     "top_k": Option(
-        CHOOSING, "40, or all with --top-p", "Sample only from the N most probable tokens."),
+        CHOOSING, "40, or all with --top-p",
+        "Sample only from the N most probable tokens; --top-p 1 samples from all."),
     "top_p": Option(
         CHOOSING, "", "Sample only from the fewest tokens whose probabilities add up to P.", "P"),
     "greedy": Option(CHOOSING, "", "Always take the most probable token.", reader=boolean),
@@ -107,7 +108,7 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
     "quantize": Option(MACHINE, "none", "Quantization of the weights: none or int8.", "KIND"),
     "batch_size": Option(
         MACHINE, "8, or 16 with --serve",
-        "Samples that --prompts, or --serve for each model, generates at once."),
+        "Number of samples generated at once by --prompts, or by --serve for each model."),
 }
 # fmt: on
 DEFAULTS: dict[str, Any] = {
@@ -161,7 +162,7 @@ def sample(
         typer.Argument(
             metavar="RUN",
             parser=model_path,
-            help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub: gpt2.",
+            help="Run, transformers folder, file of nanoGPT or llm.c, or a name on the Hub such as gpt2.",
         ),
     ],
     prompt: Annotated[
@@ -240,7 +241,7 @@ def sample(
     The prompt is printed too, and a line of dashes separates samples.
 
     The last newline of a prompt from stdin is removed. When the text exceeds the model's context,
-    the model continues from the last half of it.
+    generation continues from its last half.
 
     Examples:
 

@@ -41,8 +41,8 @@ Port = Annotated[
 ApiKey = Annotated[
     str | None,
     value(
-        f"Key that requests must contain; the environment variable {KEY_VARIABLE} hides it from "
-        "other users of this machine.",
+        f"Key that requests must contain; better set as the environment variable {KEY_VARIABLE}, "
+        "which other users of this machine cannot see.",
         *("KEY", SERVER, False),
     ),
 ]

@@ -83,7 +83,8 @@ def train(
         int | None,
         quantity(
             "vocab_size",
-            "Vocabulary size: the 256 bytes (gpt1: the characters), the merges and <|endoftext|>.",
+            "Vocabulary size, including the 256 bytes (gpt1: the characters) and the special "
+            "tokens.",
             *(OUTPUT, "50257; gpt1: 40478"),
         ),
     ] = None,
@@ -97,8 +98,8 @@ def train(
     special_token: Annotated[
         list[str] | None,
         value(
-            "Special token in addition to <|endoftext|>: no text is encoded to it, but a prompt "
-            "may spell it; repeat the option for several.",
+            "Special token in addition to <|endoftext|>; only a prompt that spells it is encoded "
+            "to it, never other text; repeat the option for several.",
             *("TOKEN", OUTPUT, False),
         ),
     ] = None,
@@ -108,7 +109,7 @@ def train(
     force: ForceOption = False,
     json: Annotated[bool, shared("json", OUTPUT)] = False,
 ) -> None:
-    """Train a byte-level BPE like GPT-2's, or a tokenizer of GPT-1's kind.
+    """Train a byte-level BPE tokenizer like GPT-2's, or a BPE of words like GPT-1's.
 
     Examples:
 
@@ -259,8 +260,8 @@ def decode(
         shared(
             "documents",
             OUTPUT,
-            help="Unit of text that was one document: file, line or paragraph; "
-            "its separators are restored.",
+            help="Division of the text into documents: one per file, line or paragraph; the "
+            "separators are restored.",
         ),
     ] = "file",
     output: Annotated[str, options.out("File to write the text to; - is stdout.")] = "-",

@@ -298,7 +298,10 @@ def train(
     events = events_of_process(Dashboard(given.values["out"]))
     run = prepare(plan, manifest, events, resume=resume, force=force, strict=strict)
     if run is None:
-        events.info(f"{given.values['out']} is finished")
+        events.info(
+            f"{(out := given.values['out'])} is finished; --init-from {out} --continue trains it "
+            "for more --tokens, in a new folder"
+        )
     elif lr_range:
         _test_range(run, events, as_json=json)
     else:

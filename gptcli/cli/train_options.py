@@ -62,7 +62,7 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         MODEL, "the size's",
         "Attention of the layers: dense, banded (every second layer), or a pattern such as "
         "dense,dense,banded.", "KIND"),
-    "band": Option(MODEL, "256", "Tokens that a banded layer attends to."),
+    "band": Option(MODEL, "256", "Most recent tokens that a banded layer attends to."),
     "dropout": Option(
         MODEL, "0", "Dropout probability of embeddings, attention and residual branches.", "P"),
     "init_from": Option(
@@ -72,26 +72,26 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "MODEL", model_text),
     "checkpoint": Option(
         MODEL, "the finished model, or the newest checkpoint",
-        "With --init-from: start from its checkpoint of this step."),
+        "With --init-from: start from its checkpoint at this step."),
     "continues": Option(
         MODEL,
-        help="With --init-from: continue the training of its checkpoint in a new run folder, with"
-             " optimizer, data order and settings of that run; only --tokens and "
+        help="With --init-from: continue training from its checkpoint in a new run folder, with the "
+             "optimizer state, data order and settings of that run; only --tokens and "
              "--cooldown-tokens may differ.",
         reader=boolean),
     "tokens": Option(
         RECIPE, "the paper's, or 20 per parameter",
-        "Length of the run, in tokens; batch and schedule scale with it."),
+        "Length of the run, in tokens; batch size and schedules scale with it."),
     "batch_tokens": Option(
-        RECIPE, "the paper's, less in a shorter run",
+        RECIPE, "the paper's, smaller in a shorter run",
         "Batch size, in tokens per step; auto follows the gradient noise scale.",
         reader=AutoOr(NUMBERS["batch_tokens"])),
     "lr": Option(
-        RECIPE, "the paper's, more in a smaller model",
+        RECIPE, "the paper's, higher below 125M parameters",
         "Peak learning rate, reached at the end of the warm-up.", "X"),
     "scale_lr": Option(
         RECIPE,
-        help="Set --lr from the model size by interpolating GPT-3's table.", reader=boolean),
+        help="Interpolate --lr by parameter count in GPT-3's Table 2.1.", reader=boolean),
     "mup": Option(
         RECIPE, "off",
         "Use the maximal-update parameterisation (muP); WIDTH is the --d-model at which --lr was "
@@ -99,13 +99,14 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "min_lr_ratio": Option(
         RECIPE, "the paper's", "Learning rate at the end of the decay, as a share of --lr.", "X"),
     "warmup_tokens": Option(
-        RECIPE, "the paper's, more in a shorter run",
+        RECIPE, "the paper's, a larger share of a shorter run",
         "Length of the learning rate's linear warm-up, in tokens."),
     "decay_tokens": Option(
-        RECIPE, "the paper's", "Tokens from the start to the end of the cosine decay."),
+        RECIPE, "the paper's",
+        "Tokens from the start of the run to the end of the cosine decay."),
     "lr_schedule": Option(
         RECIPE, "cosine",
-        "Course of the learning rate after the warm-up: cosine, wsd (constant, then a cooldown), "
+        "Learning-rate schedule after the warm-up: cosine, wsd (constant, then a cooldown), "
         "linear or constant; or your own function, MODULE:NAME.", "NAME"),
     "cooldown_tokens": Option(
         RECIPE, "a fifth of --tokens",
@@ -115,22 +116,22 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "Optimizer: adamw, or muon for the matrices of the layers with AdamW for the rest; or your "
         "own function, MODULE:NAME.", "NAME"),
     "ema": Option(
-        RECIPE, "0, none",
+        RECIPE, "0, off",
         "Decay per step of a moving average of the weights, which is evaluated and exported.", "X"),
     "ramp_tokens": Option(
         RECIPE, "the paper's",
-        "Tokens over which the batch grows to its full size; 0 for no ramp."),
+        "Length of the batch-size ramp, in tokens; 0 starts with the full batch."),
     "weight_decay": Option(RECIPE, "the paper's", "Weight decay of matrices and embeddings.", "X"),
     "weight_decay_schedule": Option(
         RECIPE, "constant",
-        "Course of the weight decay over the run: constant, linear or cosine, to "
-        "--end-weight-decay; or your own function, MODULE:NAME.", "NAME"),
+        "Weight-decay schedule: constant, or linear or cosine to --end-weight-decay at the end of "
+        "the run; or your own function, MODULE:NAME.", "NAME"),
     "end_weight_decay": Option(
         RECIPE, "none", "With --weight-decay-schedule: weight decay at the end of the run.", "X"),
     "beta2_schedule": Option(
         RECIPE, "constant",
-        "Course of Adam's beta2 over the run: constant, linear or cosine, to --end-beta2; or your "
-        "own function, MODULE:NAME.", "NAME"),
+        "Schedule of Adam's beta2: constant, or linear or cosine to --end-beta2 at the end of the "
+        "run; or your own function, MODULE:NAME.", "NAME"),
     "end_beta2": Option(
         RECIPE, "none", "With --beta2-schedule: beta2 at the end of the run.", "X"),
     "spike": Option(
@@ -140,11 +141,12 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "SIGMAS"),
     "max_skipped": Option(RECIPE, "10", "Stop the run after this many skipped updates in a row."),
     "document_mask": Option(RECIPE, help=
-        "Let tokens attend only to tokens of their own document.", reader=boolean),
+        "Restrict attention to tokens of the same document.", reader=boolean),
     "mixture": Option(
         RECIPE, "the shards'",
-        'Weights of the shards\' sources by tokens: "web=3,books=1; 500M: web=1,books=2", each '
-        "stage from that many tokens on; 0 leaves a source out.", "STAGES", text),
+        'Sampling weights of the sources of the shards, in stages: in "web=3,books=1; 500M: '
+        'web=1,books=2" the second begins at 500M tokens; weight 0 leaves a source out.',
+        "STAGES", text),
     "seed": Option(RECIPE, "0", "Random seed for initialization, data order and dropout."),
     "data": Option(
         OUTPUT, "shards",
@@ -158,8 +160,8 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
                           "minutes.", "X"),
     "checkpoint_to": Option(
         WATCH, "none",
-        "Also copy every checkpoint, and the model, to this folder of a remote store, such as s3://bucket/run; with "
-        "--resume, fetch one from there if the run folder has none.", "URL"),
+        "Also copy every checkpoint, and the model, to this folder of a remote store, such as "
+        "s3://bucket/run; with --resume, fetch one from there if the run folder has none.", "URL"),
     "keep": Option(WATCH, "2", "Number of newest checkpoints to keep."),
     "keep_every": Option(
         WATCH, "0, none", "Also keep every checkpoint whose step is a multiple of N."),
@@ -172,8 +174,8 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         "End the run after this many measurements without a new lowest validation loss."),
     "val": Option(
         WATCH, "none",
-        "Further validation sets, as NAME=FOLDER of shards; the word sources measures each source"
-        " of a mixture; several with commas.",
+        "Additional validation sets, NAME=FOLDER of shards, or the word sources for one per source "
+        "of a mixture; separate several with commas.",
         "NAME=FOLDER", name_list, repeats=True),
     "eval_every": Option(
         WATCH, "20 per run, at least every 500",
@@ -181,7 +183,7 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "eval_tokens": Option(
         WATCH, "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement."),
     "eval_task": Option(
-        WATCH, "none", "Task of gpt eval to score at every checkpoint; several with commas.",
+        WATCH, "none", "Task of gpt eval to score at every checkpoint; separate several with commas.",
         "NAME", name_list, repeats=True),
     "eval_data": Option(WATCH, "none", "Folder with the data of each --eval-task.", "FOLDER"),
     "eval_items": Option(WATCH, "1,000", "Items of each --eval-task to score."),
@@ -189,10 +191,10 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
     "track": Option(
         WATCH, "none",
         "Also log metrics to these trackers: tensorboard, csv, wandb, mlflow, trackio, or your own "
-        "callback, MODULE:CLASS; several with commas.", "NAME", name_list, repeats=True),
+        "callback, MODULE:CLASS; separate several with commas.", "NAME", name_list, repeats=True),
     "layout": Option(MACHINE, "the fastest that fits"),
     "timeout": Option(
-        MACHINE, "120", "Seconds that a process waits for another one before it gives up the run."),
+        MACHINE, "120", "Seconds that a process waits for another before the run is aborted."),
     "pipeline_schedule": Option(
         MACHINE, "1f1b",
         "Order of micro-batches in a pipeline: 1f1b, gpipe, interleaved1f1b or loopedbfs.", "NAME",
@@ -203,10 +205,10 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         MACHINE, "auto", "Precision of matrix products: bf16, fp32, fp16, fp8 or auto.", "KIND",
         OneOf(("auto", *PRECISIONS))),
     "compile": Option(
-        MACHINE, "auto", "Use torch.compile: on, off, or auto if it pays off.", "WHEN",
+        MACHINE, "auto", "Use torch.compile: on, off, or auto (if it saves time in this run).", "WHEN",
         OneOf(("auto", "on", "off"))),
     "deterministic": Option(
-        MACHINE, help="Use only kernels that give the same bits every time; slower on a GPU.",
+        MACHINE, help="Use only deterministic kernels, which give the same bits every time; slower on a GPU.",
         reader=boolean),
 }
 # fmt: on

@@ -307,12 +307,15 @@ def _empty_validation(build: BuildConfig, train: int) -> str:
     )
     if train < 20 and is_text:
         advice = "divide the text into more documents with {option:documents} paragraph"
+    elif train < 2:
+        advice = "add documents: at least one is needed for each split"
     else:
         share = min(0.5, 10 / train)
-        advice = f"raise it: at {share:.1g}, about {counted(round(share * train), 'document')} would be chosen"
+        documents = counted(round(share * train), "document")
+        advice = f"raise it: {share:.1g} would choose about {documents}"
     return (
-        f"the validation split is empty: of {train} document{'s' * (train != 1)} none was chosen "
-        f"for it at {{option:val_fraction}} {build.val_fraction:g}\n  {advice}"
+        f"the validation split is empty: {{option:val_fraction}} {build.val_fraction:g} chose none "
+        f"of {counted(train, 'document')}\n  {advice}"
     )
 
 

@@ -67,7 +67,7 @@ def parse_layout(text: str, axes: Sequence[str] = AXES) -> Layout:
         if match is None or int(match[2]) < 1:
             example = ",".join(f"{axis}={EXAMPLE[axis]}" for axis in axes)
             raise UsageError(
-                f"{part.strip()!r} is no part of a layout",
+                f"{part.strip()!r} is not an axis with its size",
                 field="layout",
                 code="malformed_layout",
                 hint=f"write it like {example}",

@@ -15,8 +15,8 @@ from gptcli.cost.hardware import USER, Assumption
 from gptcli.cost.options import HardwareOptions, check_limit
 from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import critical_batch_of
-from gptcli.errors import UsageError, nearest
-from gptcli.model.config import ModelConfig, find_size, size_names
+from gptcli.errors import UsageError
+from gptcli.model.config import ModelConfig, find_size, size_hint, size_names
 from gptcli.numbers import amount
 from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, TRAINING, PaperCompute, PaperModel
 
@@ -85,7 +85,7 @@ def find_target(size: str = DEFAULT_SIZE) -> Target:
         f"unknown size {size!r}",
         field="size",
         code="unknown_size",
-        hint=nearest(size, target_names()),
+        hint=size_hint(size, target_names()),
     )
 
 

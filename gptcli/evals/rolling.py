@@ -68,11 +68,10 @@ def resolve_stride(stride: int | None, n_ctx: int) -> int:
     """
     if stride is not None and not 1 <= stride <= n_ctx:
         raise UsageError(
-            f"{{option:stride}} is {stride}",
+            f"{stride} is out of range",
             field="stride",
-            where="",
             code="stride_out_of_range",
-            hint=f"use 1 to {n_ctx}, the model's context length",
+            hint=f"a whole number from 1 to {n_ctx}, the model's context length",
         )
     return n_ctx if stride is None else stride
 

@@ -5,6 +5,9 @@ Imports no torch, so that `gpt cost` and `--help` stay fast.
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -171,7 +174,27 @@ def find_size(name: str) -> PaperModel:
     for model in MODELS:
         if name.lower() in (model.name.lower(), *(alias.lower() for alias in model.aliases)):
             return model
-    raise UsageError(f"unknown size {name!r}", hint=nearest(name, size_names()))
+    raise UsageError(f"unknown size {name!r}", hint=size_hint(name, size_names()))
+
+
+def size_hint(name: str, names: Iterable[str]) -> str:
+    """Return a hint for an unknown size: the `names` with the nearest numbers of parameters if it
+    is such a number, else those that are spelled like it.
+    """
+    custom = "{option:n_layer}, {option:n_head} and {option:d_model} set any other size"
+    wanted = _parameters_in(name)
+    sizes = {one: size for one in names if (size := _parameters_in(one)) is not None}
+    if wanted is None:
+        return f"{nearest(name, names)}\n{custom}"
+    near = sorted(sizes, key=lambda one: abs(math.log(sizes[one] / wanted)))[:3]
+    return f"the nearest are {', '.join(sorted(near, key=sizes.__getitem__))}\n{custom}"
+
+
+def _parameters_in(name: str) -> float | None:
+    """Return the number of parameters that a name such as 350M or 1.3B states; None if none."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([MB])", name.upper())
+    number = 0.0 if match is None else float(match[1]) * {"M": 1e6, "B": 1e9}[match[2]]
+    return number or None
 
 
 def size_names() -> list[str]:

@@ -45,6 +45,7 @@ FINETUNE_REPORT, CLASSIFIER = "finetune.json", "classifier.safetensors"
 STEP = re.compile(r"step-(\d{8,})")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 PICKLE_HEADS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"PK\x03\x04")
+MODEL_SUFFIXES = (*PICKLES, ".safetensors", ".gguf")
 NANOGPT = "ckpt.pt"
 WEIGHT_FILES, SHARDS = "*.safetensors", "manifest.json"
 # first int32 of llm.c's files
@@ -227,12 +228,13 @@ def not_a_model_error(path: Path) -> InputError:
 
 def _missing(path: Path) -> tuple[str, str]:
     name = str(path)
+    absent = "no such file" if path.suffix in MODEL_SUFFIXES else "no such folder"
     if address := re.match(r"https?:/+huggingface\.co/([^/]+(?:/[^/]+)?)", name):
         return "is an address, not a name on the Hub", f"name the model alone: {address[1]}"
     if name.lower().replace("-", "") in NEVER_RELEASED:
         return "no such folder", (
-            "the weights of GPT-3, ChatGPT and GPT-4 are not public; the largest of OpenAI that this reads "
-            "is GPT-2: openai-community/gpt2-xl"
+            "the weights of GPT-3, ChatGPT and GPT-4 are not public; OpenAI's largest model that "
+            "can be read is GPT-2 XL: openai-community/gpt2-xl"
         )
     if " " in name:
         return "no such folder", f"the model comes before the prompt, as in: runs/book {name!r}"
@@ -242,12 +244,12 @@ def _missing(path: Path) -> tuple[str, str]:
             what = "a model of this name on the Hub has to be downloaded"
         return f"no such folder; {what}", by_hand(repository)
     if (close := similar(path)) is not None:
-        return "no such folder", f"did you mean {close}?"
+        return absent, f"did you mean {close}?"
     if (local := Path("runs", name)).is_dir():
         return "no such folder", f"did you mean {local}?"
     if name.startswith("~"):
         return "no such folder; the shell did not expand the ~", "remove the quotes around it"
-    return "no such folder", WHAT_IS_READ
+    return absent, WHAT_IS_READ
 
 
 def _file(path: Path) -> tuple[str, str]:

@@ -237,7 +237,9 @@ def prepare_for_inference(model: GPT, quantize: Quantize = "none") -> GPT:
     or saved. Raises UsageError for another value.
     """
     if quantize not in QUANTIZE:
-        raise UsageError(f"unknown quantization {quantize!r}", hint=nearest(quantize, QUANTIZE))
+        raise UsageError(
+            f"unknown quantization {quantize!r}", field="quantize", hint=nearest(quantize, QUANTIZE)
+        )
     for name, module in list(model.named_modules()):
         if type(module) is not nn.Linear:
             continue

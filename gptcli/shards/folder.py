@@ -151,7 +151,7 @@ def _verify(folder: Path, shard: Shard, manifest: Manifest) -> None:
         )
     if sha256(path) != shard.sha256:
         raise InputError(
-            "altered: its SHA-256 is not the manifest's",
+            "altered: its SHA-256 differs from the manifest's",
             where=path,
             hint="copy the shard again, or build the shards again",
         )

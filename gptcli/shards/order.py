@@ -165,7 +165,7 @@ def open_split(
             ):
                 if digest != shard.sha256:
                     raise InputError(
-                        "altered: its SHA-256 is not the manifest's",
+                        "altered: its SHA-256 differs from the manifest's",
                         where=folder / shard.file,
                         hint="copy the shard again, or build the shards again with {option:force}",
                     )

@@ -110,9 +110,10 @@ def _load_folder(folder: Path) -> Tokenizer:
         if (folder / merges).exists() and (folder / vocab).exists():
             return _load_release(folder / merges, folder / vocab)
     raise InputError(
-        "the folder holds no tokenizer",
+        "contains no tokenizer",
         where=folder,
-        hint=f"put a tokenizer.json there, or {' + '.join(RELEASES[0])} as released with GPT-2, or GPT-1's",
+        hint=f"copy a tokenizer.json there, or the {' and '.join(RELEASES[0])} of GPT-2, or those "
+        "of GPT-1",
     )
 
 
@@ -228,9 +229,9 @@ def _load_gpt2() -> Tokenizer:
             path = hf_hub_download(HUB_REPOSITORY, "tokenizer.json")
         except OSError as error:
             raise InputError(
-                f"cannot reach the hub for GPT-2's vocabulary: {error}",
-                hint=f"get {url} on another machine, and name that file as tokenizer or put it into "
-                "the folder of the model",
+                f"cannot reach the Hub for GPT-2's vocabulary: {error}",
+                hint=f"download {url} on another machine, and name that file as the tokenizer or "
+                "copy it next to the model",
             ) from None
     tokenizer = _load_json(Path(path))
     if tokenizer.sha256 != GPT2_SHA256:

@@ -373,7 +373,7 @@ def stopped_after(step: int, out: Path) -> Interrupted:
         f"stopped after step {step:,}, with a checkpoint",
         where=out,
         code="interrupted",
-        hint="{option:resume} goes on",
+        hint="{option:resume} continues it",
     )
 
 
@@ -385,8 +385,8 @@ class StopSignal(Answer):
     """
 
     unfinished = (
-        "  no checkpoint was written now: the same gpt train with --resume goes on from the\n"
-        "  newest one, or from the start if there is none\n"
+        "  no checkpoint was written now: the same gpt train with --resume continues from\n"
+        "  the newest one, or from the start if there is none\n"
     )
 
     def __init__(self, events: Events) -> None:

@@ -165,7 +165,7 @@ def resumed_state(out: Path, identity: dict[str, Any]) -> CheckpointState | None
     state = newest_state(out)
     if state is not None and (changed := differences(state.identity, identity)):
         raise UsageError(
-            f"the run here is another: {'; '.join(changed)}",
+            f"was started with other values: {'; '.join(changed)}",
             where=out,
             hint=_ways_on(out, state.identity, identity),
         )
@@ -181,12 +181,15 @@ def _ways_on(out: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
     ways = []
     if not SHAPE & set(changed) and "tokenizer" not in changed:
         ways.append(
-            f"to train on from its weights: {{option:init_from}} {out} "
+            f"to train another run from its weights: {{option:init_from}} {out} "
             "{option:out} ANOTHER-FOLDER, without {option:resume}"
         )
     if len(options) == len(changed):
-        ways.append(f"to go on with it as it was: leave out {', '.join(options)}")
-    ways += ["to keep both: name another {option:out}", "{option:force} deletes it and starts over"]
+        ways.append(f"to continue it: leave out {' and '.join(options)}")
+    ways += [
+        "to start another run: name another {option:out}",
+        "{option:force} deletes it and starts over",
+    ]
     return "\n".join(ways)
 
 

@@ -171,7 +171,7 @@ def check_store(run: Run, events: Events) -> None:
             where=run.checkpoint_to,
             field="checkpoint_to",
             code="store_in_use",
-            hint="{option:resume} goes on from it; a new run needs another {option:checkpoint_to}",
+            hint="{option:resume} continues from it; a new run needs another {option:checkpoint_to}",
         )
 
 

@@ -75,6 +75,7 @@ def test_text_becomes_shards(corpus: Path, gpt: Gpt) -> None:
         f"train: {manifest.tokens('train'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('train')):,} documents, "
         f"{len(manifest.shards_of('train'))} shards",
         f"val:   {manifest.tokens('val'):,} tokens, {sum(shard.documents for shard in manifest.shards_of('val')):,} documents, 1 shard",
+        "dropped: 35 of 15,000 documents; report.md says why",
         f"{Path('shards/manifest.json')} lists the shards, and report.md in the same folder describes them",
     ]
     config = (corpus / "shards/build.toml").read_text()
@@ -242,11 +243,11 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "gpt: INPUT: is missing"),
-        (["corpus"], "gpt: --tokenizer: is missing"),
+        ([], "gpt: INPUT is missing"),
+        (["corpus"], "gpt: --tokenizer is missing"),
         (["none", "-t", "tokenizer.json"], "gpt: none: no such file or folder"),
         (["corpus", "-t", "none.json"], "gpt: none.json: no such tokenizer"),
-        (["corpus", "-t", "corpus"], "gpt: corpus: the folder holds no tokenizer"),
+        (["corpus", "-t", "corpus"], "gpt: corpus contains no tokenizer"),
         (
             ["corpus", "-t", "tokenizer.json", "--val-fraction", "1"],
             "gpt: --val-fraction: 1 is out of range",
@@ -288,12 +289,12 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -
             ["corpus", "-t", "tokenizer.json", "--format", "nano"],
             "gpt: --format: unknown format 'nano'\n  did you mean nanogpt",
         ),
-        (["--verify", "corpus"], "gpt: corpus: contains text, not shards"),
+        (["--verify", "corpus"], "gpt: corpus contains text, not shards"),
         (["--verify", "nowhere"], "gpt: nowhere: no such shard folder"),
         (["corpus", "-t", "tokenizer.json", "-o", "."], "is inside the output folder"),
         (
             ["corpus", "-t", "tokenizer.json", "-o", "tokenizer.json"],
-            "gpt: tokenizer.json: is not a folder",
+            "gpt: tokenizer.json is not a folder",
         ),
         (
             ["corpus", "-t", "tokenizer.json", "--resume", "--force"],

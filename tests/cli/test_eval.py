@@ -211,7 +211,7 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "RUN: is missing"),
+        ([], "RUN is missing"),
         (["gone"], "no such folder"),
         (["run", "--text", "gone.txt"], r"gone\.txt"),
         (["run", "--data", "lambada"], "contains text, not shards"),
@@ -219,7 +219,7 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
         (["run", "--task", "lambada"], "needs its data"),
         (["run", "--samples", "x.jsonl"], "--samples needs --task"),
         (["run", "--task", "lambada", "--data", ".", "--stride", "4"], "--stride needs a text"),
-        (["run", "--stride", "17"], "--stride is 17"),
+        (["run", "--stride", "17"], "--stride: 17 is out of range"),
         (["run", "--limit", "0"], "--limit: 0 is out of range"),
         (["run", "-o", "lambada"], "is a folder"),
     ],

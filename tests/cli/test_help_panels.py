@@ -115,7 +115,7 @@ def test_help_stands_anywhere(gpt: Any, line: str) -> None:
     [
         ("train --frobnicate 1 --help", "--frobnicate"),
         ("frobnicate --help", "frobnicate"),
-        ("train --lr --help", "--lr: needs a value"),
+        ("train --lr --help", "--lr needs a value"),
         ("tokenize frobnicate --help", "frobnicate"),
     ],
 )

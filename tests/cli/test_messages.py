@@ -67,10 +67,10 @@ def test_verbose_tells_of_the_surroundings(gpt: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("-q", "-v"), "-q: cannot be combined with -v"),
-        (("--log-file", "none/x.log"), "none/x.log: cannot be written: no such file or directory"),
+        (("-q", "-v"), "-q cannot be combined with -v"),
+        (("--log-file", "none/x.log"), "none/x.log cannot be written: no such file or directory"),
         (("--log-file", "."), "cannot be written: is a directory"),
-        (("--log-file",), "--log-file: needs a value"),
+        (("--log-file",), "--log-file needs a value"),
         (("--log-file", ""), "--log-file: the value is empty"),
     ],
 )

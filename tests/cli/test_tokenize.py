@@ -174,7 +174,7 @@ def test_outputs_are_replaced_only_with_force_and_atomically(here: Path, gpt: An
         (["train", "~/a.txt", "-o", "t.json"], "", "no such file or folder\n  the shell did not expand the ~"),
         (["encode", "-t", "."], "", "gpt: stdin: standard input is empty\n"),
         (["encode", "a.txt", "-t", "absent"], "", "gpt: absent: no such tokenizer\n  name a tokenizer.json, a folder that contains one"),
-        (["encode", "a.txt", "-t", "b.jsonl"], "", "gpt: b.jsonl: is not a tokenizer.json\n"),
+        (["encode", "a.txt", "-t", "b.jsonl"], "", "gpt: b.jsonl is not a tokenizer.json\n"),
         (["encode", "a.txt", "-t", ".", "-o", "t.npy"], "", "gpt: t.npy: the name of a token file must end in .bin\n  -o t.bin\n"),
         (["encode", "a.txt", "-t", ".", "--documents", "lines"], "", "unknown kind of document 'lines'\n  did you mean line?\n"),
         (["decode", "-t", ".", "--documents", "lines"], "", "unknown kind of document 'lines'\n  did you mean line?\n"),

@@ -154,7 +154,7 @@ def test_sigterm_checkpoints_and_exits_130(gpt_inside, here):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert "--resume goes on" in errors
+    assert "--resume continues it" in errors
     gpt_inside(*words, "--resume")
     gpt_inside(*words, "--out", "whole")
     assert (here / "whole" / "model.safetensors").read_bytes() == (
@@ -324,7 +324,7 @@ def test_option_over_file_over_paper_and_an_earlier_run_as_a_file(gpt_inside, he
 
 BAD = {
     "no size": ([], "no size is given"),
-    "unknown size": (["--size", "351M"], "did you mean"),
+    "unknown size": (["--size", "351M"], "the nearest are"),
     "heads": (["--size", "gpt2", "--n-head", "7"], "is not a multiple of n_head 7"),
     "slices": (["--size", "gpt2", "--layout", "tp=5"], "tp can be 1, 2, 3, 4, 6, 12"),
     "stages": (

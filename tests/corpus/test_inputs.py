@@ -123,7 +123,7 @@ class ClientError(Exception):
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (ClientError("no route"), RunError, "memory://a.txt: cannot be reached: no route"),
+        (ClientError("no route"), RunError, "memory://a.txt cannot be reached: no route"),
         (ValueError("no such bucket name"), InputError, "memory://a.txt: no such bucket name"),
     ],
 )

@@ -40,12 +40,12 @@ def test_written_and_read_back(layout: Layout) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tp", "'tp' is no part of a layout"),
-        ("tp=0", "'tp=0' is no part of a layout"),
-        ("tp=-2", "'tp=-2' is no part of a layout"),
-        ("", "'' is no part of a layout"),
-        ("tp=2,", "'' is no part of a layout"),
-        ("tp=9999999999", "is no part of a layout"),
+        ("tp", "'tp' is not an axis with its size"),
+        ("tp=0", "'tp=0' is not an axis with its size"),
+        ("tp=-2", "'tp=-2' is not an axis with its size"),
+        ("", "'' is not an axis with its size"),
+        ("tp=2,", "'' is not an axis with its size"),
+        ("tp=9999999999", "is not an axis with its size"),
         ("tpp=2", "unknown axis 'tpp'"),
         ("tp=2,tp=2", "tp is given twice"),
     ],

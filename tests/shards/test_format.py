@@ -305,7 +305,7 @@ def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
 def test_tokens_outside_the_vocabulary_are_an_error(folder: Path) -> None:
     llm_c(folder / "train.bin", [EOT, 50256])
     with pytest.raises(
-        InputError, match=r"train.bin: contains the token 50256, outside the vocabulary of 257"
+        InputError, match=r"train.bin contains the token 50256, outside the vocabulary of 257"
     ):
         read_manifest(folder)
     megatron(folder / "train.bin", [[EOT, -1]], 4)

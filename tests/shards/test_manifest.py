@@ -75,7 +75,7 @@ def refused(folder: Path, table: Any) -> str:
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"seed": "3"}, "seed: '3' is not a number"),
         ({"seed": True}, "seed: True is not a number"),
-        ({"shards": {}}, "shards: {} is not a list"),
+        ({"shards": {}}, "shards: a table is not a list"),
         ({"shards": [3]}, r"shards[0]: is not a table"),
         ({"sources": [{}]}, r"sources[0]: no 'name', 'documents_in'"),
         ({"eot_id": 257}, "end-of-text 257 is outside the vocabulary of 257"),

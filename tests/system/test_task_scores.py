@@ -188,7 +188,7 @@ def test_running_text_metrics_are_its_loss_per_unit(
             loss.loss_stderr * loss.tokens / math.log(2) / len(text.encode()), rel=1e-4
         )
         assert (result.conditions.stride, len(records)) == (stride or 160, loss.windows)
-    with pytest.raises(UsageError, match="stride is 161"):
+    with pytest.raises(UsageError, match="161 is out of range"):
         run_task(large, tokenizer, task, tmp_path, EvalOptions(stride=161))
 
 

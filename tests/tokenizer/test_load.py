@@ -125,7 +125,7 @@ def test_a_tokenizer_json_that_is_not_ours_is_refused(
 def test_files_that_are_no_tokenizer_are_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such tokenizer"):
         load_tokenizer(tmp_path / "absent")
-    with pytest.raises(InputError, match="the folder holds no tokenizer"):
+    with pytest.raises(InputError, match="contains no tokenizer"):
         load_tokenizer(tmp_path)
     with pytest.raises(InputError, match="half of a tokenizer"):
         load_tokenizer(release / "vocab.bpe")
@@ -157,7 +157,7 @@ def test_gpt2_by_name_says_offline_how_to_get_it(
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_url", lambda *_: "http://127.0.0.1:9/tokenizer.json"
     )
-    with pytest.raises(InputError, match=r"cannot reach the hub") as raised:
+    with pytest.raises(InputError, match=r"cannot reach the Hub") as raised:
         load_tokenizer("gpt2")
     assert raised.value.hint is not None
     assert "http://127.0.0.1:9/tokenizer.json" in raised.value.hint

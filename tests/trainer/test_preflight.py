@@ -106,7 +106,7 @@ def test_a_resume_of_another_run_is_refused_naming_the_difference(make_run, trai
             check_resume(make_run(**change))
         ways = str(caught.value.hint).split("\n")
         assert ways[0].startswith(
-            f"to train on from its weights: {{option:init_from}} {run.out}"
+            f"to train another run from its weights: {{option:init_from}} {run.out}"
         ) == (change.keys() <= {"lr", "seed", "tokens", "data_sha256"})
         assert ("leave out {option:lr}" in str(caught.value.hint)) == ("lr" in change)
         assert ways[-1] == "{option:force} deletes it and starts over"

@@ -84,7 +84,7 @@ def test_stopped_run_names_its_step_and_how_to_go_on(tmp_path: Path) -> None:
     error = interrupted({"step": 1234}, tmp_path)
     assert isinstance(error, Interrupted)
     assert "stopped after step 1,234" in error.what
-    assert error.hint == "{option:resume} goes on"
+    assert error.hint == "{option:resume} continues it"
 
 
 def test_settings_of_a_configuration_have_every_field(tmp_path: Path) -> None:
