@@ -6,14 +6,17 @@ GELU in its tanh form unless the configuration says exact, biases everywhere, th
 to the token embedding, residual projections initialized smaller by 1/sqrt(2·n_layer), and, for
 GPT-3, locally banded attention in every second layer.
 
-The model runs without anything else of this package. Four attributes are the seam at which other
+The model runs without anything else of this package. Five attributes are the seam at which other
 code replaces a computation by a faster one with the same signature; `gptcli.kernels.install` does
 so for CPUs, and the trainer for compiled and distributed losses:
 
     Attention.attention_fn   (qkv_BTH3D, *, band, dropout) -> (B, T, H, D)
     Block.block_fn           (block, x_BTC, cache, documents) -> (B, T, C)
+    GPT.norm_fn              (ln_f, x_BTC) -> (B, T, C)
     GPT.head_loss            (x_NC, weight_VC, target_N) -> summed loss
     GPT.masks_fn             (bands, T, device, documents_BT) -> FlexAttention's masks by band
+
+From one `block_fn` to the next and to `norm_fn`, x_BTC may be anything that they agree on.
 
 Shapes: B batch, T positions, C d_model, H heads, D d_head, V vocabulary.
 """
@@ -174,6 +177,7 @@ class GPT(nn.Module):
     first stage, and `ln_f` and `lm_head` are None except in the last.
     """
 
+    norm_fn: Callable[..., torch.Tensor] = staticmethod(nn.Module.__call__)
     head_loss: Callable[..., torch.Tensor] = staticmethod(next_token_loss)
     masks_fn: Callable[..., Mapping[int | None, Any]] | None = None
     """If set, passes without a cache are over whole windows of n_ctx tokens."""
@@ -240,7 +244,7 @@ class GPT(nn.Module):
             documents = self.masks_fn(bands, self.config.n_ctx, x_BTC.device, documents_BT)
         for block in self.h.children():
             x_BTC = block(x_BTC, cache, documents)
-        return x_BTC if self.ln_f is None else self.ln_f(x_BTC)
+        return x_BTC if self.ln_f is None else self.norm_fn(self.ln_f, x_BTC)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

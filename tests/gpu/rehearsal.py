@@ -252,16 +252,15 @@ def training_kernels(*, architecture: int = 90, d_model: int = 768) -> dict[str,
     made: dict[str, tuple[Any, list[Any], dict[str, Any]]] = {}
     kernels = training_triton.kernels()
     for branch in (bf16, None):
-        norm = [fp32, branch, branch and fp32]
         made[f"norm, {branch}"] = (
-            kernels["norm"], [*norm, fp32, fp32, bf16, fp32, N, C, 1e-5],
-            {**row, "HAS_BRANCH": branch is not None},
-        )  # fmt: skip
-        made[f"norm_backward, {branch}"] = (
-            kernels["norm_backward"],
-            [bf16, fp32, *norm, fp32, fp32, fp32, bf16, fp32, N, C],
+            kernels["norm"],
+            [fp32, branch, branch and fp32, fp32, fp32, fp32, bf16, fp32, N, C, 1e-5],
             {**row, "HAS_BRANCH": branch is not None},
         )
+        made[f"norm_backward, {branch}"] = (
+            kernels["norm_backward"], [bf16, fp32, fp32, fp32, fp32, fp32, bf16, fp32, N, C],
+            {**row, "HAS_BRANCH": branch is not None, "HAS_SUM": True},
+        )  # fmt: skip
     made["gelu_backward"] = (
         kernels["columns"], [bf16, bf16, bf16, fp32, N, 4 * C], {**columns, "GELU": True}
     )  # fmt: skip

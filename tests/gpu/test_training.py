@@ -91,8 +91,11 @@ def test_the_budget_of_a_step(step: Rehearse) -> None:
     logits = 2 * MICRO_BATCH * 1024 * 50_304
     assert moved["triton_loss"] <= 2.01 * logits  # read, and their gradient written
     assert not [name for name in moved if "logsumexp" in name or "layer_norm_native" in name]
-    assert report["step"]["bytes"]["other"] <= 31e9
-    assert report["step"]["launches"]["other"] <= 330
+    # no sum of a layer is a pass of its own, nor is the rounding of its gradient
+    assert names_of(report)["triton_norm"][0] == names_of(report)["triton_norm_backward"][0] == 5
+    assert "triton_round_and_sum" not in moved
+    assert report["step"]["bytes"]["other"] <= 29.2e9
+    assert report["step"]["launches"]["other"] <= 260
 
 
 @pytest.mark.parametrize(

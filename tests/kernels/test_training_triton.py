@@ -32,9 +32,15 @@ def compare_norms() -> None:
                 branch = torch.randn(N, C).to(dtype) if has_branch else None
                 bias = torch.randn(C) if has_branch else None
                 gain, shift, dy = torch.randn(C), torch.randn(C), torch.randn(N, C).to(dtype)
-                y, stats = kernels.norm(x, branch, bias, gain, shift, 1e-5, dtype)
+                added, y, stats = kernels.norm(x, branch, bias, gain, shift, 1e-5, dtype)
                 assert y.dtype == dtype
-                dx, dbranch, sums = kernels.norm_backward(dy, dsum, x, branch, bias, stats, gain)
+                dx, dbranch, sums = kernels.norm_backward(
+                    dy, dsum, added if has_branch else x, stats, gain, dtype if has_branch else None
+                )
+                alone, _, _ = kernels.norm_backward(
+                    dy, None, added if has_branch else x, stats, gain, None
+                )
+                close(alone + dsum, dx, torch.float32)  # without a gradient of the sum
 
                 leaves = [t.double().requires_grad_() for t in (x, gain, shift)]
                 if branch is not None and bias is not None:
@@ -42,13 +48,15 @@ def compare_norms() -> None:
                 total = leaves[0] if branch is None else leaves[0] + leaves[3] + leaves[4]
                 exact = F.layer_norm(total, (C,), leaves[1], leaves[2], 1e-5)
                 close(y, exact, dtype)
+                if has_branch:
+                    close(added, total.float(), torch.float32)
                 loss = (exact * dy.double()).sum() + (total * dsum.double()).sum()
                 grads = torch.autograd.grad(loss, leaves)
                 close(dx, grads[0], torch.float32, 10)
                 close(sums[0].sum(0), grads[1], torch.float32, 10)
                 close(sums[1].sum(0), grads[2], torch.float32, 10)
                 if branch is None:
-                    assert dbranch.numel() == 0
+                    assert added.numel() == dbranch.numel() == 0
                 else:
                     assert dbranch.dtype == dtype
                     close(dbranch, grads[3], dtype)
