@@ -117,7 +117,10 @@ def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool,
     if device_type() == "mps":
         return False, "torch.compile does not support Apple GPUs yet"
     if not has_compiler():
-        return False, "no compiler here"
+        missing = (
+            "C compiler, with Python's headers," if device_type() == "cuda" else "C++ compiler"
+        )
+        return False, f"no {missing} here"
     seconds = flops_per_token(model, "palm") * tokens / processes / NOMINAL_FLOPS[device_type()]
     if seconds < COMPILE_PAYBACK_S:
         return False, "the run is short"

@@ -50,7 +50,7 @@ from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT, mup_rescale, without_values
 from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
-from gptcli.trainer.auto import device_memory, process_memory
+from gptcli.trainer.auto import device_memory, has_compiler, process_memory
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
 from gptcli.trainer.schedule import Schedule
@@ -82,6 +82,11 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
                 "there is no C compiler: PyTorch computes what the kernels would, more slowly; "
                 "with gcc or clang they are built at the next start"
             )
+    elif context.device.type == "cuda" and not has_compiler():
+        events.warn(
+            "Triton's kernels cannot be started: they need gcc or clang, and Python's headers "
+            "(python3-dev); PyTorch computes what they would, more slowly"
+        )
     mesh = context.build_mesh()
     if context.layout.shard > 1 and _has_memory(run, context, GATHERED_BYTES + GRADIENT_BYTES):
         context = replace(context, reduce_once=True)

@@ -142,9 +142,18 @@ def machine_code(pattern: str) -> Iterator[dict[str, Any]]:
 def join_fake_group(processes: int) -> None:
     """Join a process group in which the others do not exist."""
     import torch.distributed as dist
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    make = DeviceMesh.__init__
+
+    def with_numbers(self: DeviceMesh, *args: Any, **options: Any) -> None:
+        with unset_fake_temporarily():  # a mesh of a mesh computes with its ranks
+            make(self, *args, **options)
+
+    DeviceMesh.__init__ = with_numbers  # type: ignore[method-assign]
 
 
 def _put_parameters_on_the_gpu(parallelize: Any) -> None:

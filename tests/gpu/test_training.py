@@ -22,7 +22,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "B200": {"attention": "banded", "architecture": 100, "resources": "tem_fused_flex"},
     "shard=8": {"layout": "shard=8"},
     "dp=2,shard=4": {"layout": "dp=2,shard=4"},
-    "tp=2": {"layout": "tp=2"},
+    "dp=2,tp=2": {"layout": "dp=2,tp=2"},
 }
 MOST_SPILLED = {80: 512, 89: 512, 90: 64, 100: 1024}
 """Bytes of registers that a thread may spill: FlexAttention's, tuned for Hopper by torch."""

@@ -16,7 +16,7 @@ from gptcli.kernels import block_triton
 from gptcli.kernels.block_triton import added, final_norm, hand_on, train_block
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT, Block, block_forward
-from tests.triton_interpreter import check_in_interpreter
+from tests.triton_interpreter import check_errors, check_in_interpreter
 
 
 def close(got: torch.Tensor, exact: torch.Tensor, most: float = 3e-5) -> None:
@@ -60,6 +60,32 @@ def compare_models() -> None:
                 close(got, value)
 
 
+def compare_with_pytorch() -> None:
+    """Errors of a layer and its gradients in fp16, next to those of PyTorch's autocast."""
+    config = ModelConfig(n_layer=1, n_head=3, d_model=33, n_ctx=13, vocab_size=11)
+    block = Block(config, 0)
+    x, dy = torch.randn(2, 13, 33), torch.randn(2, 13, 33)
+
+    def gradients(kind: torch.dtype, *, fused: bool) -> list[torch.Tensor]:
+        block.to(kind).zero_grad()
+        leaf = x.to(kind, copy=True).requires_grad_()
+        if fused:
+            y = added(block_triton.fused(block, leaf, None, torch.float16))
+        else:
+            with torch.autocast("cpu", torch.float16, enabled=kind == torch.float32):
+                y = block_forward(block, leaf)
+        y.backward(dy.to(kind))
+        grads = [leaf.grad, *(parameter.grad for parameter in block.parameters())]
+        return [y.detach(), *(grad.clone() for grad in grads if grad is not None)]
+
+    exact = torch.cat([part.flatten() for part in gradients(torch.float64, fused=False)])
+    got, plain = (
+        torch.cat([part.flatten() for part in gradients(torch.float32, fused=fused)])
+        for fused in (True, False)
+    )
+    check_errors("a layer", [got], [plain], [exact])
+
+
 def block_triton_or_pytorch(block: Block, x_BTC: object, *rest: object) -> torch.Tensor:
     """Run a layer as `hand_on` does if the kernels do not support it."""
     return block_forward(block, added(x_BTC), *rest)  # type: ignore[arg-type]
@@ -86,4 +112,5 @@ if __name__ == "__main__":
     block_triton.supports = lambda *_: True
     torch.set_autocast_dtype("cuda", torch.float32)
     compare_models()
+    compare_with_pytorch()
     print("equal")
