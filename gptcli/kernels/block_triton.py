@@ -54,7 +54,7 @@ class Unadded(NamedTuple):
 
     stream: torch.Tensor
     """The stream without the layer's last branch, (B, T, C) in fp32."""
-    branch: torch.Tensor
+    output: torch.Tensor
     """Output of the last product, (N, C)."""
     bias: torch.Tensor
     """The bias of that product, (C,)."""
@@ -93,7 +93,7 @@ def final_norm(ln_f: nn.LayerNorm, x_BTC: torch.Tensor | Unadded) -> torch.Tenso
     if not isinstance(x_BTC, Unadded):
         return ln_f(x_BTC)
     with torch.autocast("cuda", enabled=False):
-        return _norm(ln_f, x_BTC, x_BTC.branch.dtype)[1].view_as(x_BTC.stream)
+        return _norm(ln_f, x_BTC, x_BTC.output.dtype)[1].view_as(x_BTC.stream)
 
 
 def added(x_BTC: torch.Tensor | Unadded) -> torch.Tensor:
@@ -101,7 +101,7 @@ def added(x_BTC: torch.Tensor | Unadded) -> torch.Tensor:
     if not isinstance(x_BTC, Unadded):
         return x_BTC
     x_NC = x_BTC.stream.flatten(0, 1)
-    return Residual.apply(x_NC, x_BTC.branch, x_BTC.bias).view_as(x_BTC.stream)
+    return Residual.apply(x_NC, x_BTC.output, x_BTC.bias).view_as(x_BTC.stream)
 
 
 def fused(

@@ -118,6 +118,22 @@ def test_layouts_reduce_gradients_in_few_collectives(step: Rehearse) -> None:
         assert step(name)["step"]["launches"]["collectives"] <= 24
 
 
+def test_gradients_are_reduced_once_a_step_where_memory_allows(step: Rehearse) -> None:
+    """And layers are gathered once in a pass: two micro-batches communicate as one does."""
+    for name in ("shard=8", "dp=2,shard=4"):
+        once, twice = (step(name)[part]["names"] for part in ("step", "two_micro_batches"))
+        for collective in ("_reduce_scatter_base_", "_allgather_base_"):
+            # both layers, and the rest of the model
+            assert once[collective][0] == twice[collective][0] == 3
+
+
+def test_replicas_of_slices_gather_and_scatter_nothing(step: Rehearse) -> None:
+    """FSDP with one shard casts weights, and copies gradients once a step."""
+    once, twice = (step("dp=2,tp=2")[part]["names"] for part in ("step", "two_micro_batches"))
+    assert not {"_reduce_scatter_base_", "_allgather_base_"} & (once.keys() | twice.keys())
+    assert once["chunk_cat"][0] == twice["chunk_cat"][0] == 3
+
+
 def test_ddp_does_not_split_compiled_blocks(rehearse: Rehearse) -> None:
     """One graph for the forward and backward pass of a block, whatever the size of a bucket."""
     assert rehearse("ddp")["graphs"] == 1
