@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "shard=8": {"layout": "shard=8"},
     "dp=2,shard=4": {"layout": "dp=2,shard=4"},
     "dp=2,tp=2": {"layout": "dp=2,tp=2"},
+    "fp8": {"options": {"precision": "fp8"}, "layout": "shard=8"},
 }
 MOST_SPILLED = {80: 512, 89: 512, 90: 64, 100: 1024}
 """Bytes of registers that a thread may spill: FlexAttention's, tuned for Hopper by torch."""
@@ -36,7 +38,12 @@ def names_of(report: dict[str, Any]) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def step(rehearse: Rehearse) -> Rehearse:
-    return lambda name: rehearse("step", **STEPS[name])
+    def take(name: str) -> dict[str, Any]:
+        if name == "fp8" and importlib.util.find_spec("torchao") is None:
+            pytest.skip("torchao is not installed (the extras fp8 and dev have it)")
+        return rehearse("step", **STEPS[name])
+
+    return take
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -132,6 +139,14 @@ def test_replicas_of_slices_gather_and_scatter_nothing(step: Rehearse) -> None:
     once, twice = (step("dp=2,tp=2")[part]["names"] for part in ("step", "two_micro_batches"))
     assert not {"_reduce_scatter_base_", "_allgather_base_"} & (once.keys() | twice.keys())
     assert once["chunk_cat"][0] == twice["chunk_cat"][0] == 3
+
+
+def test_layers_in_fp8_are_gathered_in_fp8(step: Rehearse) -> None:
+    """A byte a weight of both layers, each way: their products are those of fp8 too."""
+    fp8, bf16 = step("fp8"), step("shard=8")
+    assert names_of(fp8)["_scaled_mm"][0] == 2 * 4 * 3
+    saved = names_of(bf16)["_allgather_base_"][1] - names_of(fp8)["_allgather_base_"][1]
+    assert saved > 0.99 * 2 * 12 * 768**2
 
 
 def test_ddp_does_not_split_compiled_blocks(rehearse: Rehearse) -> None:
