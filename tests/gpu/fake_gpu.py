@@ -287,8 +287,8 @@ def _patch_inductor() -> None:
 
     from torch._inductor.select_algorithm import extern_kernels
 
-    # with `out`, a product of fp8 has no fake form
-    extern_kernels._scaled_mm = lambda *args, out, **words: torch._scaled_mm(*args, **words)
+    library: Any = extern_kernels  # with `out`, a product of fp8 has no fake form
+    library._scaled_mm = lambda *args, out, **words: torch._scaled_mm(*args, **words)
 
     def triton_kernel(self: AsyncCompile, name: str, source: str, device_str: str = "cuda") -> Any:
         kernel = Kernel(name, source)
