@@ -89,3 +89,14 @@ def set_gradient_sync(
     elif isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last or (layout.shard > 1 and not reduce_once))
         model.set_requires_all_reduce(last)  # second, because the call above sets it too
+        model.set_reshard_after_backward(last or not reduce_once)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free gathered parameters; for after a forward pass that no backward pass follows.
+
+    Otherwise the next pass computes with them, whatever has become of the shards.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -20,7 +20,7 @@ from torch import nn
 
 from gptcli.devices import fp64_device
 from gptcli.distributed.context import RankContext
-from gptcli.distributed.fsdp import set_gradient_sync
+from gptcli.distributed.fsdp import reshard, set_gradient_sync
 from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.model.loss import IGNORE
 from gptcli.trainer.optimizer import (
@@ -308,6 +308,7 @@ class TrainStep:
                 with self.autocast():
                     total += self.engine(x_BT, y_BT)
         self.model.train()
+        reshard(self.model)
         return total if self.context.owns_loss else torch.zeros_like(total)
 
     def validation_loss(self, order: Order, windows: int, micro_batch: int) -> float:

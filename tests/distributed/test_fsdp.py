@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from gptcli.cost.layout import parse_layout
 from gptcli.distributed.context import RankContext
-from gptcli.distributed.fsdp import apply_ddp, apply_fsdp, set_gradient_sync
+from gptcli.distributed.fsdp import apply_ddp, apply_fsdp, reshard, set_gradient_sync
 from gptcli.model.config import ModelConfig
 from gptcli.model import transformer
 from gptcli.model.transformer import GPT
@@ -48,7 +48,8 @@ for number, (x, y) in enumerate(batches[2 * rank : 2 * rank + 2]):
     set_gradient_sync(engine, layout, number == 1, reduce_once=reduce_once)
     engine(x, y).backward()
     if layout.shard == 2 and number == 0:
-        assert (model.wte.weight.grad is None) == reduce_once
+        # stays gathered, and sums its own gradient, until the last pass
+        assert isinstance(model.wte.weight, DTensor) != reduce_once
     if layout.dp == 2 and number == 0:  # accumulates its own gradient until the last pass
         alone = GPT(config)
         alone.init_weights(0)
@@ -60,6 +61,13 @@ for (name, parameter), expected in zip(model.named_parameters(), plain.parameter
         assert found.dtype == torch.float32
         found = found.full_tensor()
     torch.testing.assert_close(found, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+if layout.shard > 1:
+    with torch.no_grad():  # as an evaluation, after which a checkpoint may be loaded
+        model(*batches[0])
+    assert not isinstance(model.wte.weight, DTensor)
+    reshard(model)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 """
 
 

@@ -66,6 +66,7 @@ def step(
     setattr(RankContext, "build_mesh", lambda _: mesh)  # noqa: B010  it is a class of slots
     with fake_gpu.fake_tensors():
         train_step = parallelize.build_train_step(run, context, SILENT)
+        gathered = gathered_parameters(train_step.model) if place.shard > 1 else []
         compiled = len(fake_gpu.RECORD.kernels)
         graphs = counters["aot_autograd"]["total"]
         tokens = torch.zeros(micro_batch, model.n_ctx, dtype=torch.long, device="cuda")
@@ -90,6 +91,7 @@ def step(
     return {
         "kernels": compiled,
         "graphs": graphs,
+        "gathered": gathered,
         "graph_breaks": sum(counters["graph_break"].values()),
         "compiled_later": len(fake_gpu.RECORD.kernels) - compiled,
         "two_micro_batches": first,
@@ -100,6 +102,13 @@ def step(
         ),
         "resources": list(machine_code(resources)) if resources else [],
     }
+
+
+def gathered_parameters(model: Any) -> list[str]:
+    """Return the names of parameters that are not those of a shard."""
+    from torch.distributed.tensor import DTensor
+
+    return [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
 
 
 def summary(record: fake_gpu.Record) -> dict[str, Any]:

@@ -125,6 +125,12 @@ def test_layouts_reduce_gradients_in_few_collectives(step: Rehearse) -> None:
         assert step(name)["step"]["launches"]["collectives"] <= 24
 
 
+def test_the_warm_up_leaves_shards(step: Rehearse) -> None:
+    """Weights that are loaded into gathered parameters would be lost after the first step."""
+    for name in ("shard=8", "dp=2,shard=4"):
+        assert step(name)["gathered"] == []
+
+
 def test_gradients_are_reduced_once_a_step_where_memory_allows(step: Rehearse) -> None:
     """And layers are gathered once in a pass: two micro-batches communicate as one does."""
     for name in ("shard=8", "dp=2,shard=4"):
