@@ -203,9 +203,13 @@ def host_memory() -> int:
 
 
 def device(processes: int) -> Gpu:
-    """Return this machine's GPU as `gptcli.cost` describes it, with the memory it has here."""
+    """Return this machine's GPU as `gptcli.cost` describes it, with the memory that it has here and
+    as many GPUs in a node as a launcher has started processes on a machine.
+    """
     row = identify_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    return replace(row or find_gpu(PROXY_GPU), memory_bytes=device_memory(processes))
+    found, launch = row or find_gpu(PROXY_GPU), launch_environment()
+    node = found.node if launch is None else launch.local_world_size
+    return replace(found, memory_bytes=device_memory(processes), node=node)
 
 
 def layout_after_restart(layout: Layout) -> Layout:
@@ -393,7 +397,7 @@ def fitting(
     `train` has the optimizer and the average whose memory counts.
     """
     found = []
-    for layout in dict.fromkeys(layouts(model, processes)):
+    for layout in dict.fromkeys(layouts(model, processes, gpu.node)):
         work = best_work(
             model,
             layout,
