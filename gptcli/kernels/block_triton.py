@@ -11,7 +11,6 @@ outputs of a product, P programs that keep sums.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -27,9 +26,8 @@ MAX_D_MODEL = 8192
 """Widest rows of which a program keeps three sums in registers."""
 
 
-@functools.cache
 def available() -> bool:
-    """Return whether the kernels can be built."""
+    """Return whether the kernels can be built and started."""
     return has_triton()
 
 
