@@ -129,8 +129,8 @@ def _norm(
     module: nn.LayerNorm, x_BTC: torch.Tensor | Unadded, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the residual stream, (N, C), and its LayerNorm in `dtype`."""
-    stream, *branch = x_BTC if isinstance(x_BTC, Unadded) else (x_BTC, None, None)
-    return Norm.apply(stream.flatten(0, 1), *branch, module.weight, module.bias, module.eps, dtype)
+    x_BTC, *terms = x_BTC if isinstance(x_BTC, Unadded) else (x_BTC, None, None)
+    return Norm.apply(x_BTC.flatten(0, 1), *terms, module.weight, module.bias, module.eps, dtype)
 
 
 class Norm(torch.autograd.Function):
