@@ -30,10 +30,10 @@ def kernels() -> ModuleType | None:
         return None
 
 
-def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
-    """Install the CPU kernels in a model, if there are any (see `gptcli.kernels.install`)."""
+def install(module: nn.Module, *, fuse_blocks: bool = False, fuse_sums: bool = False) -> None:
+    """Install the kernels in a model, if there are any (see `gptcli.kernels.install`)."""
     if (package := kernels()) is not None:
-        package.install(module, fuse_blocks=fuse_blocks)
+        package.install(module, fuse_blocks=fuse_blocks, fuse_sums=fuse_sums)
 
 
 def before_compilation() -> None:

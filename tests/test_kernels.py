@@ -14,6 +14,7 @@ import torch
 
 from gptcli import kernels
 from gptcli.kernels import attention_kernel, build, head_kernel, linear_kernel, norm_kernel
+from gptcli.kernels.block_triton import final_norm, hand_on, train_block
 from gptcli.kernels.decode_kernel import small_batch_linear
 from gptcli.model.attention import attention_packed
 from gptcli.model.config import ModelConfig
@@ -49,7 +50,7 @@ def test_install_fills_the_places_and_uninstall_empties_them(model: GPT) -> None
     kernels.install(model, fuse_blocks=True)
     installed = {
         "attention": attention_kernel.attention_packed,
-        "block": kernels.train_block,
+        "block": norm_kernel.fused_block,
         "head": head_kernel,
         "linear": None,
     }
@@ -59,6 +60,28 @@ def test_install_fills_the_places_and_uninstall_empties_them(model: GPT) -> None
     assert list(model.state_dict()) == names
     kernels.uninstall(model)
     assert places(model) == PYTORCH
+
+
+def test_layers_on_a_gpu_leave_their_last_sum_to_the_next_layer(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a whole model, and only if asked to."""
+    monkeypatch.setattr(kernels, "_on_gpu", lambda _: True)
+    block = model.h[0]
+    assert isinstance(block, Block)
+    plain = model.norm_fn
+    for options, layer, last in (
+        ({"fuse_blocks": True, "fuse_sums": True}, hand_on, final_norm),
+        ({"fuse_blocks": True}, train_block, plain),
+        ({"fuse_sums": True}, block_forward, plain),
+    ):
+        kernels.install(model, **options)
+        assert (block.block_fn, model.norm_fn) == (layer, last)
+    kernels.install(block, fuse_blocks=True, fuse_sums=True)
+    assert block.block_fn is train_block
+    kernels.install(model, fuse_blocks=True, fuse_sums=True)
+    kernels.uninstall(model)
+    assert (block.block_fn, model.norm_fn) == (block_forward, plain)
 
 
 def test_exact_gelu_is_left_to_pytorch() -> None:

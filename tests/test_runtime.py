@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from gptcli.runtime import (
     is_main_on_node,
     launch_environment,
     restarted,
+    set_cuda_arithmetic,
     unused_launch,
 )
 
@@ -195,3 +198,27 @@ def test_rank_alone_is_another_programs_and_said(monkeypatch):
 def test_the_names_are_the_launchers_own():
     assert set(SLURM[1:4]) == STEP.keys()
     assert set(OPEN_MPI[1:]) == MPI.keys()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_cuda_sums_exactly_and_plans_attention_for_training_alone(training):
+    """No TF32, no sums in 16 bits; cuDNN's attention plans half a second for each new shape."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    switches = [
+        (cudnn, "allow_tf32"),
+        (cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+        (cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+    ]
+    before, planned = [getattr(*switch) for switch in switches], cuda.cudnn_sdp_enabled()
+    try:
+        with warnings.catch_warnings():
+            for switch in switches:
+                setattr(*switch, True)
+            set_cuda_arithmetic(training=training)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not any(getattr(*switch) for switch in switches)
+        assert cuda.cudnn_sdp_enabled() == training
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            setattr(*switch, value)
+        cuda.enable_cudnn_sdp(planned)

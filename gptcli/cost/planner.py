@@ -298,13 +298,14 @@ def fewest_gpus(
     return None
 
 
-def layouts(config: ModelConfig, gpus: int) -> Iterator[Layout]:
-    """Yield every sensible layout of exactly `gpus` processes.
+def layouts(config: ModelConfig, gpus: int, node: int = NODE) -> Iterator[Layout]:
+    """Yield every sensible layout of exactly `gpus` processes, in nodes of `node`.
 
     Tensor parallelism stays inside a node, stages are powers of two, and the rest is shards,
     replicas of a node's shards, or replicas.
     """
-    for tp in (n for n in (1, 2, 4, 8) if config.n_head % n == 0 and gpus % n == 0):
+    slices = [n for n in (1, 2, 4, 8) if config.n_head % n == gpus % n == 0 and n <= node]
+    for tp in slices:
         for pp in (
             2**n
             for n in range(config.n_layer.bit_length())
@@ -313,7 +314,7 @@ def layouts(config: ModelConfig, gpus: int) -> Iterator[Layout]:
             rest = gpus // tp // pp
             yield from {
                 Layout(shard=shard, dp=rest // shard, tp=tp, pp=pp)
-                for shard in (rest, math.gcd(rest, NODE), 1)
+                for shard in (rest, math.gcd(rest, node), 1)
             }
 
 

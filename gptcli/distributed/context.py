@@ -41,6 +41,8 @@ class RankContext:
     layout: Layout = field(default_factory=Layout)
     timeout: timedelta | None = None
     """Longest wait for a process in an operation between them; None for torch's default."""
+    reduce_once: bool = False
+    """True if shards reduce their gradients once a step, not after every micro-batch."""
 
     @property
     def is_main(self) -> bool:

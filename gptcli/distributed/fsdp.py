@@ -76,14 +76,27 @@ def apply_ddp(model: nn.Module, layout: Layout) -> nn.Module:
     return model
 
 
-def set_gradient_sync(model: nn.Module, layout: Layout, last: bool) -> None:
+def set_gradient_sync(
+    model: nn.Module, layout: Layout, last: bool, *, reduce_once: bool = False
+) -> None:
     """Choose which gradients the next backward pass reduces; `last` marks the step's last one.
 
     Replicas all-reduce once a step and accumulate locally until then. Shards reduce-scatter in
-    every pass, because a process has no memory for unsharded gradients.
+    every pass, unless `reduce_once`: a process has memory for unsharded gradients.
     """
     if isinstance(model, DistributedDataParallel):
         model.require_backward_grad_sync = last
     elif isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last or layout.shard > 1)
+        model.set_requires_gradient_sync(last or (layout.shard > 1 and not reduce_once))
         model.set_requires_all_reduce(last)  # second, because the call above sets it too
+        model.set_reshard_after_backward(last or not reduce_once)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free gathered parameters; for after a forward pass that no backward pass follows.
+
+    Otherwise the next pass computes with them, whatever has become of the shards.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -26,8 +26,8 @@ from gptcli.cost.layout import Layout
 from gptcli.devices import device_type
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.gpu import configure_cuda, own_gpu
-from gptcli.errors import RunError, UsageError
-from gptcli.events import Events
+from gptcli.errors import InputError, RunError, UsageError
+from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
 from gptcli.interrupts import LAUNCHED_BY_TORCHRUN
 from gptcli.runtime import ADDRESS, Launch, is_main_on_node, launch_environment, launched_processes
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 SILENT_WAIT_S = 10  # of a process that waits for the others, before it says so
-JOIN_WAIT_S = 600  # for all processes to join: each host may read its shards before
+JOIN_WAIT_S = 600  # for all processes to join
+CHECK_TIMEOUT = timedelta(days=1)  # for the other processes to read their shards
 SHARED_WAIT_S = 5  # for a new file to be seen on another host
 MISSING_NAMED = 8  # of the processes that have not joined
 # in the message of a process that lost its connection to another
@@ -114,6 +115,31 @@ def join_group(run: Launchable, events: Events) -> RankContext:
             raise
         raise SystemExit(UsageError.exit_code) from None  # one message a host
     return context
+
+
+def check_together(run: Launchable, check: Callable[[int, int], None]) -> None:
+    """Call `check` on every process of a machine, with its number there and how many there are.
+
+    A collective call, for after `join`. The checks may take long. If some raise InputError, the
+    first of them raises it, and the other processes end.
+    """
+    launch = launch_environment()
+    if launch is None or launch.world_size == 1:
+        return check(0, 1)
+    context, failure = join_group(run, SILENT), None
+    with peer_loss_as_run_error(run):
+        group = context.new_group(CHECK_TIMEOUT)
+        try:
+            check(launch.local_rank, launch.local_world_size)
+        except InputError as error:
+            failure = error
+        failed = context.all_gather(failure is not None, group)
+        dist.destroy_process_group(group)
+    if failure is not None and not any(failed[: launch.rank]):
+        raise failure
+    if any(failed):
+        raise SystemExit(InputError.exit_code)
+    return None
 
 
 def own_device(run: Launchable, local_rank: int) -> torch.device:

@@ -12,7 +12,7 @@ PyTorch for those that it does not support, or if it cannot be built here.
                                                                         Triton
     Block.block_fn, if `fuse_blocks`    norm_kernel, linear_kernel      bf16 by autocast, fp32
                                                                         weights, any CPU
-                                        block_triton                    bf16 and fp16 by autocast,
+    and GPT.norm_fn, if `fuse_sums`     block_triton                    bf16 and fp16 by autocast,
                                                                         CUDA with Triton
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
     Int8Linear.linear_fn                                                any CPU
@@ -41,11 +41,12 @@ from gptcli.kernels import (
     linear_kernel,
     norm_kernel,
 )
+from gptcli.kernels.block_triton import final_norm, hand_on, train_block
 from gptcli.kernels.build import instruction_set, lack_compiler
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
 from gptcli.kernels.decode_triton import decode_block, few_rows_linear
 from gptcli.kernels.norm_kernel import fused_block
-from gptcli.model.transformer import Attention, Block, Cache, Documents
+from gptcli.model.transformer import GPT, Attention, Block
 
 __all__ = [
     "Kernel",
@@ -55,7 +56,6 @@ __all__ = [
     "install",
     "instruction_set",
     "lack_compiler",
-    "train_block",
     "uninstall",
 ]
 
@@ -83,51 +83,49 @@ def before_compilation() -> None:
         torch.compiler.assume_constant_result(module.available)
 
 
-def install(module: nn.Module, *, fuse_blocks: bool = False) -> None:
+def install(module: nn.Module, *, fuse_blocks: bool = False, fuse_sums: bool = False) -> None:
     """Install the kernels in a GPT, a part of one, or a single block, in place.
 
     `fuse_blocks` is for compiled training: it replaces the linear layers, LayerNorms and residual
-    sums of a block, without tensor parallelism. A second call replaces the first.
+    sums of a block, without tensor parallelism. With `fuse_sums` as well, the layers of a whole GPT
+    on a CUDA GPU leave their last sum to the LayerNorm after it. A second call replaces the first.
     """
     uninstall(module)
+    hands_on = (
+        fuse_sums
+        and fuse_blocks
+        and isinstance(module, GPT)
+        and isinstance(module.ln_f, nn.LayerNorm)
+    )
     for part in module.modules():
         if isinstance(part, Attention):
             part.attention_fn = attention_kernel.attention_packed
         elif isinstance(part, Block) and part.mlp.gelu == "tanh":  # the kernels have no other
+            on_gpu = _on_gpu(part.ln_1.weight)
             if fuse_blocks:
-                part.block_fn = train_block
-            elif _decodes_on_gpu(part):
+                fused = hand_on if hands_on else train_block
+                _set(part, "block_fn", fused if on_gpu else fused_block)
+            elif on_gpu and hasattr(part.attn.c_attn, "linear_fn"):
                 part.block_fn = decode_block
         # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.load`
         loss: Any = getattr(part, "head_loss", None)
         if loss is not None:
             _set(part, "head_loss", partial(loss, kernel=head_kernel))
         if hasattr(part, "linear_fn"):
-            weight: Any = getattr(part, "weight", getattr(part, "weight_NK", None))
-            on_gpu = weight is not None and weight.device.type == "cuda"
-            _set(part, "linear_fn", few_rows_linear if on_gpu else small_batch_linear)
+            weight: Any = part.weight_NK if hasattr(part, "weight_NK") else part.weight
+            _set(part, "linear_fn", few_rows_linear if _on_gpu(weight) else small_batch_linear)
+    if hands_on:
+        _set(module, "norm_fn", final_norm)
 
 
-def train_block(
-    block: Block,
-    x_BTC: torch.Tensor,
-    cache: Cache | None = None,
-    documents: Documents | None = None,
-) -> torch.Tensor:
-    """Return the residual stream after one layer, by the kernels of the input's device."""
-    on_gpu = x_BTC.device.type == "cuda"
-    return (block_triton.train_block if on_gpu else fused_block)(block, x_BTC, cache, documents)
-
-
-def _decodes_on_gpu(block: Block) -> bool:
-    """Return whether a block has the linear layers of `gptcli.sampling.load`, on a GPU."""
-    return hasattr(block.attn.c_attn, "linear_fn") and block.ln_1.weight.device.type == "cuda"
+def _on_gpu(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cuda"
 
 
 def uninstall(module: nn.Module) -> None:
     """Restore PyTorch wherever `install` has put a kernel, in place."""
     for part in module.modules():
-        for name in ("attention_fn", "block_fn", "linear_fn"):
+        for name in ("attention_fn", "block_fn", "linear_fn", "norm_fn"):
             part.__dict__.pop(name, None)
         loss = part.__dict__.get("head_loss")
         if isinstance(loss, partial) and "kernel" in loss.keywords:

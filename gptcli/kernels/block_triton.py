@@ -1,7 +1,9 @@
-"""One layer in compiled training on a CUDA GPU: cuBLAS's products, and `training_triton` between.
+"""Layers in compiled training on a CUDA GPU: cuBLAS's products, and `training_triton` between.
 
-The residual stream after attention is never written: the kernels after it add the branch
-themselves. Post-norm layers, exact GELU, dropout, fp8 and fp32 are PyTorch's.
+A branch is added to the residual stream by the LayerNorm that reads the sum. The last branch of a
+layer therefore leaves it unadded (`hand_on`), for the first LayerNorm of the next layer or the
+model's last (`final_norm`). If something else reads the output of a layer, `train_block` adds it.
+Post-norm layers, exact GELU, dropout, fp8 and fp32 are PyTorch's.
 
 Shapes: N positions, C d_model, F d_ff, B batch, H heads, T positions of a sequence, D d_head, O
 outputs of a product, P programs that keep sums.
@@ -9,8 +11,7 @@ outputs of a product, P programs that keep sums.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,9 +26,8 @@ MAX_D_MODEL = 8192
 """Widest rows of which a program keeps three sums in registers."""
 
 
-@functools.cache
 def available() -> bool:
-    """Return whether the kernels can be built."""
+    """Return whether the kernels can be built and started."""
     return has_triton()
 
 
@@ -47,28 +47,68 @@ def supports(block: Block, x_BTC: torch.Tensor, documents: Documents | None) -> 
     )
 
 
+class Unadded(NamedTuple):
+    """Residual stream after a layer, as terms of a sum."""
+
+    stream: torch.Tensor
+    """The stream without the layer's last branch, (B, T, C) in fp32."""
+    output: torch.Tensor
+    """Output of the last product, (N, C)."""
+    bias: torch.Tensor
+    """The bias of that product, (C,)."""
+
+
 def train_block(
     block: Block,
-    x_BTC: torch.Tensor,
+    x_BTC: torch.Tensor | Unadded,
     cache: Cache | None = None,
     documents: Documents | None = None,
 ) -> torch.Tensor:
     """Return the residual stream after one layer, as `block_forward` does."""
-    if cache is not None or not supports(block, x_BTC, documents):
-        return block_forward(block, x_BTC, cache, documents)
+    return added(hand_on(block, x_BTC, cache, documents))
+
+
+def hand_on(
+    block: Block,
+    x_BTC: torch.Tensor | Unadded,
+    cache: Cache | None = None,
+    documents: Documents | None = None,
+) -> torch.Tensor | Unadded:
+    """Return the residual stream after one layer, without its last sum if the kernels support it.
+
+    The next `block_fn` and `norm_fn` must be of this module.
+    """
+    stream_BTC = x_BTC.stream if isinstance(x_BTC, Unadded) else x_BTC
+    if cache is not None or not supports(block, stream_BTC, documents):
+        return block_forward(block, added(x_BTC), cache, documents)
     dtype = torch.get_autocast_dtype("cuda")
     with torch.autocast("cuda", enabled=False):
         return fused(block, x_BTC, documents, dtype)
 
 
+def final_norm(ln_f: nn.LayerNorm, x_BTC: torch.Tensor | Unadded) -> torch.Tensor:
+    """Return the model's last LayerNorm; of a sum, in the type of the branch."""
+    if not isinstance(x_BTC, Unadded):
+        return ln_f(x_BTC)
+    with torch.autocast("cuda", enabled=False):
+        return _norm(ln_f, x_BTC, x_BTC.output.dtype)[1].view_as(x_BTC.stream)
+
+
+def added(x_BTC: torch.Tensor | Unadded) -> torch.Tensor:
+    """Return the residual stream as one tensor."""
+    if not isinstance(x_BTC, Unadded):
+        return x_BTC
+    x_NC = x_BTC.stream.flatten(0, 1)
+    return Residual.apply(x_NC, x_BTC.output, x_BTC.bias).view_as(x_BTC.stream)
+
+
 def fused(
-    block: Block, x_BTC: torch.Tensor, documents: Documents | None, dtype: torch.dtype
-) -> torch.Tensor:
+    block: Block, x_BTC: torch.Tensor | Unadded, documents: Documents | None, dtype: torch.dtype
+) -> Unadded:
     """Return the residual stream after one layer, with products in `dtype`."""
-    attn, mlp, one, two = block.attn, block.mlp, block.ln_1, block.ln_2
-    B, T, C = x_BTC.shape
-    x_NC = x_BTC.reshape(-1, C)
-    x_NC, y_NC = Norm.apply(x_NC, None, None, one.weight, one.bias, one.eps, dtype)
+    attn, mlp = block.attn, block.mlp
+    B, T, C = (x_BTC.stream if isinstance(x_BTC, Unadded) else x_BTC).shape
+    x_NC, y_NC = _norm(block.ln_1, x_BTC, dtype)
     q, k, v = Projection.apply(
         y_NC, attn.c_attn.weight.to(dtype), attn.c_attn.bias.to(dtype), (B, T, attn.d_head)
     )
@@ -77,18 +117,24 @@ def fused(
     else:
         y_BHTD = attention(q, k, v, band=attn.band)
     branch_NC = y_BHTD.transpose(1, 2).reshape(-1, C) @ attn.c_proj.weight.to(dtype).T
-    x_NC, y_NC = Norm.apply(x_NC, branch_NC, attn.c_proj.bias, two.weight, two.bias, two.eps, dtype)
+    x_BTC = Unadded(x_NC.view(B, T, C), branch_NC, attn.c_proj.bias)
+    x_NC, y_NC = _norm(block.ln_2, x_BTC, dtype)
     hidden_NF = Hidden.apply(y_NC, mlp.c_fc.weight.to(dtype), mlp.c_fc.bias.to(dtype))
     last_NC = hidden_NF @ mlp.c_proj.weight.to(dtype).T
-    return Residual.apply(x_NC, branch_NC, attn.c_proj.bias, last_NC, mlp.c_proj.bias).view(B, T, C)
+    # a copy: FSDP frees the parameters of a layer before the next one reads them
+    return Unadded(x_NC.view(B, T, C), last_NC, mlp.c_proj.bias.clone())
+
+
+def _norm(
+    module: nn.LayerNorm, x_BTC: torch.Tensor | Unadded, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the residual stream, (N, C), and its LayerNorm in `dtype`."""
+    x_BTC, *terms = x_BTC if isinstance(x_BTC, Unadded) else (x_BTC, None, None)
+    return Norm.apply(x_BTC.flatten(0, 1), *terms, module.weight, module.bias, module.eps, dtype)
 
 
 class Norm(torch.autograd.Function):
-    """LayerNorm of x, or of x + branch + bias, and the residual stream.
-
-    With a branch, the stream that is returned is x itself and stands for the sum, whose gradient it
-    carries: `Residual` adds the branch, and nothing else may read it.
-    """
+    """Residual sum of x, branch and bias, or x alone, and its LayerNorm."""
 
     @staticmethod
     def forward(
@@ -101,24 +147,28 @@ class Norm(torch.autograd.Function):
         eps: float,
         dtype: torch.dtype,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the stream and its LayerNorm in `dtype`."""
-        y_NC, stats_2N = norm(x_NC, branch_NC, bias_C, gain_C, shift_C, eps, dtype)
-        ctx.save_for_backward(x_NC, branch_NC, bias_C, stats_2N, gain_C)
-        return x_NC.view_as(x_NC), y_NC
+        """Return the sum and its LayerNorm in `dtype`."""
+        ctx.set_materialize_grads(False)  # nothing else reads the sum of the model's last one
+        sum_NC, y_NC, stats_2N = norm(x_NC, branch_NC, bias_C, gain_C, shift_C, eps, dtype)
+        if branch_NC is None:
+            sum_NC = x_NC.view_as(x_NC)
+        ctx.dtypes = [None if part is None else part.dtype for part in (branch_NC, bias_C)]
+        ctx.save_for_backward(sum_NC, stats_2N, gain_C)
+        return sum_NC, y_NC
 
     @staticmethod
     def backward(
-        ctx: Any, dsum_NC: torch.Tensor, dy_NC: torch.Tensor
+        ctx: Any, dsum_NC: torch.Tensor | None, dy_NC: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of x, branch, bias, gain and shift."""
-        x_NC, branch_NC, bias_C, stats_2N, gain_C = ctx.saved_tensors
-        dx_NC, dbranch_NC, sums_3PC = norm_backward(
-            dy_NC, dsum_NC, x_NC, branch_NC, bias_C, stats_2N, gain_C
-        )
-        dgain_C, dshift_C, dbias_C = sums_3PC.sum(1).to(gain_C.dtype).unbind()
-        if branch_NC is None:
-            return dx_NC, None, None, dgain_C, dshift_C, None, None
-        return dx_NC, dbranch_NC, dbias_C, dgain_C, dshift_C, None, None
+        sum_NC, stats_2N, gain_C = ctx.saved_tensors
+        dtype, bias_dtype = ctx.dtypes
+        dx_NC, dbranch_NC, sums_3PC = norm_backward(dy_NC, dsum_NC, sum_NC, stats_2N, gain_C, dtype)
+        dgain_C, dshift_C, dbias_C = sums_3PC.sum(1).unbind()
+        of_norm = dgain_C.to(gain_C.dtype), dshift_C.to(gain_C.dtype), None, None
+        if dtype is None:
+            return dx_NC, None, None, *of_norm
+        return dx_NC, dbranch_NC, dbias_C.to(bias_dtype), *of_norm
 
 
 class Projection(torch.autograd.Function):
@@ -170,30 +220,22 @@ class Hidden(torch.autograd.Function):
 
 
 class Residual(torch.autograd.Function):
-    """Sum of the residual stream and both branches, each with the bias of its last product.
-
-    The gradients of the first branch and its bias reach them through `Norm`.
-    """
+    """Sum of the residual stream and a branch with the bias of its last product."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x_NC: torch.Tensor,
-        first_NC: torch.Tensor,
-        first_bias_C: torch.Tensor,
-        second_NC: torch.Tensor,
-        second_bias_C: torch.Tensor,
+        ctx: Any, x_NC: torch.Tensor, branch_NC: torch.Tensor, bias_C: torch.Tensor
     ) -> torch.Tensor:
         """Return the sum in fp32."""
-        ctx.dtypes = second_NC.dtype, second_bias_C.dtype
-        return x_NC + (first_NC + first_bias_C.float()) + (second_NC + second_bias_C.float())
+        ctx.dtypes = branch_NC.dtype, bias_C.dtype
+        return x_NC + (branch_NC + bias_C.float())
 
     @staticmethod
-    def backward(ctx: Any, dsum_NC: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of the stream, and of the second branch and its bias."""
+    def backward(ctx: Any, dsum_NC: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the gradients of the stream, the branch and its bias."""
         dtype, bias_dtype = ctx.dtypes
-        dsecond_NC, sums_PC = round_and_sum(dsum_NC, dtype)
-        return dsum_NC, None, None, dsecond_NC, sums_PC.sum(0).to(bias_dtype)
+        dbranch_NC, sums_PC = round_and_sum(dsum_NC, dtype)
+        return dsum_NC, dbranch_NC, sums_PC.sum(0).to(bias_dtype)
 
 
 def _products(

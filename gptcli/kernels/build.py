@@ -22,6 +22,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,8 +95,17 @@ def instruction_sets() -> list[str]:
 
 
 def has_triton() -> bool:
-    """Return whether kernels for GPUs can be built: Triton is installed, GPT_KERNELS not "off"."""
-    return os.environ.get(LIMIT) != OFF and importlib.util.find_spec("triton") is not None
+    """Return whether kernels for GPUs can be built and started, and GPT_KERNELS is not "off".
+
+    Triton needs a C compiler and Python's headers to build what starts them.
+    """
+    return os.environ.get(LIMIT) != OFF and _triton_starts()
+
+
+@functools.cache
+def _triton_starts() -> bool:
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return importlib.util.find_spec("triton") is not None and headers and _compiler() is not None
 
 
 @functools.cache

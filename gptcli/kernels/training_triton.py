@@ -5,7 +5,7 @@ element by element, and not with sums over positions: the gradients of biases ar
 LayerNorm's backward pass takes two. Here each of these is one pass, whose programs keep the sums of
 their rows; the few rows of sums are added up afterwards, in the same order every time.
 
-    norm             x (+ branch + bias)      -> LayerNorm of it, mean and 1/deviation of each row
+    norm             x (+ branch + bias)      -> the sum and its LayerNorm
     norm_backward    gradients of both        -> those of x, branch, bias, gain and shift
     gelu_backward    gradient, GELU's input   -> gradients of that and of the bias before it
     pack             gradients of q, k and v  -> gradients of their projection and of its bias
@@ -47,19 +47,20 @@ def norm(
     shift_C: torch.Tensor,
     eps: float,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the LayerNorm of x, or of x + branch + bias, in `dtype`, and (mean, 1/deviation).
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return x + branch + bias in the type of x, its LayerNorm in `dtype`, and (mean, 1/deviation).
 
-    The second are (2, N) in fp32.
+    The last are (2, N) in fp32. Without a branch the LayerNorm is that of x, and the sum is empty.
     """
     x_NC = x_NC.contiguous()
     (N, C), block = x_NC.shape, _row_block(x_NC)
-    y_NC, stats_2N = x_NC.new_empty(N, C, dtype=dtype), x_NC.new_empty(2, N, dtype=torch.float32)
+    sum_NC, y_NC, stats_2N = _norm_results(x_NC, branch_NC, dtype)
     start(
-        "norm", (N,), x_NC, _contiguous(branch_NC), bias_C, gain_C, shift_C, y_NC, stats_2N, N, C,
-        eps, HAS_BRANCH=branch_NC is not None, BLOCK_C=block, num_warps=row_warps(block),
+        "norm", (N,), x_NC, _contiguous(branch_NC), bias_C, gain_C, shift_C, sum_NC, y_NC,
+        stats_2N, N, C, eps, HAS_BRANCH=branch_NC is not None, BLOCK_C=block,
+        num_warps=row_warps(block),
     )  # fmt: skip
-    return y_NC, stats_2N
+    return sum_NC, y_NC, stats_2N
 
 
 @norm.register_fake
@@ -71,35 +72,40 @@ def _(
     shift_C: torch.Tensor,
     eps: float,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return (
-        x_NC.new_empty(x_NC.shape, dtype=dtype),
-        x_NC.new_empty(2, len(x_NC), dtype=torch.float32),
-    )
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _norm_results(x_NC, branch_NC, dtype)
+
+
+def _norm_results(
+    x_NC: torch.Tensor, branch_NC: torch.Tensor | None, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    N, C = x_NC.shape
+    sum_NC = x_NC.new_empty(0) if branch_NC is None else x_NC.new_empty(N, C)
+    return sum_NC, x_NC.new_empty(N, C, dtype=dtype), x_NC.new_empty(2, N, dtype=torch.float32)
 
 
 @torch.library.custom_op("gptcli::triton_norm_backward", mutates_args=())
 def norm_backward(
     dy_NC: torch.Tensor,
-    dsum_NC: torch.Tensor,
-    x_NC: torch.Tensor,
-    branch_NC: torch.Tensor | None,
-    bias_C: torch.Tensor | None,
+    dsum_NC: torch.Tensor | None,
+    sum_NC: torch.Tensor,
     stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
+    branch_dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x in its type, of the branch in its own, and three sums, (3, P, C).
 
-    `dsum_NC` is the gradient that reaches the sum through the residual connection. The sums are
-    those of gain, shift and bias. Without a branch its gradient is empty.
+    `sum_NC` is the input of the LayerNorm, and `dsum_NC` the gradient that reaches it through the
+    residual connection. The sums are those of gain, shift and bias. Without a branch its gradient
+    is empty.
     """
-    x_NC = x_NC.contiguous()
-    (N, C), block = x_NC.shape, _row_block(x_NC)
-    dx_NC, dbranch_NC, sums_3PC = _norm_gradients(x_NC, branch_NC)
+    sum_NC = sum_NC.contiguous()
+    (N, C), block = sum_NC.shape, _row_block(sum_NC)
+    dx_NC, dbranch_NC, sums_3PC = _norm_gradients(sum_NC, branch_dtype)
     start(
-        "norm_backward", (sums_3PC.shape[1],), dy_NC.contiguous(), dsum_NC.contiguous(), x_NC,
-        _contiguous(branch_NC), bias_C, stats_2N, gain_C, dx_NC, dbranch_NC, sums_3PC, N, C,
-        HAS_BRANCH=branch_NC is not None, BLOCK_C=block, num_warps=row_warps(block),
+        "norm_backward", (sums_3PC.shape[1],), dy_NC.contiguous(), _contiguous(dsum_NC), sum_NC,
+        stats_2N, gain_C, dx_NC, dbranch_NC, sums_3PC, N, C, HAS_SUM=dsum_NC is not None,
+        HAS_BRANCH=branch_dtype is not None, BLOCK_C=block, num_warps=row_warps(block),
     )  # fmt: skip
     return dx_NC, dbranch_NC, sums_3PC
 
@@ -107,23 +113,22 @@ def norm_backward(
 @norm_backward.register_fake
 def _(
     dy_NC: torch.Tensor,
-    dsum_NC: torch.Tensor,
-    x_NC: torch.Tensor,
-    branch_NC: torch.Tensor | None,
-    bias_C: torch.Tensor | None,
+    dsum_NC: torch.Tensor | None,
+    sum_NC: torch.Tensor,
     stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
+    branch_dtype: torch.dtype | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _norm_gradients(x_NC, branch_NC)
+    return _norm_gradients(sum_NC, branch_dtype)
 
 
 def _norm_gradients(
-    x_NC: torch.Tensor, branch_NC: torch.Tensor | None
+    sum_NC: torch.Tensor, branch_dtype: torch.dtype | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    N, C = x_NC.shape
-    of_branch = x_NC.new_empty(0) if branch_NC is None else branch_NC.new_empty(N, C)
-    sums_3PC = x_NC.new_empty(3, max(1, min(N, ROW_PROGRAMS)), C, dtype=torch.float32)
-    return x_NC.new_empty(N, C), of_branch, sums_3PC
+    N, C = sum_NC.shape
+    size = (0,) if branch_dtype is None else (N, C)
+    sums_3PC = sum_NC.new_empty(3, max(1, min(N, ROW_PROGRAMS)), C, dtype=torch.float32)
+    return sum_NC.new_empty(N, C), sum_NC.new_empty(size, dtype=branch_dtype), sums_3PC
 
 
 @torch.library.custom_op("gptcli::triton_gelu_backward", mutates_args=())
@@ -228,10 +233,10 @@ def kernels() -> dict[str, Any]:
 
     @triton.jit
     def norm_kernel(  # type: ignore[no-untyped-def]
-        x_ptr, branch_ptr, bias_ptr, gain_ptr, shift_ptr, y_ptr, stats_ptr, N, C, eps,
+        x_ptr, branch_ptr, bias_ptr, gain_ptr, shift_ptr, sum_ptr, y_ptr, stats_ptr, N, C, eps,
         HAS_BRANCH: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
-        """Normalize one row."""
+        """Add the branch to one row, and normalize it."""
         row = tl.program_id(0)
         c = tl.arange(0, BLOCK_C)
         inside = c < C
@@ -240,6 +245,7 @@ def kernels() -> dict[str, Any]:
         if HAS_BRANCH:
             x += tl.load(branch_ptr + at, mask=inside, other=0.0).to(tl.float32)
             x += tl.load(bias_ptr + c, mask=inside, other=0.0).to(tl.float32)
+            tl.store(sum_ptr + at, x.to(sum_ptr.dtype.element_ty), mask=inside)
         mean = tl.sum(x, axis=0) / C
         away = tl.where(inside, x - mean, 0.0)
         inverse = 1.0 / tl.sqrt(tl.sum(away * away, axis=0) / C + eps)
@@ -252,8 +258,8 @@ def kernels() -> dict[str, Any]:
 
     @triton.jit
     def norm_backward_kernel(  # type: ignore[no-untyped-def]
-        dy_ptr, dsum_ptr, x_ptr, branch_ptr, bias_ptr, stats_ptr, gain_ptr,
-        dx_ptr, dbranch_ptr, sums_ptr, N, C, HAS_BRANCH: tl.constexpr, BLOCK_C: tl.constexpr,
+        dy_ptr, dsum_ptr, sum_ptr, stats_ptr, gain_ptr, dx_ptr, dbranch_ptr, sums_ptr, N, C,
+        HAS_SUM: tl.constexpr, HAS_BRANCH: tl.constexpr, BLOCK_C: tl.constexpr,
     ):  # fmt: skip
         """Return the gradients of every P-th row, and keep the sums over them."""
         first = tl.program_id(0)
@@ -266,10 +272,7 @@ def kernels() -> dict[str, Any]:
         dbias = tl.zeros((BLOCK_C,), tl.float32)
         for row in range(first, N, P):
             at = (c * 0 + row).to(tl.int64) * C + c
-            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-            if HAS_BRANCH:
-                x += tl.load(branch_ptr + at, mask=inside, other=0.0).to(tl.float32)
-                x += tl.load(bias_ptr + c, mask=inside, other=0.0).to(tl.float32)
+            x = tl.load(sum_ptr + at, mask=inside, other=0.0).to(tl.float32)
             inverse = tl.load(stats_ptr + N + row)
             normal = tl.where(inside, (x - tl.load(stats_ptr + row)) * inverse, 0.0)
             dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -278,7 +281,8 @@ def kernels() -> dict[str, Any]:
             dnormal = dy * gain
             along = tl.sum(dnormal * normal, axis=0) / C
             dx = (dnormal - tl.sum(dnormal, axis=0) / C - normal * along) * inverse
-            dx += tl.load(dsum_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            if HAS_SUM:
+                dx += tl.load(dsum_ptr + at, mask=inside, other=0.0).to(tl.float32)
             tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
             if HAS_BRANCH:
                 tl.store(dbranch_ptr + at, dx.to(dbranch_ptr.dtype.element_ty), mask=inside)

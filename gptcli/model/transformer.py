@@ -6,14 +6,17 @@ GELU in its tanh form unless the configuration says exact, biases everywhere, th
 to the token embedding, residual projections initialized smaller by 1/sqrt(2·n_layer), and, for
 GPT-3, locally banded attention in every second layer.
 
-The model runs without anything else of this package. Four attributes are the seam at which other
+The model runs without anything else of this package. Five attributes are the seam at which other
 code replaces a computation by a faster one with the same signature; `gptcli.kernels.install` does
 so for CPUs, and the trainer for compiled and distributed losses:
 
     Attention.attention_fn   (qkv_BTH3D, *, band, dropout) -> (B, T, H, D)
     Block.block_fn           (block, x_BTC, cache, documents) -> (B, T, C)
+    GPT.norm_fn              (ln_f, x_BTC) -> (B, T, C)
     GPT.head_loss            (x_NC, weight_VC, target_N) -> summed loss
     GPT.masks_fn             (bands, T, device, documents_BT) -> FlexAttention's masks by band
+
+From one `block_fn` to the next and to `norm_fn`, x_BTC may be anything that they agree on.
 
 Shapes: B batch, T positions, C d_model, H heads, D d_head, V vocabulary.
 """
@@ -23,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +42,9 @@ from gptcli.model.loss import next_token_loss
 Cache = KVCache | PrefillView | SharedPrefixView
 Documents = torch.Tensor | Mapping[int | None, Any]
 """Documents that attention stays within: their numbers (B, T), or block masks by band."""
+OwnPart = Callable[[nn.Parameter], tuple[torch.Tensor, tuple[int, ...]]]
+DRAWN_TOGETHER = 1 << 22
+"""Elements of a tensor that are drawn from one generator: 16 MB in fp32."""
 
 
 class Attention(nn.Module):
@@ -174,6 +180,7 @@ class GPT(nn.Module):
     first stage, and `ln_f` and `lm_head` are None except in the last.
     """
 
+    norm_fn: Callable[..., torch.Tensor] = staticmethod(nn.Module.__call__)
     head_loss: Callable[..., torch.Tensor] = staticmethod(next_token_loss)
     masks_fn: Callable[..., Mapping[int | None, Any]] | None = None
     """If set, passes without a cache are over whole windows of n_ctx tokens."""
@@ -240,17 +247,19 @@ class GPT(nn.Module):
             documents = self.masks_fn(bands, self.config.n_ctx, x_BTC.device, documents_BT)
         for block in self.h.children():
             x_BTC = block(x_BTC, cache, documents)
-        return x_BTC if self.ln_f is None else self.ln_f(x_BTC)
+        return x_BTC if self.ln_f is None else self.norm_fn(self.ln_f, x_BTC)
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
+    def init_weights(self, seed: int, own_part: OwnPart | None = None) -> None:
         """Initialize all weights as GPT-2 does, or as GPT-1 if the model is post-norm.
 
         GPT-2: matrices and token embedding N(0, 0.02), positions N(0, 0.01), residual projections
         N(0, 0.02/sqrt(2·n_layer)). GPT-1: all of them N(0, 0.02). Biases are 0 and gains 1.
 
-        Every tensor is drawn from its own generator, seeded by (seed, name): its values depend
-        neither on the order of initialization nor on the device.
+        Every tensor is drawn from its own generators, seeded by (seed, name, row): its values
+        depend neither on the order of initialization nor on the device. If `own_part` is given, it
+        returns the part of a parameter that this process has, and the offsets of that part in the
+        whole; little else is then drawn.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -263,11 +272,31 @@ class GPT(nn.Module):
                     std = 0.01
                 if name.endswith("c_proj.weight") and self.config.norm == "pre":
                     std /= math.sqrt(2 * self.config.n_layer)
-                key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-                generator = torch.Generator().manual_seed(
-                    int.from_bytes(key[:8], "little", signed=True)
-                )
-                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+                part, first = (parameter, (0, 0)) if own_part is None else own_part(parameter)
+                draw_normal_(part, first, parameter.shape, std, f"{seed}/{name}")
+
+
+def draw_normal_(
+    part: torch.Tensor, first: tuple[int, ...], shape: Sequence[int], std: float, key: str
+) -> None:
+    """Fill a part of a matrix of `shape`, from the element `first` on, with the matrix's N(0, std).
+
+    Rows are drawn in groups of about DRAWN_TOGETHER elements, and only those of the part.
+    """
+    rows, columns = shape
+    group_rows = max(1, DRAWN_TOGETHER // columns)
+    last = first[0] + len(part)
+    for start in range(
+        first[0] // group_rows * group_rows, last if part.numel() else 0, group_rows
+    ):
+        digest = hashlib.sha256(f"{key}/{start}".encode() if start else key.encode()).digest()
+        seed = int.from_bytes(digest[:8], "little", signed=True)
+        drawn = torch.empty(min(group_rows, rows - start), columns)
+        drawn.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
+        low, high = max(start, first[0]), min(start + len(drawn), last)
+        part[low - first[0] : high - first[0]] = drawn[
+            low - start : high - start, first[1] : first[1] + part.shape[1]
+        ]
 
 
 @contextlib.contextmanager

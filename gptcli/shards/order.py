@@ -159,17 +159,22 @@ def open_split(
                 where=folder / other.file,
             )
     if verify:
-        with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-            for shard, digest in zip(
-                shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True
-            ):
-                if digest != shard.sha256:
-                    raise InputError(
-                        "altered: its SHA-256 differs from the manifest's",
-                        where=folder / shard.file,
-                        hint="copy the shard again, or build the shards again with {option:force}",
-                    )
+        verify_bytes(folder, shards)
     return TokenStream(arrays)
+
+
+def verify_bytes(folder: Path, shards: Sequence[Shard]) -> None:
+    """Read every byte of some shards of a folder. Raises InputError that names an altered one."""
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        for shard, digest in zip(
+            shards, pool.map(lambda shard: sha256(folder / shard.file), shards), strict=True
+        ):
+            if digest != shard.sha256:
+                raise InputError(
+                    "altered: its SHA-256 differs from the manifest's",
+                    where=folder / shard.file,
+                    hint="copy the shard again, or build the shards again with {option:force}",
+                )
 
 
 def closed(path: Path, tokens: np.ndarray) -> Tokens:

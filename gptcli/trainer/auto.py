@@ -145,7 +145,10 @@ def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool,
     if device_type() == "mps":
         return False, "torch.compile does not support Apple GPUs yet"
     if not has_compiler():
-        return False, "no compiler here"
+        missing = (
+            "C compiler, with Python's headers," if device_type() == "cuda" else "C++ compiler"
+        )
+        return False, f"no {missing} here"
     seconds = flops_per_token(model, "palm") * tokens / processes / NOMINAL_FLOPS[device_type()]
     if seconds < COMPILE_PAYBACK_S:
         return False, "the run is short"
@@ -230,9 +233,13 @@ def host_memory() -> int:
 
 
 def device(processes: int) -> Gpu:
-    """Return this machine's GPU as `gptcli.cost` describes it, with the memory it has here."""
+    """Return this machine's GPU as `gptcli.cost` describes it, with the memory that it has here and
+    as many GPUs in a node as a launcher has started processes on a machine.
+    """
     row = identify_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    return replace(row or find_gpu(PROXY_GPU), memory_bytes=device_memory(processes))
+    found, launch = row or find_gpu(PROXY_GPU), launch_environment()
+    node = found.node if launch is None else launch.local_world_size
+    return replace(found, memory_bytes=device_memory(processes), node=node)
 
 
 def layout_after_restart(layout: Layout) -> Layout:
@@ -414,7 +421,7 @@ def fitting(
 ) -> list[tuple[Layout, StepConfig]]:
     """Return the layouts that hold and divide the model, fastest first, each with its best step."""
     found = []
-    for layout in dict.fromkeys(layouts(model, processes)):
+    for layout in dict.fromkeys(layouts(model, processes, gpu.node)):
         work = best_work(
             model,
             layout,

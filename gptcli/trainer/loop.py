@@ -97,6 +97,7 @@ class Trainer:
             use_deterministic_kernels(context.device, events)
         check_gpus(context, process_memory(run.model, run.layout, config, sequences), events)
         self.train_step = build_train_step(run, context, events)
+        self.context = context = self.train_step.context
         if isinstance(self.order, Mixture):
             self.train_step.observe_sources(len(self.order.sources))
         self.parameters = plain_named_parameters(self.train_step.model)

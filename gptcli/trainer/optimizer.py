@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli.distributed.context import RankContext
+from gptcli.distributed.fsdp import reshard
 from gptcli.errors import UsageError, install_hint
 from gptcli.model.transformer import mup_groups
 from gptcli.trainer.config import TrainConfig, import_object
@@ -216,9 +216,7 @@ def averaged_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iter
     try:
         yield
     finally:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # a pass without a backward one leaves the gathered average there
+        reshard(model)
         _swap(pairs)
 
 

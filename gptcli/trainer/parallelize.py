@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.experimental import implicit_replication
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     SelectiveCheckpointContext,
@@ -50,7 +50,7 @@ from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT, mup_rescale, without_values
 from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
-from gptcli.trainer.auto import device_memory, process_memory
+from gptcli.trainer.auto import device_memory, has_compiler, process_memory
 from gptcli.trainer.config import Run, TrainConfig
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
 from gptcli.trainer.schedule import Schedule
@@ -59,6 +59,10 @@ from gptcli.trainer.step_statistics import rerun_every
 
 SAVE_OPS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 """Matrix products, whose outputs selective checkpointing saves."""
+GATHERED_BYTES, GRADIENT_BYTES = 2, 4
+"""Bytes of a weight that stays gathered between a layer's forward and backward pass, and of a
+gradient that is summed over micro-batches before it is reduced.
+"""
 ATTENTION = re.compile(r"attention|attn|attend|banded_blocks")
 """Part of the name of every operator that computes attention: torch's by backend, and ours."""
 
@@ -78,7 +82,14 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
                 "there is no C compiler: PyTorch computes what the kernels would, more slowly; "
                 "with gcc or clang they are built at the next start"
             )
+    elif context.device.type == "cuda" and not has_compiler():
+        events.warn(
+            "Triton's kernels cannot be started: they need gcc or clang, and Python's headers "
+            "(python3-dev); PyTorch computes what they would, more slowly"
+        )
     mesh = context.build_mesh()
+    if context.layout.shard > 1 and _has_memory(run, context, GATHERED_BYTES + GRADIENT_BYTES):
+        context = replace(context, reduce_once=True)
     model, parts = parallelize_model(run, context, mesh)
     for part in parts:
         materialize_(part, context.device, config.seed, run.width_mult)
@@ -144,21 +155,20 @@ def parallelize_model(
                     part,
                     mesh,
                     AUTOCAST_DTYPES[config.precision],
-                    keep_gathered=_gathered_weights_fit(run, context),
+                    keep_gathered=_has_memory(run, context, GATHERED_BYTES),
                 )
     return model, parts
 
 
-def _gathered_weights_fit(run: Run, context: RankContext) -> bool:
-    """Return whether a GPU holds its layers whole beside the rest of a step: two bytes a weight.
-
-    They are then gathered once in a forward and backward pass, not twice.
+def _has_memory(run: Run, context: RankContext, weight_bytes: int) -> bool:
+    """Return whether a GPU has memory for `weight_bytes` of each weight of its layers, undivided by
+    `shard`, beside the rest of a step.
     """
     if context.device.type != "cuda":
         return False
     schedule = Schedule(run.train, run.model.n_ctx)
     sequences = min(schedule.full_batch, schedule.total_sequences)
-    whole = 2 * run.model.parameters // (context.layout.tp * context.layout.pp)
+    whole = weight_bytes * run.model.parameters // (context.layout.tp * context.layout.pp)
     needed = process_memory(run.model, context.layout, run.train, sequences) + whole
     return needed <= device_memory(context.world_size)
 
@@ -234,29 +244,40 @@ def _masks_in_blocks(part: GPT, config: TrainConfig) -> bool:
 
 
 def install_kernels(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> None:
-    """Install the CPU kernels, after everything else has been applied to a part.
+    """Install the kernels, after everything else has been applied to a part.
 
     Fused blocks are for compiled training. They are not installed under `tp`, whose weights are
-    DTensors, or under selective recomputation, which must see the matrix products. A second call
-    replaces the first.
+    DTensors, or under selective recomputation, which must see the matrix products. Layers leave
+    their last sum to the next one in whole models that keep more of a layer than its input, which
+    would be larger. A second call replaces the first.
     """
     has_tp = mesh is not None and mesh["tp"].size() > 1
+    has_pp = mesh is not None and mesh["pp"].size() > 1
     fuse_blocks = config.compile and config.recompute != "selective" and not has_tp
-    optional_kernels.install(part, fuse_blocks=fuse_blocks)
+    optional_kernels.install(
+        part, fuse_blocks=fuse_blocks, fuse_sums=config.recompute == "none" and not has_pp
+    )
 
 
 def materialize_(part: GPT, device: torch.device, seed: int, width_mult: float) -> None:
     """Allocate the parameters of `part` on `device` and initialize them as the plain model's.
 
-    Each process draws every tensor that it has a part of, and keeps its part.
+    Each process draws its own part of every tensor, and little beside it.
     """
     tied = part.config.tied and part.lm_head is not None
     part.to_empty(device=device)
     if tied:  # to_empty separates the two
         part.lm_head.weight = part.wte.weight
-    with implicit_replication():
-        part.init_weights(seed)
-        mup_rescale(part, width_mult)
+    part.init_weights(seed, own_part)
+    mup_rescale(part, width_mult)
+
+
+def own_part(parameter: nn.Parameter) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Return this process's part of a parameter, and the offsets of that part in the whole."""
+    if not isinstance(parameter, DTensor):
+        return parameter, (0,) * parameter.dim()
+    (chunk,) = parameter.__create_chunk_list__()
+    return parameter.to_local(), tuple(chunk.offsets)
 
 
 def _warm_up_compilation(

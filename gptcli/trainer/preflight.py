@@ -36,7 +36,7 @@ from gptcli.events import Events
 from gptcli.model.source import begun_folder, find_model
 from gptcli.numbers import in_bytes
 from gptcli.shards.manifest import Manifest, read_manifest
-from gptcli.shards.order import open_order, open_split
+from gptcli.shards.order import open_order, open_split, verify_bytes
 from gptcli.tokenizer.load import load_tokenizer
 from gptcli.trainer.auto import check_division, check_memory, check_processes, work_of
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
@@ -131,11 +131,15 @@ def _tokenizer_sha256(folder: Path) -> str:
     return load_tokenizer(find_model(folder).folder).sha256
 
 
-def check_data(run: Run, manifest: Manifest) -> None:
-    """Verify every byte of the shards. Raises InputError that names an altered shard."""
+def check_data(run: Run, manifest: Manifest, part: int = 0, parts: int = 1) -> None:
+    """Verify every byte of the shards, or of one of several parts of them.
+
+    Raises InputError that names an altered shard.
+    """
     for split in ("train", "val"):
         if manifest.tokens(split):
-            open_split(run.data, split)
+            open_split(run.data, split, verify=False)
+    verify_bytes(run.data, manifest.shards[part::parts])
 
 
 def check_disk(run: Run) -> None:

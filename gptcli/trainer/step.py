@@ -20,7 +20,7 @@ from torch import nn
 
 from gptcli.devices import fp64_device
 from gptcli.distributed.context import RankContext
-from gptcli.distributed.fsdp import set_gradient_sync
+from gptcli.distributed.fsdp import reshard, set_gradient_sync
 from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.model.loss import IGNORE
 from gptcli.trainer.optimizer import (
@@ -32,7 +32,12 @@ from gptcli.trainer.optimizer import (
     update_average,
 )
 from gptcli.trainer.schedule import Rates
-from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, SmallBatchNorm, SpikeGuard
+from gptcli.trainer.step_statistics import (
+    NOISE_RERUN_EVERY,
+    SmallBatchNorm,
+    SpikeGuard,
+    reduces_every_pass,
+)
 
 if TYPE_CHECKING:
     from gptcli.distributed.pipeline_parallel import Pipeline
@@ -251,11 +256,7 @@ class TrainStep:
         if self.source_losses is not None:
             self.source_losses.sums.zero_()  # of the pass for the noise scale
         loss = self._accumulate(batches, scale, step)
-        reductions = (
-            len(batches)
-            if self.context.layout.shard > 1 and not self.context.is_model_parallel
-            else 1
-        )
+        reductions = len(batches) if reduces_every_pass(self.context) else 1
         self.small_batch_norm.norm2 /= loss_scale**2 * reductions
         return loss if self.context.owns_loss else torch.zeros_like(loss)
 
@@ -266,7 +267,12 @@ class TrainStep:
         else:
             total = torch.zeros((), device=self.context.device)
             for index, (x_BT, y_BT) in enumerate(batches):
-                set_gradient_sync(self.engine, self.context.layout, index == len(batches) - 1)
+                set_gradient_sync(
+                    self.engine,
+                    self.context.layout,
+                    index == len(batches) - 1,
+                    reduce_once=self.context.reduce_once,
+                )
                 with self._forward_context(step, index):
                     loss = self.engine(x_BT, y_BT)
                 (loss * scale).backward()
@@ -302,6 +308,7 @@ class TrainStep:
                 with self.autocast():
                     total += self.engine(x_BT, y_BT)
         self.model.train()
+        reshard(self.model)
         return total if self.context.owns_loss else torch.zeros_like(total)
 
     def validation_loss(self, order: Order, windows: int, micro_batch: int) -> float:

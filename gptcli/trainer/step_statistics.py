@@ -99,11 +99,17 @@ def small_batch_sequences(
         reruns = step % rerun_every == 0
         measured = own > small and own % micro_batch == 0 and reruns
         return small * context.replicas if measured else None
-    if context.layout.shard > 1:  # FSDP reduces after every micro-batch: the mean of these norms
+    if reduces_every_pass(context):  # the mean of the norms of the micro-batches
         return micro_batch if own % micro_batch == 0 else None
     if context.world_size > 1:
         return own
     return micro_batch if batch_sequences > micro_batch else None
+
+
+def reduces_every_pass(context: RankContext) -> bool:
+    """Return whether FSDP reduces a gradient, which is seen on its way, after each micro-batch."""
+    sharded = context.layout.shard > 1 and not context.is_model_parallel
+    return sharded and not context.reduce_once
 
 
 class SmallBatchNorm:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.distributed.gpu import no_gpu_reason
-from gptcli.distributed.join import join
+from gptcli.distributed.join import check_together, join
 from gptcli.distributed.launch import launch
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT, Events
@@ -28,7 +28,7 @@ from gptcli.model.source import (
     find_model,
 )
 from gptcli.runs.record import provenance, resumed
-from gptcli.runtime import is_main, is_main_on_node, restarted
+from gptcli.runtime import is_main, restarted
 from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml
 from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.trainer.checkpoint import newest_state, newest_step
@@ -239,10 +239,10 @@ def prepare_run(
         if (reason := no_gpu_reason()) is not None:
             events.warn(f"the GPU of this machine is not used: {reason}")
         announce(run)
-    # once on each machine: the other processes wait for it to join them
-    if is_main_on_node() and not restarted():
-        check_data(run, manifest)
     join(run, events)
+    if not restarted():
+        # each machine reads its copy of the shards once: its processes share the work
+        check_together(run, lambda part, parts: check_data(run, manifest, part, parts))
     if is_main():
         origin = resolved_run.resolved.origin.get("checkpoint", "")
         if run.continues:

@@ -18,6 +18,7 @@ from gptcli.distributed.join import check_agreement
 from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.runtime import Launch
+from tests.distributed.run_ranks import run_ranks
 
 
 class Heard(Events):
@@ -163,3 +164,38 @@ def test_a_run_folder_that_a_host_does_not_see_is_refused_before_the_first_step(
         check_agreement(run, context)
     assert (caught.value.where, caught.value.code) == (str(run.out), "folder_not_shared")
     assert list(run.out.iterdir()) == []
+
+
+CHECKED = """
+import os
+from pathlib import Path
+from types import SimpleNamespace
+import pytest
+from gptcli.cost.layout import parse_layout
+from gptcli.distributed.join import check_together
+from gptcli.errors import InputError
+
+names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+os.environ |= zip(names, ("127.0.0.1", "1", str(rank), "2", str(rank), "2"), strict=True)
+run = SimpleNamespace(out=Path(folder), layout=parse_layout("dp=2"), timeout=60)
+parts = []
+check_together(run, lambda part, of: parts.append((part, of)))
+assert parts == [(rank, 2)]
+
+def fail(part, of):
+    if part in altered:
+        raise InputError(f"{part} is altered")
+
+for altered in ({1}, {0, 1}):
+    first = min(altered)
+    with pytest.raises(InputError if rank == first else SystemExit) as caught:
+        check_together(run, fail)
+    if rank == first:
+        assert caught.value.what == f"{first} is altered"
+    else:
+        assert caught.value.code == InputError.exit_code
+"""
+
+
+def test_a_check_that_fails_on_one_process_ends_all_with_one_message(tmp_path):
+    run_ranks(CHECKED, tmp_path)

@@ -285,6 +285,11 @@ def _patch_inductor() -> None:
         tensor, size, stride, tensor.storage_offset() + offset
     )
 
+    from torch._inductor.select_algorithm import extern_kernels
+
+    library: Any = extern_kernels  # with `out`, a product of fp8 has no fake form
+    library._scaled_mm = lambda *args, out, **words: torch._scaled_mm(*args, **words)
+
     def triton_kernel(self: AsyncCompile, name: str, source: str, device_str: str = "cuda") -> Any:
         kernel = Kernel(name, source)
         RECORD.kernels.append(kernel)

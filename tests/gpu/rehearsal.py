@@ -66,6 +66,7 @@ def step(
     setattr(RankContext, "build_mesh", lambda _: mesh)  # noqa: B010  it is a class of slots
     with fake_gpu.fake_tensors():
         train_step = parallelize.build_train_step(run, context, SILENT)
+        gathered = gathered_parameters(train_step.model) if place.shard > 1 else []
         compiled = len(fake_gpu.RECORD.kernels)
         graphs = counters["aot_autograd"]["total"]
         tokens = torch.zeros(micro_batch, model.n_ctx, dtype=torch.long, device="cuda")
@@ -90,6 +91,7 @@ def step(
     return {
         "kernels": compiled,
         "graphs": graphs,
+        "gathered": gathered,
         "graph_breaks": sum(counters["graph_break"].values()),
         "compiled_later": len(fake_gpu.RECORD.kernels) - compiled,
         "two_micro_batches": first,
@@ -100,6 +102,13 @@ def step(
         ),
         "resources": list(machine_code(resources)) if resources else [],
     }
+
+
+def gathered_parameters(model: Any) -> list[str]:
+    """Return the names of parameters that are not those of a shard."""
+    from torch.distributed.tensor import DTensor
+
+    return [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
 
 
 def summary(record: fake_gpu.Record) -> dict[str, Any]:
@@ -142,9 +151,18 @@ def machine_code(pattern: str) -> Iterator[dict[str, Any]]:
 def join_fake_group(processes: int) -> None:
     """Join a process group in which the others do not exist."""
     import torch.distributed as dist
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
+    make = DeviceMesh.__init__
+
+    def with_numbers(self: DeviceMesh, *args: Any, **options: Any) -> None:
+        with unset_fake_temporarily():  # a mesh of a mesh computes with its ranks
+            make(self, *args, **options)
+
+    DeviceMesh.__init__ = with_numbers  # type: ignore[method-assign]
 
 
 def _put_parameters_on_the_gpu(parallelize: Any) -> None:
@@ -252,16 +270,15 @@ def training_kernels(*, architecture: int = 90, d_model: int = 768) -> dict[str,
     made: dict[str, tuple[Any, list[Any], dict[str, Any]]] = {}
     kernels = training_triton.kernels()
     for branch in (bf16, None):
-        norm = [fp32, branch, branch and fp32]
         made[f"norm, {branch}"] = (
-            kernels["norm"], [*norm, fp32, fp32, bf16, fp32, N, C, 1e-5],
-            {**row, "HAS_BRANCH": branch is not None},
-        )  # fmt: skip
-        made[f"norm_backward, {branch}"] = (
-            kernels["norm_backward"],
-            [bf16, fp32, *norm, fp32, fp32, fp32, bf16, fp32, N, C],
+            kernels["norm"],
+            [fp32, branch, branch and fp32, fp32, fp32, fp32, bf16, fp32, N, C, 1e-5],
             {**row, "HAS_BRANCH": branch is not None},
         )
+        made[f"norm_backward, {branch}"] = (
+            kernels["norm_backward"], [bf16, fp32, fp32, fp32, fp32, fp32, bf16, fp32, N, C],
+            {**row, "HAS_BRANCH": branch is not None, "HAS_SUM": True},
+        )  # fmt: skip
     made["gelu_backward"] = (
         kernels["columns"], [bf16, bf16, bf16, fp32, N, 4 * C], {**columns, "GELU": True}
     )  # fmt: skip

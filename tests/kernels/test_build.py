@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,23 @@ def test_missing_compiler_gives_none(folder: Path, monkeypatch: pytest.MonkeyPat
     assert build.lack_compiler() == bool(build.instruction_sets())
     monkeypatch.setenv(build.LIMIT, build.OFF)
     assert not build.lack_compiler()
+
+
+@pytest.mark.parametrize("missing", ["compiler", "headers", "nothing"])
+def test_triton_needs_a_compiler_for_what_starts_its_kernels(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise PyTorch computes, and nothing fails when the first kernel is started."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(build, "_compiler", lambda: None if missing == "compiler" else "/bin/cc")
+    (tmp_path / "Python.h").touch()
+    headers = tmp_path / ("none" if missing == "headers" else "")
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(headers))
+    build._triton_starts.cache_clear()
+    try:
+        assert build.has_triton() == (missing == "nothing")
+    finally:
+        build._triton_starts.cache_clear()
 
 
 ONE = "int one(void) { return 1; }"

@@ -26,7 +26,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.kv_cache import KVCache
 from gptcli.model.transformer import GPT, Block, block_forward
 from gptcli.sampling.load import prepare_for_inference
-from tests.triton_interpreter import check_in_interpreter
+from tests.triton_interpreter import check_errors, check_in_interpreter
 
 SHAPES = [(1, 64, 10), (3, 33, 7), (2, 1100, 5)]
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
@@ -98,6 +98,34 @@ def compare_layers() -> None:
                 x = exact
 
 
+def compare_with_pytorch() -> None:
+    """Errors of a product with all its parts, and of a layer, in fp16, next to PyTorch's own."""
+    dtype = torch.float16
+    for R, K, N in SHAPES:
+        x, weight, bias = torch.randn(R, 1, K), torch.randn(N, K) / K**0.5, torch.randn(N)
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        got = product(x, Linear(weight, None, bias), gelu=True)
+        plain, exact = (
+            F.gelu(F.linear(x.to(kind), weight.to(kind), bias.to(kind)), approximate="tanh")
+            for kind in (dtype, torch.float64)
+        )
+        check_errors("decoding's product", [got], [plain], [exact])
+    config = ModelConfig(n_layer=1, n_head=3, d_model=60, n_ctx=90, vocab_size=11)
+    block, x = Block(config, 0).eval(), torch.randn(2, 1, 60)
+    stored = torch.randn(2, 2, 3, 90, 20)
+    results = []
+    for kind, function in (
+        (dtype, decode_block), (dtype, block_forward), (torch.float64, block_forward)
+    ):  # fmt: skip
+        cache = KVCache(config, 2, torch.device("cpu"), kind)
+        for of, values in zip(("keys", "values"), stored, strict=True):
+            getattr(cache, of)[0].copy_(values.to(dtype)[:, :, : getattr(cache, of)[0].shape[2]])
+        cache.set_positions([70, 33], 1, 90)
+        block.half().to(kind)
+        results.append(function(block, x.half().to(kind), cache))
+    check_errors("decoding's layer", *([result] for result in results))
+
+
 def test_kernels_equal_pytorch() -> None:
     check_in_interpreter("tests.kernels.test_decode_triton")
 
@@ -119,4 +147,5 @@ if __name__ == "__main__":
     with torch.inference_mode():
         compare_products()
         compare_layers()
+        compare_with_pytorch()
     print("equal")

@@ -13,7 +13,7 @@ from gptcli.kernels import head_triton
 from gptcli.kernels.head_triton import both_for, loss_to_gradient_
 from gptcli.model import loss as module
 from gptcli.model.loss import EAGER, IGNORE, next_token_loss
-from tests.triton_interpreter import check_in_interpreter
+from tests.triton_interpreter import check_errors, check_in_interpreter
 
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 """Of a result; the interpreter rounds bf16 towards zero."""
@@ -66,6 +66,22 @@ def compare_losses() -> None:
         torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-5)
 
 
+def compare_with_pytorch() -> None:
+    """Errors of the loss and its gradient in fp16, next to those of PyTorch on the same logits."""
+    logits, target = (5 * torch.randn(9, 135)).half(), torch.randint(0, 131, (9, 1))
+    gradient = logits.clone()
+    log_sum, target_logit = loss_to_gradient_(gradient, target, 131)
+    found = []
+    for wide in (torch.float32, torch.float64):
+        leaf = logits[:, :131].to(wide if wide == torch.float64 else torch.float16).requires_grad_()
+        loss = F.cross_entropy(leaf.to(wide), target[:, 0], reduction="none")
+        loss.sum().backward()
+        assert leaf.grad is not None
+        found.append([loss.detach(), leaf.grad])
+    ours = [(log_sum - target_logit)[:, 0], gradient[:, :131]]
+    check_errors("loss", ours, *found)
+
+
 def test_the_kernel_equals_pytorch() -> None:
     check_in_interpreter("tests.kernels.test_head_triton")
 
@@ -79,4 +95,5 @@ if __name__ == "__main__":
     head_triton.BLOCK = 32
     compare_rows()
     compare_losses()
+    compare_with_pytorch()
     print("equal")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from gptcli.kernels import training_triton as kernels
-from tests.triton_interpreter import check_in_interpreter
+from tests.triton_interpreter import check_errors, check_in_interpreter
 
 ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 2**-7}
 """Of a result; the interpreter rounds bf16 towards zero."""
@@ -32,9 +32,15 @@ def compare_norms() -> None:
                 branch = torch.randn(N, C).to(dtype) if has_branch else None
                 bias = torch.randn(C) if has_branch else None
                 gain, shift, dy = torch.randn(C), torch.randn(C), torch.randn(N, C).to(dtype)
-                y, stats = kernels.norm(x, branch, bias, gain, shift, 1e-5, dtype)
+                added, y, stats = kernels.norm(x, branch, bias, gain, shift, 1e-5, dtype)
                 assert y.dtype == dtype
-                dx, dbranch, sums = kernels.norm_backward(dy, dsum, x, branch, bias, stats, gain)
+                dx, dbranch, sums = kernels.norm_backward(
+                    dy, dsum, added if has_branch else x, stats, gain, dtype if has_branch else None
+                )
+                alone, _, _ = kernels.norm_backward(
+                    dy, None, added if has_branch else x, stats, gain, None
+                )
+                close(alone + dsum, dx, torch.float32)  # without a gradient of the sum
 
                 leaves = [t.double().requires_grad_() for t in (x, gain, shift)]
                 if branch is not None and bias is not None:
@@ -42,13 +48,15 @@ def compare_norms() -> None:
                 total = leaves[0] if branch is None else leaves[0] + leaves[3] + leaves[4]
                 exact = F.layer_norm(total, (C,), leaves[1], leaves[2], 1e-5)
                 close(y, exact, dtype)
+                if has_branch:
+                    close(added, total.float(), torch.float32)
                 loss = (exact * dy.double()).sum() + (total * dsum.double()).sum()
                 grads = torch.autograd.grad(loss, leaves)
                 close(dx, grads[0], torch.float32, 10)
                 close(sums[0].sum(0), grads[1], torch.float32, 10)
                 close(sums[1].sum(0), grads[2], torch.float32, 10)
                 if branch is None:
-                    assert dbranch.numel() == 0
+                    assert added.numel() == dbranch.numel() == 0
                 else:
                     assert dbranch.dtype == dtype
                     close(dbranch, grads[3], dtype)
@@ -90,6 +98,48 @@ def compare_packing() -> None:
             close(sums.sum(0), exact.float().sum(0), torch.float32, 10)
 
 
+def compare_with_pytorch() -> None:
+    """Errors at odd shapes, in fp16, which the interpreter rounds as a GPU does, next to those of
+    PyTorch with the same inputs and autocast.
+    """
+    dtype = torch.float16
+    for N, C in ((7, 33), (33, 65)):
+        x, dsum, dy = torch.randn(N, C), torch.randn(N, C), torch.randn(N, C).to(dtype)
+        branch, bias = torch.randn(N, C).to(dtype), torch.randn(C).to(dtype).float()
+        gain, shift = torch.randn(C), torch.randn(C)
+        added, y, stats = kernels.norm(x, branch, bias, gain, shift, 1e-5, dtype)
+        dx, dbranch, sums = kernels.norm_backward(dy, dsum, added, stats, gain, dtype)
+        ours = [added, y, dx, dbranch, *sums.sum(1)]
+        found = []
+        for wide in (torch.float32, torch.float64):
+            low = dtype if wide == torch.float32 else wide
+            leaves = [t.detach().to(wide).requires_grad_() for t in (x, gain, shift)]
+            leaves += [t.detach().to(low).requires_grad_() for t in (branch, bias)]
+            total = leaves[0] + (leaves[3] + leaves[4])
+            normal = F.layer_norm(total, (C,), leaves[1], leaves[2], 1e-5).to(low)
+            grads = torch.autograd.grad([normal, total], leaves, [dy.to(low), dsum.to(wide)])
+            found.append(
+                [total.detach(), normal.detach(), grads[0], grads[3], *grads[1:3], grads[4]]
+            )
+        check_errors("LayerNorm", ours, *found)
+
+        before = 3 * torch.randn(N, C).to(dtype)
+        found = []
+        for low in (dtype, torch.float64):
+            leaf = before.detach().to(low).requires_grad_()
+            F.gelu(leaf, approximate="tanh").backward(dy.to(low))
+            assert leaf.grad is not None
+            found.append([leaf.grad, leaf.grad.sum(0)])
+        dbefore, column_sums = kernels.gelu_backward(dy, before)
+        check_errors("GELU", [dbefore, column_sums.sum(0)], *found)
+
+        rounded, column_sums = kernels.round_and_sum(dsum, dtype)
+        half = dsum.to(dtype)
+        check_errors(
+            "rounding", [rounded, column_sums.sum(0)], [half, half.sum(0)], [dsum, dsum.sum(0)]
+        )
+
+
 def test_kernels_equal_pytorch() -> None:
     check_in_interpreter("tests.kernels.test_training_triton")
 
@@ -109,4 +159,5 @@ if __name__ == "__main__":
     compare_norms()
     compare_columns()
     compare_packing()
+    compare_with_pytorch()
     print("equal")

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from gptcli.model import transformer
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import qkv_rows_from_hf
-from gptcli.model.transformer import GPT, Block, gelu, mup_groups, mup_rescale
+from gptcli.model.transformer import GPT, Block, draw_normal_, gelu, mup_groups, mup_rescale
 
 
 def test_initialization_is_that_of_gpt2() -> None:
@@ -39,6 +40,28 @@ def test_initialization_is_that_of_gpt2() -> None:
             )
             assert parameter.std().item() == pytest.approx(std, rel=0.02), name
             assert abs(parameter.mean().item()) < 6 * std / math.sqrt(parameter.numel()), name
+
+
+def test_a_part_of_a_tensor_is_drawn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the values that it has in the whole, and at most two more groups of rows are drawn."""
+    monkeypatch.setattr(transformer, "DRAWN_TOGETHER", 24)
+    whole = torch.zeros(50, 7)
+    draw_normal_(whole, (0, 0), whole.shape, 1.0, "key")
+    assert whole.std() == pytest.approx(1.0, rel=0.1)
+    assert len(whole.unique()) == whole.numel(), "every group has a generator of its own"
+    drawn, empty = [], torch.empty
+
+    def counted(rows: int, columns: int) -> torch.Tensor:
+        drawn.append(rows)
+        return empty(rows, columns)
+
+    monkeypatch.setattr(torch, "empty", counted)
+    for row, rows, column, columns in ((0, 50, 2, 3), (5, 1, 0, 7), (47, 3, 0, 7), (13, 0, 0, 7)):
+        drawn.clear()
+        part = torch.zeros(rows, columns)
+        draw_normal_(part, (row, column), whole.shape, 1.0, "key")
+        assert part.equal(whole[row : row + rows, column : column + columns])
+        assert sum(drawn) <= (rows + 4 if rows else 0)
 
 
 def test_initialization_depends_on_the_seed_only() -> None:

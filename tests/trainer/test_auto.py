@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from gptcli.cost import layout as division
+from gptcli.cost import planner
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.layout import Layout
 from gptcli.cost.rank_memory import rank_memory
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.runtime import Launch
 from gptcli.trainer import auto
 from gptcli.trainer.auto import Extras, check_division, check_memory, fitting
 
@@ -342,3 +344,18 @@ def test_the_smallest_of_several_gpus_counts(monkeypatch):
         lambda gpu: SimpleNamespace(total_memory=sizes[gpu] * 10**9),
     )  # fmt: skip
     assert auto.device_memory(3) == pytest.approx(0.93 * 40e9)
+
+
+def test_a_node_has_the_gpus_that_a_launcher_uses(monkeypatch):
+    """Shards and slices stay inside it: four GPUs a machine, not eight."""
+    monkeypatch.setattr(auto, "device_memory", lambda _: 80 * 10**9)
+    monkeypatch.setattr(auto, "launch_environment", lambda: None)
+    alone = auto.device(16)
+    monkeypatch.setattr(auto, "launch_environment", lambda: Launch(5, 16, 1, 4))
+    four = auto.device(16)
+    assert (alone.node, four.node) == (8, 4)
+    medium = ModelConfig.from_paper(find_size("gpt2-medium"))
+    layouts = {node: list(planner.layouts(medium, 16, node)) for node in (alone.node, four.node)}
+    assert {layout.tp for layout in layouts[8]} == {1, 2, 4, 8}
+    assert {layout.tp for layout in layouts[4]} == {1, 2, 4}
+    assert {layout.shard for layout in layouts[4] if layout.pp == layout.tp == 1} == {16, 4, 1}

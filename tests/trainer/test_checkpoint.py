@@ -313,3 +313,14 @@ def test_a_resume_removes_old_checkpoints_that_a_killed_run_left(make_run, train
         "step-00000004",
         "step-00000006",
     ]
+
+
+def test_a_gpus_tensors_are_staged_in_the_same_memory_each_time(train_step, tmp_path):
+    checkpoints = Checkpoints(tmp_path, RankContext(torch.device("cuda")), keep=1)
+    tensors = {"a": torch.zeros(2)}
+    stager = checkpoints._stager(tensors)
+    assert stager.cache_staged_state_dict
+    assert checkpoints._stager({"a": torch.ones(2)}) is stager
+    assert checkpoints._stager({**tensors, "b": torch.zeros(1)}) is not stager
+    on_cpu = Checkpoints(tmp_path, RankContext(torch.device("cpu")), keep=1)
+    assert not on_cpu._stager(tensors).cache_staged_state_dict

@@ -130,6 +130,12 @@ def test_the_small_batch_depends_on_layout_and_micro_batch():
         None,
     ]
     assert small_batch_sequences(12, 3, sliced, NOISE_RERUN_EVERY + 1) is None
+    sharded = RankContext(CPU.device, 0, 2, Layout(shard=2))
+    for context, expected in (
+        (sharded, [None, 3, None]),  # of each micro-batch
+        (replace(sharded, reduce_once=True), [None, 6, 5]),  # of all of a process
+    ):
+        assert [small_batch_sequences(n, 3, context, 1) for n in (1, 12, 10)] == expected
 
 
 def test_the_loop_logs_the_noise_scale(make_run, train_here):
