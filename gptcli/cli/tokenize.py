@@ -371,10 +371,10 @@ def _encoded(
     last: Future[Encoded] | None = None
     with ThreadPoolExecutor(1) as thread:
         for batch in chain(first, batches):
-            following = thread.submit(backend.encode, batch)
+            encoding = thread.submit(backend.encode, batch)
             if last is not None:
                 yield last.result()
-            last = following
+            last = encoding
             done += sum(map(len, batch))
             events.progress("encoding", done, unit="characters")
         if last is not None:
