@@ -77,7 +77,7 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
     "text_dropped": Option(
         OUTPUT, help="Also write the dropped documents to --text-out.", reader=boolean),
     "workers": Option(
-        RUN, "this machine's cores",
+        RUN, "this machine's cores; 1 for one small compressed file",
         "Number of worker processes; the output does not depend on it."),
     "runner": Option(
         RUN, "local",
@@ -226,6 +226,8 @@ def build_shards(
         text_out=Path(values["text_out"]) if "text_out" in values else None,
         text_dropped=values["text_dropped"],
     )
+    if resolved.origin["workers"] == "default":
+        values["workers"] = build.default_workers(values["workers"])
     if dry_run:
         from gptcli.corpus.report import estimate_build
 

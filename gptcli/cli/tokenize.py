@@ -17,14 +17,13 @@ from gptcli.cli import options
 from gptcli.cli.command import Command, Group
 from gptcli.cli.console import ConsoleEvents, print_file, print_json
 from gptcli.cli.options import INPUT, OUTPUT, quantity, shared, value
-from gptcli.encodings import BOM
+from gptcli.cli.token_ids import from_lines, from_token_file, spelled, write_token_file
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import atomic_write, claim_file, naming
+from gptcli.files import atomic_write, claim_file
 from gptcli.numbers import counted
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from gptcli.cli.token_ids import Encoded
     from gptcli.corpus.documents import Document
     from gptcli.corpus.formats import DocumentKind
     from gptcli.events import Events
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
     from gptcli.tokenizer.tokenizer import Tokenizer
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1 << 12  # encoded at once
-DECODE_TOKENS = 1 << 20  # decoded at once
 SAMPLE_CHARACTERS = 1 << 20  # of the training text, to measure bytes per token
-MAX_ID_DIGITS = 20
 KINDS = ("gpt2", "gpt1")
 # text between documents, and at the end
 SEPARATORS = {"file": ("", ""), "line": ("\n", "\n"), "paragraph": ("\n\n", "\n")}
@@ -224,12 +221,11 @@ def encode(
     texts = _documents(inputs or ["-"], documents, events, **reading)
     encoded = _encoded(vocabulary, cast("EncoderName", encoder), texts, events)
     if output == "-":
-        spelled = [str(number) for number in range(vocabulary.vocab_size)]
-        for ids in encoded:
-            sys.stdout.write(" ".join([spelled[number] for number in ids.tolist()]) + "\n")
-        sys.stdout.flush()
+        for lines in spelled(encoded, vocabulary.vocab_size):
+            sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
     else:
-        number, tokens = _write_token_file(Path(output), encoded, vocabulary)
+        number, tokens = write_token_file(Path(output), encoded, vocabulary)
         events.info(f"{counted(number, 'document')}, {counted(tokens, 'token')} -> {output}")
 
 
@@ -296,9 +292,9 @@ def decode(
     ):
         for path in inputs or ["-"]:
             pieces = (
-                _from_token_file(path, vocabulary, events)
+                from_token_file(path, vocabulary, events)
                 if path.endswith(".bin")
-                else _from_lines(path, vocabulary)
+                else from_lines(path, vocabulary)
             )
             for begins_document, data in pieces:
                 out.write(separator + data if begins_document and started else data)
@@ -357,9 +353,13 @@ def _sampled(documents: Iterable[Document], sample: list[str]) -> Iterator[str]:
 
 def _encoded(
     tokenizer: Tokenizer, encoder: EncoderName, documents: Iterable[Document], events: Events
-) -> Iterator[np.ndarray]:
-    """Yield the token ids of each document (uint32), encoded in batches."""
-    import numpy as np
+) -> Iterator[Encoded]:
+    """Yield documents encoded in batches.
+
+    A thread encodes a batch while the next is read and the last is written: the encoders leave
+    Python to other threads meanwhile.
+    """
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from gptcli.tokenizer.encoders import open_encoder
 
@@ -369,11 +369,17 @@ def _encoded(
         encoder = "tokenizers"  # importing a faster one takes longer than encoding a small text
     backend = open_encoder(tokenizer, encoder)
     done = 0
-    for batch in chain(first, batches):
-        ids, counts = backend.encode(batch)
-        yield from np.split(ids, np.cumsum(counts)[:-1])
-        done += sum(map(len, batch))
-        events.progress("encoding", done, unit="characters")
+    last: Future[Encoded] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for batch in chain(first, batches):
+            encoding = thread.submit(backend.encode, batch)
+            if last is not None:
+                yield last.result()
+            last = encoding
+            done += sum(map(len, batch))
+            events.progress("encoding", done, unit="characters")
+        if last is not None:
+            yield last.result()
     events.finish("encoding")
 
 
@@ -399,112 +405,3 @@ def _claim_token_file(path: Path, *, force: bool) -> None:
             hint=f"-o {path.with_suffix('.bin')}",
         )
     claim_file(path, force=force)
-
-
-def _write_token_file(
-    path: Path, documents: Iterable[np.ndarray], tokenizer: Tokenizer
-) -> tuple[int, int]:
-    """Write one shard, `path` (.bin) and its .idx, and return its numbers of documents and tokens.
-
-    `<|endoftext|>` precedes each document. Tokens are spooled to an unnamed file first, because
-    the header of a shard contains their number.
-    """
-    import tempfile
-    from array import array
-
-    import numpy as np
-
-    from gptcli.shards.format import MAX_TOKENS, token_dtype, write_shard
-
-    if tokenizer.eot_id is None:
-        raise InputError(
-            "the vocabulary has no <|endoftext|> to separate documents",
-            hint="leave out -o to print the token ids on stdout",
-        )
-    dtype = token_dtype(tokenizer.vocab_size)
-    lengths = array("q")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path), tempfile.TemporaryFile(dir=path.parent) as spool:
-        for ids in documents:
-            spool.write(np.concatenate([[tokenizer.eot_id], ids]).astype(dtype).data)
-            lengths.append(len(ids) + 1)
-        spool.flush()
-        tokens = sum(lengths)
-        if not tokens:
-            raise InputError("the input contains no text")
-        if tokens > MAX_TOKENS:
-            raise InputError(
-                f"{tokens:,} tokens are too many for one token file",
-                hint="gpt build-shards divides them into several shards",
-            )
-        write_shard(path, np.array(lengths), [np.memmap(spool, dtype, "r")], dtype)
-    return len(lengths), tokens
-
-
-def _from_token_file(
-    path: str, tokenizer: Tokenizer, events: Events
-) -> Iterator[tuple[bool, bytes]]:
-    """Yield pieces of text, and whether each begins a document.
-
-    Documents are divided at `<|endoftext|>`, which encoding text never produces.
-    """
-    import numpy as np
-
-    from gptcli.shards.format import open_shard
-
-    tokens = open_shard(Path(path))
-    if len(tokens) and tokens[0] != tokenizer.eot_id:
-        events.warn(
-            f"{path} does not begin with <|endoftext|> of this vocabulary: "
-            "it may have been encoded with another tokenizer"
-        )
-    begins_document = True
-    for start in range(0, len(tokens), DECODE_TOKENS):
-        block = np.asarray(tokens[start : start + DECODE_TOKENS])
-        head, *documents = np.split(block, np.flatnonzero(block == tokenizer.eot_id))
-        if len(head):
-            where = f"{path}: from token {start}"
-            yield begins_document, _decoded(head.tolist(), tokenizer, where)
-        for document in documents:
-            yield True, _decoded(document[1:].tolist(), tokenizer, path)
-        begins_document = False
-
-
-def _from_lines(path: str, tokenizer: Tokenizer) -> Iterator[tuple[bool, bytes]]:
-    """Yield the text of each line of token ids; every line is a document."""
-    name = "stdin" if path == "-" else path
-    if path != "-" and not Path(path).is_file():
-        raise InputError(
-            "is a folder, not a file of token ids" if Path(path).is_dir() else "no such file",
-            where=path,
-            hint="ids themselves come from another program: echo 15496 995 | gpt tokenize decode"
-            if re.fullmatch(r"[\d\s,]+", path)
-            else None,
-        )
-    with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{name}:{number}"
-            words = line.removeprefix(BOM).split() if number == 1 else line.split()
-            for word in words:
-                if not word.isdigit() or len(word) > MAX_ID_DIGITS:
-                    raise _not_an_id(word, where)
-            ids = [int(word) for word in words]
-            yield True, _decoded(ids, tokenizer, where)
-
-
-def _not_an_id(word: bytes, where: str) -> InputError:
-    text = word[:40].decode(errors="backslashreplace") + ("..." if len(word) > 40 else "")
-    return InputError(
-        f"{text!r} is not a token id",
-        where=where,
-        hint="write one document per line, ids separated by spaces: 15496 995",
-    )
-
-
-def _decoded(ids: list[int], tokenizer: Tokenizer, where: str) -> bytes:
-    try:
-        return tokenizer.decode_bytes(ids)
-    except InputError as error:
-        raise InputError(
-            error.what, where=where, hint="the ids may come from another tokenizer"
-        ) from None

@@ -32,6 +32,7 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 
 # Smallest and largest size of a chunk. In between, a build has about a thousand chunks.
 CHUNK_CHARACTERS = (1 << 22, 1 << 25)
+SMALL_COMPRESSED_BYTES = 1 << 26  # about 300 MB of text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +135,15 @@ class BuildConfig:
             )
         size = self.input_bytes()
         return 1 if size is None or size <= CHUNK_CHARACTERS[0] else requested
+
+    def default_workers(self, cores: int) -> int:
+        """Return how many workers to start if nobody asks for a number: one for each core, or one
+        for a single compressed file that is small.
+
+        Two would each decompress all of it: half as much processor time again, for seconds.
+        """
+        is_small = (self.input_bytes() or 0) <= SMALL_COMPRESSED_BYTES
+        return 1 if len(self.inputs) == 1 and self.is_compressed() and is_small else cores
 
     def check_inputs_outside(self, out: Path) -> None:
         """Raise UsageError if an input is inside the output folder, or is the file of documents, or

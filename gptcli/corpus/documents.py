@@ -286,7 +286,8 @@ def _by_trafilatura(html: str) -> str:
         from trafilatura import extract
     except ImportError:
         raise _missing_package("trafilatura") from None
-    return extract(html, include_comments=False) or ""
+    # precision before recall, as FineWeb extracts
+    return extract(html, include_comments=False, favor_precision=True) or ""
 
 
 def _missing_package(package: str) -> InputError:

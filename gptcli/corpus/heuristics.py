@@ -23,6 +23,7 @@ import contextlib
 import importlib
 import ipaddress
 import json
+import os
 import re
 import shlex
 import shutil
@@ -33,7 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from gptcli.corpus.documents import Document
 from gptcli.errors import GptError, RunError, UsageError, nearest
@@ -307,7 +308,8 @@ def _pattern_of(path: str) -> re.Pattern[str]:
 
 def _by_function(name: str, function: Callable[[str], object], document: Document) -> str:
     try:
-        found = function(document.text)
+        with _exit_raised():
+            found = function(document.text)
     except GptError:
         raise
     except (Exception, SystemExit) as error:
@@ -327,6 +329,22 @@ def _by_function(name: str, function: Callable[[str], object], document: Documen
             hint="it returns True to keep a text, and False or the reason to drop it",
         )
     return f"{name}: {found.encode('utf-8', 'replace').decode()}"
+
+
+@contextlib.contextmanager
+def _exit_raised() -> Iterator[None]:
+    """Make `os._exit` raise SystemExit in the block, in which a build would end as if it were done."""
+
+    def leave(status: int) -> Never:
+        """Raise SystemExit."""
+        raise SystemExit(status)
+
+    before = os._exit
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = before
 
 
 class CommandFilter:
@@ -385,7 +403,8 @@ def load_function(name: str) -> Callable[[str], Any]:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with _exit_raised():
+            found = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever the module does
         raise UsageError(
             f"the filter {name!r} cannot be imported: {type(error).__name__}: {error}",

@@ -40,6 +40,7 @@ BENCHMARKS = {
     "serving": serving.run,
     "build-shards": data.build_shards,
     "build-memory": data.build_memory,
+    "tokenize-encode": data.tokenize_encode,
     "bpe-training": data.bpe_training,
     "minhash": data.minhash,
     "eval-agreement": eval_agreement.agreement,

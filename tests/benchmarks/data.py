@@ -163,6 +163,49 @@ def build_memory() -> None:
             )
 
 
+def tokenize_encode() -> None:
+    """`gpt tokenize encode` beside the encoder alone, whose texts are in memory: processor time, and
+    time on two cores. The time to start is taken out by a second, small input.
+    """
+    from gptcli.tokenizer.encoders import EncoderName, open_encoder
+    from gptcli.tokenizer.load import load_tokenizer
+
+    folder = Path(os.environ["GPT_TEST_DATA"]) / "gpt2-vocab"
+    command = [sys.executable, "-m", "gptcli", "tokenize", "encode", "a.jsonl", "-t", str(folder)]
+    names: tuple[EncoderName, ...] = ("gigatoken", "tiktoken")
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def seconds(size: int, *words: str) -> np.ndarray:
+            with open(Path(scratch) / "a.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps({"text": text}) + "\n" for text in texts(size))
+            start = time.perf_counter()
+            process = subprocess.Popen(
+                [*command, *words],
+                cwd=scratch,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            _, _, usage = os.wait4(process.pid, 0)
+            return np.array([usage.ru_utime + usage.ru_stime, time.perf_counter() - start])
+
+        for name in names:
+            backend = open_encoder(load_tokenizer(folder), name)
+            every = list(texts())
+            start = np.array([time.process_time(), time.perf_counter()])
+            for first in range(0, len(every), 64):
+                backend.encode(every[first : first + 64])
+            took = {"the encoder": [time.process_time(), time.perf_counter()] - start}
+            for what, words in {"ids": [], "token file": ["-o", "a.bin", "--force"]}.items():
+                words += ["--encoder", name]
+                took[what] = seconds(BYTES, *words) - seconds(BYTES // 20, *words)
+            for what, (processor, wall) in took.items():
+                print(
+                    f"{name}, {what:<12} {BYTES / 1e6 / processor:8.1f} MB/s of processor time, "
+                    f"{BYTES / 1e6 / wall:8.1f} MB/s",
+                    flush=True,
+                )
+
+
 @one_core()
 def bpe_training() -> None:
     """50,257 entries, merges compared; the faster of two rounds, in which the two take turns."""

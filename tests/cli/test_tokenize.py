@@ -97,13 +97,13 @@ def test_token_file_is_a_shard(here: Path, tokenizer: Tokenizer, gpt: Any) -> No
 def test_token_file_is_decoded_in_blocks(
     here: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
 ) -> None:
-    from gptcli.cli import tokenize
+    from gptcli.cli import token_ids, tokenize
 
     monkeypatch.chdir(here)
     monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 3)
     tokenize.encode(".", ["a.txt", "b.jsonl"], "tokens.bin")
     for tokens in (1, 2, 7, 1000):
-        monkeypatch.setattr(tokenize, "DECODE_TOKENS", tokens)
+        monkeypatch.setattr(token_ids, "DECODE_TOKENS", tokens)
         tokenize.decode(".", ["tokens.bin"], "line")
         assert capfdbinary.readouterr().out == AWKWARD.encode() + b"\nfirst\nsec\nond\n"
 

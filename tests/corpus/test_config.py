@@ -46,6 +46,23 @@ def test_invalid_values_are_errors(build: BuildConfig) -> None:
         build.worker_count(0)
 
 
+def test_one_small_compressed_file_is_read_by_one_worker_unless_asked(
+    build: BuildConfig, tmp_path: Path
+) -> None:
+    def workers(*names: str, size: int) -> int:
+        for name in names:
+            with open(tmp_path / name, "wb") as file:
+                file.truncate(size)  # a sparse file takes no space
+        inputs = [str(tmp_path / name) for name in names]
+        source = dataclasses.replace(build.sources[0], inputs=inputs)
+        return dataclasses.replace(build, sources=[source]).default_workers(8)
+
+    assert workers("one.jsonl.zst", size=50_000_000) == 1
+    assert workers("one.jsonl.zst", size=500_000_000) == 8
+    assert workers("one.jsonl", size=50_000_000) == 8
+    assert workers("one.jsonl.zst", "two.jsonl.zst", size=30_000_000) == 8
+
+
 def test_compared_sources_share_one_dedup_method(build: BuildConfig) -> None:
     one, two = (dataclasses.replace(build.sources[0], name=name) for name in ("one", "two"))
     by = dataclasses.replace(one, dedup=DedupConfig(method="paper", against=["two"]))

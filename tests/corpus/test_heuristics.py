@@ -287,6 +287,7 @@ def test_personal_information_is_masked_and_counted() -> None:
     [
         ("raise RuntimeError('no')", "RuntimeError: no"),
         ("raise SystemExit(0)", "SystemExit: 0"),
+        ("import os; os._exit(0)", "SystemExit: 0"),
         ("return keep(text)", "RecursionError"),
         ("return 5", "returned int"),
         ("return [text]", "returned list"),
@@ -304,7 +305,9 @@ def test_a_function_that_fails_or_answers_nonsense_is_reported(
     monkeypatch.delitem(sys.modules, "odd", raising=False)
 
 
-@pytest.mark.parametrize("content", ["def keep(:", "1 / 0", "raise SystemExit(3)", ""])
+@pytest.mark.parametrize(
+    "content", ["def keep(:", "1 / 0", "raise SystemExit(3)", "import os; os._exit(0)", ""]
+)
 def test_a_module_that_cannot_be_imported_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:

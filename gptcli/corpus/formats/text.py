@@ -152,13 +152,12 @@ def read_html(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Documen
 def read_lines(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
     """Yield each line that is not empty as a document."""
     for number, position, line in lines(stream, part):
-        if part.selects(position) and (line is None or without_newline(line)):
-            where = line_name(name, number, position)
-            yield (
-                decode_document(without_newline(line), position, where)
-                if line is not None
-                else too_long(where, position)
-            )
+        if not part.selects(position):
+            continue
+        if line is None:
+            yield too_long(line_name(name, number, position), position)
+        elif data := without_newline(line):
+            yield decode_document(data, position, line_name(name, number, position))
 
 
 def read_paragraphs(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
