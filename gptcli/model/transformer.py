@@ -43,8 +43,8 @@ Cache = KVCache | PrefillView | SharedPrefixView
 Documents = torch.Tensor | Mapping[int | None, Any]
 """Documents that attention stays within: their numbers (B, T), or block masks by band."""
 OwnPart = Callable[[nn.Parameter], tuple[torch.Tensor, tuple[int, ...]]]
-DRAWN_TOGETHER = 1 << 22
-"""Elements of a tensor that are drawn from one generator: 16 MB in fp32."""
+DRAWN_WHOLE, DRAWN_TOGETHER = 1 << 26, 1 << 22
+"""Elements of the largest tensor that is drawn from one generator, and of a part of larger ones."""
 
 
 class Attention(nn.Module):
@@ -281,10 +281,11 @@ def draw_normal_(
 ) -> None:
     """Fill a part of a matrix of `shape`, from the element `first` on, with the matrix's N(0, std).
 
-    Rows are drawn in groups of about DRAWN_TOGETHER elements, and only those of the part.
+    The rows of a matrix of more than DRAWN_WHOLE elements are drawn in groups of about
+    DRAWN_TOGETHER elements, and only those of the part.
     """
     rows, columns = shape
-    group_rows = max(1, DRAWN_TOGETHER // columns)
+    group_rows = rows if rows * columns <= DRAWN_WHOLE else max(1, DRAWN_TOGETHER // columns)
     last = first[0] + len(part)
     for start in range(
         first[0] // group_rows * group_rows, last if part.numel() else 0, group_rows

@@ -413,7 +413,7 @@ def engines(setting: Setting) -> None:
     backend = "nccl" if setting.on_gpu else "gloo"
     device = torch.device(setting.device, 0) if setting.on_gpu else torch.device("cpu")
     dist.init_process_group(
-        backend, store=dist.HashStore(), rank=0, world_size=1,
+        backend, store=dist.HashStore(), rank=0, world_size=1,  # type: ignore[attr-defined]
         device_id=device if setting.on_gpu else None,
     )  # fmt: skip
     mesh = init_device_mesh(setting.device, (1, 1, 1, 1), mesh_dim_names=MESH_AXES)

@@ -25,7 +25,7 @@ from gptcli.model import transformer
 from gptcli.model.transformer import GPT
 from gptcli.trainer.parallelize import materialize_
 
-transformer.DRAWN_TOGETHER = 30  # a process draws its own rows, of each group that has some
+transformer.DRAWN_WHOLE, transformer.DRAWN_TOGETHER = 0, 30  # a process draws its own rows, of each group that has some
 layout, reduce_once = parse_layout("LAYOUT"), ONCE
 config = ModelConfig(n_layer=2, n_head=2, d_model=10, n_ctx=6, vocab_size=11)  # 11 rows: 6 and 5
 idx = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(0))

@@ -45,6 +45,7 @@ def test_initialization_is_that_of_gpt2() -> None:
 def test_a_part_of_a_tensor_is_drawn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the values that it has in the whole, and at most two more groups of rows are drawn."""
     monkeypatch.setattr(transformer, "DRAWN_TOGETHER", 24)
+    monkeypatch.setattr(transformer, "DRAWN_WHOLE", 0)
     whole = torch.zeros(50, 7)
     draw_normal_(whole, (0, 0), whole.shape, 1.0, "key")
     assert whole.std() == pytest.approx(1.0, rel=0.1)
