@@ -177,7 +177,7 @@ def test_the_sources_compile_for_processors_that_this_one_is_not() -> None:
     for name, needs in build.INSTRUCTION_SETS.items():
         if "asimd" in needs:
             continue
-        for source in ("attention", "decode", "head", "linear", "norm"):
+        for source in ("attention", "attention_fp32", "decode", "head", "linear", "norm"):
             path = build.HERE / f"{source}.c"
             options = [*build.FLAGS[:-1], *needs.values(), "-fsyntax-only", "-Werror"]
             words = [compiler, *options, str(path)]
@@ -191,7 +191,7 @@ EMULATED = {  # compiler and emulator of two instruction sets
 }
 
 
-@pytest.mark.parametrize("source", ["linear", "attention", "head", "norm"])
+@pytest.mark.parametrize("source", ["linear", "attention", "attention_fp32", "head", "norm"])
 def test_an_emulated_arm_computes_the_same(source: str, tmp_path: Path) -> None:
     """Compare NEON under an emulator with vectors of four numbers on this processor."""
     printed = {}
