@@ -30,7 +30,10 @@ def attention_packed(
     """Return causal self-attention as `gptcli.model.attention.attention_packed` does."""
     if dropout or not supports(qkv_BTH3D):
         return attention.attention_packed(qkv_BTH3D, band=band, dropout=dropout)
-    return packed_attend(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
+    has_gradient = torch.is_grad_enabled() and qkv_BTH3D.requires_grad
+    # PyTorch imports its compiler at the first call of an operator of ours: seconds for a sample
+    attend = packed_attend if has_gradient or torch.compiler.is_compiling() else _attend
+    return attend(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
 
 
 def supports(qkv_BTH3D: torch.Tensor) -> bool:
@@ -64,6 +67,11 @@ def packed_attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, tor
     The second result, for the backward pass, is (B, H, T) fp32: log2 of each query's sum of
     exponentials.
     """
+    return _attend(qkv_BTH3D, band)
+
+
+def _attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the results of `packed_attend` without a graph for gradients."""
     qkv_BTH3D = qkv_BTH3D.contiguous()
     y_BTHD, log_sum_BHT = _outputs(qkv_BTH3D)
     _run("attention_forward", qkv_BTH3D, band, qkv_BTH3D, y_BTHD, log_sum_BHT)

@@ -76,8 +76,12 @@ def answer(name: str) -> None:
     torch.set_num_threads(1)
     layers, batch = int(os.environ.get("LAYERS", "3")), int(os.environ.get("BATCH", "1"))
     bf16 = os.environ["PRECISION"] == "bf16" and name != NANOGPT[0]
-    step = our_step(layers, batch, bf16) if name == OURS else their_step(name, layers, batch, bf16)
-    step()
+    with contextlib.redirect_stdout(sys.stderr):  # nanoGPT says what it builds
+        if name == OURS:
+            step = our_step(layers, batch, bf16)
+        else:
+            step = their_step(name, layers, batch, bf16)
+        step()
     for _ in sys.stdin:
         before = sum(os.times()[:2])
         step()
