@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shutil
 import subprocess
@@ -171,17 +172,22 @@ def test_every_instruction_set_computes_what_torch_does(instructions: str) -> No
     close(dx, dy.double() @ w.double(), 6e-3)
     close(dw, dy.double().T @ x.double(), 1e-5)
     close(db, dy.double().sum(0), 1e-5)
-    for T, band in ((1, None), (33, None), (150, 40)):
-        qkv = torch.randn(2, T, 2, 3, 24).bfloat16()
+    precisions = ((torch.bfloat16, 6e-3, 1e-2), (torch.float32, 3e-6, 5e-6))
+    for (T, band), (dtype, most, most_gradient) in itertools.product(
+        ((1, None), (33, None), (150, 40)), precisions
+    ):
+        qkv = torch.randn(2, T, 2, 3, 24).to(dtype)
         exact, ours = qkv.double().requires_grad_(), qkv.clone().requires_grad_()
         wanted, got = (
             attention_packed(exact, band=band),
             attention_kernel.attention_packed(ours, band=band),
         )
-        dy_BTHD = torch.randn(wanted.shape).bfloat16()
-        close(got, wanted, 6e-3)
+        dy_BTHD = torch.randn(wanted.shape).to(dtype)
+        assert got.grad_fn is not None
+        assert "packed_attend" in got.grad_fn.name(), "the kernel"
+        close(got, wanted, most)
         [gradient] = torch.autograd.grad(got, ours, dy_BTHD)
-        close(gradient, torch.autograd.grad(wanted, exact, dy_BTHD.double())[0], 1e-2)
+        close(gradient, torch.autograd.grad(wanted, exact, dy_BTHD.double())[0], most_gradient)
     target = torch.randint(300, (70,))
     weight = torch.randn(300, 45)
     chunk = head_kernel.chunk(x, weight, target, True)
@@ -200,7 +206,7 @@ def test_the_sources_compile_for_processors_that_this_one_is_not() -> None:
     for name, needs in build.INSTRUCTION_SETS.items():
         if "asimd" in needs:
             continue
-        for source in ("attention", "decode", "head", "linear", "norm"):
+        for source in ("attention", "attention_fp32", "decode", "head", "linear", "norm"):
             path = build.HERE / f"{source}.c"
             options = [*build.FLAGS[:-1], *needs.values(), "-fsyntax-only", "-Werror"]
             words = [compiler, *options, str(path)]
@@ -214,7 +220,7 @@ EMULATED = {  # compiler and emulator of two instruction sets
 }
 
 
-@pytest.mark.parametrize("source", ["linear", "attention", "head", "norm"])
+@pytest.mark.parametrize("source", ["linear", "attention", "attention_fp32", "head", "norm"])
 def test_an_emulated_arm_computes_the_same(source: str, tmp_path: Path) -> None:
     """Compare NEON under an emulator with vectors of four numbers on this processor."""
     printed = {}

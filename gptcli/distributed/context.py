@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,8 @@ from gptcli.runtime import available_cores
 
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 PROBES = 4  # of a silent connection within the timeout
+KERNELS: dict[str, Literal["attention", "linear"]] = {"bf16": "linear", "fp32": "attention"}
+"""Kernel that stands for all that compute on a CPU in a precision."""
 MESH_AXES = ("pp", "dp", "shard", "tp")  # from the outermost to the innermost
 
 
@@ -215,7 +217,8 @@ def check_numeric_environment(
     ]
     if compiled:
         parts.append("compiled")
-    if device_type() == "cpu" and precision == "bf16" and optional_kernels.available("linear"):
+    kernel = KERNELS.get(precision)
+    if device_type() == "cpu" and kernel is not None and optional_kernels.available(kernel):
         instructions = optional_kernels.instruction_set()
         parts.append("kernels in C" + ("" if instructions == "amx" else f" for {instructions}"))
     current = ", ".join(parts)

@@ -6,7 +6,7 @@ their names do not change. An installed kernel checks its operands on every call
 PyTorch for those that it does not support, or if it cannot be built here.
 
     place                               kernel                          supports
-    Attention.attention_fn              attention_kernel                bf16, any CPU
+    Attention.attention_fn              attention_kernel                bf16 and fp32, any CPU
     GPT.head_loss (its `kernel`)        head_kernel                     bf16, any CPU
                                         head_triton                     bf16 and fp16, CUDA with
                                                                         Triton

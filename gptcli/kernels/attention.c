@@ -1,23 +1,33 @@
-/* Causal attention in bf16 by products of tiles, forward and backward: algorithms 1 and 4 of
-   FlashAttention (Dao et al. 2022) on a CPU.
+/* Causal attention by products of tiles, forward and backward: algorithms 1 and 4 of FlashAttention
+   (Dao et al. 2022) on a CPU. In bf16, or with FP32 defined (`attention_fp32.c`) in fp32.
 
-   qkv (B, T, H, 3, D), y (B, T, H, D) and their gradients are bf16. log_sum (B, H, T) is fp32: log2
+   qkv (B, T, H, 3, D), y (B, T, H, D) and their gradients are Numbers. log_sum (B, H, T) is fp32: log2
    of each query's sum of exponentials. Query t attends to the keys t - band + 1 to t. One thread
    computes a whole head, so results do not depend on the number of threads.
 
    Intermediate results are tiles of 16 x 64 bytes: 16 x 32 bf16, or 16 x 16 fp32. Products take two
-   kinds: a left operand (16 rows, depth 32) is stored by rows; a right operand (depth 32, 16
-   columns) stores two neighbours in depth side by side. As 32-bit words, each is the transpose of
-   the other. Positions are processed in groups of 32, padded with zeros; D is padded to a multiple
-   of 32. Keys are the rows of the scores, so that maximum and sum of a query are elements of a
+   kinds: a left operand (16 rows, depth DEEP) is stored by rows; a right operand (depth DEEP, 16
+   columns) stores neighbours in depth that share a word side by side. As 32-bit words, each is the
+   transpose of the other. Positions are processed in groups of 32, padded with zeros; D is padded to
+   a multiple of 32. Keys are the rows of the scores, so that maximum and sum of a query are elements of a
    vector:
 
        scores = K·Qᵀ    yᵀ = Vᵀ·P    dP = V·dyᵀ    dv = P·dy    dk = dS·Q    dqᵀ = Kᵀ·dS */
 
 #include "products.h"
 
+/* Query at a place of a row of probabilities, and numbers per query (`low` of the first 16, `high` of
+   the others) in that order. */
+#ifdef FP32
+INLINE long query_at(long place) { return place; }
+INLINE Wide in_order(Wide low, Wide high, int half) { return half ? high : low; }
+#else
+INLINE long query_at(long place) { return paired(place); }
+INLINE Wide in_order(Wide low, Wide high, int half) { return in_pairs(low, high, half); }
+#endif
+
 enum {
-    GROUP = 32,  /* positions */
+    GROUP = PANEL, /* positions */
     CHUNK = 4,   /* groups of keys between two updates of the maximum, forward */
     KEYS = 4,    /* groups of keys whose gradients are summed together, backward */
     QUERIES = 4, /* groups of queries processed with them */
@@ -25,10 +35,13 @@ enum {
 };
 
 typedef union { _Alignas(64) Wide row[16]; Whole words[16]; } Tile; /* numbers in fp32, or pairs in bf16 */
-typedef struct { long B, T, H, D, band, depth, groups; } Shape; /* depth: tiles of 32 in D; groups: groups in T */
+/* columns: tiles of 16 in D; depth: tiles of DEEP in D; tiles: of an operand of one group, either way;
+   groups: groups in T */
+typedef struct { long B, T, H, D, band, columns, depth, tiles, groups; } Shape;
 
 static Shape shape_of(long B, long T, long H, long D, long band) {
-    return (Shape){B, T, H, D, band < T ? band : T, (D + 31) / 32, (T + GROUP - 1) / GROUP};
+    const long columns = over(D, 32) * 2;
+    return (Shape){B, T, H, D, band < T ? band : T, columns, columns * 16 / DEEP, columns * DEPTHS, over(T, GROUP)};
 }
 /* First group of keys that a group of queries attends to (the last one is its own), and the last
    group of queries that attend to a group of keys. */
@@ -39,7 +52,7 @@ static inline long last_query(Shape s, long key) { return least(s.groups - 1, (G
    tiles: of out between rows, of a between rows and in depth, of b in depth. */
 static inline void product(Tile *out, long out_row, const Tile *a, long a_row, long a_deep, const Tile *b, long b_deep, long n, int add) {
     enum { RESULT = 256 }; /* numbers of a tile of results */
-    multiply_at((Places){a_row * TILE, a_deep * TILE, b_deep * TILE, 16, RESULT, out_row * RESULT}, (const bf16 *)a, (const bf16 *)b, n,
+    multiply_at((Places){a_row * TILE, a_deep * TILE, b_deep * TILE, 16, RESULT, out_row * RESULT}, (const Number *)a, (const Number *)b, n,
                 (float *)out, add);
 }
 
@@ -55,57 +68,71 @@ static inline void transposed(Tile *out, const Tile *in, long n) {
 }
 
 /* Group `g` of a matrix of T rows of D elements, at a distance of `step`. */
-typedef struct { const bf16 *row; long count, step, D; } Rows;
-static inline Rows rows_of(const bf16 *x, long step, Shape s, long g) {
+typedef struct { const Number *row; long count, step, D; } Rows;
+static inline Rows rows_of(const Number *x, long step, Shape s, long g) {
     return (Rows){x + g * GROUP * step, least(GROUP, s.T - g * GROUP), step, s.D};
 }
-static inline Whole read_row(Rows x, long r, long first) { return read_bf16(x.row + r * x.step + first, r < x.count ? x.D - first : 0); }
+static inline long left_of(Rows x, long r, long first) { return r < x.count ? x.D - first : 0; }
+#ifdef FP32
+INLINE Whole read_row(Rows x, long r, long first) { return words_of(read_some(x.row + r * x.step + first, left_of(x, r, first))); }
+INLINE Wide dot_rows(Wide sum, Whole a, Whole b) { return mul_add(numbers_of(a), numbers_of(b), sum); }
+/* Right operand for products over positions, out (DEPTHS, columns) tiles of 16 columns. Transposed,
+   it is the left operand xᵀ. */
+static void read_pairs(Tile *out, Rows x, Shape s) {
+    for (long r = 0; r < GROUP; r++)
+        for (long d = 0; d < s.columns; d++) out[r / 16 * s.columns + d].words[r % 16] = read_row(x, r, 16 * d);
+}
+#else
+INLINE Whole read_row(Rows x, long r, long first) { return read_bf16(x.row + r * x.step + first, left_of(x, r, first)); }
+INLINE Wide dot_rows(Wide sum, Whole a, Whole b) { return dot(sum, a, b); }
+static void read_pairs(Tile *out, Rows x, Shape s) {
+    for (long r = 0; r < 16; r++)
+        for (long d = 0; d < s.depth; d++)
+            interleave(read_row(x, 2 * r, 32 * d), read_row(x, 2 * r + 1, 32 * d), &out[2 * d].words[r], &out[2 * d + 1].words[r]);
+}
+#endif
+/* Write 32 columns of a row, which are not read before the head is complete. */
+static inline void write_row(Number *row, long D, long first, Wide low, Wide high, float factor) {
+    put_numbers(row + first, mul(low, all(factor)), mul(high, all(factor)), D - first);
+}
 /* Left operand for products over D, out (2, depth) tiles. Transposed, in another order of tiles,
    it is the right operand (depth, 2). */
 static void read_left(Tile *out, Rows x, long depth) {
     for (long r = 0; r < GROUP; r++)
-        for (long d = 0; d < depth; d++) out[r / 16 * depth + d].words[r % 16] = read_row(x, r, 32 * d);
+        for (long d = 0; d < depth; d++) out[r / 16 * depth + d].words[r % 16] = read_row(x, r, DEEP * d);
 }
 static void read_right(Tile *out, Rows x, long depth) {
     Tile rows[2 * depth];
     read_left(rows, x, depth);
     for (long d = 0; d < depth; d++) transpose_tile(out + 2 * d, rows + d), transpose_tile(out + 2 * d + 1, rows + depth + d);
 }
-/* Right operand for products over positions, out (2·depth) tiles of 16 columns. Transposed, it is
-   the left operand xᵀ. */
-static void read_pairs(Tile *out, Rows x, long depth) {
-    for (long r = 0; r < 16; r++)
-        for (long d = 0; d < depth; d++)
-            interleave(read_row(x, 2 * r, 32 * d), read_row(x, 2 * r + 1, 32 * d), &out[2 * d].words[r], &out[2 * d + 1].words[r]);
-}
 
-/* Write 32 columns of a row, which are not read before the head is complete. */
-static inline void write_row(bf16 *row, long D, long first, Wide low, Wide high, float factor) {
-    put_bf16(row + first, mul(low, all(factor)), mul(high, all(factor)), D - first);
-}
-/* Write rows from `in` (2, 2·depth) tiles. */
-static void write_rows(bf16 *x, long step, long count, Shape s, const Tile *in, float factor) {
+/* Write rows from `in` (2, columns) tiles. */
+static void write_rows(Number *x, long step, long count, Shape s, const Tile *in, float factor) {
     for (long r = 0; r < least(GROUP, count); r++)
-        for (long d = 0; d < s.depth; d++) {
-            const Tile *tile = in + r / 16 * 2 * s.depth + 2 * d;
-            write_row(x + r * step, s.D, 32 * d, tile[0].row[r % 16], tile[1].row[r % 16], factor);
+        for (long d = 0; d < s.columns; d += 2) {
+            const Tile *tile = in + r / 16 * s.columns + d;
+            write_row(x + r * step, s.D, 16 * d, tile[0].row[r % 16], tile[1].row[r % 16], factor);
         }
 }
-/* Write rows from the columns of `in` (2·depth, 2) tiles, in the order of `paired`, times a factor per query. */
-static void write_columns(bf16 *x, long step, long count, Shape s, const Tile *in, const float *factor) {
-    for (long d = 0; d < s.depth; d++)
+/* Write rows from the columns of `in` (columns, 2) tiles, in the order of `query_at`, times a factor per query. */
+static void write_columns(Number *x, long step, long count, Shape s, const Tile *in, const float *factor) {
+    for (long d = 0; d < s.columns; d += 2)
         for (long j = 0; j < 2; j++) {
             Tile low, high;
-            transpose_tile(&low, in + 4 * d + j), transpose_tile(&high, in + 4 * d + 2 + j);
+            transpose_tile(&low, in + 2 * d + j), transpose_tile(&high, in + 2 * d + 2 + j);
             for (long c = 0; c < 16; c++) {
-                long q = paired(16 * j + c);
-                if (q < count) write_row(x + q * step, s.D, 32 * d, low.row[c], high.row[c], factor[q]);
+                long q = query_at(16 * j + c);
+                if (q < count) write_row(x + q * step, s.D, 16 * d, low.row[c], high.row[c], factor[q]);
             }
         }
 }
 
+#ifdef FP32
+INLINE Wide power(Wide x) { return power_of_2(x); }
+#else
 /* 2^x, with an error below 3e-6; 0 for minus infinity. */
-static inline Wide power(Wide x) {
+INLINE Wide power(Wide x) {
     Wide f = fraction(x), p = all(1.353416792e-02f);
     p = mul_add(p, f, all(5.201146061e-02f));
     p = mul_add(p, f, all(2.414427569e-01f));
@@ -116,24 +143,25 @@ static inline Wide power(Wide x) {
 /* Store two keys' rows of 32 queries as a row of the right operand for products over keys, in each
    of its two tiles. */
 static inline void pairs(Tile *out, long row, Rounded even, Rounded odd) { pair(even, odd, &out[0].words[row], &out[1].words[row]); }
-/* Set scores (2, 2) tiles of a group of keys and a group of queries to minus infinity outside the
-   band. */
-static inline void mask(Tile *scores, Shape s, long key, long query) {
+#endif
+/* Set scores (2, 2) tiles, `step` between rows, of a group of keys and a group of queries to minus
+   infinity outside the band. */
+static inline void mask(Tile *scores, long step, Shape s, long key, long query) {
     if (key != query && GROUP * (query - key + 1) <= s.band) return;
     for (long j = 0; j < 2; j++)
         for (long k = 0; k < GROUP; k++) {
-            Wide *row = &scores[k / 16 * 2 + j].row[k % 16];
+            Wide *row = &scores[k / 16 * step + j].row[k % 16];
             *row = hide(*row, (int)(GROUP * (query - key) + 16 * j - k), (int)s.band);
         }
 }
 
 /* State of a group of queries: exponents are relative to `shift`; `sum` is that of the rounded
-   exponentials. The sums are in the order of `paired`. */
+   exponentials. The sums are in the order of `query_at`. */
 typedef struct { Wide shift[2], sum[2]; } Softmax;
 
-/* Turn scores (n, 2, 2) into probabilities (n, 2) times 2^-shift; rescale y (2·depth, 2) to a new
-   shift. */
-static inline void soften(Softmax *x, const Tile *scores, Tile *p, long n, Tile *y, long depth, float scale) {
+/* Turn scores (n, 2, 2) into probabilities (n, DEPTHS, 2) times 2^-shift, which in fp32 take their
+   place; rescale y (columns, 2) to a new shift. */
+static inline void soften(Softmax *x, Tile *scores, Tile *p, long n, Tile *y, long columns, float scale) {
     const Wide factor = all(scale);
     Wide top[4], shrunk[2];
     for (int i = 0; i < 4; i++) top[i] = all(-INFINITY);
@@ -151,11 +179,20 @@ static inline void soften(Softmax *x, const Tile *scores, Tile *p, long n, Tile 
     }
     if (raised && y)
         for (int j = 0; j < 2; j++) {
-            Wide column = in_pairs(shrunk[0], shrunk[1], j);
+            Wide column = in_order(shrunk[0], shrunk[1], j);
             x->sum[j] = mul(x->sum[j], column);
-            for (long d = 0; d < 2 * depth; d++)
+            for (long d = 0; d < columns; d++)
                 for (int r = 0; r < 16; r++) y[2 * d + j].row[r] = mul(y[2 * d + j].row[r], column);
         }
+#ifdef FP32
+    for (long g = 0; g < n; g++)
+        for (int r = 0; r < 16; r++)
+            for (int i = 0; i < 4; i++) {
+                Wide *at = &scores[4 * g + i].row[r];
+                *at = power(mul_sub(*at, factor, x->shift[i % 2]));
+                x->sum[i % 2] = add(x->sum[i % 2], *at);
+            }
+#else
     static const bf16 one[32] = {[0 ... 31] = 0x3f80};
     const Whole ones = read_bf16(one, 32);
     for (long g = 0; g < n; g++)
@@ -166,17 +203,19 @@ static inline void soften(Softmax *x, const Tile *scores, Tile *p, long n, Tile 
             pairs(p + 2 * g, r, rounded(e[0], e[1]), rounded(e[2], e[3]));
             for (int j = 0; j < 2; j++) x->sum[j] = dot(x->sum[j], p[2 * g + j].words[r], ones);
         }
+#endif
 }
 
-static long forward_tiles(Shape s) { return s.groups * 4 * s.depth + 6 * s.depth + 6 * CHUNK; }
+static long forward_tiles(Shape s) { return (2 * s.groups + 1) * s.tiles + 2 * s.columns + 6 * CHUNK; }
 
-static void forward_head(const bf16 *qkv, bf16 *out, float *log_sum, Shape s, Tile *scratch) {
-    const long step = s.H * 3 * s.D, wide = 2 * s.depth; /* wide: fp32 tiles of a group */
+static void forward_head(const Number *qkv, Number *out, float *log_sum, Shape s, Tile *scratch) {
+    const long step = s.H * 3 * s.D, wide = s.tiles;
     const float scale = (float)(M_LOG2E / sqrt((double)s.D));
-    Tile *k = scratch, *v = k + s.groups * wide, *q = v + s.groups * wide, *y = q + wide, *scores = y + 2 * wide, *p = scores + 4 * CHUNK;
+    Tile *k = scratch, *v = k + s.groups * wide, *q = v + s.groups * wide, *y = q + wide, *scores = y + 2 * s.columns;
+    Tile *p = DEPTHS == 1 ? scores + 4 * CHUNK : scores;
     for (long g = 0; g < s.groups; g++) {
         read_left(k + g * wide, rows_of(qkv + s.D, step, s, g), s.depth);
-        read_pairs(v + g * wide, rows_of(qkv + 2 * s.D, step, s, g), s.depth);
+        read_pairs(v + g * wide, rows_of(qkv + 2 * s.D, step, s, g), s);
         transposed(v + g * wide, v + g * wide, wide);
     }
     for (long g = 0; g < s.groups; g++) {
@@ -187,14 +226,15 @@ static void forward_head(const bf16 *qkv, bf16 *out, float *log_sum, Shape s, Ti
             const long n = least(CHUNK, g + 1 - first);
             for (long i = 0; i < n; i++) {
                 product(scores + 4 * i, 2, k + (first + i) * wide, s.depth, 1, q, 2, s.depth, 0);
-                mask(scores + 4 * i, s, first + i, g);
+                mask(scores + 4 * i, 2, s, first + i, g);
             }
-            soften(&x, scores, p, n, first > lowest ? y : 0, s.depth, scale);
-            for (long d = 0; d < s.depth; d++) product(y + 4 * d, 2, v + first * wide + 2 * d, 1, wide, p, 2, n, first > lowest);
+            soften(&x, scores, p, n, first > lowest ? y : 0, s.columns, scale);
+            for (long d = 0; d < s.columns; d += 2)
+                product(y + 2 * d, 2, v + first * wide + d, 1, s.columns, p, 2, n * DEPTHS, first > lowest);
         }
         float shift[GROUP], sum[GROUP], factor[GROUP];
         for (int j = 0; j < 2; j++) write16(shift + 16 * j, x.shift[j]), write16(sum + 16 * j, x.sum[j]);
-        for (long i = 0; i < GROUP; i++) factor[paired(i)] = 1 / sum[i];
+        for (long i = 0; i < GROUP; i++) factor[query_at(i)] = 1 / sum[i];
         for (long i = 0; i < count; i++) log_sum[g * GROUP + i] = shift[i] - log2f(factor[i]);
         write_columns(out + g * GROUP * s.H * s.D, s.H * s.D, count, s, y, factor);
     }
@@ -202,15 +242,36 @@ static void forward_head(const bf16 *qkv, bf16 *out, float *log_sum, Shape s, Ti
 
 /* Intermediate results of a block of keys (groups `key` to `key_end` - 1) and a block of queries, in
    tiles: p and ds as left operands over queries (KEYS, 2, QUERIES), ds also as right operand over
-   keys (QUERIES, KEYS, 2). */
-typedef struct { Tile scores[4], dp[4], p[KEYS * 2 * QUERIES], ds[KEYS * 2 * QUERIES], ds_pairs[QUERIES * KEYS * 2]; } Block;
+   keys (QUERIES, KEYS, 2). In fp32 p and ds (KEYS, 2, QUERIES, 2) serve as both, and take the place
+   of scores and dp. */
+enum { ROW = QUERIES * DEPTHS, BESIDE = DEPTHS == 1 ? 2 : ROW }; /* tiles between rows of p and ds, of scores and dp */
+#ifdef FP32
+typedef struct { Tile p[KEYS * 2 * ROW], ds[KEYS * 2 * ROW]; } Block;
+static inline Tile *scores_of(Block *x, long key, long query) { return x->p + key * 2 * ROW + query * 2; }
+static inline Tile *dp_of(Block *x, long key, long query) { return x->ds + key * 2 * ROW + query * 2; }
+static inline const Tile *over_keys(const Block *x, long key, long query) { return x->ds + key * 2 * ROW + query * 2; }
+#else
+typedef struct { Tile scores[4], dp[4], p[KEYS * 2 * ROW], ds[KEYS * 2 * ROW], ds_pairs[QUERIES * KEYS * 2]; } Block;
+static inline Tile *scores_of(Block *x, long key, long query) { return x->scores + 0 * (key + query); }
+static inline Tile *dp_of(Block *x, long key, long query) { return x->dp + 0 * (key + query); }
+static inline const Tile *over_keys(const Block *x, long key, long query) { return x->ds_pairs + (query * KEYS + key) * 2; }
+#endif
 
 /* Compute p and ds = p·(dp - delta) from scores and dp, for a group of keys and a group of queries.
    The factor 1 / sqrt(D) is applied at the end. */
 static inline void differentiate(Block *x, long key, long query, const float *log_sum, const float *delta, float scale) {
     Wide less[2], own[2], factor = all(scale);
     for (int j = 0; j < 2; j++) less[j] = read16(log_sum + 16 * j), own[j] = read16(delta + 16 * j);
-    Tile *p = x->p + key * 2 * QUERIES + query, *ds = x->ds + key * 2 * QUERIES + query, *pair = x->ds_pairs + (query * KEYS + key) * 2;
+#ifdef FP32
+    Tile *p = scores_of(x, key, query), *ds = dp_of(x, key, query);
+    for (int r = 0; r < GROUP; r++)
+        for (int j = 0; j < 2; j++) {
+            Wide *e = &p[r / 16 * ROW + j].row[r % 16], *d = &ds[r / 16 * ROW + j].row[r % 16];
+            *e = power(mul_sub(*e, factor, less[j]));
+            *d = mul(*e, sub(*d, own[j]));
+        }
+#else
+    Tile *p = x->p + key * 2 * ROW + query, *ds = x->ds + key * 2 * ROW + query, *pair = x->ds_pairs + (query * KEYS + key) * 2;
     for (int r = 0; r < 16; r++) {
         Rounded ds_row[2];
         for (int i = 0; i < 2; i++) {
@@ -220,45 +281,46 @@ static inline void differentiate(Block *x, long key, long query, const float *lo
                 e[j] = power(mul_sub(x->scores[tile + j].row[row], factor, less[j]));
                 d[j] = mul(e[j], sub(x->dp[tile + j].row[row], own[j]));
             }
-            p[r / 8 * QUERIES].words[row] = packed(rounded(e[0], e[1]));
+            p[r / 8 * ROW].words[row] = packed(rounded(e[0], e[1]));
             ds_row[i] = rounded(d[0], d[1]);
-            ds[r / 8 * QUERIES].words[row] = packed(ds_row[i]);
+            ds[r / 8 * ROW].words[row] = packed(ds_row[i]);
         }
         pairs(pair, r, ds_row[0], ds_row[1]);
     }
+#endif
 }
 
 /* Compute the sum of y·dy for each query of a group, in fp32. */
 static void read_delta(float *delta, Rows y, Rows dy, long depth) {
     for (long r = 0; r < GROUP; r++) {
         Wide sum = zeros();
-        for (long d = 0; d < depth; d++) sum = dot(sum, read_row(y, r, 32 * d), read_row(dy, r, 32 * d));
+        for (long d = 0; d < depth; d++) sum = dot_rows(sum, read_row(y, r, DEEP * d), read_row(dy, r, DEEP * d));
         delta[r] = total(sum);
     }
 }
 
 static long backward_tiles(Shape s) {
     const long numbers = (2 * s.groups * GROUP * (long)sizeof(float) + (long)sizeof(Tile) - 1) / (long)sizeof(Tile);
-    return s.groups * 12 * s.depth + KEYS * 14 * s.depth + (long)(sizeof(Block) / sizeof(Tile)) + numbers;
+    return s.groups * (4 * s.tiles + 2 * s.columns) + KEYS * (3 * s.tiles + 4 * s.columns) + (long)(sizeof(Block) / sizeof(Tile)) + numbers;
 }
 
-static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const float *log_sum, bf16 *dqkv, Shape s, Tile *scratch) {
-    const long step = s.H * 3 * s.D, y_step = s.H * s.D, wide = 2 * s.depth, all = s.groups * wide, some = KEYS * wide;
-    const float scale = (float)(1 / sqrt((double)s.D)), scale2 = (float)M_LOG2E * scale;
-    /* all queries: q and dy as right operands over D and over queries; dqᵀ in fp32 (2·depth, 2) per
+static void backward_head(const Number *dy, const Number *qkv, const Number *y, const float *log_sum, Number *dqkv, Shape s, Tile *scratch) {
+    const long step = s.H * 3 * s.D, y_step = s.H * s.D, wide = s.tiles, all = s.groups * wide, some = KEYS * wide, sum = 2 * s.columns;
+    const float scale = (float)(1 / sqrt((double)s.D)), scale2 = (float)(M_LOG2E / sqrt((double)s.D)); /* as forward */
+    /* all queries: q and dy as right operands over D and over queries; dqᵀ in fp32 (columns, 2) per
        group */
     Tile *q = scratch, *q_pairs = q + all, *out = q_pairs + all, *out_pairs = out + all, *dq = out_pairs + all;
-    /* a block of keys: left operands over D, kᵀ over keys, and gradients in fp32 (2, 2·depth) per
+    /* a block of keys: left operands over D, kᵀ over keys, and gradients in fp32 (2, columns) per
        group */
-    Tile *k = dq + 2 * all, *v = k + some, *k_columns = v + some, *dk = k_columns + some, *dv = dk + 2 * some;
-    Block *x = (Block *)(dv + 2 * some);
+    Tile *k = dq + s.groups * sum, *v = k + some, *k_columns = v + some, *dk = k_columns + some, *dv = dk + KEYS * sum;
+    Block *x = (Block *)(dv + KEYS * sum);
     float *logs = (float *)(x + 1), *delta = logs + s.groups * GROUP;
     for (long g = 0; g < s.groups; g++) {
         const Rows rows = rows_of(qkv, step, s, g), dy_rows = rows_of(dy, y_step, s, g);
         read_right(q + g * wide, rows, s.depth);
-        read_pairs(q_pairs + g * wide, rows, s.depth);
+        read_pairs(q_pairs + g * wide, rows, s);
         read_right(out + g * wide, dy_rows, s.depth);
-        read_pairs(out_pairs + g * wide, dy_rows, s.depth);
+        read_pairs(out_pairs + g * wide, dy_rows, s);
         read_delta(delta + g * GROUP, rows_of(y, y_step, s, g), dy_rows, s.depth);
         for (long i = 0; i < GROUP; i++) logs[g * GROUP + i] = i < dy_rows.count ? log_sum[g * GROUP + i] : 0;
     }
@@ -268,7 +330,7 @@ static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const 
             const long at = (g - key) * wide;
             read_left(k + at, rows_of(qkv + s.D, step, s, g), s.depth);
             read_left(v + at, rows_of(qkv + 2 * s.D, step, s, g), s.depth);
-            read_pairs(k_columns + at, rows_of(qkv + s.D, step, s, g), s.depth);
+            read_pairs(k_columns + at, rows_of(qkv + s.D, step, s, g), s);
             transposed(k_columns + at, k_columns + at, wide);
         }
         for (long query = key; query < query_end; query += QUERIES) {
@@ -276,34 +338,35 @@ static void backward_head(const bf16 *dy, const bf16 *qkv, const bf16 *y, const 
             for (long i = query; i < end; i++) {
                 const long first = most(key, first_key(s, i)), n = least(key_end, i + 1) - first;
                 for (long g = first; g < first + n; g++) {
-                    product(x->scores, 2, k + (g - key) * wide, s.depth, 1, q + i * wide, 2, s.depth, 0);
-                    product(x->dp, 2, v + (g - key) * wide, s.depth, 1, out + i * wide, 2, s.depth, 0);
-                    mask(x->scores, s, g, i);
+                    Tile *scores = scores_of(x, g - key, i - query), *dp = dp_of(x, g - key, i - query);
+                    product(scores, BESIDE, k + (g - key) * wide, s.depth, 1, q + i * wide, 2, s.depth, 0);
+                    product(dp, BESIDE, v + (g - key) * wide, s.depth, 1, out + i * wide, 2, s.depth, 0);
+                    mask(scores, BESIDE, s, g, i);
                     differentiate(x, g - key, i - query, logs + i * GROUP, delta + i * GROUP, scale2);
                 }
-                for (long d = 0; d < s.depth && n > 0; d++)
-                    product(dq + i * 2 * wide + 4 * d, 2, k_columns + (first - key) * wide + 2 * d, 1, wide,
-                            x->ds_pairs + ((i - query) * KEYS + first - key) * 2, 2, n, first > first_key(s, i));
+                for (long d = 0; d < s.columns && n > 0; d += 2)
+                    product(dq + i * sum + 2 * d, 2, k_columns + (first - key) * wide + d, 1, s.columns, over_keys(x, first - key, i - query),
+                            BESIDE, n * DEPTHS, first > first_key(s, i));
             }
             for (long g = key; g < least(key_end, end); g++) {
-                const long first = most(query, g), n = least(end, last_query(s, g) + 1) - first;
-                const long at = (g - key) * 2 * QUERIES + first - query, sums = (g - key) * 2 * wide;
-                for (long d = 0; d < s.depth && n > 0; d++) {
-                    product(dv + sums + 2 * d, wide, x->p + at, QUERIES, 1, out_pairs + first * wide + 2 * d, wide, n, first > g);
-                    product(dk + sums + 2 * d, wide, x->ds + at, QUERIES, 1, q_pairs + first * wide + 2 * d, wide, n, first > g);
+                const long first = most(query, g), n = (least(end, last_query(s, g) + 1) - first) * DEPTHS;
+                const long at = (g - key) * 2 * ROW + (first - query) * DEPTHS, sums = (g - key) * sum;
+                for (long d = 0; d < s.columns && n > 0; d += 2) {
+                    product(dv + sums + d, s.columns, x->p + at, ROW, 1, out_pairs + first * wide + d, s.columns, n, first > g);
+                    product(dk + sums + d, s.columns, x->ds + at, ROW, 1, q_pairs + first * wide + d, s.columns, n, first > g);
                 }
             }
         }
         for (long g = key; g < key_end; g++) {
-            bf16 *rows = dqkv + g * GROUP * step;
-            write_rows(rows + s.D, step, s.T - g * GROUP, s, dk + (g - key) * 2 * wide, scale);
-            write_rows(rows + 2 * s.D, step, s.T - g * GROUP, s, dv + (g - key) * 2 * wide, 1);
+            Number *rows = dqkv + g * GROUP * step;
+            write_rows(rows + s.D, step, s.T - g * GROUP, s, dk + (g - key) * sum, scale);
+            write_rows(rows + 2 * s.D, step, s.T - g * GROUP, s, dv + (g - key) * sum, 1);
         }
     }
     float scales[GROUP];
     for (long i = 0; i < GROUP; i++) scales[i] = scale;
     for (long g = 0; g < s.groups; g++)
-        write_columns(dqkv + g * GROUP * step, step, s.T - g * GROUP, s, dq + g * 2 * wide, scales);
+        write_columns(dqkv + g * GROUP * step, step, s.T - g * GROUP, s, dq + g * sum, scales);
 }
 
 long attention_scratch(long T, long D) { /* in bytes, per thread */
@@ -311,7 +374,7 @@ long attention_scratch(long T, long D) { /* in bytes, per thread */
     return most(forward_tiles(s), backward_tiles(s)) * (long)sizeof(Tile);
 }
 
-void attention_forward(const bf16 *qkv, bf16 *y, float *log_sum, long B, long T, long H, long D, long band, int threads, Tile *scratch) {
+void attention_forward(const Number *qkv, Number *y, float *log_sum, long B, long T, long H, long D, long band, int threads, Tile *scratch) {
     const Shape s = shape_of(B, T, H, D, band);
 #pragma omp parallel num_threads(threads)
     {
@@ -327,7 +390,7 @@ void attention_forward(const bf16 *qkv, bf16 *y, float *log_sum, long B, long T,
     }
 }
 
-void attention_backward(const bf16 *dy, const bf16 *qkv, const bf16 *y, const float *log_sum, bf16 *dqkv, long B, long T, long H, long D,
+void attention_backward(const Number *dy, const Number *qkv, const Number *y, const float *log_sum, Number *dqkv, long B, long T, long H, long D,
                         long band, int threads, Tile *scratch) {
     const Shape s = shape_of(B, T, H, D, band);
 #pragma omp parallel num_threads(threads)

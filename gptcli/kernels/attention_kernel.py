@@ -1,4 +1,4 @@
-"""Causal attention over packed q, k and v by `attention.c`: bf16, CPUs.
+"""Causal attention over packed q, k and v by `attention.c`: bf16 and fp32, CPUs.
 
 The kernel reads q, k and v in the layout that one projection writes, writes the outputs of the
 heads in the layout that the next projection reads, and the gradients of q, k and v into one tensor.
@@ -19,6 +19,7 @@ from gptcli.kernels.build import library
 from gptcli.model import attention
 
 POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+SOURCES = {torch.bfloat16: "attention", torch.float32: "attention_fp32"}
 ALIGNMENT_BYTES = 64
 """Alignment of the scratch memory: one cache line per row of a tile."""
 
@@ -29,22 +30,27 @@ def attention_packed(
     """Return causal self-attention as `gptcli.model.attention.attention_packed` does."""
     if dropout or not supports(qkv_BTH3D):
         return attention.attention_packed(qkv_BTH3D, band=band, dropout=dropout)
-    return packed_attend(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
+    has_gradient = torch.is_grad_enabled() and qkv_BTH3D.requires_grad
+    # PyTorch imports its compiler at the first call of an operator of ours: seconds for a sample
+    attend = packed_attend if has_gradient or torch.compiler.is_compiling() else _attend
+    return attend(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
 
 
 def supports(qkv_BTH3D: torch.Tensor) -> bool:
     """Return whether the kernel can run on this tensor, on this machine."""
-    return qkv_BTH3D.device.type == "cpu" and qkv_BTH3D.dtype == torch.bfloat16 and available()
+    return (
+        qkv_BTH3D.device.type == "cpu" and qkv_BTH3D.dtype in SOURCES and available(qkv_BTH3D.dtype)
+    )
 
 
-def available() -> bool:
-    """Return whether the kernel can be built and run here."""
-    return _kernel() is not None
+def available(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Return whether the kernel for a dtype can be built and run here."""
+    return _kernel(dtype) is not None
 
 
 @functools.cache
-def _kernel() -> ctypes.CDLL | None:
-    kernel = library("attention")
+def _kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
+    kernel = library(SOURCES[dtype])
     if kernel is None or not kernel.ready():
         return None
     shape = (LONG, LONG, LONG, LONG, LONG, INT, POINTER)  # B, T, H, D, band, threads, scratch
@@ -61,6 +67,11 @@ def packed_attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, tor
     The second result, for the backward pass, is (B, H, T) fp32: log2 of each query's sum of
     exponentials.
     """
+    return _attend(qkv_BTH3D, band)
+
+
+def _attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the results of `packed_attend` without a graph for gradients."""
     qkv_BTH3D = qkv_BTH3D.contiguous()
     y_BTHD, log_sum_BHT = _outputs(qkv_BTH3D)
     _run("attention_forward", qkv_BTH3D, band, qkv_BTH3D, y_BTHD, log_sum_BHT)
@@ -100,7 +111,7 @@ def _outputs(qkv_BTH3D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _run(function: str, qkv_BTH3D: torch.Tensor, band: int, *tensors: torch.Tensor) -> None:
     """Call a function of the kernel on contiguous tensors, with scratch memory for each thread."""
-    kernel = _kernel()
+    kernel = _kernel(qkv_BTH3D.dtype)
     assert kernel is not None
     B, T, H, _, D = qkv_BTH3D.shape
     threads = torch.get_num_threads()

@@ -233,7 +233,7 @@ def _digest(data: bytes) -> str:
 def _key(source: Path, compiler: str, instructions: str) -> str:
     """Return a hash of all that a library is made from: sources, flags, compiler and processor."""
     flags = " ".join((*FLAGS, platform.machine(), *_flags(instructions)))
-    sources = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
+    sources = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.[ch]")))]
     return _digest(b"\0".join((*sources, _version(compiler), flags.encode())))
 
 

@@ -1,19 +1,22 @@
-/* Products of bf16 matrices with fp32 sums, from operands that are packed into tiles first.
+/* Products of matrices of Numbers (`wide.h`) with fp32 sums, from operands that are packed into tiles
+   first.
 
    A product C (M, N) = L (M, K) . R (K, N) is computed 32 x 32 results at a time. Operands are packed
-   as panels of 32 rows of L, or 32 columns of R, over all of K: for every 32 of K two tiles of 16
+   as panels of 32 rows of L, or 32 columns of R, over all of K: for every DEEP of K two tiles of 16
    rows or columns, each 1 kB of contiguous memory, so that a tile touches 16 whole cache lines. A
-   left tile stores 16 rows of 32; a right tile stores, for each pair of neighbours in K, the pairs of
-   16 columns. `pack` handles every layout of a source, and pads matrices with zeros.
+   left tile stores 16 rows of DEEP. A right tile stores in bf16, for each pair of neighbours in K, the
+   pairs of 16 columns; in fp32, for each of K, 16 columns. `pack` handles every layout of a source of
+   bf16 products, and pads matrices with zeros.
 
    `multiply` uses AMX tiles, or AVX-512's products of bf16 pairs, or products in fp32 of the widened
-   numbers; the sums are fp32 everywhere, and packing is the same.
+   numbers; the sums are fp32 everywhere, and packing is the same. In fp32 it is one loop.
 
    Caches: a stretch of a panel of one operand stays in L1 while panels of the other are loaded from
    L2, where its block of panels stays. */
 #include "wide.h"
 
-enum { PANEL = 32, TILE = 512, PAIR = 2 * TILE, RESULTS = PANEL * PANEL }; /* rows or columns; elements */
+enum { PANEL = 32, TILE = 16 * DEEP, PAIR = 2 * TILE, RESULTS = PANEL * PANEL }; /* rows or columns; elements */
+enum { DEPTHS = PANEL / DEEP }; /* tile pairs in a panel's width of K */
 
 /* Two panels, or parts of them: tiles next to each other in K are `left_step` and `right_step`
    elements apart, the lower left tile is `left_low` after the upper one, and the second right tile
@@ -22,7 +25,9 @@ enum { PANEL = 32, TILE = 512, PAIR = 2 * TILE, RESULTS = PANEL * PANEL }; /* ro
 typedef struct { long left_low, left_step, right_step, row, second, low; } Places;
 static const Places PANELS_INTO_ROWS = {TILE, PAIR, PAIR, PANEL, 16, 16 * PANEL};
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#ifdef FP32
+#include "products_fp32.h"
+#elif defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -117,13 +122,6 @@ INLINE void multiply_at(const Places at, const bf16 *left, const bf16 *right, lo
 
 enum { STEPS = 8, GROUPS = LANES == 16 ? 2 : 16 / LANES }; /* left tiles widened together; registers of a row of results */
 
-INLINE Piece read_piece(const float *x) {
-    Piece y;
-    memcpy(&y, x, sizeof y);
-    return y;
-}
-INLINE void write_piece(float *to, Piece x) { memcpy(to, &x, sizeof x); }
-
 /* Add the products of the first, or second, numbers of the 16 pairs in a tile. */
 INLINE void add_products(const int rows, const int second, const float *wide, long tiles, const bf16 *right, Piece sums[rows][GROUPS]) {
     for (int k = 0; k < 16; k++) {
@@ -199,9 +197,11 @@ static __attribute__((noinline)) void multiply_at(const Places at, const bf16 *l
 #endif
 
 /* The same of two panels, with results row by row. */
-static inline void multiply(const bf16 *left, const bf16 *right, long tiles, float *results, int more) {
+static inline void multiply(const Number *left, const Number *right, long tiles, float *results, int more) {
     multiply_at(PANELS_INTO_ROWS, left, right, tiles, results, more);
 }
+
+#ifndef FP32 /* only bf16 operands are packed here */
 
 /* Prefetch part `n` of `of` of the `tiles` pairs at `next` into L2 during other products. */
 static inline void fetch_part(const bf16 *next, long tiles, long n, long of) {
@@ -246,3 +246,5 @@ static inline void pack_pair(const Source *s, long panel, long k, enum Side side
 static inline void pack(const Source *s, long panel, long k, long count, enum Side side, enum Along along, bf16 *tiles) {
     for (long i = 0; i < count; i++) pack_pair(s, panel, k + i, side, along, tiles + i * PAIR);
 }
+
+#endif

@@ -11,6 +11,15 @@
 #include <string.h>
 
 typedef uint16_t bf16;
+/* The numbers of operands, and how many of them fill the 64 bytes of a register or cache line. A source
+   that is compiled with FP32 defined has them in fp32, else in bf16. */
+#ifdef FP32
+typedef float Number;
+enum { DEEP = 16 };
+#else
+typedef bf16 Number;
+enum { DEEP = 32 };
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 INLINE long least(long a, long b) { return a < b ? a : b; }
@@ -23,6 +32,8 @@ INLINE void fetch(const void *at) { __builtin_prefetch(at, 0, 2); } /* into L2 *
 #include <immintrin.h>
 
 typedef __m512 Wide;     /* 16 numbers in fp32 */
+typedef __m512 Piece;    /* numbers of one register */
+enum { LANES = 16 };
 typedef __m512i Whole;   /* 16 words, or 32 numbers in bf16 */
 typedef __m512i Rounded; /* 32 numbers that have been rounded to bf16 */
 typedef __mmask16 Mask;
@@ -49,6 +60,12 @@ INLINE float peak(Wide x) { return _mm512_reduce_max_ps(x); }
 INLINE Wide nearest(Wide x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE Wide fraction(Wide x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 INLINE Wide times_power(Wide x, Wide n) { return _mm512_scalef_ps(x, n); } /* x 2^floor(n), 0 below fp32's range */
+INLINE Wide split(Wide *x) { /* leave in x what its nearest whole number, which `times_split` takes, is short of it */
+    const Wide whole = nearest(*x);
+    *x = sub(*x, whole);
+    return whole;
+}
+INLINE Wide times_split(Wide x, Wide n) { return times_power(x, n); }
 
 INLINE Mask above(Wide a, Wide b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 INLINE int any(Mask m) { return m; }
@@ -135,6 +152,9 @@ INLINE Wide in_pairs(Wide low, Wide high, int half) {
 
 #else
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 #if defined(__AVX512F__)
 enum { LANES = 16 };
 #elif defined(__AVX__)
@@ -185,12 +205,22 @@ INLINE Wide sub_mul(Wide c, Wide a, Wide b) { /* c - a b */
     return c;
 }
 INLINE Piece picked(WordPiece which, Piece yes, Piece no) { return (Piece)((which & (WordPiece)yes) | (~which & (WordPiece)no)); }
+#if defined(__AVX512F__)
+INLINE Piece larger_piece(Piece a, Piece b) { return _mm512_max_ps(a, b); }
+INLINE Piece smaller_piece(Piece a, Piece b) { return _mm512_min_ps(a, b); }
+#elif defined(__AVX__)
+INLINE Piece larger_piece(Piece a, Piece b) { return _mm256_max_ps(a, b); }
+INLINE Piece smaller_piece(Piece a, Piece b) { return _mm256_min_ps(a, b); }
+#else
+INLINE Piece larger_piece(Piece a, Piece b) { return picked((WordPiece)(a > b), a, b); }
+INLINE Piece smaller_piece(Piece a, Piece b) { return picked((WordPiece)(a < b), a, b); }
+#endif
 INLINE Wide larger(Wide a, Wide b) { /* b if one is not a number */
-    EACH b.p[i] = picked((WordPiece)(a.p[i] > b.p[i]), a.p[i], b.p[i]);
+    EACH b.p[i] = larger_piece(a.p[i], b.p[i]);
     return b;
 }
 INLINE Wide smaller(Wide a, Wide b) {
-    EACH b.p[i] = picked((WordPiece)(a.p[i] < b.p[i]), a.p[i], b.p[i]);
+    EACH b.p[i] = smaller_piece(a.p[i], b.p[i]);
     return b;
 }
 INLINE Wide inverse(Wide d) {
@@ -224,6 +254,20 @@ INLINE Wide times_power(Wide x, Wide n) { /* x 2^floor(n), 0 below fp32's range 
         Piece scaled = x.p[i] * (Piece)((power + 127) << 23);
         x.p[i] = picked((WordPiece)(n.p[i] < -126), (Piece){0}, scaled);
     }
+    return x;
+}
+
+INLINE Wide split(Wide *x) { /* leave in x what its nearest whole number, which `times_split` takes, is short of it */
+    Wide n;
+    EACH {
+        const Piece bounded = larger_piece((Piece){0} - 127, x->p[i]); /* 2^-127 is written as 0 */
+        n.p[i] = bounded + 12582912.0f;                                /* the number's lowest bits are the whole one */
+        x->p[i] = bounded - (n.p[i] - 12582912.0f);
+    }
+    return n;
+}
+INLINE Wide times_split(Wide x, Wide n) { /* x 2^n, 0 below fp32's range */
+    EACH x.p[i] *= (Piece)(((WordPiece)n.p[i] + 127) << 23);
     return x;
 }
 
@@ -378,16 +422,41 @@ INLINE Wide in_pairs(Wide low, Wide high, int half) { return half ? high : low; 
 
 #endif
 
-/* exp(x), with a relative error of 3e-7; 0 below fp32's normal range. */
-INLINE Wide exponential(Wide x) {
-    Wide y = mul(x, all(1.44269504f)), whole = nearest(y), part = sub(y, whole), p = all(1.3333558e-3f);
-    p = mul_add(p, part, all(9.6181291e-3f));
-    p = mul_add(p, part, all(5.5504109e-2f));
-    p = mul_add(p, part, all(2.4022651e-1f));
-    p = mul_add(p, part, all(6.9314718e-1f));
-    p = mul_add(p, part, all(1.0f));
-    return times_power(p, whole);
+INLINE Piece read_piece(const float *x) {
+    Piece y;
+    memcpy(&y, x, sizeof y);
+    return y;
 }
+INLINE void write_piece(float *to, Piece x) { memcpy(to, &x, sizeof x); }
+
+/* 2^x and exp(x), with a relative error of 3e-7; 0 below fp32's normal range. */
+INLINE Wide power_of_2(Wide x) {
+    Wide n = split(&x), p = all(1.32764718e-3f); /* of the smallest relative error from -1/2 to 1/2 */
+    p = mul_add(p, x, all(9.67554133e-3f));
+    p = mul_add(p, x, all(5.55071327e-2f));
+    p = mul_add(p, x, all(2.40221197e-1f));
+    p = mul_add(p, x, all(6.93146967e-1f));
+    p = mul_add(p, x, all(1.00000007f));
+    return times_split(p, n);
+}
+INLINE Wide exponential(Wide x) { return power_of_2(mul(x, all(1.44269504f))); }
+
+/* Write up to 32 Numbers that are not read again soon. */
+#ifdef FP32
+INLINE void put_numbers(float *to, Wide low, Wide high, long n) { put(to, low, n), put(to + 16, high, n - 16); }
+INLINE Whole words_of(Wide x) {
+    Whole y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+INLINE Wide numbers_of(Whole x) {
+    Wide y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+#else
+INLINE void put_numbers(bf16 *to, Wide low, Wide high, long n) { put_bf16(to, low, high, n); }
+#endif
 
 /* This thread's contiguous share of n items, which depends only on the number of threads. */
 static inline void share(long n, long *first, long *last) {

@@ -272,7 +272,8 @@ class _HeadLoss(torch.autograd.Function):
                         log_sum_n1, target_logit_n1, counted_n1, dweight_VC, start > 0
                     )
         if dweight_VC is not None:
-            ctx.save_for_backward(dx_NC, dweight_VC[:V])
+            # not a view where it needs none: the embedding's gradient is then added in place
+            ctx.save_for_backward(dx_NC, dweight_VC if entries == V else dweight_VC[:V])
         if observe is not None and nats:
             observe(torch.cat(nats).flatten())
         return loss
@@ -425,12 +426,13 @@ class _CpuChunk:
         accumulate: bool,
     ) -> torch.Tensor:
         """Return the gradient of x, and write that of the weight, or add to it."""
-        if not accumulate:
+        fp32 = self.x_nC.dtype == torch.float32  # products then add to the sums themselves
+        if not accumulate and not fp32:
             dweight_VC.zero_()
         dx_nC = torch.zeros_like(self.x_nC, dtype=torch.float32)
-        # a copy: products whose first operand is transposed run at half the speed on a CPU
-        x_Cn = self.x_nC.T.contiguous()
-        row_n1 = torch.arange(len(x_Cn[0]), device=x_Cn.device)[:, None]
+        # a copy: bf16 products whose first operand is transposed run at half the speed on a CPU
+        x_Cn = self.x_nC.T if fp32 else self.x_nC.T.contiguous()
+        row_n1 = torch.arange(len(self.x_nC), device=x_Cn.device)[:, None]
         target_gradient_n1 = ((target_logit_n1 - log_sum_n1).exp() - 1) * counted_n1
         for first, last in self.borders:
             dlogits_nv, shift_n1 = self.pieces.pop(0)
@@ -439,6 +441,11 @@ class _CpuChunk:
             dlogits_nv[row_n1, index_n1] = torch.where(  # scatter_ would copy the whole tensor
                 inside_n1, target_gradient_n1.to(dlogits_nv.dtype), dlogits_nv.gather(1, index_n1)
             )
+            if fp32:
+                beta = 1.0 if accumulate else 0.0
+                add_product_(dweight_VC[first:last], dlogits_nv.T, self.x_nC, beta=beta)
+                add_product_(dx_nC, dlogits_nv, self.weight_VC[first:last])
+                continue
             self.elementwise.accumulate(dx_nC, dlogits_nv @ self.weight_VC[first:last])
             self.elementwise.accumulate(dweight_VC[first:last], (x_Cn @ dlogits_nv).T)
         return dx_nC

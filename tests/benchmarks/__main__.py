@@ -27,6 +27,7 @@ from tests.benchmarks import (
     sampling,
     serving,
     startup,
+    steps,
     training,
 )
 
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "startup": startup.run,
     "shakespeare": training.shakespeare,
     "gpt2-124M": training.gpt2_124m,
+    "gpt2-steps": steps.run,
     "banded": banded.run,
     "sampling": sampling.run,
     "int8-quality": sampling.quality,

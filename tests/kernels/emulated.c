@@ -46,15 +46,22 @@ int main(void) {
     backward_x(y, w, x, dx, N, K, O);
     backward_w(y, x, dw, db, N, K, O);
     show_halves("dx", dx, N * K), show("dw", dw, O * K), show("db", db, O);
-#elif defined(ATTENTION)
+#elif defined(ATTENTION) || defined(ATTENTION_FP32)
+#ifdef FP32
+#define made numbers
+#define show_made show
+#else
+#define made halves
+#define show_made show_halves
+#endif
     enum { B = 1, T = 70, H = 2, D = 24 };
-    uint16_t *qkv = halves(B * T * H * 3 * D), *y = halves(B * T * H * D), *dqkv = halves(B * T * H * 3 * D);
+    Number *qkv = made(B * T * H * 3 * D), *y = made(B * T * H * D), *dqkv = made(B * T * H * 3 * D);
     float *log_sum = numbers(B * H * T);
     Tile *scratch = aligned_alloc(64, attention_scratch(T, D));
     attention_forward(qkv, y, log_sum, B, T, H, D, 40, 1, scratch);
-    show_halves("y", y, B * T * H * D), show("log_sum", log_sum, B * H * T);
+    show_made("y", y, B * T * H * D), show("log_sum", log_sum, B * H * T);
     attention_backward(y, qkv, y, log_sum, dqkv, B, T, H, D, 40, 1, scratch);
-    show_halves("dqkv", dqkv, B * T * H * 3 * D);
+    show_made("dqkv", dqkv, B * T * H * 3 * D);
 #elif defined(HEAD)
     enum { N = 40, C = 50, V = 300, PADDED = 64, BLOCKS = 2 };
     uint16_t *x = halves(N * C), *e = aligned_alloc(64, BLOCKS * BLOCK * PADDED * 2);

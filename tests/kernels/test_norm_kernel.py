@@ -199,7 +199,7 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
 
 @pytest.mark.parametrize("norm_is_available", [True, False])
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_eager_block_equals_torch_and_fp32_runs_in_torch(
+def test_eager_block_equals_torch(
     norm: model_config.Norm, norm_is_available: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(norm_kernel, "available", lambda: norm_is_available)
@@ -208,7 +208,7 @@ def test_eager_block_equals_torch_and_fp32_runs_in_torch(
     block, x = Block(config, 0), torch.randn(2, 16, 48)
     wanted = block(x)
     kernels.install(block, fuse_blocks=True)
-    assert torch.equal(block(x), wanted), "in fp32"
+    near(block(x), wanted, 1e-5)  # in fp32 attention alone is ours
     with torch.autocast("cpu", torch.bfloat16):
         by_kernel = block(x)
         kernels.uninstall(block)

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from gptcli.model import loss as module
+from gptcli.model.config import ModelConfig
 from gptcli.model.loss import IGNORE, chunk_rows, next_token_loss
+from gptcli.model.transformer import GPT
 
 
 @pytest.mark.parametrize("form", ["pieces", "whole vocabulary"])
@@ -93,3 +95,15 @@ def test_chunks_cover_all_positions_and_are_aligned(positions: int, max_rows: in
 def test_chunks_of_whole_batches_are_equal() -> None:
     assert chunk_rows(65_536, 5336, 128) == 4096
     assert 65_536 % chunk_rows(65_536, 10_672, 128) == 0
+
+
+def test_the_gradient_of_a_tied_embedding_is_added_in_place() -> None:
+    model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=16, n_ctx=8, vocab_size=50))
+    model.init_weights(0)
+    tokens = torch.arange(8)[None]
+    loss = model(tokens, tokens + 1)
+    assert loss.grad_fn is not None
+    place = loss.grad_fn.saved_tensors[1].data_ptr()
+    loss.backward()
+    assert model.wte.weight.grad is not None
+    assert model.wte.weight.grad.data_ptr() == place, "a second gradient of the whole table"

@@ -1,0 +1,49 @@
+/* Products of packed fp32 matrices: the part of `products.h` that differs from bf16. */
+
+enum { GROUPS = LANES == 16 ? 2 : 16 / LANES }; /* registers of a row of results: of two tiles, or of one */
+
+int ready(void) { return 1; }
+static inline void tiles_on(void) {}
+static inline void tiles_off(void) {}
+
+/* `rows` rows of results for GROUPS registers of columns. */
+INLINE void multiply_rows(const int rows, const Places at, const float *left, const float *right, long tiles, float *to, int more) {
+    Piece sums[rows][GROUPS];
+    const long apart = LANES == 16 ? at.second : LANES, column = LANES == 16 ? TILE : LANES;
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUPS; g++) sums[i][g] = more ? read_piece(to + i * at.row + g * apart) : (Piece){0};
+    for (long t = 0; t < tiles; t++, left += at.left_step, right += at.right_step)
+#pragma GCC unroll 2
+        for (int k = 0; k < 16; k++) {
+            Piece columns[GROUPS];
+#pragma GCC unroll 4
+            for (int g = 0; g < GROUPS; g++) columns[g] = read_piece(right + 16 * k + g * column);
+#pragma GCC unroll 8
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+                for (int g = 0; g < GROUPS; g++) sums[i][g] = left[16 * i + k] * columns[g] + sums[i][g];
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUPS; g++) write_piece(to + i * at.row + g * apart, sums[i][g]);
+}
+
+/* results (32 x 32) = left . right over `tiles` times 16 of K, or += with `more`. */
+static __attribute__((noinline)) void multiply_at(const Places at, const float *left, const float *right, long tiles, float *results, int more) {
+    for (int half = 0; half < 2; half++, left += at.left_low, results += at.low) {
+        if (LANES == 16) {
+            multiply_rows(8, at, left, right, tiles, results, more);
+            multiply_rows(8, at, left + 8 * 16, right, tiles, results + 8 * at.row, more);
+        } else
+            for (int tile = 0; tile < 2; tile++) {
+                const float *r = right + tile * TILE;
+                float *to = results + tile * at.second;
+                multiply_rows(6, at, left, r, tiles, to, more);
+                multiply_rows(5, at, left + 6 * 16, r, tiles, to + 6 * at.row, more);
+                multiply_rows(5, at, left + 11 * 16, r, tiles, to + 11 * at.row, more);
+            }
+    }
+}
