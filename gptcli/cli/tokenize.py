@@ -17,16 +17,16 @@ from gptcli.cli import options
 from gptcli.cli.command import Command, Group
 from gptcli.cli.console import ConsoleEvents, print_file, print_json
 from gptcli.cli.options import INPUT, OUTPUT, quantity, shared, value
-from gptcli.cli.token_ids import from_lines, from_token_file, spelled, write_token_file
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import atomic_write, claim_file
 from gptcli.numbers import counted
+from gptcli.shards.token_ids import from_lines, from_token_file, spelled, write_token_file
 
 if TYPE_CHECKING:
-    from gptcli.cli.token_ids import Encoded
     from gptcli.corpus.documents import Document
     from gptcli.corpus.formats import DocumentKind
     from gptcli.events import Events
+    from gptcli.shards.token_ids import Encoded
     from gptcli.tokenizer.encoders import EncoderName
     from gptcli.tokenizer.tokenizer import Tokenizer
 

@@ -32,8 +32,8 @@ def attention_packed(
         return attention.attention_packed(qkv_BTH3D, band=band, dropout=dropout)
     has_gradient = torch.is_grad_enabled() and qkv_BTH3D.requires_grad
     # PyTorch imports its compiler at the first call of an operator of ours: seconds for a sample
-    attend = packed_attend if has_gradient or torch.compiler.is_compiling() else _attend
-    return attend(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
+    forward = packed_attend if has_gradient or torch.compiler.is_compiling() else _forward
+    return forward(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
 
 
 def supports(qkv_BTH3D: torch.Tensor) -> bool:
@@ -67,10 +67,10 @@ def packed_attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, tor
     The second result, for the backward pass, is (B, H, T) fp32: log2 of each query's sum of
     exponentials.
     """
-    return _attend(qkv_BTH3D, band)
+    return _forward(qkv_BTH3D, band)
 
 
-def _attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the results of `packed_attend` without a graph for gradients."""
     qkv_BTH3D = qkv_BTH3D.contiguous()
     y_BTHD, log_sum_BHT = _outputs(qkv_BTH3D)
