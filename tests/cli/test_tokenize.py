@@ -97,7 +97,8 @@ def test_token_file_is_a_shard(here: Path, tokenizer: Tokenizer, gpt: Any) -> No
 def test_token_file_is_decoded_in_blocks(
     here: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capfdbinary: Any
 ) -> None:
-    from gptcli.cli import token_ids, tokenize
+    from gptcli.cli import tokenize
+    from gptcli.shards import token_ids
 
     monkeypatch.chdir(here)
     monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 3)

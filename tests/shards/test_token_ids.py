@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli import token_ids
+from gptcli.shards import token_ids
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.token_ids import spelled, write_token_file
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
