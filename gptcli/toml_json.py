@@ -170,10 +170,16 @@ def _is_toml(line: str) -> bool:
     return True
 
 
-def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
+def parse_json(
+    data: bytes,
+    where: str | Path,
+    *,
+    lines: bool = False,
+    hint: str = "correct it, or copy the file again if it was cut short",
+) -> Any:
     """Return the JSON value in `data`.
 
-    Raises InputError if it is broken; with `lines`, its line is added to `where`.
+    Raises InputError if it is broken, with `hint`; with `lines`, its line is added to `where`.
     """
     text = decode(data, where)
     try:
@@ -182,7 +188,7 @@ def parse_json(data: bytes, where: str | Path, *, lines: bool = False) -> Any:
         raise InputError(
             f"not valid JSON: {error.msg}",
             where=f"{where}:{error.lineno}" if lines else where,
-            hint="correct it, or copy the file again if it was cut short",
+            hint=hint,
         ) from None
     except ValueError as error:  # a number of over 4,300 digits
         raise InputError(f"not readable JSON: {error}", where=where) from None

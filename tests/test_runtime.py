@@ -64,8 +64,9 @@ def test_torchruns_variables_count_whole_or_are_refused_by_name(environ):
         assert found is None
     else:
         assert isinstance(found, str)
-        there, _, missing = found.splitlines()[0].partition(", without ")
-        assert missing.split(", ") == [name for name in TORCH if name not in environ]
+        there, _, missing = found.splitlines()[0].partition("), but ")
+        unset = [name for name in TORCH if name not in environ]
+        assert missing == f"{', '.join(unset)} {'are' if unset[1:] else 'is'} not set"
         assert all(f"{name}={value}" in there for name, value in environ.items())
 
 
@@ -100,7 +101,7 @@ def test_tasks_are_a_launch_if_an_address_says_where_they_meet(tasks):
     unused = unused_launch(tasks)
     assert unused is not None
     assert "started 4 processes, each alone: set MASTER_ADDR and MASTER_PORT" in unused
-    assert "without MASTER_PORT" in answer({**tasks, "MASTER_ADDR": "node1"})
+    assert "but MASTER_PORT is not set" in answer({**tasks, "MASTER_ADDR": "node1"})
     alone = {**tasks, ("SLURM_STEP_NUM_TASKS" if tasks is STEP else "OMPI_COMM_WORLD_SIZE"): "1"}
     assert launch_environment({**alone, **ADDRESS}) is None
     # torchrun in each task

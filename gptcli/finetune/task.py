@@ -166,13 +166,9 @@ def _rows(path: Path, example: str) -> Iterator[tuple[Any, str]]:
         return
     for number, line in enumerate(read_bytes(path).splitlines(), 1):
         where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            yield parse_json(line, where), where
-        except InputError as error:
-            hint = error.hint or f"one example a line, as a JSON object: {example}"
-            raise InputError(error.what, where=where, hint=hint) from None
+        if line.strip():
+            hint = f"one example a line, as a JSON object: {example}"
+            yield parse_json(line, where, hint=hint), where
 
 
 def _read_fields(row: Any, names: dict[str, str], where: str) -> tuple[dict[str, Any], Any]:

@@ -82,10 +82,7 @@ def read_prompts(path: Path) -> list[str]:
         raise InputError(what, where=path, hint=PROMPT_HINT) from None
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
-        try:
-            value = parse_json(line, where)
-        except InputError as error:
-            raise InputError(error.what, where=where, hint=error.hint or PROMPT_HINT) from None
+        value = parse_json(line, where, hint=PROMPT_HINT)
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
             raise InputError('no text under "prompt"', where=where, hint=PROMPT_HINT)
         try:

@@ -405,7 +405,7 @@ def test_an_empty_split_is_a_warning_or_an_error(tmp_path: Path, byte_tokenizer:
     )
     for kind, advice in (
         ("file", "documents paragraph"),
-        ("line", "raise it: at 0.1, about 10 documents"),
+        ("line", "raise it: 0.1 would choose about 10 documents"),
     ):
         heard = Heard()
         one = with_source(build, documents=kind)
