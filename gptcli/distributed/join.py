@@ -6,6 +6,7 @@ run itself, the software, and a run folder that all of them see.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import re
@@ -42,6 +43,8 @@ SHARED_WAIT_S = 5  # for a new file to be seen on another host
 MISSING_NAMED = 8  # of the processes that have not joined
 # in the message of a process that lost its connection to another
 PEER_LOST = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
+# torch imports these in the first step, while the other hosts already count their timeout
+IMPORTED_BY_STEPS = ("torch._dynamo", "torch.distributed.pipelining")
 _joins = itertools.count()  # of this process: a command may train several runs
 
 
@@ -98,6 +101,8 @@ def join_group(run: Launchable, events: Events) -> RankContext:
     context = RankContext(device, launch.rank, launch.world_size, run.layout, timeout)
     if dist.is_initialized():
         return context
+    for name in IMPORTED_BY_STEPS:
+        importlib.import_module(name)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=meet(launch, run, events),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,17 @@ class Warnings(Events):
         self.texts.append(text)
 
 
+def train_without_imports(run, context, events):
+    """Train as always, where the processes are fresh ones: whatever they import late, the others
+    wait for.
+    """
+    before = set(sys.modules)
+    report = train(run, context, events)
+    late = sys.modules.keys() - before
+    assert not [name for name in late if name.startswith(("torch._dynamo", "torch.distributed."))]
+    return report
+
+
 def losses(run):
     return [line["loss"] for line in read_metrics(run.out)]
 
@@ -59,7 +71,7 @@ def test_a_killed_worker_restarts_from_the_newest_checkpoint(make_run):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    report = launch(run, events, train, newest_step)
+    report = launch(run, events, train_without_imports, newest_step)
     killer.join()
     assert report["step"] == 100
     assert len(events.texts) == 1

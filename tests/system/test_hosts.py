@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import split
 
 import pytest
 
@@ -27,14 +28,14 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("GPT_TEST_HOSTS") != "1" or os.geteuid() != 0 or shutil.which("ip") is None,
     reason="set GPT_TEST_HOSTS=1, as root: it makes network namespaces",
 )
-TIMEOUT_S = 8
+TIMEOUT = ("--timeout", "15")  # of a run that is cut; until then a busy host must have answered
 BOUND_S = 120  # for both hosts to end after a cut; torch alone takes 948 s
 TOLERANCE = 1e-4
 FIRST = "10.98.76.1"
-OPTIONS = (
+OPTIONS = split(
     "--n-layer 4 --n-head 4 --d-model 16 --n-ctx 16 --batch-tokens 64 --micro-batch 1 --lr 3e-3 "
-    f"--compile off --precision fp32 --samples 0 --eval-every 1000 --timeout {TIMEOUT_S}"
-).split()
+    "--compile off --precision fp32 --samples 0 --eval-every 1000"
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_a_cut_link_ends_both_hosts_in_time_and_the_resumed_run_is_exact(
     assert [code for code, _ in whole] == [0, 0], whole
     port = free_port()
     begin_on = hosts.torchrun if launcher else hosts.start
-    pair = [begin_on(number, port, *options, "-o", "cut") for number in (0, 1)]
+    pair = [begin_on(number, port, *options, *TIMEOUT, "-o", "cut") for number in (0, 1)]
     wait_until(lambda: newest_state(tmp_path / "cut") is not None, pair[0])
     hosts.network.plug(1, into=False)
     try:
@@ -193,7 +194,7 @@ def test_torchrun_goes_on_with_the_hosts_that_are_left(
     alone = [sys.executable, "-m", "gptcli", "train", *OPTIONS, *options, "-o", "one"]
     subprocess.run(alone, cwd=tmp_path, check=True, capture_output=True)
     port, run = free_port(), tmp_path / "run"
-    elastic = (*options, "--layout", layout, "-o", "run")
+    elastic = (*options, *TIMEOUT, "--layout", layout, "-o", "run")
     pair = [hosts.torchrun(n, port, *elastic, hosts="1:2", restarts=1) for n in (0, 1)]
     wait_until(lambda: newest_state(run) is not None, pair[0])
     hosts.network.plug(1, into=False)
