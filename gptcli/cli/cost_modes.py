@@ -143,7 +143,7 @@ def requested_target(options: dict[str, Any]) -> Target:
         required = ("n_layer", "n_head", "d_model")
         if missing := [option(name) for name in required if name not in shape]:
             raise UsageError(
-                f"a custom model also needs {' and '.join(missing)}",
+                f"a custom model, without a size, also needs {', '.join(missing)}",
                 hint="or name a --size to start from, and change parts of it",
             )
         config = _config({"n_ctx": DEFAULT_N_CTX, **shape})

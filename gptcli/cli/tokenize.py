@@ -256,8 +256,9 @@ def decode(
         shared(
             "documents",
             OUTPUT,
-            help="Division of the text into documents: one per file, line or paragraph; the "
-            "separators are restored.",
+            help="Separator written after each document: nothing (file), a newline (line) or an "
+            "empty line (paragraph). Text that encode divided by lines or paragraphs comes back "
+            "without empty documents, and with \\n at the end of each.",
         ),
     ] = "file",
     output: Annotated[str, options.out("File to write the text to; - is stdout.")] = "-",

@@ -138,7 +138,9 @@ def open_shard(path: Path) -> np.ndarray:
         size = f"{abs(extra)} byte{'s' * (abs(extra) != 1)}"
         what = f"truncated by {size}" if extra < 0 else f"{size} too long"
         raise InputError(
-            f"{what} (the header counts {count} tokens)", where=path, hint="build the shards again"
+            f"{what} (the header counts {count:,} tokens)",
+            where=path,
+            hint="build the shards again",
         )
     if count == 0:
         return np.empty(0, dtype)  # an empty region cannot be mapped

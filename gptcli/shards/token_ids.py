@@ -110,7 +110,13 @@ def from_token_file(
 
     from gptcli.shards.format import open_shard
 
-    tokens = open_shard(Path(path))
+    if not Path(path).exists():
+        raise InputError("no such file", where=path)
+    try:
+        tokens = open_shard(Path(path))
+    except InputError as error:
+        hint = "encode the text again, or build the shards again"
+        raise InputError(error.what, where=path, hint=hint) from None
     if len(tokens) and tokens[0] != tokenizer.eot_id:
         events.warn(
             f"{path} does not begin with <|endoftext|> of this vocabulary: "

@@ -275,5 +275,7 @@ def test_rank_of_another_program_changes_nothing(here, gpt_inside, trained, monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     for line in ("eval finished --data shards", f"{TRAIN} --tokens 640 --out new"):
         told = gpt_inside(*split(line), code=2)
-        assert "(RANK=1, WORLD_SIZE=2), but LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set" in told
+        assert (
+            "(RANK=1, WORLD_SIZE=2), but LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set" in told
+        )
     assert not (here / "new").exists()
