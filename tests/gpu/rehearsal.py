@@ -75,7 +75,7 @@ def step(
     setattr(RankContext, "build_mesh", lambda _: mesh)  # noqa: B010  it is a class of slots
     warnings: list[str] = []
     events = Events()
-    events.warn = warnings.append  # type: ignore[method-assign]
+    events.warn = warnings.append  # type: ignore[method-assign,assignment]
     with fake_gpu.fake_tensors():
         train_step = parallelize.build_train_step(run, context, events)
         gathered = gathered_parameters(train_step.model) if place.shard > 1 else []
@@ -225,7 +225,7 @@ def finetune() -> dict[str, Any]:
     from gptcli.model.transformer import GPT
 
     task = FinetuneTask(
-        kind="classification", train="", validation="", labels=("no", "yes"), fields={},
+        kind="classification", train="", validation="", labels=["no", "yes"], fields={},
         lm_weight=0.5,
     )  # fmt: skip
     # numbers that fake tensors do not have: lengths, and the losses of a step

@@ -18,13 +18,13 @@ STEPS: dict[str, dict[str, Any]] = {
     "banded in fp32": {"attention": "banded", "options": {"precision": "fp32"}},
     "documents": {"options": {"document_mask": True}},
     "selective": {"options": {"recompute": "selective"}},
-    "fp16": {"options": {"precision": "fp16"}, "architecture": 80},
     "shard=8": {"layout": "shard=8"},
     "dp=2,shard=4": {"layout": "dp=2,shard=4"},
     "dp=2,tp=2": {"layout": "dp=2,tp=2"},
     "fp8": {"options": {"precision": "fp8"}, "layout": "shard=8"},
 }
 if WHOLE:
+    STEPS["fp16"] = {"options": {"precision": "fp16"}, "architecture": 80}
     STEPS |= {
         gpu: {"attention": "banded", "architecture": architecture, "resources": "tem_fused_flex"}
         for gpu, architecture in (("A100", 80), ("L40S", 89), ("B200", 100))
