@@ -149,8 +149,9 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune `gpt` to the end, or until any process is told to stop, and return the report.
 
-    A collective call. Raises RunError if the loss is not finite, and Interrupted if a signal came
-    too late to stop at a step.
+    A collective call. Not compiled, on a GPU either: each batch is as long as its longest example,
+    and most runs are over in the time that compilation takes. Raises RunError if the loss is not
+    finite, and Interrupted if a signal came too late to stop at a step.
     """
     task, seed = run.task, run.seed
     gpt = add_special_tokens(gpt, seed, dropout=task.dropout)

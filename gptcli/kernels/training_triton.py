@@ -266,7 +266,6 @@ def kernels() -> dict[str, Any]:
         P = tl.num_programs(0)
         c = tl.arange(0, BLOCK_C)
         inside = c < C
-        gain = tl.load(gain_ptr + c, mask=inside, other=0.0).to(tl.float32)
         dgain = tl.zeros((BLOCK_C,), tl.float32)
         dshift = tl.zeros((BLOCK_C,), tl.float32)
         dbias = tl.zeros((BLOCK_C,), tl.float32)
@@ -278,6 +277,8 @@ def kernels() -> dict[str, Any]:
             dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
             dgain += dy * normal
             dshift += dy
+            # in the loop, so that wide rows leave registers for the sums
+            gain = tl.load(gain_ptr + c, mask=inside, other=0.0).to(tl.float32)
             dnormal = dy * gain
             along = tl.sum(dnormal * normal, axis=0) / C
             dx = (dnormal - tl.sum(dnormal, axis=0) / C - normal * along) * inverse

@@ -42,6 +42,7 @@ from gptcli.cost.memory import Recompute
 from gptcli.devices import device_type
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
+from gptcli.distributed.join import PEER_LOST
 from gptcli.distributed.tensor_parallel import apply_tp, vocab_parallel_loss
 from gptcli.errors import RunError
 from gptcli.events import Events
@@ -301,6 +302,8 @@ def _warm_up_compilation(
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # raised by dynamo, inductor and the compilers below them
+            if context.world_size > 1 and PEER_LOST.search(str(error)):
+                raise  # another process has died
             reason = _compiler_message(error)
             if context.world_size > 1:  # the other processes may wait for this one: it has to end
                 raise _compile_error(reason) from error

@@ -402,7 +402,7 @@ def banded(setting: Setting) -> None:
 
 
 def engines(setting: Setting) -> None:
-    """One process of NCCL (or gloo): FSDP's units, and a run's checkpoint, resumed and sampled."""
+    """One process of NCCL (or gloo): FSDP's units; a checkpoint, resumed and sampled."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -426,6 +426,49 @@ def engines(setting: Setting) -> None:
     loss.backward()
     setting.say("engines", backend=backend, fsdp_away=abs(float(loss.detach()) / expected - 1))
     dist.destroy_process_group()
+    resume(setting, device, tokens)
+
+
+def resume(setting: Setting, device: torch.device, tokens: torch.Tensor) -> None:
+    """Save a checkpoint after a step, load it into another trainer, and compare what both do next:
+    the loss of the second step, and tokens drawn from the weights after it.
+    """
+    from gptcli.distributed.context import RankContext
+    from gptcli.events import SILENT
+    from gptcli.model.transformer import GPT
+    from gptcli.sampling.engine import Engine
+    from gptcli.trainer.checkpoint import Checkpoints, CheckpointState
+    from gptcli.trainer.schedule import Position, Rates
+
+    config, count = cuda.SIZES["tiny"].model, tokens.numel()
+
+    def step(trainer: Any, number: int) -> float:
+        result = trainer([(tokens, tokens)], step=number, batch_tokens=count, rates=Rates(1e-3))
+        return float(result.loss)
+
+    first, second = (build(setting, config, len(tokens), "none", count)[0] for _ in range(2))
+    checkpoints = Checkpoints(setting.out / "engines", RankContext(device), keep=1)
+    step(first, 1)
+    start = time.perf_counter()
+    state = CheckpointState(Position(1, count), {}, {})
+    checkpoints.save(state, dict(first.model.named_parameters()), first.optimizer)
+    checkpoints.wait()
+    took = time.perf_counter() - start
+    newest = checkpoints.newest(SILENT)
+    assert newest is not None
+    checkpoints.load(newest, dict(second.model.named_parameters()), second.optimizer)
+    expected, loss = (step(trainer, 2) for trainer in (first, second))
+    drawn = []
+    for trainer in (first, second):
+        model = GPT(config).to(device)
+        model.load_state_dict(trainer.model.state_dict())
+        engine = Engine(model.eval(), 1)
+        found = [int(engine.prefill([0], [[5, 6, 7]]).argmax())]
+        for _ in range(8):
+            found.append(int(engine.decode(found[-1:]).argmax()))
+        drawn.append(found)
+    setting.say("engines", resumed_away=abs(loss / expected - 1), save_seconds=took,
+                same_tokens=drawn[0] == drawn[1])  # fmt: skip
 
 
 STAGES: dict[str, tuple[int, Callable[[Setting], None]]] = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from gptcli.distributed.launch import MAX_RESTARTS, ForwardSignals, launch
@@ -22,6 +24,7 @@ from gptcli.interrupts import SIGNALS
 from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.checkpoint import newest_state, newest_step
 from gptcli.trainer.loop import train
+from gptcli.trainer.step import TrainStep
 from tests.waiting import wait_until
 
 TOLERANCE = 1e-4
@@ -80,6 +83,43 @@ def test_a_killed_worker_restarts_from_the_newest_checkpoint(make_run):
     launch(one, SILENT, train, newest_step)
     assert losses(run) == pytest.approx(losses(one), abs=TOLERANCE)
     assert report["val_loss"] == pytest.approx(read_metrics(one.out)[-1]["val_loss"], abs=TOLERANCE)
+    assert not list(run.out.glob(".*")), "the scratch folder is removed"
+
+
+def dies_in_warm_up(run, context, events):
+    """Train, but the second process does not survive its first pass: by an error, or killed."""
+    warm_up = TrainStep.forward_backward
+
+    def forward_backward(self, *args, **options):
+        if context.rank == 1 and run.name == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if context.rank == 1:
+            raise RuntimeError("ptxas is broken here")
+        return warm_up(self, *args, **options)
+
+    TrainStep.forward_backward = forward_backward  # type: ignore[method-assign]
+    torch.compile = lambda function, **_: function  # type: ignore[assignment]
+    return train(run, context, events)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        # told by the agent or, where it has ended before the agent looks, by the process that is left
+        ("killed", "process 1 was lost: killed by SIGKILL|process 0 was lost: .*gloo"),
+        ("broken", "torch.compile failed: ptxas is broken here"),
+    ],
+)
+def test_a_process_that_dies_in_the_warm_up_ends_the_others(make_run, monkeypatch, name, message):
+    """With one message; a hang would take a process's ten minutes."""
+    monkeypatch.setattr("gptcli.distributed.launch.MAX_RESTARTS", 0)
+    run, events = replace(make_run(layout="dp=2", compile=True), name=name), Warnings()
+    with pytest.raises(RunError) as caught:
+        launch(run, events, dies_in_warm_up, newest_step)
+    assert re.match(message, caught.value.what, re.DOTALL), caught.value.what
+    assert caught.value.hint
+    assert events.texts == []
+    assert multiprocessing.active_children() == []
     assert not list(run.out.glob(".*")), "the scratch folder is removed"
 
 

@@ -1,4 +1,4 @@
-"""Rehearsals, each in a process of its own, and each only once."""
+"""Rehearsals, each in a fork of its own, and each only once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import hashlib
 import importlib.util
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def missing() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Rehearse:
-    """Return a function that runs a command of `tests.gpu.rehearsal` and returns its report.
+def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearse]:
+    """Yield a function that runs a command of `tests.gpu.rehearsal` and returns its report.
 
     Each runs once, whichever worker of pytest-xdist asks first: the others wait for its report.
     """
@@ -53,18 +54,29 @@ def rehearse(tmp_path_factory: pytest.TempPathFactory) -> Rehearse:
         with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                path.write_text(_run(command, words))
+                answer(server, command, options, path)
         report: dict[str, Any] = json.loads(path.read_text())
         return report
 
-    return run
-
-
-def _run(command: str, options: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.rehearsal", command, options],
-        cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False,
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.gpu.rehearsal", "serve"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()[-1]
+    ) as server:  # fmt: skip
+        yield run
+
+
+def answer(
+    server: subprocess.Popen[str], command: str, options: dict[str, Any], path: Path
+) -> None:
+    """Have the server write a report to `path`; fail with its traceback, or if it hangs."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    partial = path.with_suffix(".partial")
+    server.stdin.write(json.dumps([command, options, str(partial)]) + "\n")
+    ready, _, _ = select.select([server.stdout], [], [], HANG_S)
+    if not ready:
+        server.kill()
+    failed = server.stdout.readline() if ready else "hangs"
+    assert failed == "0\n", partial.read_text()[-3000:] if partial.exists() else failed
+    partial.replace(path)

@@ -97,12 +97,17 @@ def device_path(kind: Kind, torch_folder: Path) -> Path:
 
 
 def prepare(architecture: int = 90, *, gpus: int = 1) -> None:
-    """Make torch see `gpus` GPUs of one architecture. Call it before torch is imported."""
+    """Make torch see `gpus` GPUs of one architecture.
+
+    The first call comes before torch is imported. A later one, before anything is compiled, changes
+    the GPUs.
+    """
     ctypes.CDLL(str(build_device()), ctypes.RTLD_GLOBAL)
     _patch_cuda(ARCHITECTURES[architecture], gpus)
-    _patch_attention()
+    if not _KEPT:
+        _patch_attention()
+        _patch_inductor()
     _patch_triton(architecture)
-    _patch_inductor()
 
 
 class Stream:

@@ -1,17 +1,22 @@
 """Work that a GPU would be given, as JSON: `python -m tests.gpu.rehearsal step '{"size": "gpt2"}'`.
 
-Each call is a process of its own, because the fake GPU must be there before torch is.
+The fake GPU must be there before torch is, so this is a program of its own. With the word `serve`
+it answers requests of the tests, each in a fork: the libraries, which take longer to import than
+many a rehearsal, are imported once.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 from tests.gpu import fake_gpu
 
@@ -29,19 +34,23 @@ def step(
     options: dict[str, Any] | None = None,
     architecture: int = 90,
     resources: str | None = None,
+    has_compiler: bool = True,
 ) -> dict[str, Any]:
     """Warm up as the trainer does, then take a step and an evaluation.
 
     `options` are fields of the training configuration. `resources` is a pattern: the generated
-    kernels whose names match are compiled to machine code.
+    kernels whose names match are compiled to machine code. Without `has_compiler` no program is
+    found on the machine.
     """
     fake_gpu.prepare(architecture, gpus=1)
+    if not has_compiler:
+        os.environ["PATH"] = os.environ["CC"] = ""
     import torch
     from torch._dynamo.utils import counters
 
     from gptcli.cost.layout import parse_layout
     from gptcli.distributed.context import RankContext
-    from gptcli.events import SILENT
+    from gptcli.events import Events
     from gptcli.model.config import ModelConfig, find_size
     from gptcli.trainer import parallelize
     from gptcli.trainer.config import Run, TrainConfig, from_values
@@ -64,8 +73,11 @@ def step(
     context = RankContext(torch.device("cuda", 0), 0, place.processes, place)
     mesh = context.build_mesh()  # its coordinates are numbers, which fake tensors do not have
     setattr(RankContext, "build_mesh", lambda _: mesh)  # noqa: B010  it is a class of slots
+    warnings: list[str] = []
+    events = Events()
+    events.warn = warnings.append  # type: ignore[method-assign,assignment]
     with fake_gpu.fake_tensors():
-        train_step = parallelize.build_train_step(run, context, SILENT)
+        train_step = parallelize.build_train_step(run, context, events)
         gathered = gathered_parameters(train_step.model) if place.shard > 1 else []
         compiled = len(fake_gpu.RECORD.kernels)
         graphs = counters["aot_autograd"]["total"]
@@ -89,6 +101,7 @@ def step(
             train_step.eval_loss(batches)
             evaluation = summary(record)
     return {
+        "warnings": warnings,
         "kernels": compiled,
         "graphs": graphs,
         "gathered": gathered,
@@ -199,6 +212,41 @@ def ddp() -> dict[str, Any]:
     return {"graphs": counters["aot_autograd"]["total"]}
 
 
+def finetune() -> dict[str, Any]:
+    """Take a step of fine-tuning GPT-2 124M on a task of two labels."""
+    fake_gpu.prepare()
+    import torch
+
+    from gptcli.distributed.context import RankContext
+    from gptcli.finetune import run
+    from gptcli.finetune.model import GPTClassifier, make_optimizer
+    from gptcli.finetune.task import Batch, FinetuneTask
+    from gptcli.model.config import ModelConfig, find_size
+    from gptcli.model.transformer import GPT
+
+    task = FinetuneTask(
+        kind="classification", train="", validation="", labels=["no", "yes"], fields={},
+        lm_weight=0.5,
+    )  # fmt: skip
+    # numbers that fake tensors do not have: lengths, and the losses of a step
+    vars(run)["_local_batch"] = lambda batch, _: (batch, 1.0)
+    setattr(RankContext, "all_reduce_sum", lambda *_: SimpleNamespace(tolist=list))  # noqa: B010
+    config = ModelConfig.from_paper(find_size("gpt2"), vocab_size=VOCABULARY, n_layer=2)
+    with fake_gpu.fake_tensors():
+        with torch.device("cuda"):
+            model = GPTClassifier(GPT(config), task.kind, 2)
+            ids, labels = torch.zeros(8, 1, 64).long(), torch.zeros(8).long()
+            batch = Batch(ids, ids[..., 0], labels)
+        optimizer = make_optimizer(model, 1e-4, 0.01)
+        context = RankContext(torch.device("cuda", 0))
+        with fake_gpu.counting() as record:
+            run._update(model, batch, optimizer, task, 1e-4, context, False)
+            return {
+                "step": summary(record),
+                "item_bytes": sorted({o.item_bytes for p in record.products for o in p.operands}),
+            }
+
+
 def decode(
     *, quantize: str = "none", rows: int = 1, compiled: bool = False, n_layer: int = 12
 ) -> dict[str, Any]:
@@ -303,10 +351,42 @@ def training_kernels(*, architecture: int = 90, d_model: int = 768) -> dict[str,
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "step": step,
     "ddp": ddp,
+    "finetune": finetune,
     "decode": decode,
     "training_kernels": training_kernels,
 }
 
 
+def serve() -> None:
+    """Answer each line of stdin, [command, options, path], with a line: 0 if the report is at path.
+
+    Otherwise the traceback is there.
+    """
+    fake_gpu.prepare()
+    for line in sys.stdin:
+        command, options, path = json.loads(line)
+        if (child := os.fork()) == 0:
+            _answer(command, options, Path(path))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    os._exit(0)  # freeing the libraries takes seconds
+
+
+def _answer(command: str, options: dict[str, Any], path: Path) -> NoReturn:
+    """Write the report of a command, or a traceback, and end this fork."""
+    os.dup2(2, 1)  # what a library prints is no answer
+    failed = 1
+    try:
+        path.write_text(json.dumps(COMMANDS[command](**options)))
+        failed = 0
+    except BaseException:
+        path.write_text(traceback.format_exc())
+    finally:
+        os._exit(failed)
+
+
 if __name__ == "__main__":
-    print(json.dumps(COMMANDS[sys.argv[1]](**json.loads(sys.argv[2]))))
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    else:
+        print(json.dumps(COMMANDS[sys.argv[1]](**json.loads(sys.argv[2]))))

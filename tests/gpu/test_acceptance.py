@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import gpu_acceptance
-from tests.benchmarks.gpu_acceptance import STAGES, TOTAL_S, Setting, drive
+from tests.benchmarks.gpu_acceptance import PREDICTED, STAGES, TOTAL_S, Setting, drive
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -32,6 +32,8 @@ def test_every_stage_runs_and_says_something(
         assert all(line["equal"] for line in lines)
     if stage == "engines":
         assert lines[0]["fsdp_away"] < 1e-5
+        assert lines[1]["resumed_away"] == 0
+        assert lines[1]["same_tokens"]
 
 
 def test_a_stage_that_hangs_or_fails_does_not_stop_the_others(
@@ -54,11 +56,12 @@ def test_no_time_left_is_said(tmp_path: Path) -> None:
 def test_predictions_are_printed_beside_what_was_seen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Setting("cpu", True, tmp_path).say("train-124M", tokens_per_second=255_000.0)
+    predicted = PREDICTED["train-124M"]["tokens_per_second"]
+    Setting("cpu", True, tmp_path).say("train-124M", tokens_per_second=predicted / 2)
     capsys.readouterr()
     gpu_acceptance.main(["--compare", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "tokens_per_second predicted 510,000, 2.55e+05, 0.50 of it" in printed
+    assert f"tokens_per_second predicted {predicted:,}, {predicted / 2:,.4g}, 0.50 of it" in printed
     assert "not seen" in printed
 
 

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
+from tests.extent import WHOLE
 from tests.gpu.conftest import Rehearse
 
 PASSES: dict[str, dict[str, Any]] = {
     "bf16": {},
     "int8": {"quantize": "int8"},
-    "bf16 compiled": {"compiled": True, "n_layer": 2},
     "int8 compiled": {"compiled": True, "n_layer": 2, "quantize": "int8", "rows": 4},
 }
+if WHOLE:
+    PASSES["bf16 compiled"] = {"compiled": True, "n_layer": 2}
 
 
 @pytest.mark.parametrize("name", PASSES)

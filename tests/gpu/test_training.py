@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.extent import WHOLE
 from tests.gpu.conftest import Rehearse, missing
 
 MICRO_BATCH = 64
@@ -17,15 +18,19 @@ STEPS: dict[str, dict[str, Any]] = {
     "banded in fp32": {"attention": "banded", "options": {"precision": "fp32"}},
     "documents": {"options": {"document_mask": True}},
     "selective": {"options": {"recompute": "selective"}},
-    "fp16": {"options": {"precision": "fp16"}, "architecture": 80},
-    "A100": {"attention": "banded", "architecture": 80, "resources": "tem_fused_flex"},
-    "L40S": {"attention": "banded", "architecture": 89, "resources": "tem_fused_flex"},
-    "B200": {"attention": "banded", "architecture": 100, "resources": "tem_fused_flex"},
     "shard=8": {"layout": "shard=8"},
     "dp=2,shard=4": {"layout": "dp=2,shard=4"},
     "dp=2,tp=2": {"layout": "dp=2,tp=2"},
     "fp8": {"options": {"precision": "fp8"}, "layout": "shard=8"},
 }
+if WHOLE:
+    STEPS["fp16"] = {"options": {"precision": "fp16"}, "architecture": 80}
+    STEPS |= {
+        gpu: {"attention": "banded", "architecture": architecture, "resources": "tem_fused_flex"}
+        for gpu, architecture in (("A100", 80), ("L40S", 89), ("B200", 100))
+    }
+WIDTHS = [(90, 768), (90, 5140), *([(80, 768), (89, 1280), (100, 2048)] if WHOLE else [])]
+"""Architectures and d_model of the kernels of our own."""
 MOST_SPILLED = {80: 512, 89: 512, 90: 64, 100: 1024}
 """Bytes of registers that a thread may spill: FlexAttention's, tuned for Hopper by torch."""
 SHARED_MEMORY = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448}
@@ -105,9 +110,7 @@ def test_the_budget_of_a_step(step: Rehearse) -> None:
     assert report["step"]["launches"]["other"] <= 260
 
 
-@pytest.mark.parametrize(
-    ("architecture", "d_model"), [(80, 768), (89, 1280), (90, 768), (90, 5140), (100, 2048)]
-)
+@pytest.mark.parametrize(("architecture", "d_model"), WIDTHS)
 def test_training_kernels_spill_nothing(
     rehearse: Rehearse, architecture: int, d_model: int
 ) -> None:
@@ -158,6 +161,27 @@ def test_layers_in_fp8_are_gathered_in_fp8(step: Rehearse) -> None:
 def test_ddp_does_not_split_compiled_blocks(rehearse: Rehearse) -> None:
     """One graph for the forward and backward pass of a block, whatever the size of a bucket."""
     assert rehearse("ddp")["graphs"] == 1
+
+
+def test_fine_tuning_computes_in_bf16_and_updates_in_one_pass(rehearse: Rehearse) -> None:
+    """The optimizer has two groups; attention is that of a GPU."""
+    report = rehearse("finetune")
+    assert report["item_bytes"] == [2]
+    names = report["step"]["names"]
+    assert names["_fused_adamw_"][0] == 2
+    assert names["_scaled_dot_product_flash_attention"][0] == 2
+
+
+def test_without_a_c_compiler_pytorch_computes_and_says_so(rehearse: Rehearse) -> None:
+    report = rehearse("step", options={"compile": False}, has_compiler=False)
+    (warning,) = report["warnings"]
+    assert "they need gcc or clang" in warning
+    assert "python3-dev" in warning
+    assert not [name for name in names_of(report) if "triton" in name]
+    # with one, the same step has kernels, and nothing to say
+    report = rehearse("step", options={"compile": False})
+    assert report["warnings"] == []
+    assert "triton_loss" in names_of(report)
 
 
 def test_a_machine_without_triton_says_so() -> None:
