@@ -292,7 +292,7 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--size", "125M", "--predict", "x"], ["--predict needs --fit"]),
         (["--table", "--size", "13B"], ["--table", "--size"]),
         (["--table", "--flops"], ["--table", "--flops"]),
-        (["--n-layer", "3"], ["--n-head and --d-model"]),
+        (["--n-layer", "3"], ["--n-head, --d-model"]),
         (["--size", "125M", "--n-head", "7"], ["is not a multiple of n_head 7"]),
         (["--size", "125M", "--attention", "sparse"], ["unknown attention 'sparse'"]),
     ],
