@@ -107,7 +107,7 @@ def test_nothing_unpickles_or_runs_what_a_file_says() -> None:
 
 HEAVY = ("torch", "numpy", "tokenizers", "safetensors", "transformers")
 UNREAD = (*HEAVY, "pydantic", "rich", "asyncio", "http", "multiprocessing", "sqlite3", "email")
-"""What no help and no estimate shows anything of, and takes long to import."""
+"""Libraries that take long to import, and of which no help and no estimate shows anything."""
 MOST_MODULES = 260
 """Most modules that a quick command may import; it takes 180 to 220 on Python 3.11."""
 COMPILER = ("torch._dynamo", "torch._inductor", "sympy")

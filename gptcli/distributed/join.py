@@ -43,8 +43,6 @@ SHARED_WAIT_S = 5  # for a new file to be seen on another host
 MISSING_NAMED = 8  # of the processes that have not joined
 # in the message of a process that lost its connection to another
 PEER_LOST = re.compile(r"gloo|NCCL|[Cc]onnection|[Ss]ocket")
-# torch imports these in the first step, while the other hosts already count their timeout
-IMPORTED_BY_STEPS = ("torch._dynamo", "torch.distributed.pipelining")
 _joins = itertools.count()  # of this process: a command may train several runs
 
 
@@ -101,8 +99,7 @@ def join_group(run: Launchable, events: Events) -> RankContext:
     context = RankContext(device, launch.rank, launch.world_size, run.layout, timeout)
     if dist.is_initialized():
         return context
-    for name in IMPORTED_BY_STEPS:
-        importlib.import_module(name)
+    import_ahead()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=meet(launch, run, events),
@@ -145,6 +142,16 @@ def check_together(run: Launchable, check: Callable[[int, int], None]) -> None:
     if any(failed):
         raise SystemExit(InputError.exit_code)
     return None
+
+
+def import_ahead() -> None:
+    """Import what torch otherwise imports in the first step or when a model is divided.
+
+    That takes a second: of the timeout that the other hosts already count, or of each process that
+    is forked afterwards.
+    """
+    for name in ("torch._dynamo", "torch.distributed.pipelining"):
+        importlib.import_module(name)
 
 
 def own_device(run: Launchable, local_rank: int) -> torch.device:

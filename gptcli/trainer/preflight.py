@@ -10,7 +10,6 @@ of a real step.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -31,6 +30,7 @@ from gptcli.cost.memory import SCHEDULES
 from gptcli.cost.step_time import StepTraffic, step_traffic
 from gptcli.devices import check_apple_gpu, device_type
 from gptcli.distributed.context import RankContext
+from gptcli.distributed.join import import_ahead
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events
 from gptcli.model.source import begun_folder, find_model
@@ -280,9 +280,7 @@ def dry_run(run: Run, sequences: int, events: Events) -> list[StageRole]:
     chunks: dict[str, Chunks] = defaultdict(dict)
     sizes: dict[int, list[int]] = defaultdict(list)
     built = [context for context in contexts if mesh_coordinates(context)[1] == 0]
-    # what FSDP and stages import takes each process a second, unless it is here
-    for name in ("torch._dynamo", "torch.distributed.pipelining"):
-        importlib.import_module(name)
+    import_ahead()
     # One process for each: DeviceMesh caches by shape what one rank has done.
     with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
         for context, held in zip(built, pool.imap(partial(_build, run), built), strict=True):

@@ -142,7 +142,7 @@ class Stage(torch.nn.Module):
 def test_an_evaluation_starts_its_transfers_together(
     pp: int, stages_here: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the pipeline itself, with one stage a process and with several (interleaved)."""
+    """The pipeline itself does so, with one stage a process and with several (interleaved)."""
     groups = []
     batch = torch.zeros(1, 3, dtype=torch.long)
     for rank in range(pp):
