@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptcli import runtime
 from gptcli.errors import UsageError
 from gptcli.runtime import (
     OPEN_MPI,
@@ -223,3 +225,45 @@ def test_cuda_sums_exactly_and_plans_attention_for_training_alone(training):
         for switch, value in zip(switches, before, strict=True):
             setattr(*switch, value)
         cuda.enable_cudnn_sdp(planned)
+
+
+CPU = "processor : {core}\nvendor_id : {vendor}\nmodel\t\t: {model}\nmodel name\t: CPU of {vendor}\nflags\t\t: {flags}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "model", "flags", "fast"),
+    [
+        ("AuthenticAMD", "17", "avx2 avx512f avx512_bf16", True),
+        ("AuthenticAMD", "1", "avx2", False),
+        ("GenuineIntel", "207", "avx512f avx512_bf16 avx512_fp16", False),
+        ("GenuineIntel", "207", "avx512f avx512_bf16 amx_bf16 amx_tile", True),
+        ("GenuineIntel", "85", "avx512f avx512_bf16", True),
+        ("GenuineIntel", "151", "avx2", False),
+    ],
+)
+def test_bf16_is_fast_by_the_processors_model(vendor, model, flags, fast, monkeypatch):
+    text = "".join(
+        CPU.format(core=core, vendor=vendor, model=model, flags=flags) for core in range(2)
+    )
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: text)
+    runtime.processor.cache_clear()
+    try:
+        assert runtime.processor() == (f"CPU of {vendor}", frozenset(flags.split()))
+        assert runtime.has_fast_bf16() == fast
+    finally:
+        monkeypatch.undo()
+        runtime.processor.cache_clear()
+
+
+def test_a_system_without_cpuinfo_has_no_features(monkeypatch):
+    def missing(path, **_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    runtime.processor.cache_clear()
+    try:
+        assert runtime.processor()[0]
+        assert not runtime.has_fast_bf16()
+    finally:
+        monkeypatch.undo()
+        runtime.processor.cache_clear()

@@ -93,10 +93,10 @@ def _this_machine(options: dict[str, Any]) -> dict[str, Any]:
                 hint="name a --size: --gpu cpu prices one model on this machine",
             )
     # PyTorch measures it: imported for this device alone
-    from gptcli.runtime import processor
+    from gptcli.runtime import has_fast_bf16
     from gptcli.trainer.machine import this_cpu
 
-    usual = "bf16" if {"avx512_bf16", "amx_tile"} & processor()[1] else "fp32"
+    usual = "bf16" if has_fast_bf16() else "fp32"
     precision = options.get("precision", usual)
     measured: Precision = "bf16" if precision == "bf16" else "fp32"
     return {"processor": this_cpu(measured), "precision": precision}

@@ -34,7 +34,13 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
 from gptcli.numbers import in_bytes
 from gptcli.papers.models import MODELS
-from gptcli.runtime import launch_environment, launched_processes, processor, restarted
+from gptcli.runtime import (
+    has_fast_bf16,
+    launch_environment,
+    launched_processes,
+    processor,
+    restarted,
+)
 from gptcli.trainer.config import TrainConfig
 
 AUTO: Final = "auto"
@@ -133,7 +139,9 @@ def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
         return "fp32", "this GPU has no tensor cores"
     if device_type() == "mps":
         return "fp32", "bf16 has not been measured on Apple GPUs"
-    if not {"avx512_bf16", "amx_tile"} & processor()[1]:
+    if not has_fast_bf16():
+        if "avx512_bf16" in processor()[1]:
+            return "fp32", "this CPU multiplies it faster than bf16"
         return "fp32", "this CPU has no bf16"
     if model.d_model < MIN_BF16_D_MODEL and not compiled:
         return "fp32", f"d_model is below {MIN_BF16_D_MODEL}, and nothing is compiled"

@@ -20,6 +20,7 @@ import torch
 from gptcli.kernels.build import instruction_set
 from tests.benchmarks import (
     banded,
+    busy,
     cuda,
     data,
     eval_agreement,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "gpt2-124M": training.gpt2_124m,
     "gpt2-steps": steps.run,
     "banded": banded.run,
+    "busy": busy.run,
     "sampling": sampling.run,
     "int8-quality": sampling.quality,
     "serving": serving.run,

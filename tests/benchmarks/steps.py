@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from gptcli.runtime import has_fast_bf16
+
 T, VOCABULARY = 1024, 50257
 LIBRARIES = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
@@ -29,8 +31,8 @@ NANOGPT = ("nanoGPT as it ships", "nanoGPT compiled")
 
 def run() -> None:
     limit = os.environ.get("GPT_KERNELS", "")
-    has_bf16 = limit not in LIBRARIES and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    precision = os.environ.get("PRECISION", "bf16" if has_bf16 else "fp32")
+    bf16 = limit not in LIBRARIES and has_fast_bf16()
+    precision = os.environ.get("PRECISION", "bf16" if bf16 else "fp32")
     environment = {**os.environ, **LIBRARIES.get(limit, {}), "OMP_NUM_THREADS": "1"}
     environment["PRECISION"] = precision
     names = (OURS, *NANOGPT) if "NANOGPT" in os.environ else (OURS,)
@@ -117,10 +119,16 @@ def their_step(name: str, layers: int, batch: int, bf16: bool) -> Any:
 
 
 def training_step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: int, bf16: bool, loss_of: Any
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: int,
+    bf16: bool,
+    loss_of: Any,
+    length: int = T,
+    vocabulary: int = VOCABULARY,
 ) -> Any:
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, VOCABULARY, (batch, T + 1), generator=generator)
+    tokens = torch.randint(0, vocabulary, (batch, length + 1), generator=generator)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step() -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,17 +57,17 @@ def gpt(*words: object, cwd: Path) -> Done:
     return finish(["-m", "gptcli", *words], cwd)
 
 
-def nanogpt(*words: str, tuned: bool = False) -> Done | None:
-    """nanoGPT's train.py, or None without a clone; `tuned` by hand for a CPU: compiled, and with
-    the bf16 autocast it keeps for GPUs.
+def nanogpt(*words: str, tuned: str = "") -> Done | None:
+    """nanoGPT's train.py, or None without a clone; `tuned` by hand for a CPU: compiled, in "float32"
+    or with the autocast to "bfloat16" that it keeps for GPUs.
     """
     clone = os.environ.get("NANOGPT")
     if not clone:
         print("nanoGPT: not measured; set NANOGPT to a clone of karpathy/nanoGPT")
         return None
     script = Path(clone, "train.py")
-    if not tuned:
-        return finish([script, *words, "--dtype=float32", "--compile=False"], Path(clone))
+    if tuned != "bfloat16":
+        return finish([script, *words, "--dtype=float32", f"--compile={bool(tuned)}"], Path(clone))
     source = script.read_text(encoding="utf-8")
     autocast = source.replace("nullcontext() if device_type == 'cpu' else ", "")
     if autocast == source:
@@ -162,16 +163,18 @@ def gpt2_124m(steps: int = 12) -> None:
         lines = [
             json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
         ]
+        resolved = tomllib.loads((folder / "run" / "run.toml").read_text(encoding="utf-8"))
         ours = statistics.median(line["tokens_per_second"] for line in lines[2:])
         print(
-            f"gpt train: {ours:.0f} tokens/s, {done.peak_memory / 1e9:.1f} GB (compiled, {lines[-1].get('precision', 'bf16')})",
+            f"gpt train: {ours:.0f} tokens/s, {done.peak_memory / 1e9:.1f} GB (compiled, {resolved['precision']})",
             flush=True,
         )
     if "NANOGPT" in os.environ:
         give_nanogpt("bench_random", train, val, 50304)
     for name, tuned, iterations in (
-        ("as it ships for CPU: fp32, not compiled", False, 3),
-        ("tuned: bf16 autocast, compiled", True, steps),
+        ("as it ships for CPU: fp32, not compiled", "", 3),
+        ("tuned: fp32, compiled", "float32", 6),
+        ("tuned: bf16 autocast, compiled", "bfloat16", 6),
     ):
         theirs = nanogpt(
             "--dataset=bench_random", "--device=cpu", "--eval_iters=1", "--log_interval=1", "--block_size=1024", "--batch_size=4",

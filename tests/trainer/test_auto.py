@@ -162,13 +162,17 @@ def test_impossible_numbers_of_processes_are_refused(monkeypatch):
 
 
 def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch):
-    for features in ({"avx512_bf16"}, {"amx_tile"}):
+    monkeypatch.setattr(auto, "has_fast_bf16", lambda: True)
+    assert auto.auto_precision(GPT2, False)[0] == "bf16"
+    assert auto.auto_precision(SMALL, False)[0] == "fp32"
+    assert auto.auto_precision(SMALL, True)[0] == "bf16"
+    monkeypatch.setattr(auto, "has_fast_bf16", lambda: False)
+    for features, reason in (
+        ({"avx2"}, "this CPU has no bf16"),
+        ({"avx512_bf16"}, "this CPU multiplies it faster than bf16"),
+    ):
         monkeypatch.setattr(auto, "processor", lambda found=features: ("CPU", found))
-        assert auto.auto_precision(GPT2, False)[0] == "bf16"
-        assert auto.auto_precision(SMALL, False)[0] == "fp32"
-        assert auto.auto_precision(SMALL, True)[0] == "bf16"
-    monkeypatch.setattr(auto, "processor", lambda: ("CPU", frozenset({"avx2"})))
-    assert auto.auto_precision(GPT2, True)[0] == "fp32"
+        assert auto.auto_precision(GPT2, True) == ("fp32", reason)
 
 
 def test_compile_where_there_is_a_compiler_and_work_enough(monkeypatch):
