@@ -48,7 +48,8 @@ _AVX2 = {
     "popcnt": "-mpopcnt",
 }
 _AVX512 = _AVX2 | {f"avx512{part}": f"-mavx512{part}" for part in ("f", "bw", "cd", "dq", "vl")}
-_AVX512_BF16 = _AVX512 | {"avx512_bf16": "-mavx512bf16"}
+_AVX512_VNNI = _AVX512 | {"avx512_vnni": "-mavx512vnni"}
+_AVX512_BF16 = _AVX512_VNNI | {"avx512_bf16": "-mavx512bf16"}
 _AMX = _AVX512_BF16 | {
     "amx_tile": "-mamx-tile",
     "amx_bf16": "-mamx-bf16",
@@ -57,6 +58,7 @@ _AMX = _AVX512_BF16 | {
 INSTRUCTION_SETS: dict[str, dict[str, str]] = {
     "amx": _AMX,
     "avx512-bf16": _AVX512_BF16,
+    "avx512-vnni": _AVX512_VNNI,
     "avx512": _AVX512,
     "avx2": _AVX2,
     "neon": {"asimd": ""},

@@ -88,9 +88,9 @@ static inline __attribute__((always_inline)) void attention_head(
     int64_t s = 0;
     for (; s + 4 <= S; s += 4) {
         fetch(next_keys, s * row, (s + 4) * row);
-        dots(kind, 4, 1, keys_SD + s * row, spread_D, D, weights + s, 0);
+        dots(kind, 4, 1, keys_SD + s * row, spread_D, D, weights + s, 0, 0, NULL);
     }
-    for (; s < S; s++) dots(kind, 1, 1, keys_SD + s * row, spread_D, D, weights + s, 0);
+    for (; s < S; s++) dots(kind, 1, 1, keys_SD + s * row, spread_D, D, weights + s, 0, 0, NULL);
     for (; s % WIDTH; s++) weights[s] = -INFINITY;
     Lanes most_W = read_lanes(weights), sum_W = {0};
     for (s = WIDTH; s < S; s += WIDTH) most_W = larger(read_lanes(weights + s), most_W);

@@ -7,7 +7,8 @@
    With AMX, bf16 and int8 weights are multiplied 16 outputs at a time: a tile of the weight, 16 rows
    of 64 bytes, with a tile of x. Its columns are two digits of each of 8 rows: in bf16, the rounded
    number and the remainder (for x in bf16 there is none, and a tile has one digit of 16 rows); in
-   int8, steps and 254ths of a step. Without AMX, vectors of the CPU's width are used.
+   int8, steps and 254ths of a step. With VNNI alone, int8 weights are multiplied with the same two
+   digits, 64 numbers at a time. Without it, vectors of the CPU's width are used.
 
    Shapes: R rows, K inputs, N outputs. */
 #include "lanes.h"
@@ -20,7 +21,13 @@
 #define TILES 0
 #endif
 
-enum { BLOCK = 16, COLUMNS = 16, GROUPS = 4, LINE = 64, AHEAD = 8, LATER = 2, CHUNK = 256 };
+#if defined(__AVX512VNNI__) && !TILES
+#define BYTES 1
+#else
+#define BYTES 0
+#endif
+
+enum { BLOCK = 16, COLUMNS = 16, GROUPS = 4, LINE = 64, AHEAD = 8, LATER = 2, CHUNK = 256, LONG = 8192 };
 
 typedef struct {
     const void *weight_NK;
@@ -28,18 +35,27 @@ typedef struct {
     int64_t N, K, kind;
 } Linear;
 
+/* Where the rows of the weight lie that are read after the next four. A processor follows long rows by
+   itself, and fetching them so early would drive x out of the first cache. */
+static inline const char *after(const char *four, int64_t row) { return row > LONG ? four : four + 4 * row; }
+
 /* Compute `count` outputs from n on into sums[r][BLOCK]; x is in the order of `spread`. */
 static inline __attribute__((always_inline)) void sums_of(
     const int64_t kind, const char *w, int64_t count, const float *x_RK, int64_t R, int64_t K, float *sums) {
     const int64_t row = K * size_of(kind);
     int64_t i = 0;
     for (; i + 4 <= count; i += 4) {
-        int64_t r = 0;
-        for (; r + 4 <= R; r += 4) dots(kind, 4, 4, w + i * row, x_RK + r * K, K, sums + r * BLOCK + i, BLOCK);
-        for (; r < R; r++) dots(kind, 4, 1, w + i * row, x_RK + r * K, K, sums + r * BLOCK + i, BLOCK);
+        const char *four = w + i * row, *ahead = after(four, row);
+        float *to = sums + i;
+        int64_t r = R % 4;
+        if (r % 2) dots(kind, 4, 1, four, x_RK, K, to, BLOCK, 1, ahead);
+        if (r == 2) dots(kind, 4, 2, four, x_RK, K, to, BLOCK, 1, ahead);
+        if (r == 3) dots(kind, 4, 2, four, x_RK + K, K, to + BLOCK, BLOCK, 0, NULL);
+        if (r == 0) dots(kind, 4, 4, four, x_RK, K, to, BLOCK, 1, ahead), r = 4;
+        for (; r < R; r += 4) dots(kind, 4, 4, four, x_RK + r * K, K, to + r * BLOCK, BLOCK, 0, NULL);
     }
     for (; i < count; i++)
-        for (int64_t r = 0; r < R; r++) dots(kind, 1, 1, w + i * row, x_RK + r * K, K, sums + r * BLOCK + i, BLOCK);
+        for (int64_t r = 0; r < R; r++) dots(kind, 1, 1, w + i * row, x_RK + r * K, K, sums + r * BLOCK + i, BLOCK, 0, NULL);
 }
 
 static void plain_sums(const Linear *l, int64_t n, int64_t count, const float *x_RK, int64_t R, float *sums) {
@@ -75,6 +91,41 @@ static Scratch scratch_for(int64_t R, int64_t K) { return (Scratch){room_for(R *
 
 static void release(Scratch scratch) { free(scratch.step_R), free(scratch.digits); }
 
+#if TILES || BYTES
+
+/* 16 numbers of x, in fp32. */
+static inline __m512 sixteen(int64_t kind, const char *x) {
+    if (kind == FP32) return _mm512_loadu_ps((const float *)x);
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
+}
+
+/* Split 64 numbers of x into high and low digits, with the given number of steps per unit. */
+static inline void split_bytes(int64_t kind, const char *x, __m512 steps, __m512i *high, __m512i *low) {
+    __m128i coarse[4], fine[4];
+    for (int i = 0; i < 4; i++) {
+        const __m512 exact = _mm512_mul_ps(sixteen(kind, x + 16 * i * size_of(kind)), steps), whole = _mm512_roundscale_ps(exact, 0);
+        coarse[i] = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole));
+        fine[i] = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(exact, whole), _mm512_set1_ps(254))));
+    }
+    *high = _mm512_loadu_si512(coarse), *low = _mm512_loadu_si512(fine);
+}
+
+static inline __attribute__((always_inline)) float largest(const int64_t kind, const char *x, int64_t K) {
+    const int64_t parts = 4 / size_of(kind);
+    Lanes most_W = {0};
+    for (int64_t k = 0; k < K; k += WIDTH * parts) {
+        Words words;
+        memcpy(&words, x + k * size_of(kind), sizeof words);
+        for (int place = 0; place < parts; place++) most_W = larger((Lanes)((Words)part(kind, words, place) & 0x7fffffff), most_W);
+    }
+    return fmaxf(_mm512_reduce_max_ps((__m512)most_W), 1e-12f);
+}
+
+/* Size of a high digit of a row of x. */
+static inline float step_of(int64_t kind, const char *x, int64_t K) { return (kind == FP32 ? largest(FP32, x, K) : largest(BF16, x, K)) / 127; }
+
+#endif
+
 #if TILES
 
 static int granted(void) { /* whether the system permits tiles, asked once per process */
@@ -102,38 +153,13 @@ static void configure_tiles(const Packing *p) {
     _tile_loadconfig(&tiles);
 }
 
-/* Split a row of x into LINE bytes of high and low digits: 32 numbers in bf16, 64 in int8, with the
-   given number of steps per unit. */
-static inline void split(int64_t to_kind, int64_t kind, const char *x, __m512 steps, __m512i *high, __m512i *low) {
-    __m512 part[4];
-    for (int i = 0; i < (to_kind == BF16 ? 2 : 4); i++)
-        part[i] = kind == FP32 ? _mm512_loadu_ps((const float *)x + 16 * i)
-                               : (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x + i)), 16);
-    if (to_kind == BF16) {
-        *high = (__m512i)_mm512_cvtne2ps_pbh(part[1], part[0]);
-        part[0] = _mm512_sub_ps(part[0], (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(*high)), 16));
-        part[1] = _mm512_sub_ps(part[1], (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(*high, 1)), 16));
-        *low = (__m512i)_mm512_cvtne2ps_pbh(part[1], part[0]);
-        return;
-    }
-    __m128i coarse[4], fine[4];
-    for (int i = 0; i < 4; i++) {
-        const __m512 exact = _mm512_mul_ps(part[i], steps), whole = _mm512_roundscale_ps(exact, 0);
-        coarse[i] = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole));
-        fine[i] = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(exact, whole), _mm512_set1_ps(254))));
-    }
-    *high = _mm512_loadu_si512(coarse), *low = _mm512_loadu_si512(fine);
-}
-
-static inline __attribute__((always_inline)) float largest(const int64_t kind, const char *x, int64_t K) {
-    const int64_t parts = 4 / size_of(kind);
-    Lanes most_W = {0};
-    for (int64_t k = 0; k < K; k += WIDTH * parts) {
-        Words words;
-        memcpy(&words, x + k * size_of(kind), sizeof words);
-        for (int place = 0; place < parts; place++) most_W = larger((Lanes)((Words)part(kind, words, place) & 0x7fffffff), most_W);
-    }
-    return fmaxf(_mm512_reduce_max_ps((__m512)most_W), 1e-12f);
+/* Split 32 numbers of x into high and low digits in bf16: the rounded numbers and the remainders. */
+static inline void split_halves(int64_t kind, const char *x, __m512i *high, __m512i *low) {
+    __m512 part[2] = {sixteen(kind, x), sixteen(kind, x + 16 * size_of(kind))};
+    *high = (__m512i)_mm512_cvtne2ps_pbh(part[1], part[0]);
+    part[0] = _mm512_sub_ps(part[0], (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(*high)), 16));
+    part[1] = _mm512_sub_ps(part[1], (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(*high, 1)), 16));
+    *low = (__m512i)_mm512_cvtne2ps_pbh(part[1], part[0]);
 }
 
 /* Transpose 16 x 16 numbers. */
@@ -171,11 +197,13 @@ static inline __attribute__((always_inline)) void pack_rows(
     char *to = digits + r / group * 16 * p->bytes;
     x_RK += r * row;
     for (int64_t i = 0; i < count; i++)
-        step_R[r + i] = l->kind != INT8 ? 1 : (kind == FP32 ? largest(FP32, x_RK + i * row, l->K) : largest(BF16, x_RK + i * row, l->K)) / 127;
+        step_R[r + i] = l->kind == INT8 ? step_of(kind, x_RK + i * row, l->K) : 1;
     for (int64_t k = 0; k < l->K; k += at_once, to += p->groups * 16 * p->bytes) {
         for (int64_t i = 0; i < count; i++) {
             __m512i high, low;
-            split(l->kind, kind, x_RK + i * row + k * size_of(kind), _mm512_set1_ps(1 / step_R[r + i]), &high, &low);
+            const char *numbers = x_RK + i * row + k * size_of(kind);
+            if (l->kind == INT8) split_bytes(kind, numbers, _mm512_set1_ps(1 / step_R[r + i]), &high, &low);
+            else split_halves(kind, numbers, &high, &low);
             words[i * p->digits] = (__m512)high;
             if (p->digits == 2) words[2 * i + 1] = (__m512)low;
         }
@@ -275,12 +303,87 @@ static void tile_sums(const Linear *l, int64_t n, int64_t first, const Packing *
 
 #endif
 
+#if BYTES
+
+static int in_bytes(const Linear *l) { return l->kind == INT8 && l->K % LINE == 0; }
+
+/* Bytes of a packed row of x: K high digits, K low ones, and for each 16 sums of what is too much in
+   their products, since an instruction multiplies them with 128 more than the weight. */
+static int64_t packed(int64_t K) { return 2 * K + 2 * LINE; }
+
+static void pack_row(int64_t kind, const char *x_K, int64_t K, float *step, char *to) {
+    const __m512i offset = _mm512_set1_epi8(-128);
+    __m512i surplus[2] = {0};
+    *step = step_of(kind, x_K, K);
+    for (int64_t k = 0; k < K; k += LINE) {
+        __m512i high, low;
+        split_bytes(kind, x_K + k * size_of(kind), _mm512_set1_ps(1 / *step), &high, &low);
+        surplus[0] = _mm512_dpbusd_epi32(surplus[0], offset, high), surplus[1] = _mm512_dpbusd_epi32(surplus[1], offset, low);
+        _mm512_storeu_si512(to + k, high), _mm512_storeu_si512(to + K + k, low);
+    }
+    for (int i = 0; i < 2; i++) _mm512_storeu_si512(to + 2 * K + i * LINE, _mm512_sub_epi32(_mm512_setzero_si512(), surplus[i]));
+}
+
+/* `dots` of packed rows of x with rows of an int8 weight. */
+static inline __attribute__((always_inline)) void byte_dots(
+    const int outputs, const int rows, const char *w, const char *x, int64_t K, const float *step_R, float *sums, const int fetching, const char *ahead) {
+    const __m512i offset = _mm512_set1_epi8(-128);
+    __m512i high[4][4], low[4][4];
+    for (int i = 0; i < outputs; i++)
+        for (int r = 0; r < rows; r++) {
+            high[i][r] = _mm512_loadu_si512(x + r * packed(K) + 2 * K);
+            low[i][r] = _mm512_loadu_si512(x + r * packed(K) + 2 * K + LINE);
+        }
+    for (int64_t k = 0; k < K; k += LINE)
+        for (int i = 0; i < outputs; i++) {
+            const __m512i numbers = _mm512_xor_si512(_mm512_loadu_si512(w + i * K + k), offset);
+            if (fetching) __builtin_prefetch(ahead + k * outputs + i * LINE);
+            for (int r = 0; r < rows; r++) {
+                high[i][r] = _mm512_dpbusd_epi32(high[i][r], numbers, _mm512_loadu_si512(x + r * packed(K) + k));
+                low[i][r] = _mm512_dpbusd_epi32(low[i][r], numbers, _mm512_loadu_si512(x + r * packed(K) + K + k));
+            }
+        }
+    for (int i = 0; i < outputs; i++)
+        for (int r = 0; r < rows; r++) {
+            const __m512 both = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low[i][r]), _mm512_set1_ps(1.0f / 254), _mm512_cvtepi32_ps(high[i][r]));
+            sums[r * BLOCK + i] = _mm512_reduce_add_ps(both) * step_R[r];
+        }
+}
+
+/* Compute `count` outputs from n on into sums[r][BLOCK]. */
+static void byte_sums(const Linear *l, int64_t n, int64_t count, int64_t first, int64_t R, const Scratch *x, float *sums) {
+    const int64_t K = l->K;
+    const char *w = (const char *)l->weight_NK + n * K, *digits = x->digits + first * packed(K);
+    const float *step_R = x->step_R + first;
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const char *four = w + i * K, *ahead = after(four, K);
+        float *to = sums + i;
+        int64_t r = R % 2;
+        if (r) byte_dots(4, 1, four, digits, K, step_R, to, 1, ahead);
+        else byte_dots(4, 2, four, digits, K, step_R, to, 1, ahead), r = 2;
+        for (; r < R; r += 2) byte_dots(4, 2, four, digits + r * packed(K), K, step_R + r, to + r * BLOCK, 0, NULL);
+    }
+    for (; i < count; i++)
+        for (int64_t r = 0; r < R; r++) byte_dots(1, 1, w + i * K, digits + r * packed(K), K, step_R + r, sums + r * BLOCK + i, 0, NULL);
+    for (int64_t r = 0; r < R; r++)
+        for (i = 0; i < count; i++) sums[r * BLOCK + i] *= l->scale_N[n + i];
+}
+
+#endif
+
 /* Pack the rows `from` to `to` of x, in fp32 or bf16, for the product with l. */
 static void prepare(const Linear *l, int64_t kind, const void *x_RK, int64_t from, int64_t to, const Packing *p, const Scratch *scratch) {
 #if TILES
     if (in_tiles(l)) {
         const int64_t group = COLUMNS / p->digits;
         for (int64_t r = from; r < to; r += group) pack_rows(l, kind, x_RK, r, to - r < group ? to - r : group, p, scratch->step_R, scratch->digits);
+        return;
+    }
+#elif BYTES
+    if (in_bytes(l)) {
+        for (int64_t r = from; r < to; r++)
+            pack_row(kind, (const char *)x_RK + r * l->K * size_of(kind), l->K, scratch->step_R + r, scratch->digits + r * packed(l->K));
         return;
     }
 #endif
@@ -320,6 +423,9 @@ static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t
                 tile_sums(l, n + count - BLOCK, first, p, x, &walk, &after, sums); /* the last outputs, together with some before them */
                 found += BLOCK - count;
             } else
+#elif BYTES
+            if (in_bytes(l)) byte_sums(l, n, count, first, rows, x, sums);
+            else
 #endif
                 plain_sums(l, n, count, (const float *)x->digits + first * l->K, rows, sums);
             if (l->bias_N)

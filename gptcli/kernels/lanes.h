@@ -117,15 +117,17 @@ static inline __attribute__((always_inline)) float sum_of(Lanes lanes) {
 }
 
 /* Compute the products of `rows` rows of x, in the order of `spread`, with `outputs` rows of a
-   weight, into sums[r][i], with `apart` elements between rows. */
+   weight, into sums[r][i], with `apart` elements between rows. If
+   `fetching`, as many bytes from `ahead` on are fetched meanwhile. */
 static inline __attribute__((always_inline)) void dots(
-    const int64_t kind, const int outputs, const int rows, const char *w, const float *x_RK, int64_t K, float *sums, int64_t apart) {
+    const int64_t kind, const int outputs, const int rows, const char *w, const float *x_RK, int64_t K, float *sums, int64_t apart, const int fetching, const char *ahead) {
     const int64_t row = K * size_of(kind), parts = 4 / size_of(kind), whole = K - K % (WIDTH * parts);
     Lanes lanes[4][4] = {0};
     for (int64_t k = 0; k < whole; k += WIDTH * parts)
         for (int i = 0; i < outputs; i++) {
             Words words;
             memcpy(&words, w + i * row + k * size_of(kind), sizeof words);
+            if (fetching) __builtin_prefetch(ahead + (k * outputs + i * WIDTH * parts) * size_of(kind));
             for (int place = 0; place < parts; place++)
                 for (int r = 0; r < rows; r++)
                     lanes[i][r] += part(kind, words, place) * read_lanes(x_RK + r * K + k + place * WIDTH);

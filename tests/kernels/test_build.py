@@ -247,9 +247,10 @@ def test_the_first_instruction_set_of_the_processor_is_used(
     for missing, first in (
         (set(), "amx"),
         ({"amx_int8"}, "avx512-bf16"),
-        ({"amx_tile", "avx512_bf16"}, "avx512"),
-        ({"amx_tile", "avx512_bf16", "avx512vl"}, "avx2"),
-        ({"amx_tile", "avx512_bf16", "avx512vl", "fma"}, "neon"),
+        ({"amx_tile", "avx512_bf16"}, "avx512-vnni"),
+        ({"amx_tile", "avx512_bf16", "avx512_vnni"}, "avx512"),
+        ({"amx_tile", "avx512_vnni", "avx512vl"}, "avx2"),
+        ({"amx_tile", "avx512_vnni", "avx512vl", "fma"}, "neon"),
     ):
         monkeypatch.setattr(build, "_features", lambda gone=missing: everything - gone)
         assert build.instruction_sets()[0] == first
