@@ -208,7 +208,7 @@ def test_the_sources_compile_for_processors_that_this_one_is_not() -> None:
             continue
         for source in ("attention", "attention_fp32", "decode", "head", "linear", "norm"):
             path = build.HERE / f"{source}.c"
-            options = [*build.FLAGS[:-1], *needs.values(), "-fsyntax-only", "-Werror"]
+            options = [*build.FLAGS[:-1], *build._flags(name), "-fsyntax-only", "-Werror"]
             words = [compiler, *options, str(path)]
             done = subprocess.run(words, capture_output=True, text=True)
             assert done.returncode == 0, (name, source, done.stderr)

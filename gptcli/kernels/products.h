@@ -83,7 +83,7 @@ int ready(void) { return 1; }
 static inline void tiles_on(void) {}
 static inline void tiles_off(void) {}
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) && !defined(WIDEN)
 
 enum { TOGETHER = 8 }; /* rows of results in registers, 32 columns each */
 
@@ -120,77 +120,32 @@ INLINE void multiply_at(const Places at, const bf16 *left, const bf16 *right, lo
 
 #else
 
-enum { STEPS = 8, GROUPS = LANES == 16 ? 2 : 16 / LANES }; /* left tiles widened together; registers of a row of results */
+#include "products_fp32.h"
 
-/* Add the products of the first, or second, numbers of the 16 pairs in a tile. */
-INLINE void add_products(const int rows, const int second, const float *wide, long tiles, const bf16 *right, Piece sums[rows][GROUPS]) {
-    for (int k = 0; k < 16; k++) {
-        Piece column[GROUPS];
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; g++) {
-            WordPiece pairs;
-            memcpy(&pairs, right + 32 * k + g * (LANES == 16 ? TILE : 2 * LANES), sizeof pairs);
-            column[g] = second ? second_of(pairs) : first_of(pairs);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-            for (int g = 0; g < GROUPS; g++) sums[i][g] = wide[i * tiles * 32 + k] * column[g] + sums[i][g];
+enum { STEPS = 4 }; /* tiles widened together, into L1 */
+
+/* Convert a tile to two in fp32: the first numbers of its pairs, and the second ones. */
+INLINE void widen_tile(const bf16 *tile, float *first, float *second) {
+    for (int i = 0; i < 256; i += LANES) {
+        WordPiece pairs;
+        memcpy(&pairs, tile + 2 * i, sizeof pairs);
+        write_piece(first + i, first_of(pairs));
+        write_piece(second + i, second_of(pairs));
     }
-}
-
-/* `rows` rows of results for GROUPS registers of columns: of both right tiles with 16 lanes, else of
-   one. `wide` contains the rows in fp32: for each of them and each left tile 16 first and 16 second
-   numbers of its pairs. */
-INLINE void multiply_rows(const int rows, const Places at, const float *wide, long tiles, const bf16 *right, float *to, int more) {
-    Piece sums[rows][GROUPS];
-    const long apart = LANES == 16 ? at.second : LANES;
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; g++) {
-            sums[i][g] = more ? read_piece(to + i * at.row + g * apart) : (Piece){0};
-        }
-    for (long t = 0; t < tiles; t++, right += at.right_step, wide += 32) {
-        add_products(rows, 0, wide, tiles, right, sums); /* both at once do not fit into AVX2's registers */
-        add_products(rows, 1, wide + 16, tiles, right, sums);
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUPS; g++) write_piece(to + i * at.row + g * apart, sums[i][g]);
-}
-
-INLINE void multiply_some(const int rows, const Places at, const bf16 *left, const bf16 *right, long tiles, float *to, int more) {
-    float wide[STEPS * rows * 32] __attribute__((aligned(64)));
-    for (long t = 0; t < tiles; t++)
-        for (int i = 0; i < rows; i++) {
-            const Whole pairs = read_words(left + t * at.left_step + 32 * i);
-            for (int p = 0; p < PIECES; p++) {
-                const Piece first = first_of(pairs.p[p]), second = second_of(pairs.p[p]);
-                memcpy(wide + (i * tiles + t) * 32 + p * LANES, &first, sizeof first);
-                memcpy(wide + (i * tiles + t) * 32 + 16 + p * LANES, &second, sizeof second);
-            }
-        }
-    multiply_rows(rows, at, wide, tiles, right, to, more);
-    if (LANES < 16) multiply_rows(rows, at, wide, tiles, right + TILE, to + at.second, more);
 }
 
 static __attribute__((noinline)) void multiply_at(const Places at, const bf16 *left, const bf16 *right, long tiles, float *results, int more) {
-    for (long t = 0; t < tiles; t += STEPS, left += STEPS * at.left_step, right += STEPS * at.right_step, more = 1)
+    float rows[STEPS][2][256] __attribute__((aligned(64))), columns[STEPS][2][2][256] __attribute__((aligned(64)));
+    const Places wide = {0, 256, 2 * 256, at.row, at.second, at.low};
+    for (long t = 0; t < tiles; t += STEPS, left += STEPS * at.left_step, right += STEPS * at.right_step, more = 1) {
+        const long count = least(STEPS, tiles - t);
+        for (long i = 0; i < count; i++)
+            for (int tile = 0; tile < 2; tile++) widen_tile(right + i * at.right_step + tile * TILE, columns[i][0][tile], columns[i][1][tile]);
         for (int half = 0; half < 2; half++) {
-            const long count = least(STEPS, tiles - t);
-            const bf16 *l = left + half * at.left_low;
-            float *to = results + half * at.low;
-            if (LANES == 16) {
-                multiply_some(8, at, l, right, count, to, more);
-                multiply_some(8, at, l + 8 * 32, right, count, to + 8 * at.row, more);
-            } else {
-                multiply_some(6, at, l, right, count, to, more);
-                multiply_some(5, at, l + 6 * 32, right, count, to + 6 * at.row, more);
-                multiply_some(5, at, l + 11 * 32, right, count, to + 11 * at.row, more);
-            }
+            for (long i = 0; i < count; i++) widen_tile(left + half * at.left_low + i * at.left_step, rows[i][0], rows[i][1]);
+            multiply_half(wide, rows[0][0], columns[0][0][0], 2 * count, results + half * at.low, more);
         }
+    }
 }
 
 #endif

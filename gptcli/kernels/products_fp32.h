@@ -1,15 +1,11 @@
-/* Products of packed fp32 matrices: the part of `products.h` that differs from bf16. */
+/* Products of packed fp32 matrices, for `products.h`: of Numbers in fp32, or of widened ones in bf16. */
 
 enum { GROUPS = LANES == 16 ? 2 : 16 / LANES }; /* registers of a row of results: of two tiles, or of one */
-
-int ready(void) { return 1; }
-static inline void tiles_on(void) {}
-static inline void tiles_off(void) {}
 
 /* `rows` rows of results for GROUPS registers of columns. */
 INLINE void multiply_rows(const int rows, const Places at, const float *left, const float *right, long tiles, float *to, int more) {
     Piece sums[rows][GROUPS];
-    const long apart = LANES == 16 ? at.second : LANES, column = LANES == 16 ? TILE : LANES;
+    const long apart = LANES == 16 ? at.second : LANES, column = LANES == 16 ? 256 : LANES;
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
@@ -31,19 +27,30 @@ INLINE void multiply_rows(const int rows, const Places at, const float *left, co
         for (int g = 0; g < GROUPS; g++) write_piece(to + i * at.row + g * apart, sums[i][g]);
 }
 
+/* Results of a left tile row: 16 x 32, over `tiles` times 16 of K, or += with `more`. */
+INLINE void multiply_half(const Places at, const float *left, const float *right, long tiles, float *results, int more) {
+    if (LANES == 16) {
+        multiply_rows(8, at, left, right, tiles, results, more);
+        multiply_rows(8, at, left + 8 * 16, right, tiles, results + 8 * at.row, more);
+    } else
+        for (int tile = 0; tile < 2; tile++) {
+            const float *r = right + tile * 256;
+            float *to = results + tile * at.second;
+            multiply_rows(6, at, left, r, tiles, to, more);
+            multiply_rows(5, at, left + 6 * 16, r, tiles, to + 6 * at.row, more);
+            multiply_rows(5, at, left + 11 * 16, r, tiles, to + 11 * at.row, more);
+        }
+}
+
+#ifdef FP32
+
+int ready(void) { return 1; }
+static inline void tiles_on(void) {}
+static inline void tiles_off(void) {}
+
 /* results (32 x 32) = left . right over `tiles` times 16 of K, or += with `more`. */
 static __attribute__((noinline)) void multiply_at(const Places at, const float *left, const float *right, long tiles, float *results, int more) {
-    for (int half = 0; half < 2; half++, left += at.left_low, results += at.low) {
-        if (LANES == 16) {
-            multiply_rows(8, at, left, right, tiles, results, more);
-            multiply_rows(8, at, left + 8 * 16, right, tiles, results + 8 * at.row, more);
-        } else
-            for (int tile = 0; tile < 2; tile++) {
-                const float *r = right + tile * TILE;
-                float *to = results + tile * at.second;
-                multiply_rows(6, at, left, r, tiles, to, more);
-                multiply_rows(5, at, left + 6 * 16, r, tiles, to + 6 * at.row, more);
-                multiply_rows(5, at, left + 11 * 16, r, tiles, to + 11 * at.row, more);
-            }
-    }
+    for (int half = 0; half < 2; half++) multiply_half(at, left + half * at.left_low, right, tiles, results + half * at.low, more);
 }
+
+#endif

@@ -150,6 +150,10 @@ INLINE Wide in_pairs(Wide low, Wide high, int half) {
     return _mm512_permutex2var_ps(low, _mm512_add_epi32(order, _mm512_set1_epi32(4 * half)), high);
 }
 
+typedef uint32_t WordPiece __attribute__((vector_size(64))); /* the pairs of a register, and the numbers of each */
+INLINE Piece first_of(WordPiece x) { return (Piece)(x << 16); }
+INLINE Piece second_of(WordPiece x) { return (Piece)(x & 0xffff0000); }
+
 #else
 
 #ifdef __AVX__

@@ -244,6 +244,7 @@ def test_the_first_instruction_set_of_the_processor_is_used(
 ) -> None:
     everything = {feature for needs in build.INSTRUCTION_SETS.values() for feature in needs}
     monkeypatch.delenv(build.LIMIT, raising=False)
+    monkeypatch.setattr(build, "has_fast_bf16", lambda: True)
     for missing, first in (
         (set(), "amx"),
         ({"amx_int8"}, "avx512-bf16"),
@@ -256,6 +257,21 @@ def test_the_first_instruction_set_of_the_processor_is_used(
         assert build.instruction_sets()[0] == first
     monkeypatch.setattr(build, "_features", set)
     assert build.instruction_sets() == []
+
+
+def test_products_are_in_fp32_where_those_of_bf16_are_slower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "_features", lambda: set(build.INSTRUCTION_SETS["avx512-bf16"]))
+    for fast, found in (
+        (True, ["avx512-bf16", "avx512-fma", "avx512-vnni", "avx512", "avx2"]),
+        (False, ["avx512-fma", "avx512-bf16", "avx512-vnni", "avx512", "avx2"]),
+    ):
+        monkeypatch.setattr(build, "has_fast_bf16", lambda is_fast=fast: is_fast)
+        for limit in ("", *found):
+            monkeypatch.setenv(build.LIMIT, limit)
+            assert build.instruction_sets() == found[found.index(limit) if limit else 0 :]
+    assert {"-mavx512bf16", "-DWIDEN"} <= set(build._flags("avx512-fma"))
 
 
 def test_the_environment_limits_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
