@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from gptcli.kernels import Kernel
     from gptcli.kernels.decode_kernel import DecodeStep
+    from gptcli.kernels.spell_kernel import Speller
     from gptcli.model.transformer import GPT
 
 KERNELS = "gptcli.kernels"
@@ -72,3 +73,10 @@ def decode_step(model: GPT) -> DecodeStep | None:
     package = kernels()
     step: DecodeStep | None = None if package is None else package.decode_step(model)
     return step
+
+
+def spell_ids(vocab_size: int) -> Speller | None:
+    """Return the kernel that spells token ids in decimal, or None if numpy has to."""
+    package = kernels()
+    spell: Speller | None = None if package is None else package.spell_ids(vocab_size)
+    return spell

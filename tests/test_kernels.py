@@ -14,7 +14,14 @@ import pytest
 import torch
 
 from gptcli import kernels
-from gptcli.kernels import attention_kernel, build, head_kernel, linear_kernel, norm_kernel
+from gptcli.kernels import (
+    attention_kernel,
+    build,
+    head_kernel,
+    installation,
+    linear_kernel,
+    norm_kernel,
+)
 from gptcli.kernels.block_triton import final_norm, hand_on, train_block
 from gptcli.kernels.decode_kernel import small_batch_linear
 from gptcli.model.attention import attention_packed
@@ -67,7 +74,7 @@ def test_layers_on_a_gpu_leave_their_last_sum_to_the_next_layer(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a whole model, and only if asked to."""
-    monkeypatch.setattr(kernels, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(installation, "_on_gpu", lambda _: True)
     block = model.h[0]
     assert isinstance(block, Block)
     plain = model.norm_fn

@@ -26,14 +26,14 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch  # noqa: F401  loads the OpenMP runtime that the libraries use
-
 from gptcli.errors import UsageError, nearest
 from gptcli.files import scratch_folder
 from gptcli.runtime import has_fast_bf16, processor
 
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-Wno-psabi", "-c")
+ONE_THREAD = ("spell",)
+"""Libraries that use no threads, and so work without PyTorch."""
 COMPILERS = ("cc", "gcc", "clang")
 COMPILER_TIMEOUT_S = 120
 LIMIT, OFF = "GPT_KERNELS", "off"
@@ -133,6 +133,8 @@ def library(name: str) -> Library | None:
     sets, compiler = instruction_sets(), _compiler()
     if compiler is None:
         return None
+    if name not in ONE_THREAD:
+        import torch  # noqa: F401  loads the OpenMP runtime that the library uses
     for instructions in sets:
         with (
             contextlib.suppress(OSError, subprocess.SubprocessError),

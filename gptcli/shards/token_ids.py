@@ -7,54 +7,96 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptcli.encodings import BOM
 from gptcli.errors import InputError
 from gptcli.files import naming
+from gptcli.optional_kernels import spell_ids
 
 if TYPE_CHECKING:
     import numpy as np
 
     from gptcli.events import Events
+    from gptcli.kernels.spell_kernel import Speller
     from gptcli.tokenizer.tokenizer import Tokenizer
 
     Encoded = tuple[np.ndarray, np.ndarray]  # ids of some documents, and the number of each
 
 DECODE_TOKENS = 1 << 20  # decoded at once
 SPELLED_TOKENS = 1 << 16  # in decimal at once, so that they stay in a processor's cache
+KERNEL_TOKENS = 1 << 21  # spelled before the kernel is started: about as long as that takes
+LONG_DOCUMENT = 256  # tokens, on average
 MAX_ID_DIGITS = 20
 
 
-def spelled(batches: Iterable[Encoded], vocab_size: int) -> Iterator[bytes]:
+def spelled(batches: Iterable[Encoded], vocab_size: int) -> Iterator[bytes | memoryview]:
     """Yield the ids of documents in decimal, separated by blanks, a document a line.
 
-    An id is a row of a table of equal widths, a blank and its digits, padded by zero bytes, which
-    are taken out at the end: a sixth of the time of a string for each id. In the row that begins a
-    document the blank becomes a newline, which ends the document before it.
+    What is yielded is valid until the next is asked for. A few ids are not worth the start of the
+    kernel.
+    """
+    table = None
+    spell: Speller | None = None
+    left = KERNEL_TOKENS if vocab_size <= 10**7 else None  # until the kernel
+    for ids, counts in batches:
+        if left is not None and left <= 0:
+            spell, left = spell_ids(vocab_size), None
+        if left is not None:
+            left -= len(ids)
+        if spell is not None:
+            yield from _spelled_by_kernel(ids, counts, spell)
+            continue
+        if table is None:
+            table = _rows(vocab_size)
+        yield from _spelled_by_rows(ids, counts, table)
+
+
+def _spelled_by_kernel(ids: np.ndarray, counts: np.ndarray, spell: Speller) -> Iterator[memoryview]:
+    """Yield a batch in decimal, some ids at a time."""
+    stops = counts.cumsum()
+    first = before = 0
+    for start in range(0, max(len(ids), 1), SPELLED_TOKENS):
+        part = ids[start : start + SPELLED_TOKENS]
+        last = int(stops.searchsorted(start + len(part), "right"))
+        yield spell(part, stops[first:last], start, before)
+        if last > first:
+            first, before = last, int(stops[last - 1])
+
+
+def _rows(vocab_size: int) -> np.ndarray:
+    """Return a table of equal widths: a blank and the digits of each id, and a blank alone at the
+    end, padded by zero bytes.
     """
     import numpy as np
 
     width = 8 if vocab_size <= 10**7 else 16
     digits = np.arange(vocab_size).astype(f"S{width - 1}")
     table = np.append(np.strings.add(b" ", digits), b" ").astype(f"S{width}")
-    table = table.view(np.uint64 if width == 8 else f"V{width}")
-    skipped = 1  # the newline before the first document
-    for ids, counts in batches:
+    return table.view(np.uint64 if width == 8 else f"V{width}")
+
+
+def _spelled_by_rows(ids: np.ndarray, counts: np.ndarray, table: np.ndarray) -> Iterator[bytes]:
+    """Yield a batch in decimal by rows of the table, without their zero bytes: a sixth of the time of
+    a string for each id.
+
+    In the row that begins a document the blank becomes a newline, which ends the document before it.
+    """
+    import numpy as np
+
+    stops = np.cumsum(counts)
+    if not counts.all():  # a document without ids is a row without digits
+        ids = np.insert(ids.astype(np.intp), stops[counts == 0], len(table) - 1)
+        counts = np.maximum(counts, 1)
         stops = np.cumsum(counts)
-        if not counts.all():  # a document without ids is a row without digits
-            ids = np.insert(ids.astype(np.intp), stops[counts == 0], vocab_size)
-            counts = np.maximum(counts, 1)
-            stops = np.cumsum(counts)
-        begins = np.zeros(len(ids), bool)
-        begins[stops - counts] = True
-        for start in range(0, len(ids), SPELLED_TOKENS):
-            part = slice(start, start + SPELLED_TOKENS)
-            rows = table.take(ids[part])
-            rows.view(np.uint8).reshape(-1, width)[begins[part], 0] = ord("\n")
-            yield rows.tobytes().translate(None, b"\0")[skipped:]
-            skipped = 0
-    if not skipped:
+    begins = np.zeros(len(ids), bool)
+    begins[stops - counts] = True
+    for start in range(0, len(ids), SPELLED_TOKENS):
+        part = slice(start, start + SPELLED_TOKENS)
+        rows = table.take(ids[part])
+        rows.view(np.uint8).reshape(-1, table.itemsize)[begins[part], 0] = ord("\n")
+        yield rows.tobytes().translate(None, b"\0")[not start :]
+    if len(counts):
         yield b"\n"
 
 
@@ -83,8 +125,7 @@ def write_token_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path), tempfile.TemporaryFile(dir=path.parent) as spool:
         for ids, counts in batches:
-            starts = np.cumsum(counts) - counts
-            spool.write(np.insert(ids.astype(dtype), starts, tokenizer.eot_id).data)
+            spool.write(_with_ends(ids, counts, tokenizer.eot_id, dtype).data)
             lengths.extend((counts + 1).tolist())
         spool.flush()
         tokens = sum(lengths)
@@ -97,6 +138,25 @@ def write_token_file(
             )
         write_shard(path, np.array(lengths), [np.memmap(spool, dtype, "r")], dtype)
     return len(lengths), tokens
+
+
+def _with_ends(
+    ids: np.ndarray, counts: np.ndarray, eot_id: int, dtype: np.dtype[Any]
+) -> np.ndarray:
+    """Return the ids of documents with the end-of-text token before each, (ids + documents,)."""
+    import numpy as np
+
+    stops = np.cumsum(counts)
+    if len(ids) < LONG_DOCUMENT * len(counts):
+        return np.insert(ids.astype(dtype), stops - counts, eot_id)
+    # A copy for each document, several times faster if they are long.
+    framed = np.empty(len(ids) + len(counts), dtype)
+    start = 0
+    for number, stop in enumerate(stops.tolist()):
+        framed[start + number] = eot_id
+        framed[start + number + 1 : stop + number + 1] = ids[start:stop]
+        start = stop
+    return framed
 
 
 def from_token_file(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -160,7 +160,7 @@ class _Tiktoken:
     def __init__(self, tokenizer: Tokenizer, reference: Encoder) -> None:
         import tiktoken
 
-        model = _byte_level(tokenizer)["model"]
+        model = json.loads(_byte_level(tokenizer))["model"]
         alphabet = byte_alphabet()
         ranks = {
             bytes(alphabet[character] for character in token): number
@@ -193,9 +193,7 @@ class _Gigatoken:
     def __init__(self, tokenizer: Tokenizer, reference: Encoder) -> None:
         import gigatoken
 
-        plain = _byte_level(tokenizer)
-        plain["added_tokens"] = []  # it would look for them in the text
-        self._load, self._json = gigatoken.Tokenizer.from_json, json.dumps(plain)
+        self._load, self._json = gigatoken.Tokenizer.from_json, _byte_level(tokenizer)
         self._reference = reference
         self._backend = self._load(self._json)
         self._seen = 0
@@ -227,14 +225,13 @@ _OPENERS: dict[str, Callable[[Tokenizer, Encoder], Encoder]] = {
 }
 
 
-def _byte_level(tokenizer: Tokenizer) -> Any:
-    """Return the tokenizer's tokenizer.json, parsed.
+def _byte_level(tokenizer: Tokenizer) -> str:
+    """Return a tokenizer.json of the merges alone: special tokens would be looked for in text.
 
     Raises UnsuitableError if it is not GPT-2's kind.
     """
     if tokenizer.has_words:
         raise UnsuitableError("it recognises added words in text")
-    value = json.loads(tokenizer.to_json())
-    if (value.get("pre_tokenizer") or {}).get("type") != "ByteLevel" or value.get("normalizer"):
+    if type(tokenizer) is not Tokenizer or not tokenizer.divides:
         raise UnsuitableError("it is not a byte-level BPE")
-    return value
+    return tokenizer.merges_json()

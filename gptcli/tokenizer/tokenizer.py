@@ -222,6 +222,10 @@ class Tokenizer:
         """Return a tokenizer.json in which `<|endoftext|>` is declared special."""
         return self._json
 
+    def merges_json(self) -> str:
+        """Return a tokenizer.json of the vocabulary and its merges, with no special token."""
+        return str(self._backend.to_str())
+
     @cached_property
     def _json(self) -> str:
         whole = Backend.from_str(self._backend.to_str())

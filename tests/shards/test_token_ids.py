@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptcli.kernels.spell_kernel import Speller, spell_ids
 from gptcli.shards import token_ids
 from gptcli.shards.format import document_lengths, open_shard
 from gptcli.shards.token_ids import spelled, write_token_file
@@ -27,25 +28,41 @@ def batch(documents: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-@given(BATCHES, st.integers(1, 9))
-def test_every_document_is_a_line_of_its_ids(batches: list[list[list[int]]], at_once: int) -> None:
+@pytest.fixture(scope="module")
+def kernel() -> Speller | None:
+    """Return the kernel for VOCAB."""
+    return spell_ids(VOCAB)
+
+
+@given(batches=BATCHES, at_once=st.integers(1, 9), before=st.sampled_from([0, 3, 1 << 30]))
+def test_every_document_is_a_line_of_its_ids(
+    batches: list[list[list[int]]], at_once: int, before: int, kernel: Speller | None
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_ids, "SPELLED_TOKENS", at_once)
-        found = b"".join(spelled(map(batch, batches), VOCAB))
+        patch.setattr(token_ids, "KERNEL_TOKENS", before)
+        patch.setattr(token_ids, "spell_ids", lambda _: kernel)
+        found = b"".join(map(bytes, spelled(map(batch, batches), VOCAB)))
     lines = [" ".join(map(str, ids)) + "\n" for documents in batches for ids in documents]
     assert found.decode() == "".join(lines)
 
 
+@pytest.mark.parametrize("before", [0, 1 << 30])
 @pytest.mark.parametrize("largest", [9_999, 99_999, 10_000_001])
-def test_ids_of_every_width_are_spelt(largest: int) -> None:
+def test_ids_of_every_width_are_spelt(
+    largest: int, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_ids, "KERNEL_TOKENS", before)
     ids = sorted({min(10**power + more, largest) for power in range(8) for more in (-1, 0, 1)})
-    lines = b"".join(spelled([batch([ids, ids[::-1]])], largest + 1))
+    lines = b"".join(map(bytes, spelled([batch([ids, ids[::-1]])], largest + 1)))
     assert lines.decode() == f"{' '.join(map(str, ids))}\n{' '.join(map(str, ids[::-1]))}\n"
 
 
+@pytest.mark.parametrize("long", [0, 1 << 30])
 def test_a_token_file_holds_documents_of_any_batches(
-    tmp_path: Path,
+    tmp_path: Path, long: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(token_ids, "LONG_DOCUMENT", long)
     tokenizer = Tokenizer([*byte_alphabet(), END_OF_TEXT], [])
     batches: list[list[list[int]]] = [[[], [5], [1, 2]], [[]], [[7, 7, 7]]]
     path = tmp_path / "a.bin"

@@ -19,7 +19,7 @@ from gptcli.corpus.documents import (
     reject_escaped_bytes,
     too_long,
 )
-from gptcli.corpus.formats.text import divided, line_name, lines, without_newline
+from gptcli.corpus.formats.text import divided, line_name, selected_lines, without_newline
 from gptcli.encodings import BOM
 from gptcli.errors import InputError, close_to
 
@@ -27,6 +27,10 @@ JSON_CHARACTERS = 1 << 16  # of JSON read at a time
 MAX_TRIED = 16  # places where a value may begin behind damage
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NEXT_OBJECT = re.compile(r"\}\s*,?\s*(?=\{)")
+# What may stand before the first value: byte order marks, and comments that hide no value.
+_BEFORE = re.compile(r'(?:[\s\ufeff]|//[^\n{"\[]*\n|#[^\n{"\[]*\n|/\*(?:(?!\*/)[^{"\[])*\*/)+')
+# Other characters before the array that is the file.
+_BEFORE_ARRAY = re.compile(r'[^{"\[]+(?=\[\s*[{"\[])')
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:"]|[^\s"{}\[\],:]+', re.DOTALL)
 # Places where the next value of an array may begin, by the first character of its values.
 _STARTS = {
@@ -46,26 +50,25 @@ def json_lines_reader(field: str, *, eot_in_text: bool = False) -> Reader:
     """
 
     def read(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
-        loads = _fastest_json()
-        for number, position, line in lines(stream, part):
-            if not part.selects(position):
-                continue
+        loads, is_strict = _fastest_json()
+        for number, position, line in selected_lines(stream, part):
             where = line_name(name, number, position)
             if line is None:
                 yield too_long(where, position)
                 continue
-            if position == 0:
+            if line.startswith(BOM):  # of the file, or of one that was appended to it
                 line = line.removeprefix(BOM)
+            is_valid = is_strict
             try:
                 record = loads(line)
             except ValueError:
                 if line.isspace() or not line:
                     continue
-                record = _standard_json(line, position, where)
+                is_valid, record = False, _standard_json(line, position, where)
                 if isinstance(record, Document):
                     yield record
                     continue
-            yield _document_of(record, field, where, position)
+            yield _document_of(record, field, where, position, is_valid=is_valid)
 
     return divided(read) if eot_in_text else read
 
@@ -115,12 +118,19 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             buffer, at = text.read(JSON_CHARACTERS), 0
             is_end = not buffer
             continue
+        if is_first and (found := _BEFORE.match(buffer, at)):
+            at = found.end()
+            continue
         # An array begins the file, or follows another one.
         if buffer[at] == "[" and (is_first or (has_array and not is_array)):
             is_array, has_array, is_first, at = True, True, False, at + 1
             continue
         if buffer[at] == "]" and is_array:
             is_array, at = False, at + 1
+            continue
+        if is_first and (found := _BEFORE_ARRAY.match(buffer, at)):
+            yield _InvalidJsonError(f"not valid JSON: {found[0][:40].strip()!r} before the array")
+            at = found.end()
             continue
         is_first = False
         kind = kind or (buffer[at] if buffer[at] in _STARTS else "{")
@@ -291,15 +301,23 @@ def _fields_hint(record: Any, field: str) -> str:
 
 
 def _document_of(
-    record: Any, field: str, where: str, position: int, *, is_escaped: bool = False
+    record: Any,
+    field: str,
+    where: str,
+    position: int,
+    *,
+    is_escaped: bool = False,
+    is_valid: bool = False,
 ) -> Document:
-    """Return the document of a JSON object; `is_escaped` if bytes not UTF-8 are surrogates."""
+    """Return the document of a JSON object; `is_escaped` if bytes not UTF-8 are surrogates,
+    `is_valid` if its strings are certain to have no surrogate.
+    """
     text = field_of(record, field)
     if not isinstance(text, str):
         what = f'no "{field}" field that is a string'
         hint = _fields_hint(record, field)
         return bad_document("no text field", what, where, position, hint)
-    if found := _lone_surrogate(text):
+    if not is_valid and (found := _lone_surrogate(text)):
         if is_escaped and all("\udc80" <= each <= "\udcff" for each in _SURROGATE.findall(text)):
             return reject_escaped_bytes(Document(text, where, position))
         what = (
@@ -308,7 +326,7 @@ def _document_of(
         )
         return bad_document("lone surrogate", what, where, position)
     url = record.get("url")
-    url = url if isinstance(url, str) and not _lone_surrogate(url) else ""
+    url = url if isinstance(url, str) and (is_valid or not _lone_surrogate(url)) else ""
     return Document(text, where, position, url)
 
 
@@ -321,13 +339,14 @@ def _lone_surrogate(text: str) -> re.Match[str] | None:
     return None
 
 
-def _fastest_json() -> Callable[[bytes], Any]:
+def _fastest_json() -> tuple[Callable[[bytes], Any], bool]:
+    """Return the function that parses JSON, and True if it refuses lone surrogates."""
     try:
         import orjson
 
-        return orjson.loads
+        return orjson.loads, True
     except ImportError:
-        return json.loads
+        return json.loads, False
 
 
 def _standard_json(line: bytes, position: int, where: str) -> Any:

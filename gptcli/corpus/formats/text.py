@@ -151,9 +151,7 @@ def read_html(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Documen
 
 def read_lines(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
     """Yield each line that is not empty as a document."""
-    for number, position, line in lines(stream, part):
-        if not part.selects(position):
-            continue
+    for number, position, line in selected_lines(stream, part):
         if line is None:
             yield too_long(line_name(name, number, position), position)
         elif data := without_newline(line):
@@ -207,16 +205,57 @@ def lines(stream: IO[bytes], part: FileRange) -> Iterator[tuple[int, int, bytes 
     if part.start:
         position = part.start - 1 + _skip_line(stream)
     while part.stop is None or position < part.stop:
-        line: bytes | None = stream.readline(MAX_DOCUMENT_BYTES + 1)
-        if not line:
+        line, length = _read_line(stream)
+        if not length:
             return
-        length = len(line)
-        if length > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
-            length += _skip_line(stream)
-            line = None
         number += not part.start
         yield number, position, line
         position += length
+
+
+def selected_lines(stream: IO[bytes], part: FileRange) -> Iterator[tuple[int, int, bytes | None]]:
+    """Yield those of `lines` that the range selects.
+
+    The blocks of other stripes are passed over without a look at their lines.
+    """
+    if part.stripes == 1:
+        yield from lines(stream, part)
+        return
+    number = position = 0  # a stripe begins at the start of the file
+    while True:
+        if part.selects(position):
+            line, length = _read_line(stream)
+            number += 1
+            if length:
+                yield number, position, line
+        else:
+            count, length = _skip_lines(stream, part.block - position % part.block)
+            number += count
+        if not length:
+            return
+        position += length
+
+
+def _read_line(stream: IO[bytes]) -> tuple[bytes | None, int]:
+    """Return a line, None if it is longer than MAX_DOCUMENT_BYTES, and its length."""
+    line = stream.readline(MAX_DOCUMENT_BYTES + 1)
+    length = len(line)
+    if length > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
+        return None, length + _skip_line(stream)
+    return line, length
+
+
+def _skip_lines(stream: IO[bytes], size: int) -> tuple[int, int]:
+    """Skip the lines that begin in the next `size` bytes; return their number and their length."""
+    count = length = 0
+    piece = b""
+    while length < size and (data := stream.read(min(size - length, 1 << 20))):
+        piece = data
+        count += piece.count(b"\n")
+        length += len(piece)
+    if piece and not piece.endswith(b"\n"):
+        count, length = count + 1, length + _skip_line(stream)
+    return count, length
 
 
 def _skip_line(stream: IO[bytes]) -> int:

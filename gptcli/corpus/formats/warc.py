@@ -6,7 +6,9 @@ that can be found.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -239,15 +241,20 @@ class _Archive:
 
         Raises _DamagedRecordError if there is something else: the length in the header is wrong.
         """
-        blank = 0
+        blank: deque[bytes] = deque(maxlen=4)
         while (line := self._readline()) in _BLANK_LINES:
-            blank += 1
+            blank.append(line)
         self._pending = line + self._pending
-        if not line and blank < 2:
+        if not line and len(blank) < 2:
             self._is_lost = True
             what = "the archive is cut short after this record"
             self._damage = _DamagedRecordError(what, "truncated record")
         elif line and not _VERSION.fullmatch(line):
+            # The block may end inside the first lines of the next record, or between them. Damage
+            # in the line after them is part of what is reported here.
+            with contextlib.suppress(StreamDamageError):
+                self._pending += self._stream.readline(MAX_LINE_BYTES)
+            self._pending = b"".join(blank) + self._pending
             self._return_inner(block)
             self._is_lost = True
             raise _DamagedRecordError("its length is not that in its header")

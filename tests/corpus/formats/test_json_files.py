@@ -171,3 +171,35 @@ def test_a_text_that_is_not_unicode_is_counted(
     path.write_bytes(form.encode() % text)
     found = [(document.text, document.error_kind) for document in scanned(path)]
     assert found == [("", kind), ("b", "")]
+
+
+BEFORE = {
+    "\ufeff": 0,
+    "\ufeff\ufeff": 0,
+    " \n\ufeff": 0,
+    "// made by a program\n": 0,
+    "# made by a program\n\n# twice\n": 0,
+    "/* made by\n a program */ ": 0,
+    "\ufeff// made by a program\n": 0,
+    ")]}'\n": 1,
+    "var data = ": 1,
+    "/* made by": 1,
+}
+
+
+@pytest.mark.parametrize(("before", "counted"), BEFORE.items())
+@pytest.mark.parametrize("form", ['[{"text": "a"}, {"text": "b"}]', '["a", "b"]', '[\n"a","b"]'])
+def test_what_stands_before_an_array_costs_no_record(
+    tmp_path: Path, before: str, counted: int, form: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(before + form, encoding="utf-8")
+    found = scanned(path)
+    assert [each.text for each in found if not each.error_kind] == ["a", "b"]
+    assert [each.error_kind for each in found if each.error_kind] == ["not valid JSON"] * counted
+
+
+def test_a_comment_hides_no_value(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('#{"text": "a"}, {"text": "b"}]\n// [{"text": "c"}]\n', encoding="utf-8")
+    assert any(each.error_kind for each in scanned(path))

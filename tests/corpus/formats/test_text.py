@@ -167,3 +167,29 @@ def test_json_is_read_without_orjson(tmp_path: Path, monkeypatch: pytest.MonkeyP
     expected = error_kinds(tmp_path / "a.jsonl")
     monkeypatch.setitem(sys.modules, "orjson", None)
     assert error_kinds(tmp_path / "a.jsonl") == expected == ["", "no text field", ""]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize("block", [1, 7, 40, 1 << 20])
+def test_stripes_give_the_lines_of_the_whole(tmp_path: Path, name: str, block: int) -> None:
+    lines = [f'{{"text": "{"x" * (number % 50)}{number}"}}\n' for number in range(60)]
+    lines[10:10] = ["\n", "not JSON\n"]
+    path = tmp_path / name
+    path.write_text("".join(lines).rstrip(), encoding="utf-8")
+    whole = scanned(path, "line", FileRange(block=block))
+    for stripes in (2, 3):
+        parts = [
+            scanned(path, "line", FileRange(stripe=stripe, stripes=stripes, block=block))
+            for stripe in range(stripes)
+        ]
+        together = sorted((each for part in parts for each in part), key=lambda each: each.position)
+        assert [(each.position, each.text, each.where) for each in together] == [
+            (each.position, each.text, each.where) for each in whole
+        ]
+
+
+def test_lines_appended_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    line = b'\xef\xbb\xbf{"text": "a"}\n'
+    path.write_bytes(line * 2)
+    assert [each.text for each in scanned(path)] == ["a", "a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.documents import FileRange
+from gptcli.corpus.documents import WHOLE_FILE, FileRange
 from gptcli.corpus.formats import http_pages
+from gptcli.corpus.formats.warc import read_warc
 from gptcli.errors import InputError
 from tests.corpus.formats.scanning import error_kinds, scanned
 
@@ -270,6 +272,23 @@ def test_damage_anywhere_is_counted_and_costs_only_the_records_it_touches(
         assert [(each.position, each.html, each.error_kind) for each in together] == [
             (each.position, each.html, each.error_kind) for each in found
         ]
+
+
+def test_a_wrong_length_costs_no_other_record() -> None:
+    """Whatever the length, and wherever it ends in the records behind it."""
+    pages = [page(number) for number in range(4)]
+    records = [record("response", each, f"http://a.com/{each[-5:].hex()}") for each in pages]
+    length = re.search(rb"Content-Length: (\d+)", records[1])
+    assert length is not None
+    true = int(length[1])
+    for wrong in [*range(true - 20, true), *range(true + 1, true + len(records[2]))]:
+        damaged = records[1].replace(length[0], b"Content-Length: %d" % wrong, 1)
+        data = io.BytesIO(b"".join([records[0], damaged, *records[2:]]))
+        found = list(read_warc(data, "a.warc", WHOLE_FILE))
+        whole = [each.html for each in found if each.html is not None]
+        assert [each for each in pages if each not in whole] in ([], [pages[1]]), wrong
+        is_blank = true < wrong <= true + 4  # the lines behind the block are taken into it
+        assert is_blank or any(each.error_kind for each in found), wrong
 
 
 def segment(number: int, body: bytes, origin: str = "<urn:1>", total: int | None = None) -> bytes:
