@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -190,10 +191,15 @@ def parse_json(
             where=f"{where}:{error.lineno}" if lines else where,
             hint=hint,
         ) from None
-    except ValueError as error:  # a number of over 4,300 digits
-        raise InputError(f"not readable JSON: {error}", where=where) from None
+    except ValueError:
+        raise InputError(f"not readable JSON: {long_number()}", where=where) from None
     except RecursionError:
         raise InputError("not readable JSON: nested too deeply", where=where) from None
+
+
+def long_number() -> str:
+    """Say why json raises ValueError itself: Python reads no integer with more digits."""
+    return f"a whole number of more than {sys.get_int_max_str_digits():,} digits"
 
 
 def dumps(

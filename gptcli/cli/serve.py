@@ -115,5 +115,18 @@ class ServerOptions:
             events = ConsoleEvents()
             runs = [run] if second is None else [run, Path(second)]
             models = [(one, load(one, **load_options(values), events=events)) for one in runs]
-            batch_size = values.get("batch_size", BATCH_SIZE)
-            serve(models, listening, batch_size=batch_size, api_key=api_key, events=events)
+            log = events.messages.log
+
+            def tell(address: str) -> None:
+                if log is not None:
+                    log.write(address)
+                print(address, flush=True)  # the result: it is there with -q, too
+
+            serve(
+                models,
+                listening,
+                batch_size=values.get("batch_size", BATCH_SIZE),
+                api_key=api_key,
+                events=events,
+                on_ready=tell,
+            )

@@ -252,8 +252,8 @@ def read_request(body: bytes, models: Sequence[ServedModel]) -> CompletionReques
     """Check a request and return it. Raises ApiError."""
     try:
         value = parse_json(body, "the body of the request")
-    except InputError as error:
-        raise ApiError(str(error)) from None
+    except InputError as error:  # its hint is for files
+        raise ApiError(f"{error.where}: {error.what}") from None
     if not isinstance(value, dict):
         raise ApiError(
             f'the body must be a JSON object such as {{"prompt": "Once"}}, not {_shown(value)}'
@@ -297,7 +297,7 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
     prompts = _prompts(fields.get("prompt", ""), tokenizer)
     if len(prompts) * best_of > MAX_WAITING:
         raise ApiError(
-            f"{len(prompts):,} prompts of {best_of} samples are {len(prompts) * best_of:,} samples: "
+            f"{len(prompts):,} prompts of {counted(best_of, 'sample')} are {len(prompts) * best_of:,}: "
             f"at most {MAX_WAITING:,} in one request",
             param="prompt",
         )

@@ -129,10 +129,12 @@ def serve(
     batch_size: int = 16,
     api_key: str | None = None,
     events: Events = SILENT,
+    on_ready: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve the models, each given with its folder, on a listening socket until the process ends.
 
-    Raises RunError if a cache does not fit into memory.
+    `on_ready` is called with the address once requests are taken. Raises RunError if a cache does
+    not fit into memory.
     """
     import uvicorn
 
@@ -154,8 +156,9 @@ def serve(
             "of tokens cannot be compared between them"
         )
     shown = f"[{host}]" if ":" in host else host
+    on_ready(f"http://{shown}:{port}")
     key = "" if api_key is None else ", with the key"
-    events.info(f"http://{shown}:{port} is ready{key}: open it in a browser; Ctrl-C ends it")
+    events.info(f"ready: open this address in a browser{key}; Ctrl-C ends the server")
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         # errors are answered and reported here; a client's broken request is not the operator's
         logging.getLogger(name).addHandler(logging.NullHandler())
@@ -316,6 +319,7 @@ def application(
     async def refused(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         method, path = request.method, request.url.path
+        path = path if len(path) <= 80 else f"{path[:80]}…"
         if status == 405:
             return failed(ApiError(f"{path} does not take {method}", status=405))
         hint = "/v1/completions and /v1/models are there"

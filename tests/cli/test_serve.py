@@ -83,19 +83,28 @@ def test_a_key_of_the_environment_is_a_key(run: Path, monkeypatch: pytest.Monkey
     assert caught.value.exit_code == 2
 
 
-def test_ctrl_c_ends_the_server_at_once(run: Path) -> None:
+def test_a_quiet_server_says_its_address_and_ctrl_c_ends_it_at_once(
+    run: Path, tmp_path: Path
+) -> None:
     """While a client waits in a stream that never ends by itself soon."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "gptcli", "sample", str(run), "--serve", "--port", "0", "-q"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gptcli", "sample", str(run), "--serve", "--port", "0"],
+        [*command, "--log-file", str(log)],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    assert process.stdout is not None
     assert process.stderr is not None
-    ready = next(line for line in process.stderr if "is ready" in line)
-    port = int(ready.split()[0].rsplit(":", 1)[1])
+    address = process.stdout.readline().strip()  # the result of the command
+    assert address.startswith("http://127.0.0.1:")
+    port = int(address.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")
         process.send_signal(signal.SIGINT)
         assert process.wait(HANG_S) == 130
+        assert process.stdout.read() == ""
         assert process.stderr.read() == "gpt: interrupted\n"
+    assert address in log.read_text()

@@ -226,7 +226,10 @@ def test_invalid_utf8_is_reported_with_its_byte(tmp_path: Path, compression: str
             '{"text": "a \\uD83D b"}',
             '"text" has a lone surrogate (\\ud83d) at character 2: it is not valid Unicode',
         ),
-        ('{"text": "a", "n": ' + "1" * 5000 + "}", "not readable JSON: Exceeds the limit"),
+        (
+            '{"text": "a", "n": ' + "1" * 5000 + "}",
+            "not readable JSON: a whole number of more than 4,300 digits",
+        ),
         ('{"text": "a", "n": ' + "[" * 100_000, "not readable JSON: nested too deeply"),
     ],
 )

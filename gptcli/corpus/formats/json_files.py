@@ -22,6 +22,7 @@ from gptcli.corpus.documents import (
 from gptcli.corpus.formats.text import divided, line_name, selected_lines, without_newline
 from gptcli.encodings import BOM
 from gptcli.errors import InputError, close_to
+from gptcli.toml_json import long_number
 
 JSON_CHARACTERS = 1 << 16  # of JSON read at a time
 MAX_TRIED = 16  # places where a value may begin behind damage
@@ -361,8 +362,8 @@ def _standard_json(line: bytes, position: int, where: str) -> Any:
         return json.loads(text.text)
     except json.JSONDecodeError as error:
         what = f"not valid JSON at column {error.colno}: {error.msg}"
-    except ValueError as error:  # a number of more than 4,300 digits
-        what = f"not readable JSON: {error}"
+    except ValueError:
+        what = f"not readable JSON: {long_number()}"
     except RecursionError:
         what = "not readable JSON: nested too deeply"
     return bad_document("not valid JSON", what, where, position)
