@@ -188,12 +188,35 @@ def parse_json(
         raise InputError(
             f"not valid JSON: {error.msg}",
             where=f"{where}:{error.lineno}" if lines else where,
-            hint=hint,
+            hint=json_fault(text, error.pos) or hint,
         ) from None
     except ValueError as error:  # a number of over 4,300 digits
         raise InputError(f"not readable JSON: {error}", where=where) from None
     except RecursionError:
         raise InputError("not readable JSON: nested too deeply", where=where) from None
+
+
+def json_fault(text: str, at: int) -> str:
+    """Return what to change in a text that is not JSON at `at`, if that is a common slip; "" if
+    not.
+    """
+    rest, before = text[at:].lstrip(), text[:at].rstrip()
+    if not text.strip():
+        return "it is empty: write it again"
+    if rest.startswith(("//", "/*", "#")) or before.endswith(("//", "/*", "#")):
+        return "JSON has no comments: remove it"
+    if rest.startswith("'"):
+        return "a text of JSON stands between double quotes"
+    if before.endswith(",") and rest.startswith(("}", "]")):
+        return "remove the comma before it"
+    if rest.startswith(("}", "]")) and "," in before[-2:]:
+        return "remove the comma before it"
+    if rest.startswith(","):  # 3.13 and newer name the comma itself
+        return "remove the comma" if rest[1:].lstrip().startswith(("}", "]")) else ""
+    if word := re.match(r"(None|True|False|nan|undefined)\b", rest):
+        right = {"None": "null", "True": "true", "False": "false"}.get(word[1], "null")
+        return f"write {right} for {word[1]}"
+    return ""
 
 
 def dumps(
