@@ -226,8 +226,8 @@ def install(extra: str) -> None:
             f"Installing {what}: about {download} to download, less what pip has cached, "
             f"and {disk} on disk."
         )
-    # the server, which README shows, is small
-    pip("-e", f"{ROOT}[{'dev' if extra == 'dev' else 'serve'}]")
+    # the server and GPT-1's tokenizer, which README shows, are small
+    pip("-e", f"{ROOT}[{'dev' if extra == 'dev' else 'serve,gpt1'}]")
     spell_paths_in_ascii()
     record = {"extra": extra, "requirements": requirements()}
     partial = VENV / "ready.partial"

@@ -56,7 +56,7 @@ def find_device(name: str) -> torch.device:
             f"unknown device {name!r}",
             field="device",
             code="unknown_value",
-            hint="one of: auto, cpu, cuda, cuda:1, mps",
+            hint="did you mean cuda?" if name == "gpu" else "one of: auto, cpu, cuda, cuda:1, mps",
         )
     if name == "mps" and not has_apple_gpu():
         raise UsageError(

@@ -28,6 +28,8 @@ MAGIC = {  # how files that are no text begin
     b"\xff\xd8\xff": "a JPEG image",
     b"GGUF": "a GGUF model",
     b"\x7fELF": "a program",
+    b"\x88\xd84\x01": "a shard of tokens",
+    b"\x88\xd85\x01": "a shard of tokens",
     b"SQLite": "an SQLite database",
 }
 _PLACE = re.compile(r"(:\d+|, (byte|record|row) \d+)$")  # of a document, after its file's name

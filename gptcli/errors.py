@@ -124,26 +124,47 @@ def _rebuild(
     return kind(what, where=where, hint=hint, field=field, code=code)
 
 
-def nearest(word: str, choices: Iterable[str], *, beyond: str = "") -> str:
+MAX_LISTED = 16  # names in a hint; a reader looks for his own among more in vain
+SAME_WORDS = {
+    "float32": "fp32", "single": "fp32", "float16": "fp16", "half": "fp16",
+    "bfloat16": "bf16", "mixed": "bf16", "amp": "bf16", "float8": "fp8", "yes": "on", "true": "on",
+    "1": "on", "no": "off", "false": "off", "0": "off",
+    "adam": "adamw", "sentence": "line", "sentences": "line", "lines": "line",
+    "paragraphs": "paragraph", "txt": "text",
+}  # fmt: skip
+"""Words of other tools for a choice, and ours."""
+
+
+def nearest(word: str, choices: Iterable[str], *, beyond: str = "", lists: str = "") -> str:
     """Return a hint that names the choices closest to `word`, or all: "did you mean 350M?".
 
-    `beyond` says what is possible apart from them.
+    `beyond` says what is possible apart from them. `lists` is a command that prints a long list of
+    choices, which the hint then leaves out.
     """
     choices = list(choices)
+    names = [name.strip() for name in word.split(",")]
+    if len(names) > 1 and (known := [name for name in names if close_to(name, choices)]):
+        close = [close_to(name, choices)[0] for name in known]
+        return f"one at a time: {' or '.join(dict.fromkeys(close))}"
     if close := close_to(word, choices):
         return (
             f"did you mean {' or '.join(close)}?{beyond and ' ' + beyond[0].upper() + beyond[1:]}"
         )
+    if lists and len(choices) > MAX_LISTED:
+        return f"{lists} lists them{beyond and '; ' + beyond}"
     return f"one of: {', '.join(choices)}{beyond and '; ' + beyond}"
 
 
 def close_to(word: str, choices: Iterable[str]) -> list[str]:
     """Return up to three of `choices` that `word` may be a misspelling of, closest first.
 
-    Case does not count, nor do the dashes that an option begins with.
+    Case does not count, nor do the dashes that an option begins with. A word of another tool is
+    its counterpart (`SAME_WORDS`).
     """
     plain = {choice: choice.lower().lstrip("-") for choice in choices}
     word = word.lower().lstrip("-")
+    if (same := SAME_WORDS.get(word)) in plain.values():
+        return [choice for choice, text in plain.items() if text == same]
     near = [choice for choice, text in plain.items() if _is_near(word, text)]
     return sorted(near, key=lambda choice: -_likeness(word, plain[choice]))[:3]
 

@@ -119,7 +119,7 @@ def written_through(path: Path) -> bool:
     try:
         for _ in range(LINKS):
             if path.parent.resolve().is_relative_to("/proc"):
-                return True
+                return os.path.lexists(path)
             if not path.is_symlink():
                 break
             path = path.parent / path.readlink()
@@ -416,6 +416,10 @@ def check_writable(path: Path) -> None:
     if not there.is_dir():
         raise UsageError(
             f"{there} is a file, not a folder", where=path, hint="choose another {option:out}"
+        )
+    if there.resolve().is_relative_to("/proc") or there.resolve().is_relative_to("/sys"):
+        raise UsageError(
+            "no file can be created there", where=path, hint="choose another {option:out}"
         )
     if not os.access(there, os.W_OK | os.X_OK):
         hint = f"choose another {{option:out}}, or change the permissions of {there}"

@@ -34,9 +34,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gptcli import toml_json
-from gptcli.errors import UsageError
+from gptcli.errors import UsageError, close_to
 from gptcli.events import SILENT, Events
-from gptcli.files import LOCK, NAME_BYTES, PARTIAL, check_writable, claim_output, written_through
+from gptcli.files import (
+    LOCK,
+    NAME_BYTES,
+    PARTIAL,
+    check_writable,
+    claim_output,
+    contents,
+    written_through,
+)
 from gptcli.interrupts import Cleanup
 from gptcli.runtime import process_gone, process_place, process_start
 
@@ -44,6 +52,7 @@ BEAT = 5.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without a sign after which a holder elsewhere is dead, if
 WATCHED = 15.0  # this many of them were watched: a file server that hung for a minute is no death
 POLL = 0.5  # seconds between two looks
+MAX_LOST = 40  # times that a folder is gone before nothing can be in it, as in /proc
 TRIES = 100  # to take a lock that others take and release meanwhile
 NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
 HINT = "wait for it to end, or stop it first"
@@ -145,6 +154,7 @@ class Lock:
                 folder.rmdir()
 
     def _take(self, me: Holder) -> None:
+        lost = 0
         for _ in range(TRIES):
             try:
                 self._make_folder()
@@ -158,8 +168,14 @@ class Lock:
                         self._sweep({*chain, successor(self.path, me)})
                         return
                     file.unlink(missing_ok=True)  # the chain it continued is gone
-            except FileNotFoundError:
-                pass  # the folder was removed by a process that had made it
+            except FileNotFoundError:  # the folder was removed by a process that had made it
+                lost += 1
+                if lost == MAX_LOST:
+                    raise UsageError(
+                        "no file can be created there",
+                        where=self.subject,
+                        hint="choose another {option:out}",
+                    ) from None
             time.sleep(POLL / 10)
         raise UsageError(
             "in use: its lock changes hands all the time", where=self.subject, hint=HINT
@@ -279,6 +295,28 @@ def claim_owned(
                 inside = path.parent.relative_to(real)
                 refuse_held(path, Path(folder) / inside, events)
     claim_output(folder, resume=resume, force=force, own=own)
+    if resume and not contents(folder):
+        events.info(nothing_to_resume(folder, own))
+
+
+def nothing_to_resume(output: Path, mark: str = "") -> str:
+    """Return a line that says that there is no unfinished work at `output`, and where there is, if
+    the name may be misspelled.
+
+    `mark` is a file that folders with such work contain.
+    """
+    output = Path(output)
+    line = f"{output}: nothing to resume there, so it starts from the beginning"
+    try:
+        others = [
+            path.name
+            for path in output.absolute().parent.iterdir()
+            if mark and path.name != output.name and (path / mark).is_file()
+        ]
+    except OSError:
+        return line
+    close = close_to(output.name, others)
+    return f"{line}; {output.with_name(close[0])} has some" if close else line
 
 
 def refuse_held(path: Path, subject: Path, events: Events = SILENT) -> Holder | None:

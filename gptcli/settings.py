@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from gptcli import __version__, toml_json
 from gptcli.errors import UsageError, close_to, nearest
+from gptcli.units import PER_CENT, read_quantity, spelling
 
 T = TypeVar("T")
-SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
 @dataclass(slots=True)
@@ -36,12 +36,13 @@ class Resolved:
                 self.origin[name] = origin
 
 
-def quantity(text: str | int | float) -> float:
+def quantity(text: str | int | float, unit: str = "") -> float:
     """Return the number that 12k, 0.5M, 300B or 3.14e23 spells; suffixes are powers of 1,000.
 
-    Raises UsageError if `text` is no number or too large for a float.
+    A unit of the same kind as `unit` may stand behind it (`gptcli.units`). Raises UsageError if
+    `text` is no number or too large for a float.
     """
-    value = _read_number(str(text))
+    value = _read_number(str(text), unit)
     if math.isinf(value):
         raise UsageError(
             f"{text} is out of range", code="out_of_range", hint="the largest number is 1.79e308"
@@ -49,32 +50,16 @@ def quantity(text: str | int | float) -> float:
     return value
 
 
-def _read_number(text: str) -> float:
+def _read_number(text: str, unit: str = "") -> float:
     """Return the number that `text` spells; infinity if it is too large for a float."""
-    match = re.fullmatch(
-        r"\s*([0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*([kmbgt]?)\s*", text.lower()
-    )
-    if match is None:
+    value = read_quantity(text, unit)
+    if value is None:
         raise UsageError(
             f"{text!r} is not a number",
             code="not_a_quantity",
-            hint=_number_meant(text) or "write it like 250, 0.1, 3e-4, 12k, 0.5M or 300B",
+            hint=spelling(text, unit) or "write it like 250, 0.1, 3e-4, 12k, 0.5M or 300B",
         )
-    return float(match[1]) * SUFFIXES[match[2]]
-
-
-def _number_meant(text: str) -> str:
-    """Return a hint that spells the number which `text` means elsewhere; "" if it means none."""
-    text = text.strip().lower()
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*%", text):
-        return f"write {float(text.rstrip('% ')) / 100:.12g}: a share is a number up to 1"
-    if re.fullmatch(r"[1-9][0-9]{0,2}(,[0-9]{3})+", text):
-        return f"write {text.replace(',', '')}, or {text.replace(',', '_')}"
-    if re.fullmatch(r"[$€£]\s*[0-9.]+|[0-9.]+\s*[$€£]", text):
-        return f"write {text.strip('$€£ ')}, without the sign"
-    if re.fullmatch(r"[0-9]+,[0-9]+", text):
-        return f"write {text.replace(',', '.')}, with a point"
-    return "leave the option out, and a value is chosen" if text in ("auto", "none") else ""
+    return value
 
 
 def count(text: str | int | float) -> int:
@@ -101,13 +86,16 @@ class Number:
     """Exclude `high`."""
     advice: str = ""
     """Alternative to suggest for a number out of range."""
+    unit: str = ""
+    """Unit that the number counts, a key of `gptcli.units.UNITS`, which may stand behind it."""
 
     def __call__(self, text: str | int | float) -> Any:
         """Return the number that `text` spells. Raises UsageError, with the range, otherwise."""
         written = str(text).strip()
         if self.whole and written.endswith("%"):
             raise UsageError(f"{text!r} is not a number", code="not_a_quantity", hint=str(self))
-        size = _read_number(written.removeprefix("-"))
+        unit = self.counts_in
+        size = _read_number(written.removeprefix("-"), unit)
         value = -size if written.startswith("-") else size
         if self.whole and not math.isinf(size) and abs(size - round(size)) > 1e-6:
             raise UsageError(
@@ -118,12 +106,21 @@ class Number:
             or (self.above and value == self.low)
             or (self.below and value == self.high)
         ):
+            advice = self.advice
+            if unit == PER_CENT and 1 < value <= 100:
+                advice = f"{value:g} % is {value / 100:g}, or {value:g}%"
             raise UsageError(
                 f"{text} is out of range",
                 code="out_of_range",
-                hint=f"{self}; {self.advice}" if self.advice else str(self),
+                hint=f"{self}; {advice}" if advice else str(self),
             )
         return round(value) if self.whole else value
+
+    @property
+    def counts_in(self) -> str:
+        """Unit that may stand behind the number: `unit`, or per cent for a share; "" for none."""
+        is_share = not self.whole and self.low >= 0 and self.high <= 1
+        return self.unit or (PER_CENT if is_share else "")
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
@@ -160,8 +157,23 @@ COUNTS: dict[str, tuple[int, int]] = {
     "best_of": (1, 10**6), "port": (0, 65535),
     "shots": (0, 10**6), "limit": (1, 10**12), "stride": (1, MAX_CONTEXT_TOKENS),
 }  # fmt: skip
+UNIT_OF = {
+    **dict.fromkeys(
+        ("tokens", "batch_tokens", "warmup_tokens", "decay_tokens", "cooldown_tokens",
+         "ramp_tokens", "eval_tokens", "shard_tokens", "mixture_tokens", "max_tokens", "n_ctx",
+         "stride", "prompt_tokens", "output_tokens"),
+        "tokens",
+    ),
+    **dict.fromkeys(("checkpoint_every", "eval_every", "keep_every", "checkpoint"), "steps"),
+    "gpus": "GPUs", "timeout": "seconds", "tflops": "TFLOP/s", "memory": "GB", "hours": "hours",
+    **dict.fromkeys(("price", "budget"), "dollars"),
+}  # fmt: skip
+"""Unit of the options that count in one, by name."""
 NUMBERS: dict[str, Number] = {
-    **{name: Number(low, high, whole=True) for name, (low, high) in COUNTS.items()},
+    **{
+        name: Number(low, high, whole=True, unit=UNIT_OF.get(name, ""))
+        for name, (low, high) in COUNTS.items()
+    },
     "lr": Number(0, 10**9, above=True),
     "min_lr_ratio": Number(0, 1),
     "weight_decay": Number(0, 1000),
@@ -175,7 +187,7 @@ NUMBERS: dict[str, Number] = {
     "eps": Number(0, 1, above=True),
     "clip": Number(0, 10**9, above=True),
     "spike": Number(0, 10**9),
-    "checkpoint_minutes": Number(0, 10**6),
+    "checkpoint_minutes": Number(0, 10**6, unit="minutes"),
     "val_fraction": Number(0, 1, below=True),
     "temperature": Number(
         0, 10**6, above=True, advice="{option:greedy} takes the most probable token every time"
@@ -184,15 +196,18 @@ NUMBERS: dict[str, Number] = {
     "top_p": Number(0, 1, above=True),
     "repetition_penalty": Number(0, 10**6, above=True),
     **{
-        name: Number(0, 10**15, above=True)
+        name: Number(0, 10**15, above=True, unit=UNIT_OF[name])
         for name in ("tflops", "memory", "price", "budget", "hours")
     },
     **{name: Number(0, 1, above=True) for name in ("mfu", "goodput")},
-    **{name: Number(1, 10) for name in ("server", "pue")},
-    "carbon": Number(0, 10),
-    **{name: Number(1, 10**9, whole=True) for name in ("serve", "prompt_tokens", "output_tokens")},
+    **{name: Number(1, 10, unit="times") for name in ("server", "pue")},
+    "carbon": Number(0, 10, unit="kg"),
+    **{
+        name: Number(1, 10**9, whole=True, unit=UNIT_OF.get(name, ""))
+        for name in ("serve", "prompt_tokens", "output_tokens")
+    },
     **{name: Number(1, 10**6, whole=True) for name in ("n_kv_head", "d_ff")},
-    **{name: Number(0, 1e60, above=True) for name in ("flops", "optimal")},
+    **{name: Number(0, 1e60, above=True, unit="FLOPs") for name in ("flops", "optimal")},
 }
 """Range of every numeric option and configuration key, by name."""
 
@@ -241,9 +256,10 @@ class OneOf:
     def __call__(self, value: Any) -> str:
         """Return `value` if it is one of the words. Raises UsageError, with the nearest, if not."""
         if value not in self.names:
+            is_near = close_to(str(value), self.names)
             raise UsageError(
                 f"{value!r} is none of {', '.join(self.names)}",
-                hint=nearest(str(value), self.names) if close_to(str(value), self.names) else None,
+                hint=nearest(str(value), self.names) if is_near else "leave it out for the default",
             )
         return str(value)
 

@@ -189,7 +189,7 @@ def parse_json(
         raise InputError(
             f"not valid JSON: {error.msg}",
             where=f"{where}:{error.lineno}" if lines else where,
-            hint=hint,
+            hint=json_fault(text, error.pos) or hint,
         ) from None
     except ValueError:
         raise InputError(f"not readable JSON: {long_number()}", where=where) from None
@@ -200,6 +200,29 @@ def parse_json(
 def long_number() -> str:
     """Say why json raises ValueError itself: Python reads no integer with more digits."""
     return f"a whole number of more than {sys.get_int_max_str_digits():,} digits"
+
+
+def json_fault(text: str, at: int) -> str:
+    """Return what to change in a text that is not JSON at `at`, if that is a common slip; "" if
+    not.
+    """
+    rest, before = text[at:].lstrip(), text[:at].rstrip()
+    if not text.strip():
+        return "it is empty: write it again"
+    if rest.startswith(("//", "/*", "#")) or before.endswith(("//", "/*", "#")):
+        return "JSON has no comments: remove it"
+    if rest.startswith("'"):
+        return "a text of JSON stands between double quotes"
+    if before.endswith(",") and rest.startswith(("}", "]")):
+        return "remove the comma before it"
+    if rest.startswith(("}", "]")) and "," in before[-2:]:
+        return "remove the comma before it"
+    if rest.startswith(","):  # 3.13 and newer name the comma itself
+        return "remove the comma" if rest[1:].lstrip().startswith(("}", "]")) else ""
+    if word := re.match(r"(None|True|False|nan|undefined)\b", rest):
+        right = {"None": "null", "True": "true", "False": "false"}.get(word[1], "null")
+        return f"write {right} for {word[1]}"
+    return ""
 
 
 def dumps(

@@ -107,7 +107,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_nothing_is_done_twice(machine, capsys) -> None:
-    assert machine.make() == ["venv", ".[serve]"]
+    assert machine.make() == ["venv", ".[serve,gpt1]"]
     assert "about 240 MB to download" in capsys.readouterr().err
     assert machine.make() == []
     assert machine.make("dev") == [".[dev]"]
@@ -121,7 +121,7 @@ def test_other_requirements_are_installed(machine) -> None:
     machine.make()
     with open(machine.root / "requirements.lock", "a") as lock:
         lock.write("one-more==1\n")
-    assert machine.make() == [".[serve]"]
+    assert machine.make() == [".[serve,gpt1]"]
 
 
 def half_made(venv: Path) -> None:
@@ -152,7 +152,7 @@ def cut_off(venv: Path) -> None:
 def test_an_environment_that_cannot_work_is_made_anew(machine, fault, capsys) -> None:
     machine.make()
     fault(machine.root / ".venv")
-    assert machine.make() == ["venv", ".[serve]"]
+    assert machine.make() == ["venv", ".[serve,gpt1]"]
     assert "Replacing .venv" in capsys.readouterr().err
     assert machine.make() == []
 
@@ -162,7 +162,7 @@ def test_the_python_that_is_asked_for_is_the_one_there_is(machine, monkeypatch) 
     assert machine.make("base", "--this-python") == []
     monkeypatch.setattr(sys, "version_info", (3, 99, 0))
     assert machine.make("base") == []
-    assert machine.make("base", "--this-python") == ["venv", ".[serve]"]
+    assert machine.make("base", "--this-python") == ["venv", ".[serve,gpt1]"]
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
@@ -176,7 +176,7 @@ def test_a_python_that_makes_no_environments_says_what_to_install(
         assert stopped.value.code == 1
     assert "sudo apt install python3-venv" in capsys.readouterr().err
     assert not (machine.root / ".venv").exists()
-    assert machine.make() == ["venv", ".[serve]"]
+    assert machine.make() == ["venv", ".[serve,gpt1]"]
 
 
 def test_a_kill_at_any_moment_leaves_nothing_that_is_believed(machine) -> None:
@@ -185,12 +185,12 @@ def test_a_kill_at_any_moment_leaves_nothing_that_is_believed(machine) -> None:
         with pytest.raises(Killed):
             machine.make(extra)
     machine.pip_fails = False
-    assert machine.make() == ["venv", ".[serve]"]
+    assert machine.make() == ["venv", ".[serve,gpt1]"]
     machine.pip_fails = Killed()
     with pytest.raises(Killed):
         machine.make("dev")
     machine.pip_fails = False
-    assert machine.make("base") == ["venv", ".[serve]"]
+    assert machine.make("base") == ["venv", ".[serve,gpt1]"]
 
 
 def test_ctrl_c_ends_what_makes_the_environment_without_its_traceback(capfd) -> None:
@@ -212,7 +212,7 @@ def test_a_failed_installation_goes_on_at_the_next_make(machine, capsys) -> None
         machine.make()
     assert stopped.value.code == 1
     machine.pip_fails = False
-    assert machine.make() == [".[serve]"]
+    assert machine.make() == [".[serve,gpt1]"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
@@ -236,7 +236,7 @@ def test_other_folders_are_left_alone(machine, tmp_path, kind, capsys) -> None:
 
 def test_without_a_driver_the_cpu_build_is_taken(machine, capsys) -> None:
     machine.torch_needs = ["nvidia-nccl-cu13==2"]
-    assert machine.make() == ["venv", "uv", ".[serve]"]
+    assert machine.make() == ["venv", "uv", ".[serve,gpt1]"]
     told = capsys.readouterr().err
     assert "No NVIDIA driver was found" in told
     assert "PyTorch's CPU build and the other packages: about 240 MB" in told
@@ -245,7 +245,7 @@ def test_without_a_driver_the_cpu_build_is_taken(machine, capsys) -> None:
 def test_an_unavailable_download_is_told(machine, capsys) -> None:
     machine.torch_needs = ["cuda-toolkit==13"]
     machine.uv_works = False
-    assert machine.make() == ["venv", "uv", ".[serve]"]
+    assert machine.make() == ["venv", "uv", ".[serve,gpt1]"]
     told = capsys.readouterr().err
     assert "make TORCH_INDEX=ADDRESS" in told
     assert "PyTorch's CUDA build and the other packages: about 2.8 GB" in told
@@ -253,7 +253,7 @@ def test_an_unavailable_download_is_told(machine, capsys) -> None:
 
 def test_an_index_that_is_named_is_used(machine, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TORCH_INDEX", "file:///wheels")
-    assert machine.make() == ["venv", "torch", ".[serve]"]
+    assert machine.make() == ["venv", "torch", ".[serve,gpt1]"]
     assert "Installing PyTorch from file:///wheels" in capsys.readouterr().err
 
 

@@ -277,3 +277,16 @@ def test_no_other_form_of_the_hint_is_left() -> None:
         assert not re.search(r"install\s+['\"]?gptcli", text), path
         if path != package / "errors.py":
             assert not re.search(r"(?<!-m )(?<!uv )\bpip install", text), path
+
+
+def test_a_long_list_of_choices_is_left_to_the_command_that_prints_it() -> None:
+    names = [f"{word}{number}" for word in ("alpha", "beta") for number in range(10)]
+    assert nearest("zzz", names, lists="gpt cost --table") == "gpt cost --table lists them"
+    assert nearest("alpha", names, lists="gpt cost --table").startswith("did you mean alpha")
+    assert nearest("zzz", names[:3], lists="x") == "one of: alpha0, alpha1, alpha2"
+    assert nearest("h100,a100", ["a100", "h100", "h200"]) == "one at a time: h100 or a100"
+
+
+def test_words_of_other_tools_for_a_choice_are_translated() -> None:
+    assert nearest("float32", ["fp32", "bf16"]) == "did you mean fp32?"
+    assert nearest("yes", ["auto", "on", "off"]) == "did you mean on?"

@@ -416,3 +416,11 @@ def test_a_file_name_that_is_not_utf8_can_be_written_about(tmp_path: Path) -> No
     with atomic_write(tmp_path / "a.txt", "w") as file:
         file.write(name)
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "sh\\udce9"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_no_output_is_written_to_proc() -> None:
+    with pytest.raises(UsageError, match="no file can be created there"):
+        claim_file(Path("/proc/no-such-file.json"), force=False)
+    assert not written_through(Path("/proc/no-such-file.json"))
+    assert written_through(Path("/proc/self/fd/1"))

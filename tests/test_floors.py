@@ -42,7 +42,7 @@ FLOORS = [
     {"toml_json"},
     {"encodings"},
     {"events"},
-    {"errors", "interrupts", "numbers", "__init__"},
+    {"errors", "interrupts", "numbers", "units", "__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -26,6 +26,7 @@ from gptcli.locks import (
     Holder,
     Lock,
     claim_owned,
+    nothing_to_resume,
     own_file,
     own_folder,
     own_part,
@@ -665,3 +666,33 @@ def test_a_file_of_any_name_has_a_lock(tmp_path, never_watches, length):
         with own_file(file.with_name("y" * length)):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_resume_names_the_folder_that_may_be_meant(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    assert nothing_to_resume(folder, "run.toml") == (
+        f"{folder}: nothing to resume there, so it starts from the beginning"
+    )
+    (tmp_path / "smal").mkdir()
+    (tmp_path / "smal" / "run.toml").touch()
+    assert nothing_to_resume(folder, "run.toml").endswith(f"; {tmp_path / 'smal'} has some")
+
+
+def test_a_resume_of_nothing_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Told(Events):
+        def info(self, text: str) -> None:
+            said.append(text)
+
+    claim_owned(tmp_path / "new", resume=True, force=False, events=Told())
+    assert "nothing to resume" in said[0]
+    (tmp_path / "new" / "a").touch()
+    claim_owned(tmp_path / "new", resume=True, force=False, events=Told())
+    assert len(said) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_place_where_no_folder_can_be_made_is_not_a_lock_that_changes_hands() -> None:
+    with pytest.raises(UsageError, match="no file can be created there"):
+        own_folder(Path("/proc/no-such-folder")).__enter__()

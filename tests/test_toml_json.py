@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import gptcli
 from gptcli import toml_json
 from gptcli.errors import InputError
-from gptcli.toml_json import dumps, finite
+from gptcli.toml_json import dumps, finite, parse_json
 
 # All characters, lone surrogates among them, but those that stand for them in TOML.
 TEXT = st.text(st.characters().filter(lambda char: not 0x10D800 <= ord(char) <= 0x10DFFF))
@@ -173,3 +173,25 @@ def test_nothing_else_writes_json_for_others() -> None:
         and getattr(node.value, "id", "") == "json"
     }
     assert found <= inside, sorted(found - inside)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('// a comment\n{"a": 1}', "JSON has no comments: remove it"),
+        ('# a comment\n{"a": 1}', "JSON has no comments: remove it"),
+        ('{"a": 1, /* one */ "b": 2}', "JSON has no comments: remove it"),
+        ("{'a': 1}", "a text of JSON stands between double quotes"),
+        ('{"a": 1,}', "remove the comma"),
+        ('["a",]', "remove the comma"),
+        ('{"a": True}', "write true for True"),
+        ('{"a": None}', "write null for None"),
+        ("", "it is empty"),
+        ("{a", "correct it, or copy"),
+    ],
+)
+def test_common_slips_in_json_are_named(text: str, hint: str) -> None:
+    with pytest.raises(InputError, match="not valid JSON") as caught:
+        parse_json(text.encode(), "a.json")
+    assert str(caught.value.hint).startswith(hint)
+    assert parse_json(b"\xef\xbb\xbf[1]", "a.json") == [1], "a byte order mark is no slip"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -102,9 +104,10 @@ def main() -> None:
         build_app(argv)(argv, prog_name="gpt")
         return
     try:
-        code = build_app(argv)(argv, prog_name="gpt")
-    except SystemExit as stop:  # typer has printed its message, except for Ctrl-C
-        code = _print_error("interrupted", INTERRUPTED) if stop.code == INTERRUPTED else stop.code
+        code = run_command(argv)
+        sys.stdout.flush()
+    except SystemExit as stop:  # the reader of stdout has closed it
+        code = stop.code
     except GptError as error:
         code = _print_error(error.message, error.exit_code)
     except OSError as error:
@@ -135,8 +138,20 @@ def main() -> None:
                 "  this is a bug: run the command again with --debug for the traceback",
                 FAILED,
             )
+    with contextlib.suppress(SystemExit, OSError):
+        sys.stdout.flush()
     current_messages().end(code if isinstance(code, int) else FAILED if code else 0)
     sys.exit(code)
+
+
+def run_command(argv: list[str]) -> Any:
+    """Run a command line, and return its exit code. Raises the errors of the command."""
+    try:
+        return build_app(argv)(argv, prog_name="gpt")
+    except SystemExit as stop:  # typer has printed its message, except for Ctrl-C
+        if stop.code == INTERRUPTED:
+            return _print_error("interrupted", INTERRUPTED)
+        return stop.code
 
 
 def _print_error(text: str, code: int) -> int:

@@ -210,6 +210,8 @@ def unknown_word(
     `takes` tells for each of its options whether it takes a value.
     """
     table = table_of(command, takes)
+    if (fixed := _unquoted(command, args, takes, word)) is not None:
+        return fixed
     line = corrected(command, args, takes)
     help_hint = f"{command} --help lists all options"
     if not word.name:
@@ -256,6 +258,34 @@ def unknown_word(
     )
 
 
+def _unquoted(
+    command: str, args: list[str], takes: Mapping[str, bool], word: Word
+) -> UsageError | None:
+    """Return the error for an option with its value in one word: "--size gpt2", --size:gpt2, /size;
+    or for options behind `--`; None for another word.
+    """
+    typed = str(word)
+    found = re.fullmatch(r"(--[a-zA-Z_-]+)(\s+|:)(.*)", typed) or re.fullmatch(
+        r"/([a-zA-Z_-]+)()()", typed
+    )
+    if found is None:
+        return None
+    name = "--" + found[1].lstrip("-").replace("_", "-")
+    if name not in takes:
+        return None
+    if not word.name and "--" in args and not found[2] and typed.startswith("--"):
+        return None
+    rest = [name, found[3]] if found[2] else [name]
+    at = args.index(typed) if typed in args else len(args)
+    words = [*args[:at], *rest, *args[at + 1 :]]
+    why = {
+        "": "an option begins with two dashes here",
+        ":": "a blank or = stands between an option and its value",
+    }.get(found[2], "the quotes join an option and its value")
+    line = corrected(command, words, takes) or shlex.join([*command.split(), *words])
+    return UsageError(why, where=typed, hint=line)
+
+
 def _nearest_option(name: str, takes: Mapping[str, bool], table: Mapping[str, Alias]) -> str:
     """Return our option nearest to a misspelled option or alias; empty if none is near."""
     choices = {option: option for option in takes} | {
@@ -285,6 +315,13 @@ def _extra_argument(
             "a blank is an argument of its own here",
             where=repr(value),
             hint="remove it; one after the \\ at the end of a line would be such a blank",
+        )
+    if value.startswith("--") and "--" in args:
+        words = [one for one in args if one != "--"]
+        return UsageError(
+            "options behind -- are arguments",
+            where=value,
+            hint=f"leave out the --:\n{shlex.join([*command.split(), *words])}",
         )
     if is_assignment(command, value, takes):
         return UsageError(
@@ -418,6 +455,15 @@ def unknown_command(program: str, args: list[str], commands: list[str]) -> Usage
     """Return the error for a word that is not a command of `program`."""
     typed, rest = args[0], args[1:]
     what = f"{program} has no such command"
+    if typed == "gpt" and rest:
+        return UsageError(
+            "the name of the program stands once", where="gpt gpt", hint=shlex.join(["gpt", *rest])
+        )
+    if " " in typed and typed.split()[0].replace("_", "-") in commands:
+        line = f"{program} {typed}{' ' if rest else ''}{shlex.join(rest)}"
+        return UsageError(
+            "the quotes join several words", where=repr(typed), hint=f"leave them out:\n{line}"
+        )
     if program != "gpt":
         close = close_to(typed, commands)
         lead = f"did you mean {close[0]}?" if close else f"its commands are {', '.join(commands)}"

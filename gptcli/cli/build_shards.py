@@ -250,7 +250,7 @@ def build_shards(
     if build.text_out is not None:
         refuse_url(values["text_out"])
         claim_file(build.text_out, force=force or resume)
-    if begin_build(build, out, resume=resume, force=force):
+    if begin_build(build, out, resume=resume, force=force, events=events):
         write_resolved(out / "build.toml", resolved)
         manifest = finish_build(
             build, out, workers=values["workers"], runner=values["runner"], events=events

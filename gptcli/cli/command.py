@@ -155,7 +155,7 @@ def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
                 raise _unknown_word(command, ctx, args, options, word)
             if word.value == "" and argument.metavar not in FREE_TEXT:
                 raise _empty(argument.metavar)
-            if argument.metavar not in FREE_TEXT and _is_slip(str(word.value)):
+            if argument.metavar not in FREE_TEXT and _is_slip(str(word.value), options):
                 raise _unknown_word(command, ctx, args, options, word)
             if previous.takes_value and str(word.value) in SUFFIXES and _ends_in_digit(previous):
                 raise UsageError(
@@ -169,9 +169,29 @@ def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
         previous = word
 
 
-def _is_slip(word: str) -> bool:
-    """Return whether an argument is blank, or begins with what an editor makes of hyphens."""
-    return not word.strip() or (word[0] in DASHES and not Path(word).exists())
+def repeated_options(args: list[str], options: Mapping[str, Any]) -> list[str]:
+    """Return a line for each option of a single value that has several, of which the last holds."""
+    values: dict[str, list[str]] = {}
+    for word in read_words(args, lambda name: name in options and not options[name].is_flag):
+        param = options.get(word.name)
+        if param is not None and word.value is not None and not param.multiple:
+            values.setdefault(param.opts[0], []).append(word.value)
+    return [
+        f"{name} is given {len(typed)} times: {typed[-1]} holds, not {' or '.join(others)}"
+        for name, typed in values.items()
+        if (others := list(dict.fromkeys(value for value in typed[:-1] if value != typed[-1])))
+    ]
+
+
+def _is_slip(word: str, options: Mapping[str, Any]) -> bool:
+    """Return whether an argument is blank, begins with what an editor makes of hyphens, or is an
+    option: behind --, or with the / of Windows.
+    """
+    if not word.strip():
+        return True
+    name = word.partition("=")[0]
+    is_option_here = name in options or (name[0] == "/" and "--" + name[1:] in options)
+    return (word[0] in DASHES or is_option_here) and not Path(word).exists()
 
 
 def _ends_in_digit(word: Word) -> bool:
@@ -399,9 +419,15 @@ class Command(_Parsing, typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments, and tell of the command if they ask for it."""
         messages.reset()
-        rest = super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, [*args])  # typer takes its list apart
         if not ctx.resilient_parsing:
             messages.current_messages().begin()
+            for line in repeated_options(args, option_table(self, ctx)):
+                from gptcli.cli.console import ConsoleEvents
+                from gptcli.runtime import is_main
+
+                if is_main():
+                    ConsoleEvents().warn(line)
         return rest
 
 

@@ -56,11 +56,38 @@ Row = tuple[str, str, str]
 """Name, value and note of a line of a report. A name without indentation heads a section."""
 
 
+class _Output(io.FileIO):
+    """Standard output or standard error, of which one failure is told, and what is written later is
+    discarded.
+
+    Its reader may close a pipe at any time, as `head` does. The exit code must not depend on how
+    much of the output was still in the pipe: a reader of stdout that has read enough ends the
+    command with code 0. A command goes on without stderr, which carries only messages.
+    """
+
+    def write(self, data: Any) -> int:
+        """Write bytes to stdout or stderr.
+
+        Raises SystemExit if nobody reads stdout any more, and OSError if its disk is full.
+        """
+        try:
+            return super().write(data)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            if self.fileno() != 1:
+                return memoryview(data).nbytes
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(0) from None
+            raise
+
+
 def set_up_streams() -> None:
     """Give the process three standard streams that accept any text.
 
     A closed stream is replaced by /dev/null. Characters that the encoding of stdout or stderr lacks
-    are written in ASCII, or as \\u escapes.
+    are written in ASCII, or as \\u escapes. A reader that closes its end is no error (`_Output`).
     """
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
@@ -68,9 +95,25 @@ def set_up_streams() -> None:
             # open as long as the process
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     codecs.register_error(UNENCODABLE, _in_ascii)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a test may capture it in another type
-            stream.reconfigure(errors=UNENCODABLE)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):  # a test may capture it in another type
+            continue
+        stream.reconfigure(errors=UNENCODABLE)
+        if stream.buffer.fileno() == number:
+            setattr(sys, name, _watched(stream, number))
+
+
+def _watched(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
+    """Return a stream like `stdout` or `stderr` that writes through `_Output`."""
+    raw = _Output(number, "wb", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _reserve_descriptor(number: int) -> None:

@@ -28,6 +28,7 @@ from gptcli.numbers import short
 
 TRAINING, GPUS, LAYOUT, SCALING = "Training run", "GPUs", "Layout", "Scaling laws"
 POWER, SERVING = "Energy", "Serving"
+LIST_GPUS = "list"  # value of --gpu
 FLOPS_OF_RUN = "auto"  # value of --flops without a number
 MODEL_OPTIONS = ("size", "runs", *SHAPE)
 LLAMA_OPTIONS = ("shape", "n_kv_head", "d_ff")
@@ -157,7 +158,12 @@ def cost(
         ),
     ] = None,
     gpu: Annotated[
-        str | None, value("GPU model.", "NAME", GPUS, DEFAULT_GPU, complete=_complete_gpu)
+        str | None,
+        value(
+            "GPU model; list prints all of them.",
+            *("NAME", GPUS, DEFAULT_GPU),
+            complete=_complete_gpu,
+        ),
     ] = None,
     gpus: Annotated[int | None, quantity("gpus", "Number of GPUs.", GPUS, "1")] = None,
     tflops: Annotated[
@@ -362,8 +368,15 @@ def cost(
         if given is not None and given is not False and given != []
     }
     from gptcli.cli.cost_modes import HANDLERS, check_not_a_size
-    from gptcli.cli.cost_report import OutputOptions
+    from gptcli.cli.cost_report import OutputOptions, print_gpus
 
+    if gpu == LIST_GPUS:
+        if extra := next((name for name in options if name not in ("gpu", *OUTPUT_OPTIONS)), None):
+            raise UsageError(
+                f"--gpu list cannot be combined with {option(extra)}", hint="leave it out"
+            )
+        print_gpus(OutputOptions(json, markdown, explain, plot))
+        return
     if runs and not runs[0].exists() and not fit:
         check_not_a_size(str(runs[0]))
     mode = select_mode(options)

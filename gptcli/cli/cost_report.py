@@ -11,6 +11,7 @@ import typer
 
 from gptcli.cli.console import (
     Row,
+    print_json,
     print_lines,
     print_rows,
     print_table,
@@ -18,7 +19,7 @@ from gptcli.cli.console import (
 from gptcli.cli.options import option
 from gptcli.cost.cluster import Affordable
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import USER
+from gptcli.cost.hardware import USER, gpus, hourly_price
 from gptcli.cost.inference import inference
 from gptcli.cost.memory import kv_cache_per_token
 from gptcli.cost.report import estimate_rows, estimate_title, gpu_label, sizes_table
@@ -27,6 +28,7 @@ from gptcli.numbers import (
     ENERGY,
     MASS,
     MIN_SHOWN,
+    SPEED,
     amount,
     dollars,
     figure,
@@ -87,6 +89,30 @@ def print_sizes(
     print_lines(f"{gpu}; FLOP by 6ND, of T5 by 3ND")
     print_table(sizes_table(estimates, unfit or {}), markdown=output.markdown)
     print_sources(estimates[0], explain=output.explain)
+
+
+def print_gpus(output: OutputOptions) -> None:
+    """Print the GPUs that --gpu names, with their other names, memory, peak and price."""
+    rows: list[dict[str, Any]] = []
+    for gpu in gpus():
+        price = hourly_price(gpu)
+        rows.append({
+            "name": gpu.name,
+            "aliases": list(gpu.aliases),
+            "memory_bytes": gpu.memory_bytes,
+            "peak_flops": gpu.peak_flops,
+            "dollars_per_hour": None if price is None else price.value,
+        })  # fmt: skip
+    if output.json:
+        print_json("cost", {"gpus": rows})
+        return
+    table = [["GPU", "memory", "peak", "$ per hour", "other names"]]
+    table += [
+        [row["name"], in_bytes(row["memory_bytes"]), scaled(row["peak_flops"], SPEED),
+         dollars(row["dollars_per_hour"]), " ".join(row["aliases"])]
+        for row in rows
+    ]  # fmt: skip
+    print_table(table, markdown=output.markdown)
 
 
 def print_sources(estimate: Estimate, *, explain: bool) -> None:

@@ -443,7 +443,7 @@ def evaluate(
             from gptcli.evals.records import claim_records
 
             hold(own_folder(records, events=events))
-            claim_records(records, resume=resume, force=force)
+            claim_records(records, resume=resume, force=force, events=events)
 
     evaluations = [
         evaluate_folder(

@@ -42,7 +42,9 @@ Reader = Callable[[Any], Any]
 """Reader of an option's value, as typed or from TOML; raises UsageError."""
 
 SYNONYMS = {"out": "output", "output": "out"}  # two spellings of one key: a command has one of them
-QUANTITY = r"^\s*([0-9][0-9_]*\.?[0-9]*([eE][+-]?[0-9]+)?|\.[0-9]+)\s*[kKmMbBgGtT]?\s*$"
+NUMBER = r"([0-9][0-9_]*\.?[0-9]*([eE][+-]?[0-9]+)?|\.[0-9]+)"
+QUANTITY = rf"^\s*{NUMBER}\s*[kKmMbBgGtT]?\s*$"
+WITH_UNIT = rf"^\s*\$?\s*{NUMBER}\s*([A-Za-z$%][A-Za-z/$ -]*)?\s*$"
 TEXT_SCHEMAS: dict[Reader, dict[str, Any]] = {
     nonempty_text: {"type": "string"},
     boolean: {"type": "boolean"},
@@ -373,7 +375,8 @@ def _value_schema(reader: Reader) -> dict[str, Any]:
         types = ["integer", "number", "string"] if reader.whole else ["number", "string"]
         low = "exclusiveMinimum" if reader.above else "minimum"
         high = "exclusiveMaximum" if reader.below else "maximum"
-        return {"type": types, low: reader.low, high: reader.high, "pattern": QUANTITY}
+        pattern = WITH_UNIT if reader.counts_in else QUANTITY
+        return {"type": types, low: reader.low, high: reader.high, "pattern": pattern}
     return dict(TEXT_SCHEMAS.get(reader, {"type": "string"}))
 
 

@@ -294,16 +294,11 @@ def sample(
             f"the prompt is the text {prompt!r} and not the file of this name, which "
             f"gpt sample {run} - < {prompt} would read"
         )
-    try:
-        sampler = _load_sampler(run, draft, params, values)
-        if interactive:
-            _session(sampler, text, parts, values["seed"])
-        else:
-            _sample_prompt(run, sampler, text or "", values, as_json=as_json)
-    except BrokenPipeError:  # the reader of the pipe has closed it
-        # discard what is left in the buffer
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit from None
+    sampler = _load_sampler(run, draft, params, values)
+    if interactive:
+        _session(sampler, text, parts, values["seed"])
+    else:
+        _sample_prompt(run, sampler, text or "", values, as_json=as_json)
 
 
 def resolve(options: Mapping[str, Any], config: Path | None) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from gptcli.cli.options import INPUT, OUTPUT, quantity, shared, value
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.files import atomic_write, claim_file
 from gptcli.numbers import counted
-from gptcli.shards.token_ids import from_lines, from_token_file, spelled, write_token_file
+from gptcli.shards.token_ids import decoded_pieces, spelled, write_token_file
 
 if TYPE_CHECKING:
     from gptcli.corpus.documents import Document
     from gptcli.corpus.formats import DocumentKind
+    from gptcli.corpus.formats.recognize import FormatName
     from gptcli.events import Events
     from gptcli.shards.token_ids import Encoded
     from gptcli.tokenizer.encoders import EncoderName
@@ -211,6 +212,7 @@ def encode(
     if output != "-":
         _claim_token_file(Path(output), force=force)
     vocabulary = load_tokenizer(tokenizer)
+    vocabulary.check_packages()
     if (text := _text_for_a_file(inputs or [])) is not None:
         raise InputError(
             "no such file or folder",
@@ -230,12 +232,18 @@ def encode(
 
 
 def _text_for_a_file(inputs: list[str]) -> str | None:
-    """Return the first input that is text with blanks, and no file, pattern or URL."""
+    """Return the first input that is text with blanks, or a word without a suffix, and no file,
+    pattern or URL.
+    """
     return next(
         (
             name
             for name in inputs
-            if " " in name.strip() and not re.search(r"[/*?]", name) and not Path(name).exists()
+            if not re.search(r"[/\\*?~.]" if " " not in name.strip() else r"[/*?]", name)
+            and name.strip()
+            and name != "-"
+            and not Path(name).exists()
+            and not Path(" ".join(inputs)).exists()
         ),
         None,
     )
@@ -292,12 +300,7 @@ def decode(
         else atomic_write(Path(output)) as out
     ):
         for path in inputs or ["-"]:
-            pieces = (
-                from_token_file(path, vocabulary, events)
-                if path.endswith(".bin")
-                else from_lines(path, vocabulary)
-            )
-            for begins_document, data in pieces:
+            for begins_document, data in decoded_pieces(path, vocabulary, events):
                 out.write(separator + data if begins_document and started else data)
                 started = True
         if started:
@@ -309,15 +312,29 @@ def _documents(
     inputs: list[str], documents: str, events: Events, **reading: Any
 ) -> Iterator[Document]:
     """Yield the documents of the inputs; say what was left out of folders, and how much is read."""
-    from gptcli.corpus.formats import read_documents
+    from gptcli.corpus.documents import no_text
+    from gptcli.corpus.formats import find_format, named_as_text, read_documents, undivided
+    from gptcli.corpus.formats.recognize import DISGUISES
     from gptcli.corpus.inputs import STDIN, find_inputs, fingerprint, left_out_line, watch_reads
     from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
     paths = find_inputs(inputs, every_suffix=reading["input_format"] != "auto")
-    if line := left_out_line(paths.left_out):
+    for line in (left_out_line(paths.left_out), named_as_text(paths, reading["input_format"])):
+        if line:
+            events.warn(line)
+    formats = {find_format(path, reading["input_format"]) for path in paths}
+    if line := undivided(documents, formats):
         events.warn(line)
     total = None if STDIN in paths else sum(fingerprint(path)[0] for path in paths) / 1e6
-    spelled, done, no_documents = 0, 0.0, Counter[str]()
+    spelled, done, has_text, no_documents = 0, 0.0, False, Counter[str]()
+
+    def recognized(kind: FormatName) -> None:
+        if kind != "text":
+            events.info(
+                f"{'stdin' if path == STDIN else path} is read as {DISGUISES[kind]}: {{option:input_format}} text reads it as it stands"
+            )
+            if line := undivided(documents, {kind}):
+                events.warn(line)
 
     def read(count: int) -> None:
         nonlocal done
@@ -327,13 +344,18 @@ def _documents(
     with watch_reads(read):
         for path in paths:
             kind = cast("DocumentKind", documents)
-            found = read_documents(path, documents=kind, left_out=no_documents, **reading)
+            found = read_documents(
+                path, documents=kind, left_out=no_documents, recognized=recognized, **reading
+            )
             for document in found:
+                has_text = True
                 spelled += END_OF_TEXT in document.text
                 yield document
     events.finish("read")
-    if no_documents:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(no_documents.items()))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(no_documents.items()))
+    if not has_text:
+        raise no_text(paths, reasons)
+    if reasons:
         events.warn(f"not counted as documents: {reasons}")
     if spelled:
         events.warn(

@@ -36,6 +36,7 @@ from gptcli.corpus.coordinator import (
     prepare_filters,
     read_task,
 )
+from gptcli.corpus.documents import no_text
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.pool import Runner, open_pool, startable
 from gptcli.corpus.reading_progress import ReadingProgress
@@ -96,7 +97,9 @@ def missing_slices(out: Path, count: int) -> list[int]:
     return [number for number in numbers if not JobSlice(number, count).done_file(out).exists()]
 
 
-def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> bool:
+def begin_build(
+    build: BuildConfig, out: Path, *, resume: bool, force: bool, events: Events = SILENT
+) -> bool:
     """Claim the output folder; return False if the shards of this very build are finished already.
 
     Raises UsageError if the folder is not empty and neither `resume` nor `force` is given, if it
@@ -105,7 +108,7 @@ def begin_build(build: BuildConfig, out: Path, *, resume: bool, force: bool) -> 
     """
     build.check_inputs_outside(out)
     record = build.resume_record()
-    claim_owned(out, resume=resume, force=force, own=MANIFEST)
+    claim_owned(out, resume=resume, force=force, own=MANIFEST, events=events)
     if contents(out):
         if not (out / RESUME_RECORD).exists():
             raise UsageError(
@@ -279,10 +282,7 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
     if not train + val:
         dropped = _sum(chunk.tally for chunk in chunks).dropped
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
-        raise InputError(
-            f"there is no text in the inputs{f' (dropped: {reasons})' if dropped else ''}",
-            where=", ".join(build.inputs[:3]),
-        )
+        raise no_text(build.inputs, f"dropped: {reasons}" if dropped else "")
     if not train:
         raise InputError(
             f"all {val} documents were chosen for validation, and none is left to train on",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.corpus.documents import MAX_DOCUMENT_BYTES
-from gptcli.corpus.formats import find_format
+from gptcli.corpus.formats import find_format, named_as_text, undivided
 from gptcli.corpus.formats.text import CUT_BYTES
 from gptcli.corpus.inputs import (
     COMPRESSED_SUFFIXES,
@@ -61,6 +61,7 @@ class BuildConfig:
     """Write the documents that were dropped to `text_out`, too."""
 
     def __post_init__(self) -> None:
+        self.tokenizer.check_packages()
         if self.tokenizer.eot_id is None:
             raise InputError(
                 "the tokenizer has no <|endoftext|>, which begins each document",
@@ -204,6 +205,15 @@ class BuildConfig:
             if source.documents == "file" and not source.eot_in_text:
                 long += [path for path in source.inputs if _is_long_text(path, source.input_format)]
         notices = [line] if (line := left_out_line(left_out)) else []
+        for source in self.sources:
+            formats = {find_format(path, source.input_format) for path in source.inputs}
+            notices += filter(
+                None,
+                (
+                    named_as_text(source.inputs, source.input_format),
+                    undivided(source.documents, formats),
+                ),
+            )
         if long:
             others = f" and {len(long) - 1:,} more" if len(long) > 1 else ""
             notices.append(

@@ -7,6 +7,7 @@ import glob
 import io
 import os
 import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -97,11 +98,25 @@ def find_inputs(inputs: Sequence[str], *, every_suffix: bool = False) -> Inputs:
     """
     found: dict[str, str] = {}  # real path: path as given
     left_out: Counter[str] = Counter()
-    for name in inputs:
-        for path in _find(name, every_suffix, left_out):
+    for at, name in enumerate(inputs):
+        try:
+            paths = _find(name, every_suffix, left_out)
+        except InputError as error:
+            if (whole := _divided_name(inputs, at)) and not Path(name).exists():
+                error.hint = f"a name with blanks stands between quotes: {shlex.quote(whole)}"
+            raise
+        for path in paths:
             key = path if path == STDIN or is_url(path) else os.path.realpath(path)
             found.setdefault(key, path)
     return Inputs(sorted(found.values()), left_out)
+
+
+def _divided_name(inputs: Sequence[str], at: int) -> str:
+    """Return the existing file whose name the shell divided at its blanks, of which the word `at`
+    is the first; "" if there is none.
+    """
+    wholes = (" ".join(inputs[at:stop]) for stop in range(at + 2, min(len(inputs), at + 32) + 1))
+    return next((whole for whole in wholes if Path(whole).exists()), "")
 
 
 def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
@@ -124,6 +139,11 @@ def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
         hint = None if close is None else f"did you mean {close}?"
         if name.startswith("~"):
             hint = "the shell did not expand the ~: remove the quotes around it"
+        elif windows := re.match(r"([A-Za-z]):[\\/](.*)", name):
+            rest = windows[2].replace("\\", "/")
+            hint = f"a path of Windows is, in WSL: /mnt/{windows[1].lower()}/{rest}"
+        elif "\\" in name:
+            hint = f"write {name.replace(chr(92), '/')}, with /"
         raise InputError("no such file or folder", where=name, hint=hint)
     # Path.glob refuses absolute patterns.
     matches = glob.glob(name, recursive=True)  # noqa: PTH207
@@ -188,6 +208,12 @@ def _known_files(
             others["".join(file_suffixes(file)) or "no suffix"] += 1
     if not known:
         names = ", ".join(sorted(others)[:8])
+        if Path(where, "manifest.json").is_file():
+            raise InputError(
+                "contains shards, which are tokens already",
+                where=where,
+                hint=f"gpt train --data {shlex.quote(where)} reads them",
+            )
         raise InputError(
             "contains no file of a known kind" + (f" (only {names})" if others else ""),
             where=where,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gptcli.errors import InputError, UsageError, nearest
+from gptcli.errors import InputError, UsageError, close_to, nearest
 
 Precision = Literal["bf16", "fp32", "fp16", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -98,12 +98,17 @@ def find_gpu(name: str) -> Gpu:
     for gpu in gpus():
         if _bare(name) in map(_bare, (gpu.name, *gpu.aliases)):
             return gpu
+    hint = nearest(name, gpu_names(), lists="gpt cost --gpu list")
+    if (several := re.fullmatch(r"(\d+)\s*[x×*]\s*(\S+)|(\S+)\s*[x×*]\s*(\d+)", name.lower())) and (
+        close := close_to(several[2] or several[3], gpu_names())
+    ):
+        hint = f"{{option:gpu}} {close[0]} {{option:gpus}} {several[1] or several[4]}"
     raise UsageError(
         f"unknown GPU {name!r}",
         field="gpu",
         code="unknown_gpu",
-        hint=f"{nearest(name, gpu_names())}\nfor a GPU that is not listed, give its speed and memory "
-        "instead: {option:tflops} 28 {option:memory} 48",
+        hint=f"{hint}\nfor a GPU that is not listed, give its speed and memory instead: "
+        "{option:tflops} 28 {option:memory} 48",
     )
 
 

@@ -27,7 +27,9 @@ from gptcli.evals.loglikelihood import Score
 from gptcli.evals.metrics import METRICS, first_sentences
 from gptcli.evals.requests import Request
 from gptcli.evals.task import Normaliser, Task
+from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL, atomic_write, complete_lines, sha256
+from gptcli.locks import nothing_to_resume
 from gptcli.model.hub import PICKLED_WEIGHTS
 from gptcli.model.source import UNFINISHED, WEIGHTS, ModelSource
 from gptcli.sampling.generate import Completion
@@ -216,7 +218,7 @@ class Records:
         return f"different: {', '.join(names)}{hint if resumable else ''}"
 
 
-def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
+def claim_records(folder: Path, *, resume: bool, force: bool, events: Events = SILENT) -> None:
     """Prepare a folder of records for an evaluation, and delete what interrupted writes left.
 
     Existing records require `resume`, which keeps them, or `force`, which deletes them. Raises
@@ -233,6 +235,8 @@ def claim_records(folder: Path, *, resume: bool, force: bool) -> None:
             where=folder,
             hint="use {option:resume} to continue it, {option:force} to start over",
         )
+    if resume and not found:
+        events.info(nothing_to_resume(folder))
     for path in [*folder.glob(f".*{PARTIAL}"), *(found if force else [])]:
         path.unlink()
 

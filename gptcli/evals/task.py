@@ -187,7 +187,12 @@ def find_task(name: str) -> Task:
         )
     raise UsageError(
         f"unknown task {name!r}",
-        hint=nearest(name, task_names(), beyond="for a custom task give a path that ends in .toml"),
+        hint=nearest(
+            name,
+            task_names(),
+            beyond="for a custom task give a path that ends in .toml",
+            lists="gpt eval --list",
+        ),
     )
 
 

@@ -77,7 +77,7 @@ class ModelConfig:
             )
         if unknown := [kind for kind in self.attention.split(",") if kind not in ATTENTIONS]:
             hint = nearest(unknown[0], ATTENTIONS)
-            hint += " The layers repeat a pattern such as banded,dense"
+            hint += "; the layers repeat a pattern such as banded,dense"
             raise UsageError(
                 f"unknown attention {unknown[0]!r}",
                 field="attention",
@@ -185,7 +185,7 @@ def size_hint(name: str, names: Iterable[str]) -> str:
     wanted = _parameters_in(name)
     sizes = {one: size for one in names if (size := _parameters_in(one)) is not None}
     if wanted is None:
-        return f"{nearest(name, names)}\n{custom}"
+        return f"{nearest(name, names, lists='gpt cost --table')}\n{custom}"
     near = sorted(sizes, key=lambda one: abs(math.log(sizes[one] / wanted)))[:3]
     return f"the nearest are {', '.join(sorted(near, key=sizes.__getitem__))}\n{custom}"
 

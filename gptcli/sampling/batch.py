@@ -26,7 +26,7 @@ from gptcli.files import (
     sha256,
     written_through,
 )
-from gptcli.locks import own_file
+from gptcli.locks import nothing_to_resume, own_file
 from gptcli.model.source import WEIGHTS
 from gptcli.model.transformer import GPT
 from gptcli.sampling.engine import Engine, worth_compiling
@@ -211,6 +211,8 @@ def sample_file(
                     hint="{option:resume} continues it, {option:force} starts over",
                 )
             unfinished_path(out).unlink()
+        if resume and not unfinished_path(out).exists():
+            events.info(nothing_to_resume(out))
         texts = read_prompts(prompts)
         loaded = load(
             run,

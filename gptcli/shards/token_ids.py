@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.encodings import BOM
 from gptcli.errors import InputError
-from gptcli.files import naming
+from gptcli.files import naming, scratch_folder, temporary_room
 from gptcli.optional_kernels import spell_ids
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     Encoded = tuple[np.ndarray, np.ndarray]  # ids of some documents, and the number of each
 
+MAGIC_BYTES = tuple(magic.to_bytes(4, "little") for magic in (20240520, 20240801))
+"""First bytes of a token file (`gptcli.shards.format`), which no text of ids begins with."""
 DECODE_TOKENS = 1 << 20  # decoded at once
 SPELLED_TOKENS = 1 << 16  # in decimal at once, so that they stay in a processor's cache
 KERNEL_TOKENS = 1 << 21  # spelled before the kernel is started: about as long as that takes
@@ -159,10 +163,41 @@ def _with_ends(
     return framed
 
 
+def decoded_pieces(path: str, tokenizer: Tokenizer, events: Events) -> Iterator[tuple[bool, bytes]]:
+    """Yield the text of a token file or of lines of ids, whichever the file is, or stdin ("-").
+
+    A token file is known by its first bytes, or by a name that ends in .bin.
+    """
+    if path == "-":
+        stdin: Any = sys.stdin.buffer
+        if not hasattr(stdin, "peek"):  # python -u
+            stdin = io.BufferedReader(stdin)
+        if _is_token_file(stdin.peek(len(MAGIC_BYTES[0]))):
+            with scratch_folder() as folder:
+                copy = folder / "stdin.bin"
+                with temporary_room("the token file from stdin"), open(copy, "wb") as file:
+                    shutil.copyfileobj(stdin, file)
+                yield from from_token_file(str(copy), tokenizer, events, name="stdin")
+        else:
+            yield from from_lines(path, tokenizer, stdin)
+        return
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            head = file.read(len(MAGIC_BYTES[0]))
+        if _is_token_file(head) or path.endswith(".bin"):
+            yield from from_token_file(path, tokenizer, events)
+            return
+    yield from from_lines(path, tokenizer)
+
+
+def _is_token_file(head: bytes) -> bool:
+    return head.startswith(MAGIC_BYTES)
+
+
 def from_token_file(
-    path: str, tokenizer: Tokenizer, events: Events
+    path: str, tokenizer: Tokenizer, events: Events, *, name: str = ""
 ) -> Iterator[tuple[bool, bytes]]:
-    """Yield pieces of text, and whether each begins a document.
+    """Yield pieces of text, and whether each begins a document; messages call the file `name`.
 
     Documents are divided at `<|endoftext|>`, which encoding text never produces.
     """
@@ -172,14 +207,15 @@ def from_token_file(
 
     if not Path(path).exists():
         raise InputError("no such file", where=path)
+    name = name or path
     try:
         tokens = open_shard(Path(path))
     except InputError as error:
         hint = "encode the text again, or build the shards again"
-        raise InputError(error.what, where=path, hint=hint) from None
+        raise InputError(error.what, where=name, hint=hint) from None
     if len(tokens) and tokens[0] != tokenizer.eot_id:
         events.warn(
-            f"{path} does not begin with <|endoftext|> of this vocabulary: "
+            f"{name} does not begin with <|endoftext|> of this vocabulary: "
             "it may have been encoded with another tokenizer"
         )
     begins_document = True
@@ -187,25 +223,27 @@ def from_token_file(
         block = np.asarray(tokens[start : start + DECODE_TOKENS])
         head, *documents = np.split(block, np.flatnonzero(block == tokenizer.eot_id))
         if len(head):
-            where = f"{path}: from token {start}"
+            where = f"{name}: from token {start}"
             yield begins_document, _decoded(head.tolist(), tokenizer, where)
         for document in documents:
-            yield True, _decoded(document[1:].tolist(), tokenizer, path)
+            yield True, _decoded(document[1:].tolist(), tokenizer, name)
         begins_document = False
 
 
-def from_lines(path: str, tokenizer: Tokenizer) -> Iterator[tuple[bool, bytes]]:
-    """Yield the text of each line of token ids; every line is a document."""
+def from_lines(path: str, tokenizer: Tokenizer, stdin: Any = None) -> Iterator[tuple[bool, bytes]]:
+    """Yield the text of each line of token ids, from `stdin` if the path is "-"; every line is a
+    document.
+    """
     name = "stdin" if path == "-" else path
     if path != "-" and not Path(path).is_file():
         raise InputError(
             "is a folder, not a file of token ids" if Path(path).is_dir() else "no such file",
             where=path,
             hint="ids themselves come from another program: echo 15496 995 | gpt tokenize decode"
-            if re.fullmatch(r"[\d\s,]+", path)
+            if re.fullmatch(r"[\d\s,\[\]]+", path)
             else None,
         )
-    with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+    with contextlib.nullcontext(stdin) if path == "-" else open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{name}:{number}"
             words = line.removeprefix(BOM).split() if number == 1 else line.split()

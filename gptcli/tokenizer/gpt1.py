@@ -20,6 +20,7 @@ transformers returns the same ids for every line.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,10 +59,21 @@ def standardise(text: str) -> str:
     try:
         from ftfy import fix_text
     except ImportError:
-        raise UsageError(
-            "GPT-1's tokenizer needs ftfy, which is not installed", hint=install_hint("ftfy")
-        ) from None
+        raise _without_ftfy() from None
     return fix_text(text).translate(REPLACED)
+
+
+def check_ftfy() -> None:
+    """Raise UsageError if ftfy is missing, before work that would fail at its first text."""
+    if importlib.util.find_spec("ftfy") is None:
+        raise _without_ftfy()
+
+
+def _without_ftfy() -> UsageError:
+    return UsageError(
+        "GPT-1's tokenizer repairs text with ftfy, which is not installed",
+        hint=install_hint("ftfy"),
+    )
 
 
 class Gpt1Tokenizer(Tokenizer):
@@ -93,6 +105,10 @@ class Gpt1Tokenizer(Tokenizer):
         self._backend = _backend(
             models.BPE(ids, list(merges), unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
         )
+
+    def check_packages(self) -> None:
+        """Raise UsageError if ftfy is missing, which encoding needs and decoding does not."""
+        check_ftfy()
 
     def _spelt(self, token: str) -> str:
         return f"{token} " if token in self._special else token.replace(END_OF_WORD, " ")
@@ -136,6 +152,7 @@ def train_gpt1_tokenizer(
     room for merges or is too large, InputError if there is no text.
     """
     check_largest(vocab_size)
+    check_ftfy()
     words = _count_words(texts, events)
     characters: Counter[str] = Counter()
     for word, count in words.items():

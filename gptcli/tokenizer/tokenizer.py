@@ -152,6 +152,9 @@ class Tokenizer:
         """
         return self.encode_batch([text])[0]
 
+    def check_packages(self) -> None:
+        """Raise UsageError if a package that encoding needs is missing."""
+
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of a prompt, in which special tokens are recognised as `tokenizers` does."""
         if not (special := getattr(self, "_special", None)):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cli import COMMANDS, build_app, reworded
-from gptcli.cli.command import FREE_TEXT, option_table
+from gptcli.cli.command import FREE_TEXT, option_table, repeated_options
 from gptcli.cli.options import Word, is_option, read_words
 from gptcli.errors import GptError, UsageError
 from gptcli.settings import NUMBERS
@@ -409,3 +409,75 @@ def test_any_command_line_is_read_or_refused_with_one_message(
         return
     assert where
     assert all(line.startswith("  ") for line in lines[1:])
+
+
+def test_an_option_given_twice_is_said() -> None:
+    command, ctx = command_at(("cost",))
+    options = option_table(command, ctx)
+    assert repeated_options(["--size", "gpt2", "--size=350M"], options) == [
+        "--size is given 2 times: 350M holds, not gpt2"
+    ]
+    assert repeated_options(["--n_layer", "1", "--n-layer", "1"], options) == [], "the same value"
+    command, ctx = command_at(("eval",))
+    options = option_table(command, ctx)
+    assert repeated_options(["--task", "a", "--task", "b", "-o", "x", "--out", "y"], options) == [
+        "--out is given 2 times: y holds, not x"
+    ]
+    assert repeated_options(["--json", "--json", "--", "-o", "x", "-o", "y"], options) == []
+
+
+def test_the_warning_of_an_option_given_twice_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command, ctx = command_at(("cost",))
+    command.parse_args(ctx, ["--gpus", "1", "--gpus", "2"])
+    assert ctx.params["gpus"] == 2
+    assert capsys.readouterr().err == "warning: --gpus is given 2 times: 2 holds, not 1\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["train", "--size gpt2", "--dry-run"],
+            "--size gpt2: the quotes join an option and its value\n"
+            "  gpt train --size gpt2 --dry-run",
+        ),
+        (
+            ["train", "--size:gpt2"],
+            "--size:gpt2: a blank or = stands between an option and its value\n"
+            "  gpt train --size gpt2",
+        ),
+        (
+            ["train", "/size", "gpt2"],
+            "/size: an option begins with two dashes here\n  gpt train --size gpt2",
+        ),
+        (
+            ["train", "--", "--size", "gpt2"],
+            "--size: options behind -- are arguments\n  leave out the --:\n  gpt train --size gpt2",
+        ),
+        (
+            ["train --size gpt2", "--dry-run"],
+            "'train --size gpt2': the quotes join several words\n  leave them out:\n"
+            "  gpt train --size gpt2 --dry-run",
+        ),
+        (
+            ["gpt", "train", "--size", "gpt2"],
+            "gpt gpt: the name of the program stands once\n  gpt train --size gpt2",
+        ),
+        (["cost", "--gpu", "8xh100"], "--gpu h100 --gpus 8"),
+        (["cost", "--gpu", "h100,a100"], "one at a time: h100 or a100"),
+        (["cost", "--gpu", "foo"], "gpt cost --gpu list lists them"),
+        (["cost", "--size", "foo"], "gpt cost --table lists them"),
+        (["eval", "runs/a", "--task", "foo"], "gpt eval --list lists them"),
+    ],
+)
+def test_words_that_a_shell_joined_are_taken_apart_in_the_hint(
+    argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/a").mkdir(parents=True)
+    with pytest.raises(GptError) as caught:
+        run(*argv)
+    assert caught.value.exit_code == 2
+    assert message in str(caught.value)

@@ -27,6 +27,7 @@ from gptcli.cli.console import (
     print_rows,
     print_table,
 )
+from tests.fork_server import python
 
 
 def test_wait_between_plain_lines_doubles(
@@ -219,3 +220,38 @@ def test_paragraphs_are_wrapped_without_breaking_addresses(
     assert address in lines
     assert all(len(line) <= REPORT_COLUMNS for line in lines if line != address)
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_reader_that_has_read_enough_is_no_error(number: int, size: int, tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from gptcli.cli.console import set_up_streams\n"
+        "reader, writer = os.pipe()\n"
+        f"os.dup2(writer, {number})\n"
+        "os.close(reader)\n"
+        "set_up_streams()\n"
+        f"stream = (sys.stdout, sys.stderr)[{number} - 1]\n"
+        f"print('x' * {size}, file=stream)\n"
+        "stream.flush()\n"
+        "open('went-on', 'w').close()\n"
+    )
+    done = python("-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+    assert (tmp_path / "went-on").exists() == (number == 2)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        "sys.argv = ['gpt', '--version']\n"
+        "from gptcli.__main__ import main\n"
+        "main()\n"
+    )
+    done = python("-c", program, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[0] == "gpt: standard output: the disk is full"
+    assert b"Exception" not in done.stderr

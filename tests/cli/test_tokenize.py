@@ -171,9 +171,13 @@ def test_outputs_are_replaced_only_with_force_and_atomically(here: Path, gpt: An
     [
         (["encode", "absent", "-t", "."], "", "gpt: absent: no such file or folder\n"),
         (["encode", "Hello world", "-t", "."], "", "gpt: Hello world: no such file or folder\n  a text itself comes from another program: echo TEXT | gpt tokenize encode"),
+        (["encode", "Hello", "-t", "."], "", "gpt: Hello: no such file or folder\n  a text itself comes from another program"),
+        (["encode", "one", "two.txt", "-t", "."], "", "gpt: one: no such file or folder\n  a name with blanks stands between quotes: 'one two.txt'\n"),
+        (["encode", "C:\\Users\\me\\a.txt", "-t", "."], "", "no such file or folder\n  a path of Windows is, in WSL: /mnt/c/Users/me/a.txt\n"),
+        (["decode", "[15, 99]", "-t", "."], "", "gpt: [15, 99]: no such file\n  ids themselves come from another program"),
         (["decode", "15 99", "-t", "."], "", "gpt: 15 99: no such file\n  ids themselves come from another program: echo 15496 995 | gpt tokenize decode"),
         (["train", "~/a.txt", "-o", "t.json"], "", "no such file or folder\n  the shell did not expand the ~"),
-        (["encode", "-t", "."], "", "gpt: stdin: standard input is empty\n"),
+        (["encode", "-t", "."], "", "gpt: stdin: there is no text in the inputs (1 empty file)\n"),
         (["encode", "a.txt", "-t", "absent"], "", "gpt: absent: no such tokenizer\n  name a tokenizer.json, a folder that contains one"),
         (["encode", "a.txt", "-t", "b.jsonl"], "", "gpt: b.jsonl is not a tokenizer.json\n"),
         (["encode", "a.txt", "-t", ".", "-o", "t.npy"], "", "gpt: t.npy: the name of a token file must end in .bin\n  -o t.bin\n"),
@@ -195,6 +199,7 @@ def test_bad_input_is_one_message(
     here: Path, gpt: Any, args: list[str], stdin: str, message: str
 ) -> None:
     (here / "cut.bin").write_bytes(b"\x88")
+    (here / "one two.txt").touch()
     done = gpt("tokenize", *args, stdin=stdin, code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -278,3 +283,56 @@ def test_fields_formats_and_marks_of_end_of_text(gpt: Any, here: Path, encoder: 
     assert "1 document, " in raw.stderr
     refused = gpt("tokenize", "encode", "rows.dat", *names, "--input-format", "jsnl", code=2)
     assert "--input-format: unknown format 'jsnl'\n  did you mean jsonl" in refused.stderr
+
+
+@pytest.mark.parametrize("output", [[], ["-o", "none.bin"]])
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("none.txt", "", "1 empty file"),
+        ("none.jsonl", '{"text": ""}\n{"text": ""}\n', "2 without text"),
+        ("-", "", "1 empty file"),
+    ],
+)
+def test_no_text_is_one_error_however_it_is_read(
+    here: Path, gpt: Any, name: str, text: str, why: str, output: list[str]
+) -> None:
+    (here / name).write_text(text)
+    done = gpt("tokenize", "encode", name, "-t", ".", *output, stdin=text, code=2)
+    where = name.replace("-", "stdin")
+    assert done.stderr == (
+        f"gpt: {where}: there is no text in the inputs ({why})\n  name files that contain text\n"
+    )
+    assert not (here / "none.bin").exists()
+    if name != "-":
+        done = gpt("tokenize", "encode", name, "c.txt.gz", "-t", ".")
+        assert done.stderr == f"warning: not counted as documents: {why}\n"
+
+
+def test_json_lines_are_recognized_on_stdin_and_in_a_text_file(here: Path, gpt: Any) -> None:
+    text = '{"text": "l1"}\n{"text": "l2"}\n'
+    (here / "lines.txt").write_text(text)
+    by_name = gpt("tokenize", "encode", "lines.txt", "-t", ".", "--documents", "line")
+    piped_in = gpt("tokenize", "encode", "-t", ".", "--documents", "line", stdin=text)
+    assert by_name.stdout == piped_in.stdout
+    assert by_name.stdout.count("\n") == 2
+    no_effect = (
+        "warning: --documents line has no effect: it divides text, and the inputs are JSON lines\n"
+    )
+    as_it_stands = "--input-format text reads it as it stands\n"
+    assert by_name.stderr == (
+        f"warning: lines.txt looks like JSON lines and is read as such: {as_it_stands}{no_effect}"
+    )
+    assert piped_in.stderr == f"stdin is read as JSON lines: {as_it_stands}{no_effect}"
+
+
+def test_a_token_file_is_recognized_by_its_first_bytes(here: Path, gpt: Any) -> None:
+    gpt("tokenize", "encode", "a.txt", "-t", ".", "-o", "a.bin")
+    (here / "tokens").write_bytes((here / "a.bin").read_bytes())
+    assert piped(here, "decode", "tokens", "-t", ".") == AWKWARD.encode()
+    data = (here / "a.bin").read_bytes()
+    assert piped(here, "decode", "-t", ".", stdin=data) == AWKWARD.encode()
+    command = [sys.executable, "-m", "gptcli", "tokenize", "decode", "-t", "."]
+    done = subprocess.run(command, cwd=here, input=data[:-1], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"gpt: stdin: truncated")

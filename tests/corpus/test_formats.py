@@ -21,7 +21,14 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.corpus.formats import DocumentKind, find_reader, read_documents, scan
+from gptcli.corpus.formats import (
+    DocumentKind,
+    find_reader,
+    named_as_text,
+    read_documents,
+    scan,
+    undivided,
+)
 from gptcli.errors import InputError, UsageError, install_hint
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -387,3 +394,42 @@ def test_a_table_of_a_header_alone_needs_the_column(tmp_path: Path) -> None:
     path.write_text("just a line")
     with pytest.raises(InputError, match='no column "text" among just a line'):
         list(read_documents(str(path)))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.txt.gz", "a.dat"])
+def test_what_a_file_of_text_contains_decides_as_it_does_on_stdin(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path / name, '{"text": "one"}\n{"text": "two"}\n')
+    assert texts(path) == texts(path, "line") == ["one", "two"]
+    assert [
+        document.text for document in read_documents(path, documents="line", input_format="text")
+    ] == ['{"text": "one"}', '{"text": "two"}']
+    line = named_as_text([path, write(tmp_path / "b.txt", "words")])
+    if name == "a.dat":
+        assert line == ""
+    else:
+        assert line.startswith(f"{path} looks like JSON lines and is read as such")
+    assert named_as_text([path], "text") == ""
+
+
+def test_documents_that_divide_nothing_are_told() -> None:
+    assert undivided("line", {"jsonl", "text"}) == undivided("line", {None}) == ""
+    assert undivided("file", {"jsonl"}) == ""
+    assert undivided("paragraph", {"jsonl", "csv"}) == (
+        "{option:documents} paragraph has no effect: it divides text, and the inputs are CSV and "
+        "JSON lines"
+    )
+
+
+def test_empty_files_and_empty_texts_are_counted_alike(tmp_path: Path) -> None:
+    left_out: Counter[str] = Counter()
+    paths = [write(tmp_path / "a.txt", ""), write(tmp_path / "b.jsonl", '{"text": ""}\n')]
+    blank = write(tmp_path / "c.txt", " \n")
+    found = [
+        document.text
+        for path in (*paths, blank)
+        for document in read_documents(path, left_out=left_out)
+    ]
+    assert found == [" \n"], "white space is text"
+    assert left_out == {"empty file": 1, "without text": 1}

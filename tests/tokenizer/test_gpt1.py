@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -205,3 +206,23 @@ def test_a_long_word_reaches_the_library_in_parts() -> None:
     assert parts.count("cat") == 3
     assert sum(map(len, parts)) == 2 * len(long) + 9
     assert train_gpt1_tokenizer([long + " the cat sat on the mat " * 9], 60).merges > 5
+
+
+def test_without_ftfy_nothing_begins_that_needs_it(
+    small: Gpt1Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+
+    def texts() -> Iterator[str]:
+        raise AssertionError("no text is read")
+        yield ""
+
+    for needs_it in (
+        small.check_packages,
+        lambda: small.encode("words"),
+        lambda: train_gpt1_tokenizer(texts(), 300),
+    ):
+        with pytest.raises(UsageError, match="repairs text with ftfy") as caught:
+            needs_it()
+        assert str(caught.value.hint).endswith("install ftfy")
+    assert small.decode([1, 2]), "decoding needs no ftfy"

@@ -9,7 +9,7 @@ newline or byte order mark inside a document is removed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -30,7 +30,7 @@ from gptcli.corpus.formats.json_files import (
     json_lines_reader,
     json_reader,
 )
-from gptcli.corpus.formats.recognize import FORMATS, FormatName, recognize
+from gptcli.corpus.formats.recognize import DISGUISES, FORMATS, FormatName, recognize
 from gptcli.corpus.formats.tables import csv_reader, parquet_reader
 from gptcli.corpus.formats.text import DocumentKind as DocumentKind
 from gptcli.corpus.formats.text import read_html, text_reader
@@ -76,24 +76,32 @@ def read_documents(
     input_format: str = "auto",
     eot_in_text: bool = False,
     left_out: Counter[str] | None = None,
+    recognized: Callable[[FormatName], None] | None = None,
 ) -> Iterator[Document]:
-    """Yield the documents of one file, or of stdin ("-"), that have any text.
+    """Yield the documents of one file, or of stdin ("-"), that have any text; white space is text.
 
-    What is no document, such as a picture in an archive, is counted in `left_out` by its kind.
+    What is no document, such as a picture in an archive, or has no text is counted in `left_out` by
+    its kind; without `left_out`, an empty file is an error. `recognized` is called with the format
+    that the bytes were recognized as, if no name tells it.
 
     `documents` says which part of a text file is one document: the whole "file", a "line" (without
     its \\n or \\r\\n) or a "paragraph" (lines between blank lines). Other formats take the text
     from the column or field `field`. Raises InputError, with file and line or byte, if the file is
     missing, empty, cut short, not UTF-8 or otherwise broken.
     """
-    reader = find_reader(path, documents, field, input_format, eot_in_text=eot_in_text)
-    return _readable(scan(path, reader), Counter() if left_out is None else left_out)
+    reader = find_reader(
+        path, documents, field, input_format, eot_in_text=eot_in_text, recognized=recognized
+    )
+    return _readable(scan(path, reader), left_out)
 
 
-def _readable(documents: Iterator[Document], left_out: Counter[str]) -> Iterator[Document]:
+def _readable(documents: Iterator[Document], counts: Counter[str] | None) -> Iterator[Document]:
+    left_out = Counter[str]() if counts is None else counts
     for document in documents:
         kind = document.error_kind
-        if document.error is not None and (kind == EMPTY_FILE or kind not in NON_FATAL_ERRORS):
+        if document.error is not None and (
+            kind not in NON_FATAL_ERRORS or (kind == EMPTY_FILE and counts is None)
+        ):
             raise document.error
         if document.html is not None:
             document.text = extract_text(document.html, charset=document.charset)
@@ -105,6 +113,9 @@ def _readable(documents: Iterator[Document], left_out: Counter[str]) -> Iterator
 
 def find_format(path: str, input_format: str = "auto") -> FormatName | None:
     """Return the format of a file; None for standard input or a pipe, recognized as it is read.
+
+    A file that is named as text is what its bytes look like, as it is on standard input; of a URL,
+    the name decides. Its reader reports text that looks like another format.
 
     Raises InputError if the format cannot be read or the file is missing, UsageError if
     `input_format` is not one of INPUT_FORMATS.
@@ -126,11 +137,30 @@ def find_format(path: str, input_format: str = "auto") -> FormatName | None:
             hint="convert it to .txt, .jsonl or .parquet, plain or compressed by gzip, zstd, bzip2, "
             "xz or lz4; if the name is wrong, say what it is with {option:input_format}",
         )
-    if path == STDIN or (
-        suffix not in SUFFIX_FORMATS and not is_url(path) and Path(path).is_fifo()
-    ):
+    named = SUFFIX_FORMATS.get(suffix)
+    is_told = named is not None and (named != "text" or is_url(path))
+    if path == STDIN or (not is_told and not is_url(path) and Path(path).is_fifo()):
         return None
-    return SUFFIX_FORMATS.get(suffix) or _recognized(path, suffix, fingerprint(path))
+    if named is not None and is_told:
+        return named
+    return _recognized(path, suffix, fingerprint(path))
+
+
+def named_as_text(paths: Iterable[str], input_format: str = "auto") -> str:
+    """Return a line that says which of the files are named as text and read as something else; ""
+    if none.
+    """
+    found: dict[FormatName, list[str]] = {}
+    for path in paths if input_format == "auto" else ():
+        if path != STDIN and SUFFIX_FORMATS.get(file_suffixes(path)[0]) == "text":
+            format_name = find_format(path)
+            if format_name not in (None, "text"):
+                found.setdefault(format_name, []).append(path)
+    return "; ".join(
+        f"{names[0]}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''} looks like "
+        f"{DISGUISES[kind]} and is read as such: {{option:input_format}} text reads it as it stands"
+        for kind, names in found.items()
+    )
 
 
 @lru_cache(maxsize=1 << 16)
@@ -147,6 +177,18 @@ def _recognized(path: str, suffix: str, stamp: object) -> FormatName:
     return found
 
 
+def undivided(documents: str, formats: Collection[FormatName | None]) -> str:
+    """Return a line that says that `documents` divides nothing, because no input is text; "" if it
+    does.
+
+    `formats` are those of the inputs, None for one that is not known yet.
+    """
+    if documents == "file" or documents not in DOCUMENT_KINDS or {"text", None} & {*formats}:
+        return ""
+    kinds = " and ".join(sorted(DISGUISES.get(str(kind), str(kind).upper()) for kind in formats))
+    return f"{{option:documents}} {documents} has no effect: it divides text, and the inputs are {kinds}"
+
+
 def find_reader(
     path: str,
     documents: DocumentKind,
@@ -154,9 +196,11 @@ def find_reader(
     input_format: str = "auto",
     *,
     eot_in_text: bool = False,
+    recognized: Callable[[FormatName], None] | None = None,
 ) -> Reader:
     """Return the reader for the format of `path`.
 
+    `recognized` as in `read_documents`.
     With `eot_in_text`, documents end where a text or a JSON line spells `<|endoftext|>`. Raises
     InputError if the format cannot be read, UsageError if `documents` is not one of
     DOCUMENT_KINDS, or if the format has no place for `eot_in_text`.
@@ -181,7 +225,9 @@ def find_reader(
         if is_asked and input_format not in ARCHIVES:
             return of(find_format(name, input_format) or "text")
         known = SUFFIX_FORMATS.get(suffix)
-        if known is None:
+        if known == "text":
+            known = recognize(head)
+        elif known is None:
             if b"\0" in head or head.startswith(tuple(MAGIC)):
                 return "not text"
             known = recognize(head)
@@ -215,7 +261,10 @@ def find_reader(
         return of(found)
 
     def read_recognized(stream: Any, name: str, part: FileRange) -> Iterator[Document]:
-        return of(recognize(stream.peek(SNIFFED_BYTES)))(stream, name, part)
+        kind = recognize(stream.peek(SNIFFED_BYTES))
+        if recognized is not None:
+            recognized(kind)
+        return of(kind)(stream, name, part)
 
     return read_recognized
 

@@ -22,7 +22,7 @@ from gptcli.corpus.documents import (
 from gptcli.corpus.formats.text import divided, line_name, selected_lines, without_newline
 from gptcli.encodings import BOM
 from gptcli.errors import InputError, close_to
-from gptcli.toml_json import long_number
+from gptcli.toml_json import json_fault, long_number
 
 JSON_CHARACTERS = 1 << 16  # of JSON read at a time
 MAX_TRIED = 16  # places where a value may begin behind damage
@@ -141,7 +141,8 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             is_whole = stop < len(buffer) or is_end
         except json.JSONDecodeError as error:
             is_whole = is_end or not _is_open(error, buffer)
-            problem = f"not valid JSON: {error.msg}"
+            fault = json_fault(buffer, error.pos)
+            problem = f"not valid JSON: {error.msg}" + (f": {fault}" if fault else "")
         except (ValueError, RecursionError) as error:
             is_whole, problem = True, f"not readable JSON: {type(error).__name__}"
         if not is_whole and len(buffer) - at <= MAX_DOCUMENT_BYTES:
@@ -361,7 +362,10 @@ def _standard_json(line: bytes, position: int, where: str) -> Any:
     try:
         return json.loads(text.text)
     except json.JSONDecodeError as error:
-        what = f"not valid JSON at column {error.colno}: {error.msg}"
+        fault = json_fault(text.text, error.pos)
+        what = f"not valid JSON at column {error.colno}: {error.msg}" + (
+            f": {fault}" if fault else ""
+        )
     except ValueError:
         what = f"not readable JSON: {long_number()}"
     except RecursionError:

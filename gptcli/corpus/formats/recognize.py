@@ -11,6 +11,16 @@ from gptcli.encodings import without_bom
 FormatName = Literal["text", "jsonl", "json", "csv", "tsv", "parquet", "warc", "html", "tar", "zip"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
+DISGUISES = {
+    "jsonl": "JSON lines",
+    "json": "JSON",
+    "html": "an HTML page",
+    "parquet": "Parquet",
+    "warc": "a WARC archive",
+    "tar": "a tar archive",
+    "zip": "a zip archive",
+}
+"""Formats that a file named as text may have, in words."""
 _JSON_OBJECT = re.compile(rb'\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\}\s*$)')
 _JSON_ARRAY = re.compile(rb'\s*\[\s*(\{\s*["}]|"|\[|\]\s*$)')
 _HTML = re.compile(
@@ -66,18 +76,9 @@ def _begins_json(head: bytes) -> bool:
 
 def disguise(head: bytes) -> str:
     """Return what a file named as text really is, in words, or "" if it may be text."""
-    names = {
-        "jsonl": "JSON lines",
-        "json": "JSON",
-        "html": "an HTML page",
-        "parquet": "Parquet",
-        "warc": "a WARC archive",
-        "tar": "a tar archive",
-        "zip": "a zip archive",
-    }
     if head.startswith(b"filedesc://"):
         return "an ARC archive, the format before WARC"
     found = recognize(head)
     if found == "json" and not _begins_json(without_bom(head)):
         return ""
-    return names.get(found, "")
+    return DISGUISES.get(found, "")
