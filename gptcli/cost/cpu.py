@@ -6,7 +6,9 @@ runs of `gpt train` with 0.1M to 124M parameters (tests/benchmarks/LOG.md):
     libraries    Python and PyTorch, and its compiler if the run is compiled
     checkpoint   weights, optimizer and average, copied while they are written, beside the next step;
                  and the largest matrix, which is read again for the copy in transformers' format
-    heap         freed blocks too small for the next tensor: C libraries do not move what is in use
+    heap         freed blocks too small for the next tensor: C libraries do not move what is in use.
+                 Copies of a checkpoint are put where the last step was; what they leave of the
+                 loss's one block of logits is then too small for that of the next step
 
 The speed is a share of the rate of a single matrix product, which the trainer measures in
 milliseconds before its first step (`gptcli.trainer.machine`).
@@ -66,7 +68,8 @@ class CpuMemory:
 def on_cpu(work: StepConfig, config: ModelConfig, *, has_kernels: bool) -> StepConfig:
     """Return a step as a CPU computes it; `has_kernels` if the kernels in C can be built."""
     kernel = has_kernels and work.precision == "bf16"
-    return replace(work, piece=PIECE, fused=config.dropout == 0, head_kernel=kernel)
+    fused = config.dropout == 0
+    return replace(work, piece=PIECE, in_place=True, fused=fused, head_kernel=kernel)
 
 
 def cpu_memory(
@@ -92,7 +95,7 @@ def cpu_memory(
     several = work.micro_batches > 1
     heap = (HEAP_OF_SEVERAL if several else HEAP) * temporary
     if checkpoint and not work.head_kernel:
-        heap = max(HEAP * temporary * several, heap - checkpoint)
+        heap = max(HEAP * temporary * several, heap - checkpoint, found.logits - checkpoint)
     if work.recompute == "full":
         stream = ELEMENT_BYTES[work.precision] * work.micro_batch * config.n_ctx * config.d_model
         heap += HOLES_OF_LAYER * stream * config.n_layer / (layout.pp * layout.tp)

@@ -17,7 +17,7 @@ from typing import Any
 from gptcli.cost.hardware import Gpu, Precision
 from gptcli.cost.layout import AXES, Layout, check_layout, division_problem
 from gptcli.cost.memory import RECOMPUTE, Recompute, StateRecipe, padded_micro_batches
-from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory
+from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory, undivided_bytes
 from gptcli.cost.step_time import (
     DEFAULT_TRAINER,
     NODE,
@@ -89,7 +89,16 @@ def make_plan(
         memory = rank_memory(config, layout, each, recipe, interleave=interleave)
         found.append(Plan(layout, each, memory, time, speed, batch, interleave))
     fitting = [plan for plan in found if plan.memory.total <= gpu.memory_bytes]
-    return max(fitting or found[:1], key=lambda plan: plan.tokens_per_second)
+    best = max(fitting or found[:1], key=lambda plan: plan.tokens_per_second)
+    return _filled(best, config, gpu, trainer)
+
+
+def _filled(plan: Plan, config: ModelConfig, gpu: Gpu, trainer: Trainer) -> Plan:
+    """Return a plan whose memory counts what `gpt train` keeps undivided where there is room."""
+    if trainer != "gpt":
+        return plan
+    kept = undivided_bytes(config, plan.layout, plan.memory.total, gpu.memory_bytes)
+    return replace(plan, memory=replace(plan.memory, undivided=kept))
 
 
 def interleaves(n_layer: int, pp: int, recipe: StateRecipe) -> tuple[int, ...]:
@@ -185,7 +194,7 @@ def plans(
                     times = (plan.time.total for plan in best.values())
                     slowest = heapq.nsmallest(most, times)[-1]
     ranked = sorted(best.values(), key=lambda plan: (plan.time.total, plan.layout.processes))
-    return ranked[:most]
+    return [_filled(plan, config, gpu, trainer) for plan in ranked[:most]]
 
 
 @functools.lru_cache(maxsize=4096)

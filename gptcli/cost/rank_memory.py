@@ -43,6 +43,10 @@ PIECE = 16_384  # vocabulary entries whose temporary tensors exist at once, at m
 # inputs and outputs of products; casts to fp8 are temporary
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 RESIDUAL = 4  # bytes per element of the residual stream, which autocast leaves in fp32
+GATHERED_BYTES, GRADIENT_BYTES = 2, 4
+"""Bytes of a weight that stays gathered between a layer's passes, and of a gradient that is summed
+over micro-batches before it is reduced: what `gpt train` keeps undivided where a GPU has room.
+"""
 WHOLE_LOGIT_BYTES = 12  # per logit: itself, its probability and its gradient, in either precision
 
 
@@ -65,6 +69,8 @@ class StepConfig:
     """Fused attention writes no scores. On a CPU with dropout PyTorch writes them."""
     piece: int = PIECE
     """Vocabulary entries per product of the head: 3,200 on a CPU."""
+    in_place: bool = False
+    """Exponentials take the place of their logits, as on a CPU."""
     head_kernel: bool = False
     """The loss is that of the kernel for CPUs, in 16 bits (`gptcli.kernels.head_kernel`)."""
     schedule: PipelineSchedule = "1f1b"
@@ -112,12 +118,14 @@ class RankMemory:
     """
     workspace: int = 0
     """Temporary tensors of a layer."""
+    undivided: int = 0
+    """Weights and gradients that are not divided by `shard`, where there is room for them."""
 
     @property
     def total(self) -> int:
         """Sum of all parts."""
         state = self.parameters + self.optimizer + self.gradients + self.activations
-        return state + self.logits + self.copies + self.workspace
+        return state + self.logits + self.copies + self.workspace + self.undivided
 
 
 def rank_memory(
@@ -143,6 +151,18 @@ def rank_memory(
         check_layout(layout, config)
         found = [stage_memory(config, layout, work, stage) for stage in stages]
     return max(found, key=lambda memory: memory.total)
+
+
+def undivided_bytes(config: ModelConfig, layout: Layout, needed: int, has: int) -> int:
+    """Return the bytes of weights and gradients that `gpt train` keeps undivided by `shard`, where a
+    GPU of `has` bytes has room for them beside the `needed` ones: 0 without FSDP or room.
+    """
+    whole = config.parameters
+    widths = (GATHERED_BYTES + GRADIENT_BYTES, GATHERED_BYTES) if layout.shard > 1 else ()
+    if layout.shard == 1 and layout.dp not in (1, layout.processes):
+        widths = (GATHERED_BYTES,)
+    sizes = (width * whole // (layout.tp * layout.pp) for width in widths)
+    return next((size for size in sizes if needed + size <= has), 0)
 
 
 def megatron_stage(
@@ -319,6 +339,8 @@ def loss_memory(entries: int, tokens: int, work: StepConfig, *, sliced: bool) ->
     )
     if work.head_kernel:  # exponentials alone
         return 2 * rows * entries
+    if work.in_place:  # and in 16 bits those of one block in fp32
+        return rows * (e * entries + (4 * min(entries, work.piece) if e == 2 else 0))
     # exponentials of all blocks are kept; logits and differences exist for the current block only
     return rows * max(e * entries + (10 if e == 2 else 8) * last, 12 * min(entries, work.piece))
 

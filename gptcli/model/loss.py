@@ -42,19 +42,23 @@ EAGER_PARTS = 8
 """Parts of a chunk whose fp32 logits exist one after the other, if nothing is compiled."""
 
 
-def exponentials(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return exp(logits - shift), shift, and log(sum(exp(logits))).
+def exponentials(logits_nv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace logits by exp(logits - shift); return shift, and log(sum(exp(logits))).
 
-    The shift is the maximum of the row. The last two are (n, 1) in fp32.
+    The shift is the maximum of the row. Both are (n, 1) in fp32.
     """
     shift_n1 = logits_nv.amax(1, keepdim=True).float()
-    exp_nv = (logits_nv.float() - shift_n1).exp()
-    return exp_nv.to(logits_nv.dtype), shift_n1, shift_n1 + exp_nv.sum(1, keepdim=True).log()
+    exp_nv = logits_nv.float().sub_(shift_n1).exp_()  # in place in fp32
+    if exp_nv.dtype != logits_nv.dtype:
+        logits_nv.copy_(exp_nv)
+    return shift_n1, shift_n1 + exp_nv.sum(1, keepdim=True).log()
 
 
 def scale(exp_nv: torch.Tensor, factor_n1: torch.Tensor) -> None:
     """Multiply each row by its factor, in place."""
-    exp_nv.copy_(exp_nv.float() * factor_n1)
+    scaled_nv = exp_nv.float().mul_(factor_n1)  # in place in fp32
+    if scaled_nv.dtype != exp_nv.dtype:
+        exp_nv.copy_(scaled_nv)
 
 
 def accumulate(total: torch.Tensor, part: torch.Tensor) -> None:
@@ -84,9 +88,7 @@ def logits_to_gradient(
 class ElementwiseOps:
     """Element-wise operations of the loss, eager or compiled."""
 
-    exponentials: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = (
-        exponentials
-    )
+    exponentials: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = exponentials
     """Implementation of `exponentials`."""
     scale: Callable[[torch.Tensor, torch.Tensor], None] = scale
     """Implementation of `scale`."""
@@ -405,16 +407,23 @@ class _CpuChunk:
         self.pieces: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.target_logit_n1 = torch.zeros_like(self.target_n1, dtype=torch.float32)
         log_sums = []
+        # One block of memory for the exponentials of all pieces, each computed in place. A block for
+        # each piece would take up to twice as much: glibc seldom finds a freed one of the same size
+        # again, because for an aligned block it looks for one that is larger.
+        n, most = len(x_nC), max(last - first for first, last in self.borders)
+        memory = x_nC.new_empty(n * (V if train else most))
         for first, last in self.borders:
-            logits_nv = x_nC @ weight_VC[first:last].T
+            begin = n * first if train else 0
+            logits_nv = memory[begin : begin + n * (last - first)].view(n, -1)
+            torch.mm(x_nC, weight_VC[first:last].T, out=logits_nv)
             inside_n1, index_n1 = self._targets_in(first, last)
             self.target_logit_n1 = torch.where(
                 inside_n1, logits_nv.gather(1, index_n1).float(), self.target_logit_n1
             )
-            exp_nv, shift_n1, log_sum_n1 = elementwise.exponentials(logits_nv)
+            shift_n1, log_sum_n1 = elementwise.exponentials(logits_nv)
             log_sums.append(log_sum_n1)
             if train:
-                self.pieces.append((exp_nv, shift_n1))
+                self.pieces.append((logits_nv, shift_n1))
         self.log_sum_n1 = torch.cat(log_sums, dim=1).logsumexp(1, keepdim=True)
 
     def gradients(

@@ -28,7 +28,7 @@ from gptcli.cost.memory import (
     padded_micro_batches,
 )
 from gptcli.cost.planner import layouts, make_plan
-from gptcli.cost.rank_memory import StepConfig, rank_memory
+from gptcli.cost.rank_memory import StepConfig, rank_memory, undivided_bytes
 from gptcli.devices import apple_gpu_memory, check_apple_gpu, device_type, has_bf16
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
@@ -318,6 +318,15 @@ def process_memory(model: ModelConfig, layout: Layout, train: TrainConfig, seque
     On a GPU they are those of tensors, on a CPU of the whole process.
     """
     return peak_memory(model, layout, work_of(layout, train, sequences), Extras.of(train))
+
+
+def expected_memory(model: ModelConfig, layout: Layout, needs: int, has: int | None) -> int:
+    """Return the peak bytes of a process that `needs` so many and `has` so many: on a GPU it keeps
+    weights and gradients undivided where there is room.
+    """
+    if has is None or device_type() != "cuda":
+        return needs
+    return needs + undivided_bytes(model, layout, needs, has)
 
 
 def peak_memory(

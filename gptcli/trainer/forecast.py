@@ -13,6 +13,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
 from gptcli.shards.manifest import Manifest, Split, tokens_by_source
 from gptcli.trainer.auto import (
+    expected_memory,
     memory_advice,
     process_memory,
     shortage,
@@ -126,7 +127,7 @@ def forecast(
         passes_by_source=by_source,
         seconds_low=None if seconds is None else seconds[0],
         seconds_high=None if seconds is None else seconds[1],
-        memory_bytes=needs,
+        memory_bytes=expected_memory(model, layout, needs, machine.memory_bytes),
         memory_available_bytes=machine.memory_bytes,
         fits=fits,
         disk_bytes=disk,

@@ -39,6 +39,7 @@ from torch.utils.checkpoint import (
 
 from gptcli import optional_kernels
 from gptcli.cost.memory import Recompute
+from gptcli.cost.rank_memory import GATHERED_BYTES, undivided_bytes
 from gptcli.devices import device_type
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import apply_ddp, apply_fsdp
@@ -60,10 +61,6 @@ from gptcli.trainer.step_statistics import rerun_every
 
 SAVE_OPS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 """Matrix products, whose outputs selective checkpointing saves."""
-GATHERED_BYTES, GRADIENT_BYTES = 2, 4
-"""Bytes of a weight that stays gathered between a layer's forward and backward pass, and of a
-gradient that is summed over micro-batches before it is reduced.
-"""
 ATTENTION = re.compile(r"attention|attn|attend|banded_blocks")
 """Part of the name of every operator that computes attention: torch's by backend, and ours."""
 
@@ -89,7 +86,7 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
             "(python3-dev); PyTorch computes what they would, more slowly"
         )
     mesh = context.build_mesh()
-    if context.layout.shard > 1 and _has_memory(run, context, GATHERED_BYTES + GRADIENT_BYTES):
+    if _undivided_width(run, context) > GATHERED_BYTES:
         context = replace(context, reduce_once=True)
     model, parts = parallelize_model(run, context, mesh)
     for part in parts:
@@ -156,22 +153,23 @@ def parallelize_model(
                     part,
                     mesh,
                     AUTOCAST_DTYPES[config.precision],
-                    keep_gathered=_has_memory(run, context, GATHERED_BYTES),
+                    keep_gathered=_undivided_width(run, context) > 0,
                 )
     return model, parts
 
 
-def _has_memory(run: Run, context: RankContext, weight_bytes: int) -> bool:
-    """Return whether a GPU has memory for `weight_bytes` of each weight of its layers, undivided by
-    `shard`, beside the rest of a step.
+def _undivided_width(run: Run, context: RankContext) -> int:
+    """Return the bytes of each weight that a GPU has room to keep undivided by `shard`: those of
+    gathered layers, or of their gradients too; 0 if it has none.
     """
     if context.device.type != "cuda":
-        return False
+        return 0
     schedule = Schedule(run.train, run.model.n_ctx)
     sequences = min(schedule.full_batch, schedule.total_sequences)
-    whole = weight_bytes * run.model.parameters // (context.layout.tp * context.layout.pp)
-    needed = process_memory(run.model, context.layout, run.train, sequences) + whole
-    return needed <= device_memory(context.world_size)
+    layout = context.layout
+    needed = process_memory(run.model, layout, run.train, sequences)
+    kept = undivided_bytes(run.model, layout, needed, device_memory(context.world_size))
+    return round(kept * layout.tp * layout.pp / run.model.parameters)
 
 
 def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> None:

@@ -82,6 +82,19 @@ def test_the_step_of_a_cpu() -> None:
     assert not on_cpu(work, replace(SMALL, dropout=0.1), has_kernels=True).fused
     kernel = on_cpu(work, SMALL, has_kernels=True)
     assert loss_memory(5000, 512, kernel, sliced=False) == 2 * 512 * 5000
+    plain = on_cpu(work, SMALL, has_kernels=False)
+    assert loss_memory(5000, 512, plain, sliced=False) == 512 * (2 * 5000 + 4 * 3200)
+    assert loss_memory(5000, 512, WORK, sliced=False) == 4 * 512 * 5000
+
+
+def test_copies_of_a_checkpoint_leave_a_block_too_small_for_the_loss() -> None:
+    """A vocabulary whose logits are larger than the copies: what is left of their block is lost."""
+    large = replace(SMALL, vocab_size=50_257)
+    found, tensors = cpu_memory(large, Layout(), WORK), rank_memory(large, Layout(), WORK)
+    assert 0 < found.checkpoint < tensors.logits
+    assert found.heap == tensors.logits - found.checkpoint
+    wide = replace(large, d_model=1024)
+    assert cpu_memory(wide, Layout(), WORK).heap == 0
 
 
 @given(st.sampled_from(RECOMPUTE), st.integers(1, 8), st.booleans())

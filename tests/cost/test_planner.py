@@ -58,11 +58,22 @@ def test_plans_fit_and_the_fastest_leads() -> None:
         (plan.tokens_per_second for plan in found), reverse=True
     )
     for plan in found:
-        assert rank_memory(config, plan.layout, plan.work) == plan.memory
+        assert rank_memory(config, plan.layout, plan.work) == replace(plan.memory, undivided=0)
         assert plan.memory.total <= A100.memory_bytes
         assert plan.work.micro_batch * plan.work.micro_batches * plan.layout.replicas >= 1024
     assert len({plan.layout for plan in found}) == len(found)
     assert plans(config, A100, 64, 1024, "bf16", most=3) == found[:3]
+
+
+def test_plans_count_what_is_kept_undivided() -> None:
+    """A sharded plan of `gpt train` fills the room that its GPUs have; other trainers' do not."""
+    config = paper("1.3B")
+    plan = make_plan(config, Layout(shard=8), StepConfig(micro_batch=2), H100)
+    assert plan.memory.undivided == 6 * config.parameters
+    assert plan.memory.total <= H100.memory_bytes
+    other = make_plan(config, Layout(shard=8), StepConfig(micro_batch=2), H100, trainer="fsdp")
+    assert replace(plan.memory, undivided=0) == other.memory
+    assert make_plan(config, Layout(dp=8), StepConfig(), H100).memory.undivided == 0
 
 
 def test_a_model_that_cannot_fit_has_no_plan() -> None:

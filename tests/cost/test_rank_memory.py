@@ -21,6 +21,7 @@ from gptcli.cost.rank_memory import (
     megatron_stage,
     rank_memory,
     stage_memory,
+    undivided_bytes,
 )
 from gptcli.cost.scoreboard import measured_runs
 from gptcli.distributed.context import RankContext
@@ -357,6 +358,25 @@ def test_stages_of_shards_keep_what_they_gathered() -> None:
         "and the gradient of the layer at work, whole"
     )
     assert last.copies == 2 * 3 * LAYER + 4 * (20 * 16 + 2 * 16) + 2 * 20 * 16
+
+
+def test_what_is_kept_undivided_where_there_is_room() -> None:
+    """6 bytes of each weight with shards, 2 if there is room for no more or for replicas of slices;
+    nothing without FSDP.
+    """
+    config = ModelConfig(n_layer=2, n_head=4, d_model=64)
+    n = config.parameters
+    for layout, room, wanted in (
+        (Layout(shard=8), 6 * n, 6 * n),
+        (Layout(shard=8), 6 * n - 1, 2 * n),
+        (Layout(shard=8), 2 * n - 1, 0),
+        (Layout(shard=4, tp=2, pp=2), n, 2 * n // 4),
+        (Layout(dp=4, tp=2), 6 * n, n),
+        (Layout(dp=8), 6 * n, 0),
+        (Layout(tp=8), 6 * n, 0),
+        (Layout(), 6 * n, 0),
+    ):
+        assert undivided_bytes(config, layout, 1000, 1000 + room) == wanted, layout
 
 
 def test_a_loss_in_chunks() -> None:

@@ -22,7 +22,7 @@ def rows_of(layout: Layout, step: StepConfig) -> dict[str, tuple[str, str]]:
 
 def test_rank_that_fits_shows_its_spare_memory() -> None:
     rows = rows_of(Layout(shard=8, tp=2), StepConfig(micro_batch=4, micro_batches=32))
-    assert rows["peak"] == ("28.3 GB", "fits a100 with 51.7 GB to spare")
+    assert rows["peak"] == ("48.3 GB", "fits a100 with 31.7 GB to spare")
     assert "nearest that fits" not in rows
     assert rows["Memory per rank"][1] == "shard=8,tp=2"
     assert rows["run with"][1] == "micro-batch 4, recompute none"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcli.model import loss as module
 from gptcli.model.config import ModelConfig
@@ -107,3 +110,29 @@ def test_the_gradient_of_a_tied_embedding_is_added_in_place() -> None:
     loss.backward()
     assert model.wte.weight.grad is not None
     assert model.wte.weight.grad.data_ptr() == place, "a second gradient of the whole table"
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_pieces_share_one_block_of_memory(monkeypatch: pytest.MonkeyPatch, train: bool) -> None:
+    """The exponentials of all pieces are computed in one block, without a tensor as large as a piece
+    beside it: the memory that the cost model counts.
+    """
+    monkeypatch.setattr(module, "PIECES", {"cpu": 10})
+    x, weight = torch.randn(200, 4), torch.randn(64, 4)
+    large: dict[int, int] = {}
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made = func(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, tuple | list) else (made,):
+                if isinstance(tensor, torch.Tensor) and tensor.numel() >= 200 * 4:
+                    storage = tensor.untyped_storage()
+                    if storage.nbytes() >= 4 * 200 * 10:
+                        large[storage.data_ptr()] = storage.nbytes()
+            return made
+
+    with torch.set_grad_enabled(train), Sizes():
+        next_token_loss(x, weight, torch.randint(0, 64, (200,)))
+    assert list(large.values()) == [4 * 200 * (64 if train else 10)]
