@@ -278,7 +278,7 @@ def _evaluation_table(record: Record) -> str:
         ]
         for one in figures(record.evaluations)
     ]
-    return table(["", "measure", "value ± standard error", "on", "paper"], rows) if rows else ""
+    return table(["task", "measure", "value ± standard error", "on", "paper"], rows) if rows else ""
 
 
 def _sample_cards(samples: list[Line]) -> str:
@@ -412,7 +412,7 @@ def _results(record: Record) -> list[str]:
 
 
 def _table_by_run(keys: list[str], rows: list[list[str]]) -> str:
-    return table(["", *keys], rows) if rows else ""
+    return table(["setting", *keys], rows) if rows else ""
 
 
 def differing_settings(records: list[Record]) -> list[list[str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from gptcli.errors import UsageError
+from gptcli.runs.svg import PALETTE, THEME
 from gptcli.serving import server as module
 from gptcli.serving.requests import ServedModel
 from gptcli.serving.scheduler import Scheduler
@@ -250,6 +252,31 @@ def test_page_is_one_file_whose_fields_have_names(client: TestClient) -> None:
         if tag in ("input", "select", "textarea") and attrs.get("type") != "checkbox":
             named = attrs.get("aria-label") or attrs.get("id") in labelled
             assert named or attrs.get("id") == "between", attrs
+
+
+def luminance(color: tuple[float, ...]) -> float:
+    """Relative luminance of WCAG 2, of a color with parts from 0 to 255."""
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in (each / 255 for each in color)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("shade", [0, 1], ids=["light", "dark"])
+def test_text_on_the_colors_of_tokens_has_enough_contrast(shade: int) -> None:
+    text = page()
+    probable = re.search(r"--c2\) \$\{Math\.round\((\d+) - ", text)
+    surprising = re.search(r"--c1\) \$\{Math\.round\((\d+) \+ (\d+) \* \(surprise - \.5\)", text)
+    assert probable is not None
+    assert surprising is not None
+    strongest = {2: int(probable[1]), 1: int(surprising[1]) + int(surprising[2]) / 2}
+    ink, back = (bytes.fromhex(THEME[name][shade][1:]) for name in ("ink", "back"))
+    for number, percent in strongest.items():
+        color = bytes.fromhex(PALETTE[number][shade][1:])
+        mixed = [a + (b - a) * percent / 100 for a, b in zip(back, color, strict=True)]
+        dark, light = sorted([luminance(tuple(ink)), luminance(tuple(mixed))])
+        assert (light + 0.05) / (dark + 0.05) >= 4.5  # level AA
 
 
 @pytest.fixture
