@@ -20,8 +20,8 @@ PyTorch for those that it does not support, or if it cannot be built here.
 
 `build` compiles the C sources with the machine's compiler on first use, for AMX, AVX-512 with or
 without bf16, AVX2 or NEON: `wide.h` has vectors for all of them, and `products.h` the products of
-matrices, in bf16 where the processor multiplies it and else in fp32 after widening. Triton builds
-its own. Nothing else in the package
+matrices, in bf16 where the processor multiplies it faster and else in fp32 after widening. Triton
+builds its own. Nothing else in the package
 needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 """
 
@@ -42,7 +42,7 @@ from gptcli.kernels import (
     norm_kernel,
 )
 from gptcli.kernels.block_triton import final_norm, hand_on, train_block
-from gptcli.kernels.build import instruction_set, lack_compiler
+from gptcli.kernels.build import compiler_failure, instruction_set, lack_compiler
 from gptcli.kernels.decode_kernel import decode_step, small_batch_linear
 from gptcli.kernels.decode_triton import decode_block, few_rows_linear
 from gptcli.kernels.norm_kernel import fused_block
@@ -52,6 +52,7 @@ __all__ = [
     "Kernel",
     "available",
     "before_compilation",
+    "compiler_failure",
     "decode_step",
     "install",
     "instruction_set",
