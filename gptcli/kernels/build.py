@@ -145,12 +145,12 @@ _failed: dict[str, Exception] = {}
 """Last failure of a compiler."""
 
 
-def _said_of(failure: Exception) -> str:
+def _first_error(failure: Exception) -> str:
     """Return one line about why a compiler failed: its own first error, if it printed one."""
     if isinstance(failure, subprocess.TimeoutExpired):
         return f"it took more than {failure.timeout:g} s"
-    said = failure.stderr if isinstance(failure, subprocess.CalledProcessError) else b""
-    lines = [line for line in (said or b"").decode(errors="replace").splitlines() if line.strip()]
+    output = failure.stderr if isinstance(failure, subprocess.CalledProcessError) else b""
+    lines = [line for line in (output or b"").decode(errors="replace").splitlines() if line.strip()]
     of_error = [line for line in lines if "error" in line]
     return (of_error or lines or [str(failure)])[0].strip()
 
@@ -163,7 +163,7 @@ def compiler_failure() -> str | None:
     loaded, compiler = library("linear"), _compiler()
     if loaded is not None or compiler is None or compiler not in _failed:
         return None
-    return f"{compiler}: {_said_of(_failed[compiler])}"
+    return f"{compiler}: {_first_error(_failed[compiler])}"
 
 
 def _load_anywhere(source: Path, compiler: str, instructions: str) -> Library:
