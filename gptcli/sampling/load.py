@@ -169,13 +169,13 @@ class SmallBatchLinear(nn.Linear):
             y = self.linear_fn(x, self.weight, None, self.bias, gelu)
             if y is not None:
                 return y
-        kind = x.dtype
+        kind, fuses = x.dtype, gelu and _fuses_gelu(x)
         weight: torch.Tensor = self.weight
         bias: torch.Tensor | None = self.bias
         if _is_widened(x):
             x, weight = x.float(), weight.float()
             bias = None if bias is None else bias.float()
-        if gelu and _fuses_gelu(x):
+        if fuses:
             y = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "gelu", [], "tanh")
         else:
             y = _activate(F.linear(x, weight, bias), gelu)
@@ -195,24 +195,18 @@ def _is_widened(x: torch.Tensor) -> bool:
 
 @functools.cache
 def _has_slow_bf16() -> bool:
-    return _is_x86() and not has_fast_bf16()
-
-
-@functools.cache
-def _is_x86() -> bool:
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return is_x86 and not has_fast_bf16()
 
 
 def _fuses_gelu(x: torch.Tensor) -> bool:
-    """Return whether oneDNN computes a linear layer and GELU together for this input.
-
-    GELU alone takes PyTorch as long as the product before it.
-    """
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return False
-    if x.dtype == torch.float32 and not torch.compiler.is_compiling():
-        return _is_x86() and torch.backends.mkldnn.is_available()
-    return x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Return whether oneDNN computes a linear layer and GELU together for this input."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def _activate(y: torch.Tensor, gelu: bool) -> torch.Tensor:
