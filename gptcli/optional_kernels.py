@@ -68,6 +68,13 @@ def lack_compiler() -> bool:
     return package is not None and bool(package.lack_compiler())
 
 
+def compiler_failure() -> str | None:
+    """Return which compiler builds no kernels here, and why; None if it does, or there is none."""
+    package = kernels()
+    found: str | None = None if package is None else package.compiler_failure()
+    return found
+
+
 def decode_step(model: GPT) -> DecodeStep | None:
     """Return the kernel that decodes one token per row, or None if PyTorch has to."""
     package = kernels()

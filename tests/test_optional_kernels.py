@@ -87,4 +87,5 @@ def test_without_the_package_nothing_is_installed(monkeypatch: pytest.MonkeyPatc
     assert optional_kernels.kernels() is None
     assert not optional_kernels.available("linear")
     assert optional_kernels.instruction_set() is None
+    assert optional_kernels.compiler_failure() is None
     assert optional_kernels.decode_step(model) is None

@@ -20,8 +20,8 @@ PyTorch for those that it does not support, or if it cannot be built here.
 
 `build` compiles the C sources with the machine's compiler on first use, for AMX, AVX-512 with or
 without bf16, AVX2 or NEON: `wide.h` has vectors for all of them, and `products.h` the products of
-matrices, in bf16 where the processor multiplies it and else in fp32 after widening. Triton builds
-its own. Nothing else in the package
+matrices, in bf16 where the processor multiplies it faster and else in fp32 after widening. Triton
+builds its own. Nothing else in the package
 needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 
 The names below are imported when they are first used: `spell_kernel`, which spells token ids, runs
@@ -34,7 +34,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptcli.kernels.build import instruction_set, lack_compiler
+    from gptcli.kernels.build import compiler_failure, instruction_set, lack_compiler
     from gptcli.kernels.decode_kernel import decode_step
     from gptcli.kernels.installation import (
         Kernel,
@@ -49,6 +49,7 @@ __all__ = [
     "Kernel",
     "available",
     "before_compilation",
+    "compiler_failure",
     "decode_step",
     "install",
     "instruction_set",
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    **dict.fromkeys(("instruction_set", "lack_compiler"), "build"),
+    **dict.fromkeys(("compiler_failure", "instruction_set", "lack_compiler"), "build"),
     **dict.fromkeys(
         ("Kernel", "available", "before_compilation", "install", "uninstall"), "installation"
     ),

@@ -136,13 +136,49 @@ def library(name: str) -> Library | None:
     if name not in ONE_THREAD:
         import torch  # noqa: F401  loads the OpenMP runtime that the library uses
     for instructions in sets:
-        with (
-            contextlib.suppress(OSError, subprocess.SubprocessError),
-            contextlib.ExitStack() as stack,
-        ):
-            folder = cache_folder() or stack.enter_context(scratch_folder())
-            return _load(folder, HERE / f"{name}.c", compiler, instructions)
+        if isinstance(_failed.get(compiler), subprocess.TimeoutExpired):
+            break  # the next call would hang as long
+        try:
+            return _load_anywhere(HERE / f"{name}.c", compiler, instructions)
+        except (OSError, subprocess.SubprocessError) as error:
+            _failed[compiler] = error
     return None
+
+
+_failed: dict[str, Exception] = {}
+"""Last failure of a compiler."""
+
+
+def _first_error(failure: Exception) -> str:
+    """Return one line about why a compiler failed: its own first error, if it printed one."""
+    if isinstance(failure, subprocess.TimeoutExpired):
+        return f"it took more than {failure.timeout:g} s"
+    output = failure.stderr if isinstance(failure, subprocess.CalledProcessError) else b""
+    lines = [line for line in (output or b"").decode(errors="replace").splitlines() if line.strip()]
+    of_error = [line for line in lines if "error" in line]
+    return (of_error or lines or [str(failure)])[0].strip()
+
+
+def compiler_failure() -> str | None:
+    """Return the compiler that builds no kernel here, and why; None if it does, or there is none.
+
+    The linear layers stand for all of them.
+    """
+    loaded, compiler = library("linear"), _compiler()
+    if loaded is not None or compiler is None or compiler not in _failed:
+        return None
+    return f"{compiler}: {_first_error(_failed[compiler])}"
+
+
+def _load_anywhere(source: Path, compiler: str, instructions: str) -> Library:
+    """Return a library from the cache, or else built for this process alone: without a safe folder,
+    on a full disk, and on one that files may not be executed from.
+    """
+    if (folder := cache_folder()) is not None:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return _load(folder, source, compiler, instructions)
+    with scratch_folder() as folder:
+        return _load(folder, source, compiler, instructions)
 
 
 @functools.cache
@@ -276,6 +312,7 @@ def _build(source: Path, compiler: str, instructions: str, folder: Path, stem: s
                 capture_output=True,
                 check=True,
                 timeout=COMPILER_TIMEOUT_S,
+                env={**os.environ, "TMPDIR": str(scratch)},
             )
         built = folder / f"{stem}-{_digest(linked.read_bytes())}.so"
         linked.chmod(0o700)

@@ -10,6 +10,7 @@ Shapes: K inputs, N outputs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,12 @@ from gptcli.model.source import (
 )
 from gptcli.model.transformer import GPT, MLP, Block
 from gptcli.openmp import watch_spinning
-from gptcli.runtime import disable_malloc_trim, set_cuda_arithmetic, warm_up_vector_math
+from gptcli.runtime import (
+    disable_malloc_trim,
+    has_fast_bf16,
+    set_cuda_arithmetic,
+    warm_up_vector_math,
+)
 from gptcli.tokenizer.load import load_tokenizer
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -48,6 +54,8 @@ Quantize = Literal["none", "int8"]
 QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
 FEW_ROWS = 16
 """Rows up to which compiled int8 products are sums over weights that are read once."""
+WIDENED_ROWS = 128
+"""Rows from which a weight in bf16 is converted where the processor multiplies fp32 faster."""
 INT8_MAX = 127
 """Largest magnitude of a quantized weight."""
 
@@ -161,11 +169,34 @@ class SmallBatchLinear(nn.Linear):
             y = self.linear_fn(x, self.weight, None, self.bias, gelu)
             if y is not None:
                 return y
-        if gelu and _fuses_gelu(x):
-            return torch.ops.mkldnn._linear_pointwise.default(
-                x, self.weight, self.bias, "gelu", [], "tanh"
-            )
-        return _activate(F.linear(x, self.weight, self.bias), gelu)
+        kind, fuses = x.dtype, gelu and _fuses_gelu(x)
+        weight: torch.Tensor = self.weight
+        bias: torch.Tensor | None = self.bias
+        if _is_widened(x):
+            x, weight = x.float(), weight.float()
+            bias = None if bias is None else bias.float()
+        if fuses:
+            y = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "gelu", [], "tanh")
+        else:
+            y = _activate(F.linear(x, weight, bias), gelu)
+        return y.to(kind)
+
+
+def _is_widened(x: torch.Tensor) -> bool:
+    """Return whether a product in bf16 is faster in fp32, the conversion of the weight included."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and x.shape[:-1].numel() > WIDENED_ROWS
+        and not torch.is_grad_enabled()
+        and _has_slow_bf16()
+    )
+
+
+@functools.cache
+def _has_slow_bf16() -> bool:
+    is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return is_x86 and not has_fast_bf16()
 
 
 def _fuses_gelu(x: torch.Tensor) -> bool:

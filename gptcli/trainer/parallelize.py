@@ -80,6 +80,11 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
                 "there is no C compiler: PyTorch computes what the kernels would, more slowly; "
                 "with gcc or clang they are built at the next start"
             )
+        elif config.precision == "bf16" and (failure := optional_kernels.compiler_failure()):
+            events.warn(
+                f"the C compiler builds no kernels ({failure}): PyTorch computes what they would, "
+                "more slowly; CC=gcc or CC=clang in the environment names another compiler"
+            )
     elif context.device.type == "cuda" and not has_compiler():
         events.warn(
             "Triton's kernels cannot be started: they need gcc or clang, and Python's headers "

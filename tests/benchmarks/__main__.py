@@ -25,6 +25,7 @@ from tests.benchmarks import (
     data,
     eval_agreement,
     eval_harness,
+    kernels,
     sampling,
     serving,
     startup,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "shakespeare": training.shakespeare,
     "gpt2-124M": training.gpt2_124m,
     "gpt2-steps": steps.run,
+    "kernels": kernels.run,
     "banded": banded.run,
     "busy": busy.run,
     "sampling": sampling.run,
@@ -61,8 +63,8 @@ def machine() -> str:
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    kernels = instruction_set() or "none, PyTorch runs"
-    return f"{cpu}, {torch.get_num_threads()} cores, kernels: {kernels}, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    built_for = instruction_set() or "none, PyTorch runs"
+    return f"{cpu}, {torch.get_num_threads()} cores, kernels: {built_for}, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

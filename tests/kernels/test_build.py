@@ -31,6 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sources.mkdir()
     monkeypatch.setattr(build, "HERE", sources)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_failed", {})
     build.library.cache_clear()
     yield sources
     build.library.cache_clear()
@@ -237,6 +238,72 @@ def test_processes_may_build_at_the_same_time(folder: Path, tmp_path: Path) -> N
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
         [only] = built(tmp_path)
         only.unlink()
+
+
+def compiler_that(does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use a compiler that runs a line of shell before it compiles."""
+    path = tmp_path / "own cc"
+    path.write_text(f'#!/bin/sh\necho call >> "{tmp_path}/calls"\n{does}\nexec gcc "$@"\n')
+    path.chmod(0o700)
+    monkeypatch.setenv("CC", str(path))
+    return path
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ('[ "$1" = --version ] || exec sleep 60', "it took more than 0.5 s"),
+        ("exec sleep 60", "it took more than 0.5 s"),
+        ('[ "$1" = --version ] || kill -9 $$', "SIGKILL"),
+        ('[ "$1" = --version ] || { echo one.c: error: no memory >&2; exit 1; }', "no memory"),
+    ],
+)
+def test_a_compiler_that_hangs_or_fails_is_named_and_waited_for_once(
+    folder: Path, tmp_path: Path, does: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "COMPILER_TIMEOUT_S", 0.5)
+    build._version.cache_clear()
+    for name in ("linear", "one"):
+        (folder / f"{name}.c").write_text(ONE)
+    path = compiler_that(does, tmp_path, monkeypatch)
+    assert build.library("linear") is None
+    calls = (tmp_path / "calls").read_text()
+    assert build.library("one") is None
+    if "sleep" in does:
+        assert calls.count("call") <= 2, "not for each instruction set"
+        assert (tmp_path / "calls").read_text() == calls
+    assert build.compiler_failure() is not None
+    assert str(path) in build.compiler_failure()  # type: ignore[operator]
+    assert said in build.compiler_failure()  # type: ignore[operator]
+    assert built(tmp_path) == []
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_cache_on_a_full_disk_is_not_needed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("linear", "one"):
+        (folder / f"{name}.c").write_text(ONE)
+    compiler_that(f'case "$*" in *"{tmp_path}/cache"*) exit 1;; esac', tmp_path, monkeypatch)
+    assert build.library("one").one() == 1  # type: ignore[union-attr]
+    assert build.compiler_failure() is None
+    assert built(tmp_path) == []
+
+
+@pytest.mark.usefixtures("compiler")
+def test_paths_may_have_any_characters_and_tmpdir_may_be_missing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = tmp_path / "mit Lücke \"und' mehr"
+    folder.rename(sources)
+    (sources / "one.c").write_text(ONE)
+    monkeypatch.setattr(build, "HERE", sources)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "Käsch mit $HOME"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    assert build.library("one").one() == 1  # type: ignore[union-attr]
+    [path] = (tmp_path / "Käsch mit $HOME/gpt/kernels").iterdir()
+    assert path.suffix == ".so"
 
 
 def test_the_first_instruction_set_of_the_processor_is_used(

@@ -21,6 +21,7 @@ from gptcli.kernels.build import library
 from gptcli.model.config import ModelConfig
 from gptcli.model.safetensors_io import save_model
 from gptcli.model.transformer import GPT, gelu
+from gptcli.sampling import load as load_module
 from gptcli.sampling.load import FusedMLP, Int8Linear, SmallBatchLinear, load, prepare_for_inference
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -226,3 +227,24 @@ def test_prepared_model_equals_the_model(norm: str, precision: torch.dtype) -> N
 def test_unknown_quantization_is_rejected() -> None:
     with pytest.raises(UsageError, match="int4"):
         prepare_for_inference(tiny(), "int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [load_module.WIDENED_ROWS, load_module.WIDENED_ROWS + 1])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("with_gelu", [True, False])
+def test_many_rows_in_bf16_are_multiplied_in_fp32_where_that_is_faster(
+    rows: int, has_bias: bool, with_gelu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear = SmallBatchLinear(96, 33, bias=has_bias, dtype=torch.bfloat16)
+    x = torch.randn(rows, 96).bfloat16()
+    wide = nn.Linear(96, 33, bias=has_bias)
+    wide.load_state_dict({name: value.float() for name, value in linear.state_dict().items()})
+    monkeypatch.setattr(load_module, "_has_slow_bf16", lambda: True)
+    with torch.no_grad():
+        got = linear(x, gelu=with_gelu)
+        wanted = wide(x.float())
+        wanted = F.gelu(wanted, approximate="tanh") if with_gelu else wanted
+    assert got.dtype == torch.bfloat16
+    assert torch.allclose(got.float(), wanted, rtol=1e-2, atol=1e-2)
+    if rows > load_module.WIDENED_ROWS and not with_gelu:
+        assert torch.equal(got, wanted.bfloat16()), "rounded once"

@@ -87,6 +87,16 @@ def test_a_missing_compiler_is_a_warning_where_kernels_would_run(make_run, monke
         assert [text.partition(":")[0] for text in events.texts] == expected
 
 
+def test_a_compiler_that_fails_is_a_warning_where_kernels_would_run(make_run, monkeypatch):
+    monkeypatch.setattr(optional_kernels, "lack_compiler", lambda: False)
+    monkeypatch.setattr(optional_kernels, "compiler_failure", lambda: "/bin/cc: no memory")
+    for precision, expected in (("fp32", []), ("bf16", ["builds no kernels (/bin/cc: no memory)"])):
+        events = Warnings()
+        build_train_step(make_run(precision=precision), CONTEXT, events)
+        assert len(events.texts) == len(expected)
+        assert all(words in text for words, text in zip(expected, events.texts, strict=True))
+
+
 @pytest.mark.skipif(not has_compiler(), reason="no compiler here")
 def test_compiled_and_eager_gradients_agree(make_run):
     torch._dynamo.reset()
