@@ -77,7 +77,7 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
     "text_dropped": Option(
         OUTPUT, help="Also write the dropped documents to --text-out.", reader=boolean),
     "workers": Option(
-        RUN, "this machine's cores; 1 for one small compressed file",
+        RUN, "this machine's cores; fewer for small inputs",
         "Number of worker processes; the output does not depend on it."),
     "runner": Option(
         RUN, "local",

@@ -37,7 +37,7 @@ from gptcli.corpus.coordinator import (
     read_task,
 )
 from gptcli.corpus.documents import no_text
-from gptcli.corpus.inputs import STDIN
+from gptcli.corpus.inputs import STDIN, fingerprint, is_url
 from gptcli.corpus.pool import Runner, open_pool, startable
 from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
@@ -180,6 +180,12 @@ def finish_build(
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
+    if changed := _changed_inputs(build, out):
+        others = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+        events.warn(
+            f"{changed[0]}{others}: changed while the build read it, so that documents may be missing "
+            "or cut; build again from a copy"
+        )
     tallies = [_sum(chunk.tally for chunk in mine) for mine in chunks]
     if spelled := _sum(tallies).spelled:
         events.warn(
@@ -207,6 +213,22 @@ def finish_build(
     write_manifest(out, manifest)
     shutil.rmtree(context.work)
     return manifest
+
+
+def _changed_inputs(build: BuildConfig, out: Path) -> list[str]:
+    """Return the input files that are not what they were when the build began."""
+    before = read_json(out / RESUME_RECORD)["inputs"]
+    changed = []
+    for path in build.inputs:
+        if path == STDIN or is_url(path) or Path(path).is_fifo():
+            continue
+        try:
+            now: list[object] | None = list(fingerprint(path))
+        except InputError:  # it is gone
+            now = None
+        if before.get(f"{Path(path).resolve()}") != now:
+            changed.append(path)
+    return changed
 
 
 def begin_slice(build: BuildConfig, out: Path, job: JobSlice) -> None:

@@ -33,6 +33,7 @@ from gptcli.tokenizer.tokenizer import Tokenizer
 # Smallest and largest size of a chunk. In between, a build has about a thousand chunks.
 CHUNK_CHARACTERS = (1 << 22, 1 << 25)
 SMALL_COMPRESSED_BYTES = 1 << 26  # about 300 MB of text
+WORKER_BYTES = 1 << 25  # of plain text, read and encoded in the time that a worker takes to start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +139,19 @@ class BuildConfig:
         return 1 if size is None or size <= CHUNK_CHARACTERS[0] else requested
 
     def default_workers(self, cores: int) -> int:
-        """Return how many workers to start if nobody asks for a number: one for each core, or one
-        for a single compressed file that is small.
+        """Return how many workers to start if nobody asks for a number: one for each core, fewer for
+        inputs that are read sooner than another worker starts.
 
-        Two would each decompress all of it: half as much processor time again, for seconds.
+        Two workers would each decompress all of a single small compressed file: half as much
+        processor time again, for seconds.
         """
-        is_small = (self.input_bytes() or 0) <= SMALL_COMPRESSED_BYTES
-        return 1 if len(self.inputs) == 1 and self.is_compressed() and is_small else cores
+        size = self.input_bytes() or 0
+        is_packed = self.is_compressed()
+        if len(self.inputs) == 1 and is_packed and size <= SMALL_COMPRESSED_BYTES:
+            return 1
+        if is_packed or any(source.has_stages for source in self.sources):
+            return cores
+        return min(cores, max(1, size // WORKER_BYTES))
 
     def check_inputs_outside(self, out: Path) -> None:
         """Raise UsageError if an input is inside the output folder, or is the file of documents, or

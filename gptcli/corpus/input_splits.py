@@ -23,7 +23,7 @@ from gptcli.errors import InputError
 from gptcli.text.compression import MissingPackageError
 
 POSITION_BITS = 40
-# Every stripe decompresses the whole file and looks for its lines, which costs a tenth of what is
+# Every stripe decompresses the whole file, and passes over the blocks of others: a tenth of what is
 # done with them. Parsing a record to find its end costs more than passing it on to a worker.
 MAX_STRIPES = 8
 MAX_FILES = 4096  # in one split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import io
 import os
@@ -48,6 +49,7 @@ KNOWN_SUFFIXES: dict[str, Any] = {
     ".zip": "zip",
 }
 """Suffixes that a folder is searched for, with their formats; other files can be named."""
+NO_FILES, UNREADABLE = "links that lead nowhere, or pipes", "folders that cannot be read"
 REMOTE_REQUESTS = 16  # at the same time
 REMOTE_ATTEMPTS = 3
 
@@ -98,6 +100,7 @@ def find_inputs(inputs: Sequence[str], *, every_suffix: bool = False) -> Inputs:
     """
     found: dict[str, str] = {}  # real path: path as given
     left_out: Counter[str] = Counter()
+    seen: set[str] = set()
     for at, name in enumerate(inputs):
         try:
             paths = _find(name, every_suffix, left_out)
@@ -107,7 +110,9 @@ def find_inputs(inputs: Sequence[str], *, every_suffix: bool = False) -> Inputs:
             raise
         for path in paths:
             key = path if path == STDIN or is_url(path) else os.path.realpath(path)
-            found.setdefault(key, path)
+            left_out["named twice"] += found.setdefault(key, path) != path or path in seen
+            seen.add(path)
+    left_out += Counter()  # drops zeros
     return Inputs(sorted(found.values()), left_out)
 
 
@@ -145,14 +150,77 @@ def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
         elif "\\" in name:
             hint = f"write {name.replace(chr(92), '/')}, with /"
         raise InputError("no such file or folder", where=name, hint=hint)
-    # Path.glob refuses absolute patterns.
-    matches = glob.glob(name, recursive=True)  # noqa: PTH207
-    files = [match for match in matches if Path(match).is_file()]
+    files = []
+    for match in _glob(name, left_out):
+        if Path(match).is_file():
+            files.append(match)
+        elif not Path(match).is_dir():
+            left_out[NO_FILES] += 1
+        elif "**" not in path.parts:  # which finds the files inside as well
+            left_out["folders"] += 1
     if path.suffix and not glob.has_magic(path.suffix):
         if not files:
             raise InputError("no file matches", where=name)
         return files
     return _known_files(files, name, every_suffix, left_out)
+
+
+def _glob(pattern: str, left_out: Counter[str]) -> Iterator[str]:
+    """Yield what a pattern matches; a loop of links is gone through once.
+
+    Python's own glob goes through each loop until the system refuses the path: without end if there
+    are two.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        # Path.glob refuses absolute patterns.
+        yield from glob.glob(pattern)  # noqa: PTH207
+        return
+    at = parts.index("**")
+    base = str(Path(*parts[:at])) if at else ""
+    for folder in glob.glob(base) if glob.has_magic(base) else [base]:  # noqa: PTH207
+        yield from (
+            str(Path(folder, *inside))
+            for inside in _tree(Path(folder), (), frozenset(), left_out)
+            if _matches(inside, parts[at:])
+        )
+
+
+def _tree(
+    folder: Path, inside: tuple[str, ...], above: frozenset[tuple[int, int]], left_out: Counter[str]
+) -> Iterator[tuple[str, ...]]:
+    """Yield the files below a folder that are not hidden, each as the names that lead to it."""
+    above |= {_identity(folder)}
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        left_out[UNREADABLE] += folder.is_dir()
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        path = (*inside, entry.name)
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself
+            is_folder = False
+        if not is_folder:
+            yield path
+        elif _identity(Path(entry.path)) not in above:
+            yield from _tree(Path(entry.path), path, above, left_out)
+
+
+def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return True if the names of a path match the parts of a pattern, in which ** is any number."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return len(pattern) == 1 or any(
+            _matches(path[start:], pattern[1:]) for start in range(len(path) + 1)
+        )
+    return (
+        bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
+    )
 
 
 def _walk(folder: Path, left_out: Counter[str]) -> Iterator[str]:
@@ -162,7 +230,7 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[str]:
     """
 
     def unreadable(_: OSError) -> None:
-        left_out["folders that cannot be read"] += 1
+        left_out[UNREADABLE] += 1
 
     seen = {_identity(folder)}
     for parent, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
@@ -181,7 +249,7 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[str]:
             if Path(path).is_file():
                 yield path
             else:
-                left_out["links that lead nowhere, or pipes"] += 1
+                left_out[NO_FILES] += 1
     left_out += Counter()  # drops zeros
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gptcli.corpus.documents import EXTRACTORS, Extractor, Reader
-from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_reader
+from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_format, find_reader
 from gptcli.corpus.heuristics import filter_names, heuristic_filter
 from gptcli.corpus.inputs import STDIN, find_inputs, fingerprints
 from gptcli.errors import UsageError, nearest
@@ -42,6 +42,8 @@ ErrorRule = Literal["stop", "skip"]
 ERROR_RULES: tuple[ErrorRule, ...] = get_args(ErrorRule)
 DedupMethod = Literal["lsh", "paper", "url"]
 RepeatUnit = Literal["line", "paragraph", "sentence", "substring"]
+PAGES = ("warc", "html", "tar", "zip")
+"""Formats with pages, whose text has to be extracted."""
 REPEAT_UNITS: dict[RepeatUnit, int] = {"line": 1, "paragraph": 1, "sentence": 3, "substring": 200}
 """Parts of a text that are compared, with the number of them that is compared at once."""
 Identifier = Literal["resiliparse", "fasttext"]
@@ -256,6 +258,18 @@ class SourceConfig:
             _check_choice("identifier", self.clean.identifier, IDENTIFIERS, f"{where}.clean")
         for path in self.inputs:
             self.reader(path)
+
+    @property
+    def has_stages(self) -> bool:
+        """True if documents are extracted, filtered or compared, which takes most of the time."""
+        stages = (self.links, self.clean, self.quality, self.dedup, self.repeats)
+        is_filtered = self.filters or self.exclude_wikipedia or self.decontaminate
+        return bool(
+            self.html
+            or is_filtered
+            or any(stage is not None for stage in stages)
+            or any(find_format(path, self.input_format) in PAGES for path in self.inputs)
+        )
 
     def reader(self, path: str) -> Reader:
         """Return the reader of an input. Raises InputError or UsageError like `find_reader`."""

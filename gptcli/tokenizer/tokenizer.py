@@ -231,13 +231,27 @@ class Tokenizer:
 
     @cached_property
     def _json(self) -> str:
-        whole = Backend.from_str(self._backend.to_str())
-        whole.decoder = decoders.ByteLevel()
-        whole.post_processor = processors.ByteLevel(trim_offsets=False)
-        whole.add_special_tokens(
+        """Return the tokenizer.json of the backend, completed."""
+        value = json.loads(self.merges_json())
+        if any(" " in token for pair in value["model"]["merges"] for token in pair):
+            return readable_text(self._completed(Backend.from_str(self.merges_json())))
+        # A backend of the special tokens alone spells them; one of all merges takes long to make.
+        special = {token: value["model"]["vocab"][token] for token in self._special}
+        small = self._completed(Backend(models.BPE(vocab=special, merges=[])))
+        facts = json.loads(small.to_str())
+        value |= {name: facts[name] for name in ("post_processor", "decoder")}
+        entries = [*value["added_tokens"], *facts["added_tokens"]]
+        value["added_tokens"] = sorted(entries, key=lambda entry: entry["id"])
+        return _with_joined_merges(value)
+
+    def _completed(self, backend: Backend) -> Backend:
+        """Return a backend with decoder, post-processor and special tokens."""
+        backend.decoder = decoders.ByteLevel()
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
+        backend.add_special_tokens(
             [AddedToken(token, special=True, normalized=False) for token in self._special]
         )
-        return readable_text(whole)
+        return backend
 
 
 def word_splitter(pattern: str = PATTERN) -> Any:
@@ -270,7 +284,12 @@ def readable_text(backend: Backend) -> str:
     pairs = value["model"]["merges"]
     if any(" " in token for pair in pairs for token in pair):
         return text
-    value["model"]["merges"] = [" ".join(pair) for pair in pairs]
+    return _with_joined_merges(value)
+
+
+def _with_joined_merges(value: Any) -> str:
+    """Return a tokenizer.json with each merge as "a b"."""
+    value["model"]["merges"] = [" ".join(pair) for pair in value["model"]["merges"]]
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -428,6 +428,29 @@ def test_an_empty_split_is_a_warning_or_an_error(tmp_path: Path, byte_tokenizer:
         run(build, tmp_path / "blank")
 
 
+@pytest.mark.parametrize("change", ["grows", "is gone"])
+def test_an_input_that_changes_while_it_is_read_is_a_warning(
+    tmp_path: Path, byte_tokenizer: Tokenizer, change: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(texts(30)))
+    source = SourceConfig(inputs=[str(path)], documents="line")
+    build = BuildConfig(sources=[source], tokenizer=byte_tokenizer, val_fraction=0.0)
+
+    class Changing(Heard):
+        def finish(self, task: str) -> None:
+            if task == "tokenize" and change == "grows":
+                path.write_text("\n".join(texts(40)))
+            elif task == "tokenize":
+                path.unlink()
+
+    heard = Changing()
+    begin_build(build, tmp_path / "out", resume=False, force=False)
+    finish_build(build, tmp_path / "out", events=heard)
+    assert len(heard.warnings) == 1
+    assert heard.warnings[0].startswith(f"{path}: changed while the build read it")
+
+
 def test_a_source_left_without_documents_is_a_warning(
     tmp_path: Path, byte_tokenizer: Tokenizer
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,20 +47,24 @@ def test_invalid_values_are_errors(build: BuildConfig) -> None:
         build.worker_count(0)
 
 
-def test_one_small_compressed_file_is_read_by_one_worker_unless_asked(
+def test_small_inputs_are_read_by_fewer_workers_unless_asked(
     build: BuildConfig, tmp_path: Path
 ) -> None:
-    def workers(*names: str, size: int) -> int:
+    def workers(*names: str, size: int, **stages: Any) -> int:
         for name in names:
             with open(tmp_path / name, "wb") as file:
                 file.truncate(size)  # a sparse file takes no space
         inputs = [str(tmp_path / name) for name in names]
-        source = dataclasses.replace(build.sources[0], inputs=inputs)
+        source = dataclasses.replace(build.sources[0], inputs=inputs, **stages)
         return dataclasses.replace(build, sources=[source]).default_workers(8)
 
     assert workers("one.jsonl.zst", size=50_000_000) == 1
     assert workers("one.jsonl.zst", size=500_000_000) == 8
-    assert workers("one.jsonl", size=50_000_000) == 8
+    assert workers("one.jsonl", size=10_000_000) == 1
+    assert workers("one.jsonl", size=80_000_000) == 2
+    assert workers("one.jsonl", size=500_000_000) == 8
+    assert workers("one.jsonl", size=10_000_000, dedup=DedupConfig()) == 8
+    assert workers("one.warc", size=10_000_000) == 8
     assert workers("one.jsonl.zst", "two.jsonl.zst", size=30_000_000) == 8
 
 

@@ -4,10 +4,13 @@ zstd streams.
 
 from __future__ import annotations
 
+import glob
 import gzip
 import io
+import os
 import pickle
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gptcli.corpus import inputs as inputs_module
 from gptcli.corpus.formats import read_documents
 from gptcli.corpus.inputs import (
     Inputs,
@@ -213,6 +217,40 @@ def test_inputs_are_files_folders_and_globs(
     tree: Path, inputs: list[str], found: list[str]
 ) -> None:
     assert find_inputs(inputs) == found
+
+
+def test_what_a_pattern_matches_and_is_no_file_is_counted(tree: Path) -> None:
+    (tree / "gone.txt").symlink_to("nowhere")
+    os.mkfifo(tree / "pipe.txt")
+    assert find_inputs(["*"]).left_out == {
+        ".md": 1, ".py": 1, ".gz": 1, "folders": 1, "links that lead nowhere, or pipes": 2
+    }  # fmt: skip
+    assert find_inputs(["*.txt"]).left_out == {"links that lead nowhere, or pipes": 2}
+
+
+def test_a_file_that_is_named_again_is_counted(tree: Path) -> None:
+    found = find_inputs(["b.txt", ".", "b.txt"])
+    assert found == find_inputs(["."])
+    assert found.left_out["named twice"] == 2
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["**", "**/*", "**/*.txt", "s*/**/*.gz", "sub/**", "**/deep/*", "*/**/c.TXT", "**/[ab]*"],
+)
+def test_patterns_of_any_depth_match_what_pythons_do(tree: Path, pattern: str) -> None:
+    expected = {name for name in glob.glob(pattern, recursive=True) if Path(name).is_file()}  # noqa: PTH207
+    assert set(inputs_module._glob(pattern, Counter())) == expected
+    absolute = set(inputs_module._glob(f"{tree}/{pattern}", Counter()))
+    assert absolute == {f"{tree}/{name}" for name in expected}
+
+
+def test_loops_of_links_end(tree: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tree / "sub" / name).symlink_to(".")
+    (tree / "sub/itself.txt").symlink_to("itself.txt")
+    for pattern in ("sub/**/*", "**/*.gz", f"{tree}/s*/**/*"):
+        assert Path(find_inputs([pattern])[-1]).name in ("d.txt.gz", "x.gz")
 
 
 def test_a_file_named_like_a_glob_is_found(tree: Path) -> None:

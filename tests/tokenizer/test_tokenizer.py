@@ -195,6 +195,21 @@ def test_merges_are_written_as_older_libraries_read_them(tokenizer: Tokenizer, t
     assert one.encode(text).ids == other.encode(text).ids
 
 
+@pytest.mark.parametrize("words", [[], [{"content": "bank", "single_word": True}]])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_file_is_the_one_that_a_backend_of_all_merges_writes(
+    words: list[dict[str, Any]], order: tuple[int, int]
+) -> None:
+    alphabet = list(byte_alphabet())
+    special = [[module.END_OF_TEXT, "<|user|>"][number] for number in order]
+    added = [word["content"] for word in words]
+    tokens = [special[0], *alphabet, "ab", "abab", special[1], *added]
+    merges = [("a", "b"), ("ab", "ab")]
+    tokenizer = Tokenizer(tokens, merges, [*special, *added], words)
+    whole = tokenizer._completed(Backend.from_str(tokenizer.merges_json()))
+    assert tokenizer.to_json() == module.readable_text(whole)
+
+
 def test_the_byte_alphabet_is_a_bijection_in_gpt2s_order() -> None:
     alphabet = byte_alphabet()
     assert sorted(alphabet.values()) == list(range(256))
