@@ -196,15 +196,22 @@ def parse_json(
         raise InputError("not readable JSON: nested too deeply", where=where) from None
 
 
-def json_fault(text: str, at: int) -> str:
+def json_fault(text: str, at: int, *, is_named_so: bool = False) -> str:
     """Return what to change in a text that is not JSON at `at`, if that is a common slip; "" if
     not.
+
+    A text that begins with a comment is JSON if JSON follows, or if it `is_named_so`.
     """
     rest, before = text[at:].lstrip(), text[:at].rstrip()
     if not text.strip():
         return "it is empty: write it again"
-    if rest.startswith(("//", "/*", "#")) or before.endswith(("//", "/*", "#")):
-        return "JSON has no comments: remove it"
+    if rest.startswith(("//", "/*", "#")):
+        behind = re.sub(
+            r"(\s*(//[^\n]*|#[^\n]*|/\*.*?\*/))*\s*", "", rest, count=1, flags=re.DOTALL
+        )
+        if before or is_named_so or behind.startswith(("{", "[")):
+            return "JSON has no comments: remove it"
+        return ""
     if rest.startswith("'"):
         return "a text of JSON stands between double quotes"
     if before.endswith(",") and rest.startswith(("}", "]")):
