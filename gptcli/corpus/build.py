@@ -36,7 +36,6 @@ from gptcli.corpus.coordinator import (
     prepare_filters,
     read_task,
 )
-from gptcli.corpus.documents import no_text
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.pool import Runner, open_pool, startable
 from gptcli.corpus.reading_progress import ReadingProgress
@@ -44,6 +43,7 @@ from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
 from gptcli.corpus.text_out import write_text_out
+from gptcli.encodings import no_text
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import contents, empty, read_json, write_json
