@@ -36,6 +36,7 @@ from gptcli.corpus.coordinator import (
     prepare_filters,
     read_task,
 )
+from gptcli.corpus.formats import find_format
 from gptcli.corpus.inputs import STDIN
 from gptcli.corpus.pool import Runner, open_pool, startable
 from gptcli.corpus.reading_progress import ReadingProgress
@@ -301,7 +302,9 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
 def _empty_validation(build: BuildConfig, train: int) -> str:
     """Return a warning that the validation split is empty, and what to do about it."""
     is_text = any(
-        source.documents == "file" and path.endswith(".txt")
+        source.documents == "file"
+        and path.endswith(".txt")
+        and find_format(path, source.input_format) == "text"
         for source in build.sources
         for path in source.inputs
     )
