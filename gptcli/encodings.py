@@ -1,9 +1,12 @@
-"""Decode text as UTF-8, or say which encoding it looks like and how to convert it."""
+"""Decode text as UTF-8, or say which encoding it looks like and how to convert it, or that there is
+none.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from gptcli.errors import InputError
@@ -130,3 +133,13 @@ def utf16_without_mark(data: bytes) -> str | None:
     if len(sample) < 8 or 5 * max(even, odd) < 2 * len(sample) or 20 * min(even, odd) > len(sample):
         return None
     return "UTF-16LE" if odd > even else "UTF-16BE"
+
+
+def no_text(inputs: Sequence[str], why: str = "") -> InputError:
+    """Return the error for inputs of which no document has any text."""
+    names = ["stdin" if name == "-" else name for name in inputs[:3]]
+    return InputError(
+        f"there is no text in the inputs{f' ({why})' if why else ''}",
+        where=", ".join(names) + (" and others" if len(inputs) > 3 else ""),
+        hint="name files that contain text",
+    )

@@ -202,15 +202,22 @@ def long_number() -> str:
     return f"a whole number of more than {sys.get_int_max_str_digits():,} digits"
 
 
-def json_fault(text: str, at: int) -> str:
+def json_fault(text: str, at: int, *, is_named_so: bool = False) -> str:
     """Return what to change in a text that is not JSON at `at`, if that is a common slip; "" if
     not.
+
+    A text that begins with a comment is JSON if JSON follows, or if it `is_named_so`.
     """
     rest, before = text[at:].lstrip(), text[:at].rstrip()
     if not text.strip():
         return "it is empty: write it again"
-    if rest.startswith(("//", "/*", "#")) or before.endswith(("//", "/*", "#")):
-        return "JSON has no comments: remove it"
+    if rest.startswith(("//", "/*", "#")):
+        behind = re.sub(
+            r"(\s*(//[^\n]*|#[^\n]*|/\*.*?\*/))*\s*", "", rest, count=1, flags=re.DOTALL
+        )
+        if before or is_named_so or behind.startswith(("{", "[")):
+            return "JSON has no comments: remove it"
+        return ""
     if rest.startswith("'"):
         return "a text of JSON stands between double quotes"
     if before.endswith(",") and rest.startswith(("}", "]")):

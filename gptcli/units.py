@@ -109,6 +109,8 @@ def spelling(text: str, unit: str = "") -> str:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) > 1 and all(read_quantity(part, unit) is not None for part in parts):
         return f"one number at a time, such as {parts[0]}"
+    if unit == "steps" and text in ("last", "latest", "newest"):
+        return "leave the option out for the newest"
     if text in ("auto", "none"):
         return "leave the option out, and a value is chosen"
     if (value := _product(text)) is not None:

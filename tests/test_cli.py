@@ -69,6 +69,11 @@ def test_unknown_command_is_one_message(gpt: Any) -> None:
             2,
             "gpt: permission denied by the system\n  processes that share work need",
         ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300),
+            2,
+            "a...: the name is too long",
+        ),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 1, "--debug shows"),
         (ValueError("surprise"), 1, "this is a bug"),
         (homeless(), 2, "set one: HOME=/path gpt ..."),

@@ -73,12 +73,14 @@ def test_cuda_comes_before_mps_and_mps_before_the_cpu(
             find_device("mps")
 
 
-@pytest.mark.parametrize("name", ["mps:0", "MPS", "metal", "mps ", "gpu"])
+@pytest.mark.parametrize("name", ["mps:0", "MPS", "metal", "mps "])
 def test_other_names_are_refused_with_the_names_there_are(
     mac: pytest.MonkeyPatch, name: str
 ) -> None:
     with pytest.raises(UsageError, match="one of: auto, cpu, cuda, cuda:1, mps"):
         find_device(name)
+    with pytest.raises(UsageError, match=r"did you mean cuda\?"):
+        find_device("gpu")
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ def test_nothing_else_writes_json_for_others() -> None:
         ('{"a": None}', "write null for None"),
         ("", "it is empty"),
         ("{a", "correct it, or copy"),
+        ("# A text\nwith a heading", "correct it, or copy"),
     ],
 )
 def test_common_slips_in_json_are_named(text: str, hint: str) -> None:

@@ -64,6 +64,7 @@ def test_the_units_of_an_option_are_read(name: str, text: str, value: float) -> 
         ("tokens", "\uff11\uff12", "write 12"),
         ("tokens", "+5", "write 5"),
         ("seed", "0x10", "write it like 250"),
+        ("checkpoint", "last", "leave the option out for the newest"),
         ("lr", "2h", "write the number alone, without 'h'"),
     ],
 )

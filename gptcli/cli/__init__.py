@@ -115,6 +115,7 @@ def main() -> None:
             _os_error(error),
             BAD_INPUT
             if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+            or error.errno == errno.ENAMETOOLONG
             else FAILED,
         )
     except Exception as error:
@@ -174,6 +175,11 @@ def _os_error(error: OSError) -> str:
         return (
             f"{where}the disk is full\n"
             "  free some space and run the command again; complete files are kept"
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return (
+            f"{str(error.filename or '')[:40]}...: the name is too long for a file\n"
+            "  a text is no file: it stands behind the model, gpt sample RUN TEXT, or in a file"
         )
     if not where:  # what is known to do is about a file
         what = (error.strerror or str(error)).lower()

@@ -100,8 +100,9 @@ def set_up_streams() -> None:
         if not isinstance(stream, io.TextIOWrapper):  # a test may capture it in another type
             continue
         stream.reconfigure(errors=UNENCODABLE)
-        if stream.buffer.fileno() == number:
-            setattr(sys, name, _watched(stream, number))
+        with contextlib.suppress(io.UnsupportedOperation):  # a buffer in memory
+            if stream.buffer.fileno() == number:
+                setattr(sys, name, _watched(stream, number))
 
 
 def _watched(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:

@@ -312,10 +312,10 @@ def _documents(
     inputs: list[str], documents: str, events: Events, **reading: Any
 ) -> Iterator[Document]:
     """Yield the documents of the inputs; say what was left out of folders, and how much is read."""
-    from gptcli.corpus.documents import no_text
     from gptcli.corpus.formats import find_format, named_as_text, read_documents, undivided
     from gptcli.corpus.formats.recognize import DISGUISES
     from gptcli.corpus.inputs import STDIN, find_inputs, fingerprint, left_out_line, watch_reads
+    from gptcli.encodings import no_text
     from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
     paths = find_inputs(inputs, every_suffix=reading["input_format"] != "auto")

@@ -37,6 +37,7 @@ from gptcli.corpus.coordinator import (
     read_task,
 )
 from gptcli.corpus.documents import no_text
+from gptcli.corpus.formats import find_format
 from gptcli.corpus.inputs import STDIN, fingerprint, is_url
 from gptcli.corpus.pool import Runner, open_pool, startable
 from gptcli.corpus.reading_progress import ReadingProgress
@@ -44,6 +45,7 @@ from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
 from gptcli.corpus.text_out import write_text_out
+from gptcli.encodings import no_text
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import contents, empty, read_json, write_json
@@ -323,7 +325,9 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
 def _empty_validation(build: BuildConfig, train: int) -> str:
     """Return a warning that the validation split is empty, and what to do about it."""
     is_text = any(
-        source.documents == "file" and path.endswith(".txt")
+        source.documents == "file"
+        and path.endswith(".txt")
+        and find_format(path, source.input_format) == "text"
         for source in build.sources
         for path in source.inputs
     )

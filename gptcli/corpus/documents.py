@@ -7,7 +7,7 @@ well, with an `error_kind` to count it by and an `error` to show, so that no inp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -136,16 +136,6 @@ def bad_document(
     """Return a document without text that carries an InputError."""
     error = InputError(what, where=where, hint=hint)
     return Document("", where, position, error_kind=error_kind, error=error)
-
-
-def no_text(inputs: Sequence[str], why: str = "") -> InputError:
-    """Return the error for inputs of which no document has any text."""
-    names = ["stdin" if name == "-" else name for name in inputs[:3]]
-    return InputError(
-        f"there is no text in the inputs{f' ({why})' if why else ''}",
-        where=", ".join(names) + (" and others" if len(inputs) > 3 else ""),
-        hint="name files that contain text",
-    )
 
 
 def too_long(where: str, position: int) -> Document:

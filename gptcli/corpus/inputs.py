@@ -149,6 +149,8 @@ def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
             hint = f"a path of Windows is, in WSL: /mnt/{windows[1].lower()}/{rest}"
         elif "\\" in name:
             hint = f"write {name.replace(chr(92), '/')}, with /"
+        elif hint is None and not path.is_absolute():
+            hint = f"a relative path begins at the current folder, {Path.cwd()}"
         raise InputError("no such file or folder", where=name, hint=hint)
     files = []
     for match in _glob(name, left_out):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptcli.encodings import no_text
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.evals.loglikelihood import BATCH_TOKENS, LogLikelihoodScorer, batches
 from gptcli.evals.shared_prefix import Group
@@ -215,9 +216,11 @@ def read_text_tokens(path: Path, tokenizer: Tokenizer) -> np.ndarray:
     """Return the tokens of a text file (int64), with end-of-text in front.
 
     The end-of-text token gives the first token of the text a context, so that it is scored too.
-    Raises InputError if the file is not UTF-8.
+    Raises InputError if the file is empty or not UTF-8.
     """
     text = read_exact_text(path)
+    if not text:
+        raise no_text([str(path)], "1 empty file")
     start = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
     return np.array(start + tokenizer.encode(text), dtype=np.int64)
 

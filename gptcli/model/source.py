@@ -236,6 +236,11 @@ def _missing(path: Path) -> tuple[str, str]:
             "the weights of GPT-3, ChatGPT and GPT-4 are not public; OpenAI's largest model that "
             "can be read is GPT-2 XL: openai-community/gpt2-xl"
         )
+    if re.search(r"[*?\[]", name):
+        return "no such folder", "the shell found nothing for this pattern, and left it as it is"
+    if windows := re.match(r"([A-Za-z]):[\\/](.*)", name):
+        rest = windows[2].replace("\\", "/")
+        return absent, f"a path of Windows is, in WSL: /mnt/{windows[1].lower()}/{rest}"
     if " " in name:
         return "no such folder", f"the model comes before the prompt, as in: runs/book {name!r}"
     if (repository := hub_repository(path)) is not None:

@@ -241,6 +241,8 @@ def from_lines(path: str, tokenizer: Tokenizer, stdin: Any = None) -> Iterator[t
             where=path,
             hint="ids themselves come from another program: echo 15496 995 | gpt tokenize decode"
             if re.fullmatch(r"[\d\s,\[\]]+", path)
+            else f"name the files in it: {path.rstrip('/')}/*.bin"
+            if Path(path).is_dir()
             else None,
         )
     with contextlib.nullcontext(stdin) if path == "-" else open(path, "rb") as file:

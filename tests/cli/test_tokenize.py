@@ -267,6 +267,7 @@ def test_closed_pipe_is_not_a_traceback(here: Path) -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
+        assert process.wait(HANG_S) == 0
 
 
 @pytest.mark.parametrize("encoder", ["auto", "tokenizers", "tiktoken"])

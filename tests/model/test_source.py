@@ -148,6 +148,8 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a whole name of the hub": ({}, "some-lab/tiny-gpt", "hf download some-lab/tiny-gpt .* --local-dir tiny-gpt"),
     "a path that was mistyped": ({"runs/small/x": "x"}, "runs/smal", "did you mean runs/small?"),
     "a run without its folder": ({"runs/350M/x": "x"}, "350M", "did you mean runs/350M?"),
+    "a pattern": ({}, "runs/*", "no such folder\n  the shell found nothing for this pattern"),
+    "a path of Windows": ({}, "C:\\runs\\a", "no such folder\n  a path of Windows is, in WSL: /mnt/c/runs/a"),
     "nothing": ({}, "runs/350M", "no such folder\n  a model is a run folder"),
     "a quoted home": ({}, "~/runs/a", "remove the quotes"),
     "weights alone": ({"m/model.safetensors": "x"}, "m/model.safetensors", "one file of a model.*\n  name its folder: m"),

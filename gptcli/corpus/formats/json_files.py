@@ -141,7 +141,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             is_whole = stop < len(buffer) or is_end
         except json.JSONDecodeError as error:
             is_whole = is_end or not _is_open(error, buffer)
-            fault = json_fault(buffer, error.pos)
+            fault = json_fault(buffer, error.pos, is_named_so=True)
             problem = f"not valid JSON: {error.msg}" + (f": {fault}" if fault else "")
         except (ValueError, RecursionError) as error:
             is_whole, problem = True, f"not readable JSON: {type(error).__name__}"
@@ -362,7 +362,7 @@ def _standard_json(line: bytes, position: int, where: str) -> Any:
     try:
         return json.loads(text.text)
     except json.JSONDecodeError as error:
-        fault = json_fault(text.text, error.pos)
+        fault = json_fault(text.text, error.pos, is_named_so=True)
         what = f"not valid JSON at column {error.colno}: {error.msg}" + (
             f": {fault}" if fault else ""
         )

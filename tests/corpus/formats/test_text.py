@@ -133,12 +133,13 @@ def test_marks_are_found_wherever_blocks_of_the_file_end(
         ("<!DOCTYPE html><p>a</p>", "an HTML page"),
     ],
 )
-def test_a_text_that_is_none_is_refused_unless_it_is_asked_for(
+def test_a_text_that_is_none_is_refused_where_the_name_decides(
     tmp_path: Path, content: str, what: str
 ) -> None:
+    """As the reader of a URL does, whose bytes are not asked for beforehand."""
     path = tmp_path / "a.txt"
     path.write_text(content)
-    (document,) = scanned(path)
+    (document,) = scan(str(path), text.text_reader("file"))
     assert f"looks like {what}" in str(document.error)
     (asked,) = scan(str(path), find_reader(str(path), "file", input_format="text"))
     assert asked.text == content
