@@ -66,7 +66,7 @@ RANK_NOTES = {  # part of a rank's memory: its note
     "logits": "one chunk at a time",
     "copies": "weights, cast or gathered",
     "workspace": "of the layer in progress",
-    "undivided": "weights and gradients, if there is room",
+    "undivided": "weights and gradients, given room",
 }
 
 
