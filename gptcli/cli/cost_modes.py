@@ -56,6 +56,7 @@ from gptcli.cost.target import (
     find_target,
     llama_shape,
     target_names,
+    with_days,
 )
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.model.config import ModelConfig
@@ -206,6 +207,8 @@ def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
     # the article's question keeps the speed that it published; so does its GPU
     published = "flops" in options and "layout" not in options
     estimate = estimate_target(target, options.get("tokens"), hardware, published=published)
+    if not published:
+        estimate = with_days(estimate, hardware)
     plan, model = estimate.plan, estimate.model
     if output.plot is not None:
         from gptcli.runs import cost_plots
@@ -347,6 +350,8 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
     print_lines(f"batch of {amount(batch)} tokens: {batch_source}", dim=True)
     print_table(plans_table(ranked, gpus), markdown=output.markdown)
     print_lines("waits: share of the step spent in collectives and pipeline bubbles")
+    if any(plan.interleave > 1 for plan in ranked):
+        print_lines("vp: pipeline stages per process (virtual pipeline size)")
     if is_ours:
         print_command(train_command(ranked[0], typed))
 

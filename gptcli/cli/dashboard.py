@@ -308,6 +308,7 @@ def print_plan(
                 "config": plan.resolved.values,
                 "origin": plan.resolved.origin,
                 "parameters": plan.model.parameters,
+                "vocab_size": plan.model.vocab_size,
                 "flops": flops,
                 **_forecast_json(forecast),
                 "roles": [asdict(role) for role in roles],
@@ -316,6 +317,7 @@ def print_plan(
     else:
         facts = {
             "parameters": f"{plan.model.parameters:,}",
+            "vocabulary": f"{plan.model.vocab_size:,} entries, {_source_of_vocabulary(plan, manifest)}",
             "work": f"{flops:.3g} FLOP (6N)",
             **forecast_facts(forecast, at_least=plan.train.follow_noise),
             **role_facts(roles),
@@ -323,6 +325,15 @@ def print_plan(
         print(resolved_toml(plan.resolved, **facts), end="")
     if strict:
         _refuse_warnings(forecast)
+
+
+def _source_of_vocabulary(plan: ResolvedRun, manifest: Manifest | None) -> str:
+    """Return where the size of the vocabulary comes from, in words."""
+    if "init_from" in plan.resolved.values:
+        return "those of the model to start from"
+    if manifest is not None:
+        return "by the data"
+    return f"assumed: there is no data in {plan.resolved.values['data']}"
 
 
 def _forecast_json(forecast: Forecast) -> dict[str, Any]:

@@ -282,11 +282,11 @@ def train(
             "a range test cannot be resumed", where="--lr-range", hint="run it again, with --force"
         )
 
-    from gptcli.shards.manifest import MANIFEST, read_manifest
+    from gptcli.shards.manifest import planned_manifest, read_manifest
 
     folder = Path(given.values.get("data", "shards"))
     if dry_run:
-        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else None
+        manifest = planned_manifest(folder)
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
         if configured is not None:
             plan.resolved.values["init_from"] = name

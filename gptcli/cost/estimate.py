@@ -22,7 +22,7 @@ from gptcli.cost.inference import inference
 from gptcli.cost.memory import TRAINING_BYTES, memory_by_part, min_gpus
 from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import RANGES, critical_batch_of, predicted_losses
-from gptcli.cost.step_time import Trainer
+from gptcli.cost.step_time import Trainer, evidence
 from gptcli.model.config import ModelConfig
 from gptcli.papers.models import PaperCompute
 
@@ -107,6 +107,8 @@ class Estimate:
     """Tokens of a step; None if only the FLOPs are known."""
     notes: tuple[str, ...] = ()
     """Remarks that a reader of the figures must know, such as idle GPUs."""
+    days_by_gpus: tuple[tuple[int, float], ...] = ()
+    """Days on the fewest GPUs that hold the model and on some more; none if their number is known."""
 
     @property
     def gpu_hours(self) -> float:
@@ -248,6 +250,9 @@ class Estimate:
             if self.plan is None or self.cluster.count <= self.plan.layout.processes
             else self.cluster.count - self.plan.layout.processes,
             "trainer": cluster.trainer,
+            "speed_evidence": None
+            if cluster.gpu is None or cluster.trainer is None
+            else evidence(cluster.gpu),
             "throughput_flops": cluster.flops,
             "mfu": cluster.mfu,
             "mfu_peak_flops": cluster.peak,
@@ -257,6 +262,7 @@ class Estimate:
             "gpu_hours": self.gpu_hours,
             "dollars": self.dollars,
             "days": self.days,
+            "days_by_gpus": [{"gpus": gpus, "days": days} for gpus, days in self.days_by_gpus],
             "gpu_hours_range": self.between(self.gpu_hours),
             "dollars_range": self.between(self.dollars),
             "prices": [

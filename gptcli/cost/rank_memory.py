@@ -158,7 +158,9 @@ def undivided_bytes(config: ModelConfig, layout: Layout, needed: int, has: int) 
     GPU of `has` bytes has room for them beside the `needed` ones: 0 without FSDP or room.
     """
     whole = config.parameters
-    widths = (GATHERED_BYTES + GRADIENT_BYTES, GATHERED_BYTES) if layout.shard > 1 else ()
+    widths: tuple[int, ...] = ()
+    if layout.shard > 1:
+        widths = (GATHERED_BYTES + GRADIENT_BYTES, GATHERED_BYTES)
     if layout.shard == 1 and layout.dp not in (1, layout.processes):
         widths = (GATHERED_BYTES,)
     sizes = (width * whole // (layout.tp * layout.pp) for width in widths)

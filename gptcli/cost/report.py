@@ -66,7 +66,7 @@ RANK_NOTES = {  # part of a rank's memory: its note
     "logits": "one chunk at a time",
     "copies": "weights, cast or gathered",
     "workspace": "of the layer in progress",
-    "undivided": "weights and gradients, if there is room",
+    "undivided": "weights and gradients, given room",
 }
 
 
@@ -178,19 +178,30 @@ def _time_and_money(estimate: Estimate, assumed: str, spell: Spell) -> list[Row]
     if cluster.price is not None:
         price = f"{dollars(cluster.price.value)} an hour"
         price += _range(estimate, estimate.dollars, dollars)
-    days = duration(estimate.days * 86400)
-    if estimate.days >= 10:
-        days = f"{figure(estimate.days)} days"
+    days = _in_days(estimate.days)
     rows += [
         (f"  {unit.replace('GPU', one)}", figure(seconds / size), between),
         ("  dollars", dollars(estimate.dollars), price),
         *_price_rows(estimate),
-        (f"  on {cluster.count:,} {gpu_label(cluster)}", days, ""),
+        *(_days_rows(estimate) or [(f"  on {cluster.count:,} {gpu_label(cluster)}", days, "")]),
     ]
     if energy is not None:
         co2 = f"{scaled(energy.co2_kg * 1000, MASS)} of CO2e"
         rows.append(("  energy", scaled(energy.kwh * 1000, ENERGY), co2))
     return rows
+
+
+def _in_days(days: float) -> str:
+    return f"{figure(days)} days" if days >= 10 else duration(days * 86400)
+
+
+def _days_rows(estimate: Estimate) -> list[Row]:
+    """Return the time on the fewest GPUs that hold the model, and on more."""
+    name = gpu_label(estimate.cluster)
+    return [
+        (f"  on {gpus:,} {name}", _in_days(days), "" if number else "the fewest that hold it")
+        for number, (gpus, days) in enumerate(estimate.days_by_gpus)
+    ]
 
 
 def _price_rows(estimate: Estimate) -> list[Row]:
@@ -357,13 +368,17 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
 
 
 def plans_table(plans: list[Plan], gpus: int | None = None) -> list[list[str]]:
-    """Return a table with a row per layout, with the idle ones of `gpus` GPUs."""
-    rows = [["layout", "idle", "micro", "recompute", "step", "waits", "memory", "tokens/s"]]
+    """Return a table with a row per layout, with the idle ones of `gpus` GPUs; with the pipeline
+    stages per process (vp) if there are several.
+    """
+    header = ["layout", "vp", "idle", "micro", "recompute", "step", "waits", "memory", "tokens/s"]
+    rows = [header]
     for plan in plans:
         idle = 0 if gpus is None else gpus - plan.layout.processes
         rows.append(
             [
-                f"{plan.layout}{_interleaved(plan)}",
+                str(plan.layout),
+                str(plan.interleave),
                 str(idle) if idle else "",
                 str(plan.work.micro_batch),
                 plan.work.recompute,
@@ -373,6 +388,8 @@ def plans_table(plans: list[Plan], gpus: int | None = None) -> list[list[str]]:
                 amount(plan.tokens_per_second),
             ]
         )
+    if all(plan.interleave == 1 for plan in plans):
+        rows = [[*row[:1], *row[2:]] for row in rows]
     return rows
 
 

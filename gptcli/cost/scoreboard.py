@@ -25,7 +25,14 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import Recompute
 from gptcli.cost.planner import recipe_of
 from gptcli.cost.rank_memory import StepConfig, megatron_stage, rank_memory
-from gptcli.cost.step_time import Overlap, Trainer, constants_from, tokens_per_second, uncertainty
+from gptcli.cost.step_time import (
+    SYNC_BYTES,
+    Overlap,
+    Trainer,
+    constants_from,
+    tokens_per_second,
+    uncertainty,
+)
 from gptcli.model.config import ModelConfig
 
 
@@ -45,6 +52,8 @@ class MeasuredRun:
     """Stages per process."""
     overlap: Overlap
     """Collectives that are overlapped with products."""
+    sync_bytes: int
+    """Bytes per parameter of the replicas' exchange, as the source says, or SYNC_BYTES."""
     tokens_per_second: float
     """Published, of each GPU."""
     memory_bytes: int | None
@@ -61,6 +70,7 @@ class MeasuredRun:
             trainer=self.trainer,
             interleave=self.interleave,
             overlap=self.overlap,
+            sync_bytes=self.sync_bytes,
         )
 
     @property
@@ -137,6 +147,7 @@ def _memory(row: dict[str, str]) -> MeasuredMemory:
             on_cpu(work, config, has_kernels=True),
             average_bytes=4 * config.parameters * (row["extra"] == "ema"),
             fewer_moments=matrices * (row["extra"] == "muon"),
+            compiled=row["extra"] == "compiled",
         ).total
     else:  # Megatron-LM's own attention, of its last stage
         predicted = megatron_stage(
@@ -190,6 +201,7 @@ def _run(row: dict[str, str]) -> MeasuredRun:
         ),
         int(row["interleave"]),
         cast(Overlap, row["overlap"]),
+        int(row["sync_bytes"] or SYNC_BYTES),
         float(row["tokens_per_second"]),
         round(float(row["memory_gb"]) * 1e9) if row["memory_gb"] else None,
     )

@@ -40,6 +40,7 @@ RECOMPUTE_FACTORS = {
     "full": (4 / 3, 4 / 3),
 }  # FLOPs and memory traffic with recomputation, relative to none
 FP32 = 4  # bytes per element
+SYNC_BYTES = 8  # per parameter of the replicas' exchange: fp32 gradients, reduced and gathered
 WATTS_PER_FLOPS = 1000 / 2250e12  # of a B200
 # bytes per attention score that is written to memory: product, softmax, dropout and its mask forward,
 # their gradients backward, the forward part again (Megatron's fused softmax, 16 bits)
@@ -48,6 +49,10 @@ SCORE_BYTES = {"none": 32, "selective": 45, "full": 45}
 Overlap = Literal["none", "replicas", "all"]
 """Collectives that a trainer overlaps with products: none, those of replicas and shards, or those of
 tensor parallelism too.
+"""
+Evidence = Literal["measured", "family", "none"]
+"""Published speeds behind a predicted one: of the GPU itself, of others of its family, or of neither,
+so that the mean of the measured families is taken.
 """
 Trainer = Literal["gpt", "fused", "fsdp", "megatron"]
 TRAINERS: tuple[Trainer, ...] = get_args(Trainer)
@@ -260,11 +265,13 @@ def step_time(
     trainer: Trainer = DEFAULT_TRAINER,
     interleave: int | None = None,
     overlap: Overlap = "replicas",
+    sync_bytes: int = SYNC_BYTES,
 ) -> StepTime:
     """Return the seconds of one optimizer step, all ranks busy.
 
     `constants` replaces the fitted ones of the trainer; `interleave` is the number of stages per
-    process, by default that of the schedule.
+    process, by default that of the schedule; `sync_bytes` are those per parameter that replicas
+    exchange in each direction: the gradient reduced and the sum, or a weight, gathered.
     """
     k = constants or constants_for(trainer, gpu)
     C, T, L, tp, pp = config.d_model, config.n_ctx, config.n_layer, layout.tp, layout.pp
@@ -289,8 +296,8 @@ def step_time(
     tables = (1 if pp > 1 or config.tied else 2) if has_head or pp > 1 else 1
     mine = layers * per_layer + tables * table
     replicas = 0.0
-    if layout.dp > 1:  # fp32 gradients once per step; an all-reduce moves all bytes twice
-        replicas = exposed * 2 * 4 * mine / layout.shard * (layout.dp - 1) / layout.dp
+    if layout.dp > 1:  # once per step
+        replicas = exposed * sync_bytes * mine / layout.shard * (layout.dp - 1) / layout.dp
         replicas *= _node_factor(gpu, layout.replicas * tp, k) / _bandwidth(
             gpu, layout.replicas * tp, layout.shard * tp
         )
@@ -324,6 +331,7 @@ def tokens_per_second(
     trainer: Trainer = DEFAULT_TRAINER,
     interleave: int | None = None,
     overlap: Overlap = "replicas",
+    sync_bytes: int = SYNC_BYTES,
 ) -> float:
     """Return tokens per second of each GPU."""
     tokens = work.micro_batch * work.micro_batches * config.n_ctx
@@ -336,6 +344,7 @@ def tokens_per_second(
         trainer=trainer,
         interleave=interleave,
         overlap=overlap,
+        sync_bytes=sync_bytes,
     ).total
     return tokens / time / (layout.tp * layout.pp)
 
@@ -349,6 +358,14 @@ def uncertainty(gpu: Gpu, trainer: Trainer = DEFAULT_TRAINER) -> float:
     table = read_table("throughput.toml")
     row = table["trainers"][trainer]
     return row["known"] if gpu.family in row["families"] else table["extrapolated"]
+
+
+def evidence(gpu: Gpu) -> Evidence:
+    """Return whose published speeds the predicted one of a GPU rests on."""
+    table = read_table("throughput.toml")
+    if gpu.name in table["gpus"]:
+        return "measured"
+    return "family" if gpu.family in table["families"] else "none"
 
 
 def _path_width(config: ModelConfig | Shape) -> float:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from gptcli.cost.cluster import MAX_GPUS
 from gptcli.cost.estimate import Cluster, Estimate, price_paper, price_training
 from gptcli.cost.flops import Shape, flops_per_token, layer_matrices
 from gptcli.cost.hardware import USER, Assumption
 from gptcli.cost.options import HardwareOptions, check_limit
 from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import critical_batch_of
+from gptcli.cost.step_time import evidence
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size, size_hint, size_names
 from gptcli.numbers import amount
@@ -23,6 +25,7 @@ from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, TRAINING, PaperCompute
 DEFAULT_SIZE = "gpt3"
 LLAMA_CONTEXT, LLAMA_VOCABULARY = 8192, 128_256  # Llama 3's
 LLAMA_MULTIPLE = 256  # of the width of a feed-forward layer
+FURTHER_GPUS = (16, 64)  # times the fewest: where the time of a run is told too
 TOKENS_SOURCE = {
     "GPT-3": "GPT-3, Table 2.1",
     "GPT-2": "assumed: GPT-2 prints none; one pass over its 40 GB of text at 4 characters a token",
@@ -222,6 +225,28 @@ def estimate_target(
     )
 
 
+def with_days(estimate: Estimate, hardware: HardwareOptions) -> Estimate:
+    """Return an estimate with its days on the fewest GPUs that hold the model, and on 16 and 64 times
+    as many, in powers of two; as it is if their number or the speed is given, or one GPU holds it.
+    """
+    model, plan, speed = estimate.model, estimate.plan, estimate.cluster.trainer
+    given = (hardware.gpus, hardware.hours, hardware.layout)
+    if model is None or plan is None or speed is None or given != (None, None, None):
+        return estimate
+    least = plan.layout.processes
+    if least == 1 or estimate.batch_tokens is None:
+        return estimate
+    found = [(least, estimate.gpu_hours / least / 24)]
+    for times in FURTHER_GPUS:
+        gpus = 1 << (times * least - 1).bit_length()
+        if gpus <= MAX_GPUS:
+            more = replace(hardware, gpus=gpus)
+            sequences = estimate.batch_tokens // model.n_ctx
+            cluster, _ = more.cluster(model, estimate.flops, sequences)
+            found.append((gpus, estimate.flops / cluster.flops / gpus / 86400))
+    return replace(estimate, days_by_gpus=tuple(found))
+
+
 def estimate_shape(
     shape: Shape, tokens: int, tokens_source: str, hardware: HardwareOptions
 ) -> Estimate:
@@ -276,6 +301,19 @@ def notes_on(
                 f"{cluster.count - busy:,} of {cluster.count:,} GPUs are idle: the batch and the "
                 f"model divide best over {busy:,}"
             )
+    gpu = cluster.gpu
+    if gpu is not None and cluster.trainer is not None:
+        match evidence(gpu):
+            case "family":
+                found.append(
+                    f"no published run on {gpu.name} was compared: its share of the peak is that of "
+                    f"other {gpu.family.title()} GPUs"
+                )
+            case "none":
+                found.append(
+                    f"no published run on {gpu.name} or its family was compared: its share of the "
+                    "peak is the mean of the families that were"
+                )
     if tokens < batch:
         found.append("the run is shorter than one step")
     return found

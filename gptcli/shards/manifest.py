@@ -257,15 +257,27 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def manifest_for(folder: Path) -> Manifest | None:
+def planned_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder for a plan: of token files of another program, which are not
+    read for it, without checksums; None if there is no finished data in it yet.
+
+    Raises InputError like `read_manifest`.
+    """
+    if (folder / MANIFEST).is_file():
+        return read_manifest(folder)
+    return None if (folder / RESUME_RECORD).exists() else manifest_for(folder, quick=True)
+
+
+def manifest_for(folder: Path, *, quick: bool = False) -> Manifest | None:
     """Return a manifest for the token files of another program; None if the folder has none.
 
+    If `quick`, it has no checksums, and the files are not read for it.
     Raises InputError like `gptcli.shards.format.read_external_folder`.
     """
     # Imported here because numpy and the tokenizer are slow to import, and seldom needed.
     from gptcli.shards.format import read_external_folder
 
-    found = read_external_folder(folder)
+    found = read_external_folder(folder, quick=quick)
     if found is None:
         return None
     documents = sum(file.documents for file in found.files)

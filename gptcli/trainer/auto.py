@@ -19,7 +19,7 @@ import torch
 from gptcli import optional_kernels
 from gptcli.cost.cpu import MICRO_BATCH_TOKENS, cpu_memory, on_cpu
 from gptcli.cost.flops import flops_per_token, layer_matrices
-from gptcli.cost.hardware import Gpu, Precision, find_gpu, identify_gpu
+from gptcli.cost.hardware import Gpu, Precision, find_gpu, identify_gpu, usual_precision
 from gptcli.cost.layout import Layout, division_problem
 from gptcli.cost.memory import (
     RECOMPUTE,
@@ -450,7 +450,7 @@ def fitting(
             extras=extras,
         )
         if work is not None and divides(layout, model, sequences, precision):
-            found.append((make_plan(model, layout, work, gpu).tokens_per_second, layout, work))
+            found.append((_speed(model, layout, work, gpu), layout, work))
     return [(layout, work) for _, layout, work in sorted(found, key=lambda row: -row[0])]
 
 
@@ -489,9 +489,16 @@ def best_work(
         for name in ([recompute] if recompute != AUTO else RECOMPUTE)
     ]
     fits = [step for step in steps if peak_memory(model, layout, step, extras) <= gpu.memory_bytes]
-    return max(
-        fits, key=lambda step: make_plan(model, layout, step, gpu).tokens_per_second, default=None
-    )
+    return max(fits, key=lambda step: _speed(model, layout, step, gpu), default=None)
+
+
+def _speed(model: ModelConfig, layout: Layout, work: StepConfig, gpu: Gpu) -> float:
+    """Return the tokens per second that rank a way to run: in fp8 as in the usual precision, if the
+    GPU that stands for an unknown one has no fp8.
+    """
+    if work.precision == "fp8" and gpu.fp8_flops is None:
+        work = replace(work, precision=usual_precision(gpu))
+    return make_plan(model, layout, work, gpu).tokens_per_second
 
 
 def _alternatives(model: ModelConfig, layout: Layout, sequences: int) -> str:

@@ -217,6 +217,10 @@ def constants_toml(
         f'url = "{URLS}"',
         'date = "2026-11"',
         *(f"{name} = {table[name]:g}" for name in SHARED),
+        "# GPUs with a published speed",
+        "gpus = ["
+        + ", ".join(f'"{name}"' for name in sorted({run.gpu.name for run in measured_runs()}))
+        + "]",
         "# factor, either way, for a trainer on GPUs that it was not measured on: an assumption",
         f"extrapolated = {EXTRAPOLATED}",
     ]

@@ -294,6 +294,20 @@ def test_without_shards_a_dry_run_takes_the_papers_vocabulary(gpt_inside):
         )
 
 
+def test_a_dry_run_says_where_the_vocabulary_is_from(gpt_inside, here):
+    words = ("train", "--size", "gpt2", "--dry-run", "--data")
+    assumed = "# vocabulary: 50,257 entries, assumed: there is no data in none yet\n"
+    assert assumed in gpt_inside(*words, "none yet")[0]
+    shown = gpt_inside(*words, "shards")[0]
+    assert "entries, by the data\n" in shown
+    others = here / "others"  # files of llm.c: the same shards without their manifest
+    shutil.copytree(here / "shards", others)
+    (others / "manifest.json").unlink()
+    kept = [line for line in shown.splitlines() if line.startswith(("# vocabulary", "# tokens"))]
+    assert len(kept) == 2
+    assert set(kept) <= set(gpt_inside(*words, "others")[0].splitlines())
+
+
 def test_dry_run_of_a_layout_tells_of_every_stage(gpt_inside):
     shown = gpt_inside("train", "--size", "gpt2", "--layout", "tp=2,pp=2", "--dry-run")[0]
     stages = [line for line in shown.splitlines() if line.startswith("# stage ")]

@@ -101,6 +101,7 @@ def test_a_budget_knows_no_model() -> None:
     assert {name for name, value in report.items() if value is None} == {
         "model", "tokens", "parameters", "parameters_by_part", "flops_by_convention", "memory_bytes", "least_gpus",
         "goodput", "layout", "losses", "loss_ranges", "inference", "batch_tokens", "critical_batch_tokens", "trainer",
+        "speed_evidence",
     }  # fmt: skip
 
 
@@ -190,7 +191,7 @@ def test_a_gpu_without_a_row() -> None:
     assert report["least_gpus"] == {"training": 59, "inference_16bit": 8}
     assert {name for name, value in report.items() if value is None} == {
         "gpu", "mfu", "goodput", "dollars", "dollars_range", "energy_kwh", "co2_kg", "layout", "batch_tokens", "trainer", "mfu_peak_flops",
-        "mfu_convention",
+        "mfu_convention", "speed_evidence",
     }  # fmt: skip
     blind = Cluster(None, 100, speed, None)
     assert (

@@ -45,6 +45,17 @@ def test_rank_without_a_gpu_has_no_verdict() -> None:
     assert next(row for row in rank_rows(plan, CONFIG, None) if row[0] == "  peak")[2] == ""
 
 
+def test_stages_per_process_have_a_column_where_there_are_several() -> None:
+    h100, config = find_gpu("h100"), ModelConfig.from_paper(find_size("175B"))
+    found = plans(config, h100, 1024, 1536, "bf16", most=3, trainer="megatron")
+    header, *rows = plans_table(found, 1024)
+    assert [row[header.index("vp")] for row in rows] == [str(plan.interleave) for plan in found]
+    assert any(plan.interleave > 1 for plan in found)
+    assert "vp" not in plans_table(plans(CONFIG, A100, 16, 1024, "bf16", most=2))[0]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    assert sum(widths) + 2 * len(widths) <= 80
+
+
 def test_plans_table_shows_the_share_of_waiting() -> None:
     found = plans(CONFIG, A100, 16, 1024, "bf16", most=5)
     header, *rows = plans_table(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from gptcli.cost.target import (
     gpt_alike,
     llama_shape,
     target_names,
+    with_days,
 )
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
@@ -102,6 +104,42 @@ def test_notes_say_what_the_figures_hide() -> None:
     assert "GPUs are idle" in notes("125M", gpus=20_000)
     assert "critical batch" in notes("125M", gpus=8, batch_tokens=2**26)
     assert not notes("13B", gpus=64, mfu=0.4)
+    assert "no published run" not in notes("125M", gpus=8)
+
+
+def test_a_note_says_whose_speeds_a_prediction_rests_on() -> None:
+    for gpu, words in (
+        (
+            "h20",
+            "no published run on h20 was compared: its share of the peak is that of other Hopper",
+        ),
+        ("v100", "no published run on v100 or its family was compared"),
+    ):
+        found = estimate_target(find_target("125M"), None, HardwareOptions(gpu=gpu, gpus=8))
+        assert any(note.startswith(words) for note in found.notes)
+        assert found.as_dict()["speed_evidence"] == ("family" if gpu == "h20" else "none")
+
+
+def test_days_on_the_fewest_gpus_and_on_more() -> None:
+    """A model that one GPU cannot hold is not priced in days of one GPU."""
+    options = HardwareOptions(gpu="h100")
+    one = with_days(estimate_target(find_target("125M"), None, options), options)
+    assert one.days_by_gpus == ()
+    estimate = estimate_target(find_target("13B"), None, options)
+    many = with_days(estimate, options)
+    counts = [gpus for gpus, _ in many.days_by_gpus]
+    assert estimate.plan is not None
+    least = estimate.plan.layout.processes
+    assert least > 1
+    assert counts[0] == least
+    assert counts[1:] == sorted({1 << (n * least - 1).bit_length() for n in (16, 64)})
+    for gpus, days in many.days_by_gpus:
+        given = replace(options, gpus=gpus)
+        assert days == pytest.approx(estimate_target(find_target("13B"), None, given).days)
+        assert with_days(many, given) == many
+    assert many.as_dict()["days_by_gpus"][0] == {"gpus": least, "days": many.days_by_gpus[0][1]}
+    mfu = HardwareOptions(gpu="h100", mfu=0.4)
+    assert with_days(estimate_target(find_target("13B"), None, mfu), mfu).days_by_gpus == ()
 
 
 LLAMAS: dict[str, tuple[dict[str, int], int]] = {  # shape, parameters as published

@@ -24,7 +24,7 @@ from gptcli.shards.format import (
     token_dtype,
     write_shard,
 )
-from gptcli.shards.manifest import RESUME_RECORD, manifest_for, read_manifest
+from gptcli.shards.manifest import RESUME_RECORD, manifest_for, planned_manifest, read_manifest
 from gptcli.shards.order import open_order, open_split
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, byte_alphabet
 
@@ -255,6 +255,19 @@ def test_tokens_are_read_unchanged(folder: Path, kind: str) -> None:
         (2, EOT, 3),
         (EOT, 1, 2),
     ]
+
+
+def test_a_plan_counts_the_files_of_other_programs(folder: Path) -> None:
+    """By their sizes, without reading them; not those of a build that is not finished."""
+    assert planned_manifest(folder) is None
+    written(folder, "llm.c")
+    plan, whole = planned_manifest(folder), read_manifest(folder)
+    assert plan is not None
+    assert (plan.vocab_size, plan.tokens("train"), plan.tokens("val")) == (257, 5, 2)
+    assert plan.tokenizer_sha256 == whole.tokenizer_sha256
+    assert {shard.sha256 for shard in plan.shards} == {""}
+    (folder / "resume.json").write_text("{}")
+    assert planned_manifest(folder) is None
 
 
 def test_a_file_is_read_once_while_it_does_not_change(

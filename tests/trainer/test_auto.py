@@ -110,6 +110,18 @@ def test_a_model_that_no_layout_holds_gets_one_that_is_refused_with_what_fits(
     assert "the largest paper size that fits here is 13B" in str(error.value.hint)
 
 
+def test_advice_on_fp8_where_no_gpu_is_known(monkeypatch, make_run):
+    """The GPU that stands for an unknown one has no fp8, and still ranks what fits."""
+    monkeypatch.setattr(auto, "device_memory", lambda processes: 10**9)
+    train = replace(make_run(precision="bf16").train, precision="fp8")
+    assert auto.memory_advice(GPT2, Layout(dp=3), train, 512)
+    small = replace(GPT2, n_layer=1)
+    gpu = replace(find_gpu("a100"), memory_bytes=80 * 10**9)
+    found = fitting(small, 2, 64, "fp8", gpu)
+    assert found
+    assert {work.precision for _, work in found} == {"fp8"}
+
+
 def test_memory_decides_micro_batch_and_recomputation(monkeypatch):
     give_gpus(monkeypatch, 1, 4 * 10**9)
     small = auto.auto_micro_batch(GPT2, Layout(), 512, "bf16", "auto")
