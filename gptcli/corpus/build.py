@@ -36,7 +36,6 @@ from gptcli.corpus.coordinator import (
     prepare_filters,
     read_task,
 )
-from gptcli.corpus.documents import no_text
 from gptcli.corpus.formats import find_format
 from gptcli.corpus.inputs import STDIN, fingerprint, is_url
 from gptcli.corpus.pool import Runner, open_pool, startable
