@@ -20,14 +20,24 @@ _MULTIPLES = {
     **dict.fromkeys(("trillion", "trillions", "tn"), "T"),
 }
 _TIME = {
+    "ms": 0.001,
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
     **dict.fromkeys(("min", "mins", "minute", "minutes"), 60.0),
     **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
     **dict.fromkeys(("d", "day", "days"), 86400.0),
     **dict.fromkeys(("w", "week", "weeks"), 7 * 86400.0),
 }
-_BYTES = {"mb": 1e6, "mib": 2.0**20, "gb": 1e9, "gib": 2.0**30, "tb": 1e12, "tib": 2.0**40}
-_FLOPS = ("flop", "flops", "flop/s", "flops/s")
+_BYTES = {
+    "kb": 1e3,
+    "kib": 2.0**10,
+    "mb": 1e6,
+    "mib": 2.0**20,
+    "gb": 1e9,
+    "gib": 2.0**30,
+    "tb": 1e12,
+    "tib": 2.0**40,
+}
+_FLOPS = ("f", "flop", "flops", "flop/s", "flops/s")
 
 
 def _scaled(table: dict[str, float], size: float) -> dict[str, float]:
@@ -95,9 +105,9 @@ def spelling(text: str, unit: str = "") -> str:
     text = unicodedata.normalize("NFKC", text).strip().lower().removeprefix("+").strip()
     if read_quantity(text, unit) is not None:
         return f"write {text}"
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*%", text):
-        return f"write {float(text.rstrip('% ')) / 100:.12g}: a share is a number up to 1"
-    if re.fullmatch(r"[1-9][0-9]{0,2}([,.' ])[0-9]{3}((\1)[0-9]{3})*", text) and (
+    if unit in ("", PER_CENT, "times") and re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*%", text):
+        return f"write {float(text.rstrip('% ')) / 100:.12g}"
+    if re.fullmatch(r"[$€£]?\s*[1-9][0-9]{0,2}([,.' ])[0-9]{3}((\1)[0-9]{3})*", text) and (
         "." not in text or text.count(".") > 1
     ):
         digits = re.sub(r"\D", "", text)
@@ -144,7 +154,9 @@ def _without_unit(text: str, unit: str) -> str:
         return ""
     if unit in ("seconds", "minutes", "hours") and rest == "m":
         return f"m is a million elsewhere: write {match[2]}min for minutes"
-    if unit in ("seconds", "minutes", "hours") and (clock := re.fullmatch(r":([0-5][0-9])", rest)):
+    if unit in ("seconds", "minutes", "hours") and (
+        clock := re.fullmatch(r"(?::|h\s*)([0-5]?[0-9])\s*(?:m|min)?", rest)
+    ):
         return f"write {float(match[2]) + int(clock[1]) / 60:.4g}h"
     word, _, behind = rest.partition(" ")
     if word in _MULTIPLES and (not behind or behind in UNITS[unit]):

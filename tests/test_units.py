@@ -66,6 +66,11 @@ def test_the_units_of_an_option_are_read(name: str, text: str, value: float) -> 
         ("seed", "0x10", "write it like 250"),
         ("checkpoint", "last", "leave the option out for the newest"),
         ("lr", "2h", "write the number alone, without 'h'"),
+        ("pue", "110%", "write 1.1"),
+        ("budget", "50%", "write the number alone, without '%': dollars are counted here"),
+        ("budget", "$1,000", "write 1000, or 1_000"),
+        ("hours", "1h30m", "write 1.5h"),
+        ("tokens", "5KB", "write the number alone, without 'kb'"),
     ],
 )
 def test_other_spellings_are_answered_with_the_number(name: str, text: str, hint: str) -> None:

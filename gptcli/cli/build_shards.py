@@ -229,8 +229,11 @@ def build_shards(
     if resolved.origin["workers"] == "default":
         values["workers"] = build.default_workers(values["workers"])
     if dry_run:
+        from gptcli.corpus.build import parse_job_slice
         from gptcli.corpus.report import estimate_build
 
+        if part is not None:
+            read_option("part", part, parse_job_slice)
         for notice in build.notices():
             ConsoleEvents().warn(notice)
         print_estimate(resolved, estimate_build(build, values["workers"]), as_json=json)

@@ -373,7 +373,9 @@ def cost(
     if gpu == LIST_GPUS:
         if extra := next((name for name in options if name not in ("gpu", *OUTPUT_OPTIONS)), None):
             raise UsageError(
-                f"--gpu list cannot be combined with {option(extra)}", hint="leave it out"
+                "--gpu list cannot be combined with "
+                + ("RUN" if extra == "runs" else option(extra)),
+                hint="leave it out",
             )
         print_gpus(OutputOptions(json, markdown, explain, plot))
         return

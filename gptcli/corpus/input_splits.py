@@ -23,6 +23,7 @@ from gptcli.errors import InputError
 from gptcli.text.compression import MissingPackageError
 
 POSITION_BITS = 40
+LAST_POSITION = (1 << POSITION_BITS) - 1  # of what stands for the rest of a damaged file
 # Every stripe decompresses the whole file, and passes over the blocks of others: a tenth of what is
 # done with them. Parsing a record to find its end costs more than passing it on to a worker.
 MAX_STRIPES = 8
@@ -158,10 +159,9 @@ def numbered_documents(
             raise
         except InputError as error:
             if split.part.stripe == 0:
-                last = (1 << POSITION_BITS) - 1
                 yield (
-                    first + last,
-                    Document("", path, last, error_kind="damaged file", error=error),
+                    first + LAST_POSITION,
+                    Document("", path, LAST_POSITION, error_kind="damaged file", error=error),
                 )
 
 

@@ -139,6 +139,12 @@ def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
         return _known_files(_walk(path, left_out), name, every_suffix, left_out)
     if path.exists():
         return [name]
+    if path.is_symlink():
+        raise InputError(
+            f"a link that leads nowhere, to {path.readlink()}",
+            where=name,
+            hint="restore what it leads to, or name another file",
+        )
     if not glob.has_magic(name):
         close = similar(path)
         hint = None if close is None else f"did you mean {close}?"

@@ -30,6 +30,7 @@ from gptcli.corpus.decontaminate import MAX_PIECES, remove_ngrams, shared_ngrams
 from gptcli.corpus.dedup import URL_KIND, document_signatures, is_duplicate
 from gptcli.corpus.documents import NON_FATAL_ERRORS, Document
 from gptcli.corpus.input_splits import (
+    LAST_POSITION,
     POSITION_BITS,
     InputSplit,
     NumberedDocument,
@@ -273,8 +274,11 @@ def _kept_documents(
 
 
 def _document_name(source: SourceConfig, number: int) -> str:
-    """Return file and position of a document, which do not depend on how reading is divided."""
-    return f"{source.inputs[number >> POSITION_BITS]}, at {number % (1 << POSITION_BITS)}"
+    """Return file and position of a document, which do not depend on how reading is divided; of
+    what stands for the rest of a damaged file, the file alone.
+    """
+    file, position = source.inputs[number >> POSITION_BITS], number & LAST_POSITION
+    return file if position == LAST_POSITION else f"{file}, at {position}"
 
 
 def _utf8_bytes(texts: list[str]) -> int:

@@ -232,8 +232,7 @@ def best_plan(
             f"no number of {gpu.name} holds this model with a batch of {sequences} sequences",
             field="gpu",
             code="does_not_fit_in_memory",
-            hint="use a GPU with more memory, a shorter {option:n_ctx}, or a larger "
-            "{option:batch_tokens}",
+            hint="use a GPU with more memory, a smaller model, or a larger {option:batch_tokens}",
         )
     layout, work = least
     if count is not None:
@@ -242,7 +241,7 @@ def best_plan(
             field="gpus",
             code="does_not_fit_in_memory",
             hint=f"{{option:gpus}} {layout.processes} is the least that holds it; "
-            "or use larger GPUs, or a shorter {option:n_ctx}",
+            "or use larger GPUs, or a smaller model",
         )
     found = plans(model, gpu, layout.processes, sequences, precision, most=1, trainer=trainer)
     return (

@@ -19,7 +19,7 @@ from gptcli.cost.scaling import critical_batch_of
 from gptcli.cost.step_time import evidence
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size, size_hint, size_names
-from gptcli.numbers import amount
+from gptcli.numbers import amount, in_bytes
 from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, TRAINING, PaperCompute, PaperModel
 
 DEFAULT_SIZE = "gpt3"
@@ -302,6 +302,12 @@ def notes_on(
                 f"model divide best over {busy:,}"
             )
     gpu = cluster.gpu
+    if gpu is not None and plan is not None and plan.memory.total > gpu.memory_bytes:
+        found.insert(
+            0,
+            f"this layout does not fit: a GPU needs {in_bytes(plan.memory.total)} of the "
+            f"{in_bytes(gpu.memory_bytes)} of {gpu.name}; gpt train refuses it",
+        )
     if gpu is not None and cluster.trainer is not None:
         match evidence(gpu):
             case "family":

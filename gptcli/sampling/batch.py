@@ -69,7 +69,7 @@ class BatchJob:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Return the field "prompt" of each line of a JSONL file.
+    """Return the field "prompt" of each line of a JSONL file; empty lines are passed over.
 
     Raises InputError with the line number if a line is not an object with a text in that field, or
     if the file is missing or empty.
@@ -81,6 +81,8 @@ def read_prompts(path: Path) -> list[str]:
         what = "is a folder, not a file" if path.is_dir() else "no such file"
         raise InputError(what, where=path, hint=PROMPT_HINT) from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         where = f"{path}:{number}"
         value = parse_json(line, where, hint=PROMPT_HINT)
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):

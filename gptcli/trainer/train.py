@@ -19,8 +19,8 @@ from gptcli.distributed.join import check_together, join
 from gptcli.distributed.launch import launch
 from gptcli.errors import Interrupted, UsageError
 from gptcli.events import SILENT, Events
-from gptcli.files import atomic_write, check_output
-from gptcli.locks import claim_owned, own_folder
+from gptcli.files import atomic_write, check_output, contents
+from gptcli.locks import claim_owned, nothing_to_resume, own_folder
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.hub import fetch_model
 from gptcli.model.source import (
@@ -229,6 +229,8 @@ def prepare_run(
                 code="finished",
                 hint="{option:force} starts over",
             )
+        if is_main() and not restarted() and contents(out) and newest_state(out) is None:
+            events.info(nothing_to_resume(out, RUN_TOML))
         run = replace(run, resume=True)
     if run.continues and newest_state(out) is None:
         continued_state(run)

@@ -319,6 +319,7 @@ def test_layout_reports_the_memory_of_a_rank(gpt: Any) -> None:
     assert max(map(len, text.splitlines())) <= 80
     text = gpt("cost", *args[:-1], 64).stdout
     assert "exceeds a100 by" in text
+    assert "note: this layout does not fit: a GPU needs" in text
     assert "nearest that fits" in text
     assert max(map(len, text.splitlines())) <= 80
 

@@ -268,6 +268,7 @@ def test_a_link_to_a_file_is_that_file(tree: Path) -> None:
     [
         ("absent.txt", "absent.txt: no such file or folder"),
         ("*.csv", r"\*.csv: no file matches"),
+        ("gone.md", "gone.md: a link that leads nowhere, to nothing"),
         ("[a-c]*.foo*", "contains no file of a known kind\n"),
         ("code*", r"contains no file of a known kind \(only .py\)"),
         ("folder", r"contains no file of a known kind \(only .arrow, no suffix\)"),
@@ -277,6 +278,7 @@ def test_an_input_without_files_is_an_error(tree: Path, name: str, message: str)
     (tree / "folder").mkdir()
     (tree / "folder/a.arrow").write_text("x")
     (tree / "folder/LICENSE").write_text("x")
+    (tree / "gone.md").symlink_to("nothing")
     with pytest.raises(InputError, match=message):
         find_inputs(["b.txt", name])
 

@@ -74,7 +74,7 @@ def test_header_names_of_a_job_are_those_of_existing_files() -> None:
 
 
 def test_prompts_are_the_field_prompt_of_each_line(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "id": 1}\n{"prompt": ""}\n')
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "id": 1}\n\n{"prompt": ""}\n')
     assert read_prompts(tmp_path / "in.jsonl") == ["a", ""]
     (tmp_path / "in.jsonl").write_text("Once upon a time\n")
     with pytest.raises(InputError, match="not valid JSON") as caught:
