@@ -407,6 +407,19 @@ def test_bad_input_is_one_message_and_writes_nothing(gpt_inside, here, case):
     assert not (here / "runs").exists()
 
 
+def test_a_resume_before_the_first_checkpoint_says_that_it_starts_again(gpt_inside, here):
+    words = ("train", "--size", "gpt2", *SMALL, "--out", "run")
+    gpt_inside(*words)
+    for path in (here / "run").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "run.toml":
+            path.unlink()
+    _, err = gpt_inside(*words, "--resume")
+    assert "run: nothing to resume there, so it starts from the beginning" in err
+    assert (here / "run/model.safetensors").is_file()
+
+
 def test_an_unknown_key_is_named_with_its_line(gpt_inside, here):
     (here / "c.toml").write_text('size = "gpt2"\n\nn-layers = 2\n')
     _, err = gpt_inside("train", "--config", "c.toml", code=2)
