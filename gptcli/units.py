@@ -106,7 +106,9 @@ def spelling(text: str, unit: str = "") -> str:
     if read_quantity(text, unit) is not None:
         return f"write {text}"
     if unit in ("", PER_CENT, "times") and re.fullmatch(r"[0-9]+(\.[0-9]+)?\s*%", text):
-        return f"write {float(text.rstrip('% ')) / 100:.12g}"
+        share = float(text.rstrip("% ")) / 100
+        is_share = share <= 1 and unit != "times"
+        return f"write {share:.12g}" + (": a share is a number up to 1" if is_share else "")
     if re.fullmatch(r"[$€£]?\s*[1-9][0-9]{0,2}([,.' ])[0-9]{3}((\1)[0-9]{3})*", text) and (
         "." not in text or text.count(".") > 1
     ):
