@@ -32,7 +32,7 @@ from gptcli.kernels import build, norm_kernel
 RIGHT, NONE, WRONG = 0, 3, 4
 """Exit codes of a start: the right result, no kernel, and anything else."""
 BUILT, NOTHING = "one library", "nothing"
-"""What the cache holds after the starts."""
+"""Contents of the cache after the starts."""
 
 
 class Surroundings:

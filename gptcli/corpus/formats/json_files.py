@@ -141,8 +141,7 @@ def _json_values(text: IO[str]) -> Iterator[Any]:
             is_whole = stop < len(buffer) or is_end
         except json.JSONDecodeError as error:
             is_whole = is_end or not _is_open(error, buffer)
-            fault = json_fault(buffer, error.pos, is_named_so=True)
-            problem = f"not valid JSON: {error.msg}" + (f": {fault}" if fault else "")
+            problem = f"not valid JSON: {_fault(error)}"
         except (ValueError, RecursionError) as error:
             is_whole, problem = True, f"not readable JSON: {type(error).__name__}"
         if not is_whole and len(buffer) - at <= MAX_DOCUMENT_BYTES:
@@ -351,6 +350,12 @@ def _fastest_json() -> tuple[Callable[[bytes], Any], bool]:
         return json.loads, False
 
 
+def _fault(error: json.JSONDecodeError) -> str:
+    """Return what is wrong with a JSON text, and what to change if that is a common slip."""
+    fault = json_fault(error.doc, error.pos, is_named_so=True)
+    return f"{error.msg}: {fault}" if fault else error.msg
+
+
 def _standard_json(line: bytes, position: int, where: str) -> Any:
     """Parse a line that orjson refused with `json`; return a bad document if it refuses, too.
 
@@ -362,10 +367,7 @@ def _standard_json(line: bytes, position: int, where: str) -> Any:
     try:
         return json.loads(text.text)
     except json.JSONDecodeError as error:
-        fault = json_fault(text.text, error.pos, is_named_so=True)
-        what = f"not valid JSON at column {error.colno}: {error.msg}" + (
-            f": {fault}" if fault else ""
-        )
+        what = f"not valid JSON at column {error.colno}: {_fault(error)}"
     except ValueError:
         what = f"not readable JSON: {long_number()}"
     except RecursionError:
