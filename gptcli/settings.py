@@ -50,14 +50,14 @@ def quantity(text: str | int | float, unit: str = "") -> float:
     return value
 
 
-def _read_number(text: str, unit: str = "") -> float:
+def _read_number(text: str, unit: str = "", *, whole: bool = False) -> float:
     """Return the number that `text` spells; infinity if it is too large for a float."""
     value = read_quantity(text, unit)
     if value is None:
         raise UsageError(
             f"{text!r} is not a number",
             code="not_a_quantity",
-            hint=spelling(text, unit) or "write it like 250, 0.1, 3e-4, 12k, 0.5M or 300B",
+            hint=spelling(text, unit, whole=whole) or "write it like 250, 0.1, 3e-4, 12k, 0.5M or 300B",
         )
     return value
 
@@ -95,7 +95,7 @@ class Number:
         if self.whole and written.endswith("%"):
             raise UsageError(f"{text!r} is not a number", code="not_a_quantity", hint=str(self))
         unit = self.counts_in
-        size = _read_number(written.removeprefix("-"), unit)
+        size = _read_number(written.removeprefix("-"), unit, whole=self.whole)
         value = -size if written.startswith("-") else size
         if self.whole and not math.isinf(size) and abs(size - round(size)) > 1e-6:
             raise UsageError(

@@ -71,6 +71,9 @@ UNITS: dict[str, dict[str, float]] = {
 
 _NUMBER = r"[0-9][0-9_]*\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+"
 _QUANTITY = re.compile(rf"(\$?)\s*({_NUMBER})\s*(\S.*)?")
+_DECIMAL_COMMA = re.compile("[0-9]+,[0-9]+[kmbgt]?", re.IGNORECASE)
+_BETWEEN = re.compile(r",|;|:|\.{2,3}|(?<!e)-|[–—]|\bto\b", re.IGNORECASE)
+"""Signs between the numbers of a list or a range."""
 _TERM = rf"-?(?:{_NUMBER})"
 _PRODUCT = re.compile(rf"(?!0x)({_TERM})\s*(\*\*|\^|\*|x|×|/)\s*({_TERM})")
 _WORDS = {word for table in UNITS.values() for word in table} - {"m", "g", "t", "p", "x", "w", "d"}
@@ -100,8 +103,13 @@ def read_quantity(text: str, unit: str = "") -> float | None:
     return None
 
 
-def spelling(text: str, unit: str = "") -> str:
-    """Return a hint that spells the number which `text` means; "" if it means none."""
+def spelling(text: str, unit: str = "", *, whole: bool = False) -> str:
+    """Return a hint that spells the number which `text` means; "" if it means none.
+
+    With `whole`, a comma separates two numbers, and is no decimal point.
+    """
+    if several := _several(text, unit, whole=whole):
+        return f"one number at a time, such as {several[0]}"
     text = unicodedata.normalize("NFKC", text).strip().lower().removeprefix("+").strip()
     if read_quantity(text, unit) is not None:
         return f"write {text}"
@@ -116,11 +124,8 @@ def spelling(text: str, unit: str = "") -> str:
         return f"write {digits}, or {int(digits):_}"
     if re.fullmatch(r"[$€£]\s*[0-9.]+|[0-9.]+\s*[$€£]", text):
         return f"write {text.strip('$€£ ')}, without the sign"
-    if re.fullmatch(r"[0-9]+,[0-9]+", text):
-        return f"write {text.replace(',', '.')}, with a point"
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) > 1 and all(read_quantity(part, unit) is not None for part in parts):
-        return f"one number at a time, such as {parts[0]}"
+    if _DECIMAL_COMMA.fullmatch(text):
+        return f"write {text.replace(',', '.').upper()}, with a point"
     if unit == "steps" and text in ("last", "latest", "newest"):
         return "leave the option out for the newest"
     if text in ("auto", "none"):
@@ -128,6 +133,20 @@ def spelling(text: str, unit: str = "") -> str:
     if (value := _product(text)) is not None:
         return f"write {value:.12g}"
     return _without_unit(text, unit)
+
+
+def _several(text: str, unit: str, *, whole: bool) -> list[str]:
+    """Return the numbers of a list or range: 8,16 and 8-16 and 8..16; none for another text."""
+    text = text.strip().strip("[]()")
+    parts = [part.strip() for part in _BETWEEN.split(text)]
+    if len(parts) < 2 or any(read_quantity(part, unit) is None for part in parts):
+        return []
+    if re.fullmatch(r"[$€£]?\s*[1-9][0-9]{0,2}(,[0-9]{3})+", text):
+        return []  # a comma between thousands
+    if _DECIMAL_COMMA.fullmatch(text) and not (whole and text[-1].isdigit() and text[0] != "0"):
+        return []
+    is_clock = unit in ("seconds", "minutes", "hours") and ":" in text
+    return [] if is_clock else parts
 
 
 def _product(text: str) -> float | None:

@@ -372,6 +372,8 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
         return not alias.option or takes[alias.option]
 
     words = list(read_words(_all_dashed(args, command, takes, takes_value), takes_value))
+    if any(one.lacks_value for one in words):
+        return ""
     given: dict[str, str | None] = {}
     for word in words:
         if word.name:

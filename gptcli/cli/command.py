@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -27,6 +28,8 @@ from gptcli.cli.messages import message_options
 from gptcli.cli.options import SYNONYMS, Word, is_option, option, read_words
 from gptcli.errors import GptError, InputError, UsageError, message_of
 from gptcli.files import read_text, read_toml, similar
+from gptcli.settings import NUMBERS
+from gptcli.units import read_quantity
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,6 +151,9 @@ def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
         else:
             if previous.takes_value is False and str(word.value).lower() in ("true", "false"):
                 raise _flag_with_value(previous.name, str(word.value))
+            is_text = position < len(arguments) and arguments[position].metavar in FREE_TEXT
+            if previous.takes_value and not is_text:
+                _check_single(ctx, previous, str(word.value), options)
             if not arguments:
                 raise _unknown_word(command, ctx, args, options, word)
             argument = arguments[min(position, len(arguments) - 1)]
@@ -169,18 +175,54 @@ def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
         previous = word
 
 
+def _check_single(ctx: Any, option: Word, word: str, options: Mapping[str, Any]) -> None:
+    """Raise UsageError for a second value behind an option: --gpus 8 16, --gpu a100 h100."""
+    param = options[option.name]
+    if not _is_value_of(ctx, param, word) or Path(word).exists():
+        return
+    if param.multiple:
+        what, hint = "several values are separated by commas", f"{option.name} {option.value},{word}"
+    else:
+        what = f"takes one value, but {option.value} and {word} follow"
+        hint = f"one at a time: {option.name} {option.value}"
+    raise UsageError(what, where=option.name, hint=hint)
+
+
+def _is_value_of(ctx: Any, param: Any, word: str) -> bool:
+    """Tell whether a word is a value of an option of numbers or of known names."""
+    if (reader := NUMBERS.get(param.name)) is not None:
+        return read_quantity(word, reader.counts_in) is not None
+    return any(
+        found.value == word and found.type == "plain" for found in param.shell_complete(ctx, word)
+    )
+
+
 def repeated_options(args: list[str], options: Mapping[str, Any]) -> list[str]:
-    """Return a line for each option of a single value that has several, of which the last holds."""
+    """Return a line for each option of a single value that has several, of which the last holds.
+
+    Spellings of one number or one path are one value.
+    """
     values: dict[str, list[str]] = {}
     for word in read_words(args, lambda name: name in options and not options[name].is_flag):
         param = options.get(word.name)
         if param is not None and word.value is not None and not param.multiple:
             values.setdefault(param.opts[0], []).append(word.value)
-    return [
-        f"{name} is given {len(typed)} times: {typed[-1]} holds, not {' or '.join(others)}"
-        for name, typed in values.items()
-        if (others := list(dict.fromkeys(value for value in typed[:-1] if value != typed[-1])))
-    ]
+    lines = []
+    for name, (*earlier, last) in values.items():
+        if others := [one for one in earlier if not _is_same(options[name], one, last)]:
+            lost = " or ".join(dict.fromkeys(others))
+            lines.append(f"{name} is given {len(earlier) + 1} times: {last} holds, not {lost}")
+    return lines
+
+
+def _is_same(param: Any, one: str, other: str) -> bool:
+    """Tell whether an option has the same value in both spellings: 300B and 3e11, runs/a and
+    runs/a/.
+    """
+    if (reader := NUMBERS.get(param.name)) is not None:
+        values = {read_quantity(text, reader.counts_in) for text in (one, other)}
+        return one == other or (len(values) == 1 and None not in values)
+    return os.path.normpath(one) == os.path.normpath(other)
 
 
 def _is_slip(word: str, options: Mapping[str, Any]) -> bool:
@@ -199,11 +241,16 @@ def _ends_in_digit(word: Word) -> bool:
 
 
 def _check_value(word: Word, options: Mapping[str, Any]) -> None:
-    """Raise UsageError if an option lacks its value, or the value is empty."""
-    is_next_option = (
-        word.value is not None
-        and word.value.startswith("--")
-        and word.value.replace("_", "-") in options
+    """Raise UsageError if an option lacks its value, or the value is empty.
+
+    An option or -- in place of the value is no value, unless it is a file or joined by =. Only of a
+    free text, it is one unless the command has it.
+    """
+    is_free = options[word.name].metavar in FREE_TEXT
+    is_next_option = word.value is not None and (
+        word.value.startswith("--") and word.value.replace("_", "-") in options
+        if is_free
+        else word.lacks_value
     )
     if word.value is None or is_next_option:
         raise UsageError(
@@ -211,7 +258,7 @@ def _check_value(word: Word, options: Mapping[str, Any]) -> None:
             where=word.name,
             hint=f"{word.name} {options[word.name].metavar or 'VALUE'}",
         )
-    if word.value == "" and options[word.name].metavar not in FREE_TEXT:
+    if word.value == "" and not is_free:
         raise _empty(word.name)
 
 

@@ -15,7 +15,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -400,9 +400,17 @@ class Word:
     """Value; None for a flag, and for an option at the end of the line without its value."""
     takes_value: bool | None = None
     """True if the option takes a value; None if the command does not have it."""
+    is_joined: bool = field(default=False, compare=False)
+    """The value is joined to the option, as in --lr=3e-4."""
 
     def __str__(self) -> str:
         return self.name or str(self.value)
+
+    @property
+    def lacks_value(self) -> bool:
+        """True if what follows the option is another option or --, and no file."""
+        text = None if self.is_joined or not self.name else self.value
+        return text is not None and is_option(text) and not Path(text).exists()
 
 
 def read_words(args: list[str], takes_value: Callable[[str], bool | None]) -> Iterator[Word]:
@@ -422,9 +430,9 @@ def read_words(args: list[str], takes_value: Callable[[str], bool | None]) -> It
         name = name.replace("_", "-")
         takes = takes_value(name)
         if takes is None and takes_value(word[:2]) and takes_value("-" + name) is None:  # -oFILE
-            yield Word(word[:2], word[2:], True)
+            yield Word(word[:2], word[2:], True, True)
         elif equals:
-            yield Word(name, value, takes)
+            yield Word(name, value, takes, True)
         else:
             yield Word(name, next(rest, None) if takes else None, takes)
 

@@ -426,6 +426,84 @@ def test_an_option_given_twice_is_said() -> None:
     assert repeated_options(["--json", "--json", "--", "-o", "x", "-o", "y"], options) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "one", "other"),
+    [
+        (("cost",), "--tokens", "300B", "3e11"),
+        (("cost",), "--hours", "2d", "48"),
+        (("train",), "--lr", "6e-4", "0.0006"),
+        (("train",), "--out", "runs/a/", "runs/a"),
+        (("tokenize", "train"), "--vocab-size", "8k", "8000"),
+    ],
+)
+def test_two_spellings_of_one_value_are_one(
+    path: tuple[str, ...], name: str, one: str, other: str
+) -> None:
+    command, ctx = command_at(path)
+    options = option_table(command, ctx)
+    assert repeated_options([name, one, name, other], options) == []
+    assert repeated_options([name, one, name, other + "1"], options) != []
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
+def test_an_option_in_place_of_a_value_is_no_value(path: tuple[str, ...]) -> None:
+    command, ctx = command_at(path)
+    for name, param in option_table(command, ctx).items():
+        if param.is_flag or param.metavar in FREE_TEXT or name == "--flops":
+            continue
+        for follows in ("--", "--unknown", "-q", "--log_file"):
+            with pytest.raises(UsageError) as caught:
+                command.parse_args(ctx, [name, follows])
+            assert caught.value.message.startswith(f"{name} needs a value, but {follows} follows")
+
+
+def test_a_file_that_begins_with_a_dash_is_a_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-t.json").write_text("")
+    command, ctx = command_at(("build-shards",))
+    command.parse_args(ctx, ["book.txt", "-t", "-t.json"])
+    assert ctx.params["tokenizer"] == "-t.json"
+    command, ctx = command_at(("build-shards",))
+    command.parse_args(ctx, ["book.txt", "--tokenizer=-other.json"])
+    assert ctx.params["tokenizer"] == "-other.json"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["cost", "--gpus", "8", "16"], "--gpus takes one value, but 8 and 16 follow"),
+        (["cost", "--gpu", "a100", "h100"], "--gpu takes one value, but a100 and h100 follow"),
+        (["cost", "--size", "1.3B", "2.7B"], "--size takes one value, but 1.3B and 2.7B follow"),
+        (["train", "--lr", "1e-3", "1e-4"], "--lr takes one value, but 1e-3 and 1e-4 follow"),
+        (["eval", "run", "--shots", "0", "5"], "--shots takes one value, but 0 and 5 follow"),
+        (["sample", "run", "hi", "--top-k", "5", "10"], "--top-k takes one value, but 5 and 10"),
+        (["eval", "run", "--task", "lambada", "hellaswag"], "--task lambada,hellaswag"),
+    ],
+)
+def test_a_second_value_behind_an_option_is_told_as_such(argv: list[str], message: str) -> None:
+    assert message in refused(*argv).message
+
+
+def test_a_number_behind_an_option_may_be_an_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("16").mkdir()
+    command, ctx = command_at(("cost",))
+    command.parse_args(ctx, ["--gpus", "8", "16"])
+    assert ctx.params["runs"] == [Path("16")]
+    command, ctx = command_at(("sample",))
+    command.parse_args(ctx, ["run", "--top-k", "5", "10"])
+    assert ctx.params["prompt"] == "10", "a text to continue"
+
+
+def test_the_line_with_our_names_has_no_option_as_a_value() -> None:
+    error = refused("train", "--learning-rate", "--size", "gpt2")
+    assert error.hint == "gpt train --help lists all options"
+
+
 def test_the_warning_of_an_option_given_twice_is_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
