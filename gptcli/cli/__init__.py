@@ -176,6 +176,11 @@ def _os_error(error: OSError) -> str:
             f"{where}the disk is full\n"
             "  free some space and run the command again; complete files are kept"
         )
+    if error.errno == errno.EBADF and not where:  # `_ClosedOutput`
+        return (
+            "standard output is closed, so what was printed is lost\n"
+            "  leave out >&-, or send it to a file"
+        )
     if error.errno == errno.ENAMETOOLONG:
         return (
             f"{str(error.filename or '')[:40]}...: the name is too long for a file\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import codecs
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -83,17 +84,34 @@ class _Output(io.FileIO):
             raise
 
 
+class _ClosedOutput(_Output):
+    """Standard output that was closed before the program began: what is printed would be lost."""
+
+    was_told = False
+
+    def write(self, data: Any) -> int:
+        """Raise OSError for the first bytes; discard the others, which nobody misses then."""
+        if not self.was_told:
+            self.was_told = True
+            raise OSError(errno.EBADF, "standard output is closed")
+        return memoryview(data).nbytes
+
+
 def set_up_streams() -> None:
     """Give the process three standard streams that accept any text.
 
-    A closed stream is replaced by /dev/null. Characters that the encoding of stdout or stderr lacks
-    are written in ASCII, or as \\u escapes. A reader that closes its end is no error (`_Output`).
+    A closed stream is replaced by /dev/null, and printing to a closed stdout fails. Characters that
+    the encoding of stdout or stderr lacks are written in ASCII, or as \\u escapes. A reader that
+    closes its end is no error (`_Output`).
     """
+    kinds: dict[int, type[_Output]] = {}
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        if getattr(sys, name) is None:
-            _reserve_descriptor(number)
-            # open as long as the process
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        if getattr(sys, name) is not None:
+            continue
+        _reserve_descriptor(number)
+        # open as long as the process
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        kinds[number] = _ClosedOutput if number == 1 else _Output
     codecs.register_error(UNENCODABLE, _in_ascii)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -101,13 +119,13 @@ def set_up_streams() -> None:
             continue
         stream.reconfigure(errors=UNENCODABLE)
         with contextlib.suppress(io.UnsupportedOperation):  # a buffer in memory
-            if stream.buffer.fileno() == number:
-                setattr(sys, name, _watched(stream, number))
+            if number in kinds or stream.buffer.fileno() == number:
+                raw = kinds.get(number, _Output)(number, "wb", closefd=False)
+                setattr(sys, name, _watched(stream, raw))
 
 
-def _watched(stream: io.TextIOWrapper, number: int) -> io.TextIOWrapper:
-    """Return a stream like `stdout` or `stderr` that writes through `_Output`."""
-    raw = _Output(number, "wb", closefd=False)
+def _watched(stream: io.TextIOWrapper, raw: _Output) -> io.TextIOWrapper:
+    """Return a stream like `stdout` or `stderr` that writes through `raw`."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=stream.encoding,

@@ -151,8 +151,10 @@ def test_streams_accept_any_text_in_every_encoding(encoding: str, sign: bytes, n
 def test_closed_streams_do_not_become_output_files(closed: tuple[int, ...], tmp_path: Path) -> None:
     """A file opened next does not take the number of a standard stream."""
     script = (
-        SHOW
-        + f"opened = open({str(tmp_path / 'file')!r}, 'w')\nopened.write(str(opened.fileno()))\n"
+        "from gptcli.cli.console import set_up_streams\n"
+        "set_up_streams()\n"
+        f"opened = open({str(tmp_path / 'file')!r}, 'w')\n"
+        "opened.write(str(opened.fileno()))\n"
     )
     shell = " ".join(f"{number}>&-" if number else "<&-" for number in closed)
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} {shell}"
@@ -164,6 +166,27 @@ def test_closed_streams_do_not_become_output_files(closed: tuple[int, ...], tmp_
     )
     assert done.returncode == 0, done.stderr
     assert int((tmp_path / "file").read_text()) > 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--version"], ["cost", "--flops", "1e20"], ["train", "--schema"], ["tokenize", "--help"]],
+    ids=" ".join,
+)
+def test_a_result_that_is_printed_to_a_closed_stdout_is_lost_and_said_so(words: list[str]) -> None:
+    command = shlex.join([sys.executable, "-m", "gptcli", *words]) + " >&-"
+    done = subprocess.run(["bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"gpt: standard output is closed, so what was printed is lost\n")
+
+
+def test_a_command_that_prints_nothing_needs_no_stdout(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("some words, and some more words")
+    words = ["tokenize", "train", "text", "--vocab-size", "260", "-o", "tokenizer.json", "-q"]
+    command = shlex.join([sys.executable, "-m", "gptcli", *words]) + " >&-"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "tokenizer.json").exists()
 
 
 def test_commands_to_paste_are_not_wrapped(
