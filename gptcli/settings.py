@@ -57,7 +57,8 @@ def _read_number(text: str, unit: str = "", *, whole: bool = False) -> float:
         raise UsageError(
             f"{text!r} is not a number",
             code="not_a_quantity",
-            hint=spelling(text, unit, whole=whole) or "write it like 250, 0.1, 3e-4, 12k, 0.5M or 300B",
+            hint=spelling(text, unit, whole=whole)
+            or "write it like 250, 0.1, 3e-4, 12k, 0.5M or 300B",
         )
     return value
 

@@ -181,7 +181,10 @@ def _check_single(ctx: Any, option: Word, word: str, options: Mapping[str, Any])
     if not _is_value_of(ctx, param, word) or Path(word).exists():
         return
     if param.multiple:
-        what, hint = "several values are separated by commas", f"{option.name} {option.value},{word}"
+        what, hint = (
+            "several values are separated by commas",
+            f"{option.name} {option.value},{word}",
+        )
     else:
         what = f"takes one value, but {option.value} and {word} follow"
         hint = f"one at a time: {option.name} {option.value}"

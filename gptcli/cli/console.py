@@ -38,6 +38,8 @@ FIRST_LINE_S, MAX_LINE_WAIT_S = 5.0, 300.0
 VERBOSE_LINE_S = 1.0  # seconds between two plain lines with -v
 BAR_REFRESH_S = 0.1
 REPORT_COLUMNS = 80
+# columns that a note, and the first column of a table, get before they are put below
+MIN_NOTE, MIN_NAME = 20, 24
 UNENCODABLE = "gpt.unencodable"  # name of the error handler of stdout and stderr
 ASCII_FORMS = str.maketrans({
     "±": "+-", "×": "x", "·": "*", "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"',
@@ -104,14 +106,11 @@ def set_up_streams() -> None:
     the encoding of stdout or stderr lacks are written in ASCII, or as \\u escapes. A reader that
     closes its end is no error (`_Output`).
     """
-    kinds: dict[int, type[_Output]] = {}
+    lost = sys.stdout is None
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        if getattr(sys, name) is not None:
-            continue
-        _reserve_descriptor(number)
-        # open as long as the process
-        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-        kinds[number] = _ClosedOutput if number == 1 else _Output
+        if getattr(sys, name) is None:
+            _reserve_descriptor(number)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     codecs.register_error(UNENCODABLE, _in_ascii)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -119,9 +118,9 @@ def set_up_streams() -> None:
             continue
         stream.reconfigure(errors=UNENCODABLE)
         with contextlib.suppress(io.UnsupportedOperation):  # a buffer in memory
-            if number in kinds or stream.buffer.fileno() == number:
-                raw = kinds.get(number, _Output)(number, "wb", closefd=False)
-                setattr(sys, name, _watched(stream, raw))
+            if stream.buffer.fileno() == number:
+                kind = _ClosedOutput if lost and number == 1 else _Output
+                setattr(sys, name, _watched(stream, kind(number, "wb", closefd=False)))
 
 
 def _watched(stream: io.TextIOWrapper, raw: _Output) -> io.TextIOWrapper:
@@ -376,7 +375,10 @@ def print_piece(piece: str) -> None:
 
 
 def print_rows(title: str, rows: list[Row], *, markdown: bool) -> None:
-    """Print a report of sections: a title, then a name, a value and a note per line."""
+    """Print a report of sections: a title, then a name, a value and a note per line.
+
+    A note that does not fit into 80 columns goes on below itself, or below its value.
+    """
     if markdown:
         typer.echo(f"**{title}**\n")
         cells = [
@@ -390,13 +392,26 @@ def print_rows(title: str, rows: list[Row], *, markdown: bool) -> None:
     for name, value, note in rows:
         line = f"{name:<{widths[0]}}  {value:>{widths[1]}}"
         is_heading = not name.startswith(" ")
+        if is_heading:
+            typer.echo()
+        left = len(line) + 2
+        if left + len(note) > REPORT_COLUMNS and REPORT_COLUMNS - left < MIN_NOTE:
+            typer.echo(styled(line.rstrip(), bold=is_heading))
+            line, left = "", 4
+        first, *more = textwrap.wrap(note, REPORT_COLUMNS - left) or [""]
+        line = f"{line:<{left - 2}}"
         line = styled(line if note else line.rstrip(), bold=is_heading)
-        line += styled("  " + note, dim=True) if note else ""
-        typer.echo("\n" + line if is_heading else line)
+        typer.echo(line + (styled("  " + first, dim=True) if note else ""))
+        for part in more:
+            typer.echo(" " * left + styled(part, dim=True))
 
 
 def print_table(rows: list[list[str]], *, markdown: bool) -> None:
-    """Print a table; its first row is the header, its first column is aligned left."""
+    """Print a table; its first row is the header, its first column is aligned left.
+
+    A table wider than 80 columns has its first column wrapped, or its other columns one group below
+    the other, each with the first.
+    """
     if markdown:
         for number, row in enumerate(rows):
             typer.echo(f"| {' | '.join(row)} |")
@@ -404,9 +419,29 @@ def print_table(rows: list[list[str]], *, markdown: bool) -> None:
                 typer.echo("|---" + "|---:" * (len(row) - 1) + "|")
         return
     first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, row in enumerate(rows):
-        cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True)]
-        typer.echo(styled(" ".join([f"{row[0]:<{first}}", *cells]), bold=number == 0))
+    for at, end in _column_groups(min(first, MIN_NAME), widths):
+        if at:
+            typer.echo()
+        room = REPORT_COLUMNS - sum(widths[at:end]) - (end - at)
+        left = min(first, max(room, MIN_NAME))
+        for number, (name, *others) in enumerate(rows):
+            cells = zip(others[at:end], widths[at:end], strict=True)
+            parts = [name] if len(name) <= left else textwrap.wrap(name, left) or [""]
+            line = " ".join([f"{parts[0]:<{left}}", *(f"{cell:>{width}}" for cell, width in cells)])
+            for text in (line, *parts[1:]):
+                typer.echo(styled(text, bold=number == 0))
+
+
+def _column_groups(first: int, widths: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the groups of columns that fit next to one of the width `first`."""
+    at = 0
+    while at < len(widths) or at == 0:
+        end, used = at, first
+        while end < len(widths) and (end == at or used + 1 + widths[end] <= REPORT_COLUMNS):
+            used += 1 + widths[end]
+            end += 1
+        yield at, end
+        at = max(end, 1)
 
 
 def print_lines(text: str, **style: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import print_json, screen
+from gptcli.cli.console import REPORT_COLUMNS, print_json, screen
 from gptcli.errors import UsageError
 from gptcli.files import atomic_write, write_json
 from gptcli.numbers import amount, in_bytes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gptcli.evals.task import Task
     from gptcli.model.source import ModelSource
 
-PIPE_WIDTH = 200  # columns, if there is no terminal
+PIPE_WIDTH = REPORT_COLUMNS  # if there is no terminal
 GAP = 3  # columns of the screen between two of a table
 NARROW_GAP = 2  # where the table would otherwise fold words
 LEAST_TEXT = 8  # columns of the screen that a column of text, which is folded, keeps

@@ -317,9 +317,9 @@ def sizes_table(estimates: list[Estimate], unfit: dict[str, int] | None = None) 
                 amount(report["parameters"]),
                 amount(report["tokens"]),
                 short(estimate.flops),
-                figure(estimate.pf_days, 3),
-                figure(estimate.gpu_hours * 3600 / size, 3),
-                dollars(estimate.dollars),
+                _short_figure(estimate.pf_days),
+                _short_figure(estimate.gpu_hours * 3600 / size),
+                _short_dollars(estimate.dollars),
                 in_bytes(report["memory_bytes"]["training"]),
                 f"needs {unfit[estimate.name]:,}"
                 if unfit and estimate.name in unfit
@@ -327,6 +327,17 @@ def sizes_table(estimates: list[Estimate], unfit: dict[str, int] | None = None) 
             ]
         )
     return rows
+
+
+def _short_figure(value: float) -> str:
+    return amount(float(f"{value:.3g}")) if value >= 1e6 else figure(value, 3)
+
+
+def _short_dollars(value: float | None) -> str:
+    """Return dollars for a column of them, without cents: $4.68M, $0.0852, <$0.001."""
+    if value is None or not 0 < value < 1:
+        return dollars(value)
+    return f"<${MIN_SHOWN:g}" if value < MIN_SHOWN else f"${figure(value, 3)}"
 
 
 def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:

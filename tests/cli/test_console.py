@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -278,3 +280,41 @@ def test_a_full_disk_is_told_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.decode().splitlines()[0] == "gpt: standard output: the disk is full"
     assert b"Exception" not in done.stderr
+
+
+cells = st.text("abc $.,-", max_size=40)
+
+
+@given(
+    st.integers(1, 9).flatmap(
+        lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), min_size=1, max_size=4)
+    ),
+    st.text("ab =,-", max_size=150),
+)
+def test_any_table_fits_80_columns_and_nothing_of_it_is_lost(
+    table: list[list[str]], name: str
+) -> None:
+    table[0][0] = name
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        print_table(table, markdown=False)
+    text = printed.getvalue()
+    assert max(map(len, text.splitlines()), default=0) <= REPORT_COLUMNS
+    for row in table:
+        for cell in row:
+            assert Counter(cell.replace(" ", "")) <= Counter(text)
+
+
+@given(
+    st.lists(
+        st.tuples(st.text("ab", min_size=1, max_size=28), cells, st.text("abc ", max_size=300)),
+        min_size=1,
+    )
+)
+def test_any_report_fits_80_columns_and_nothing_of_it_is_lost(
+    rows: list[tuple[str, str, str]],
+) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        print_rows("Title", rows, markdown=False)
+    text = printed.getvalue()
+    assert max(map(len, text.splitlines())) <= REPORT_COLUMNS
+    assert Counter("".join(map("".join, rows)).replace(" ", "")) <= Counter(text)

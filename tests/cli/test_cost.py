@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gptcli.cli.console import REPORT_COLUMNS
 from gptcli.cli.cost import (
     ESTIMATE_OPTIONS,
     FLOPS_OF_RUN,
@@ -745,3 +746,30 @@ def test_a_model_without_metrics_is_priced(gpt: Any, tmp_path: Path) -> None:
     got = report(gpt, "model")
     assert got["tokens"] == 300_000_000_000
     assert "no such" in gpt("cost", "nothing", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--table", "--tokens", "1e18"],
+        ["--table", "--tokens", "1"],
+        ["--table", "--tokens", "1", "--tflops", "1e15", "--price", "1e-6"],
+        ["--table", "--tokens", "1e18", "--tflops", "1e-6", "--price", "1e6"],
+        ["--size", "175B", "--tokens", "1e18"],
+        ["--size", "gpt2", "--tokens", "1"],
+        ["--flops", "1e36"],
+        ["--flops", "1"],
+        ["--budget", "1e15"],
+        ["--hours", "1e15"],
+        ["--serve", "1e9", "--size", "175B"],
+        ["--optimal", "1e36"],
+        ["--optimal", "1"],
+        ["--check", "--explain"],
+        ["--gpu", "list"],
+    ],
+    ids=" ".join,
+)
+def test_reports_fit_80_columns_at_any_scale(words: list[str], gpt: Any) -> None:
+    lines = gpt("cost", *words).stdout.splitlines()
+    assert lines
+    assert max(map(len, lines)) <= REPORT_COLUMNS
