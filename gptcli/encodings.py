@@ -35,6 +35,14 @@ MAGIC = {  # how files that are no text begin
     b"\x88\xd85\x01": "a shard of tokens",
     b"SQLite": "an SQLite database",
 }
+MEMBER = ", member "  # between the names of an archive and of a file in it
+UNPACKERS = {  # suffix of a compressed file: the command that writes its content to stdout
+    ".gz": "gzip -dc",
+    ".zst": "zstd -dc",
+    ".bz2": "bzip2 -dc",
+    ".xz": "xz -dc",
+    ".lz4": "lz4 -dc",
+}
 _PLACE = re.compile(r"(:\d+|, (byte|record|row) \d+)$")  # of a document, after its file's name
 
 
@@ -86,21 +94,34 @@ def wrong_encoding(what: str, encoding: str | None, where: str | Path) -> InputE
     command that converts it.
     """
     path = Path(_PLACE.sub("", str(where)))
+    converts = f"iconv -f {encoding or 'ENCODING'} -t UTF-8"
+    archive, is_member, _ = str(where).partition(MEMBER)
+    if is_member and not path.exists():
+        hint = f"unpack the archive, convert its file with {converts}, and name the folder: "
+        return InputError(what, where=where, hint=hint + _unpacked(archive))
     if path.name in ("stdin", "-") or not path.suffix:
-        return InputError(
-            what, where=where, hint=f"convert it: iconv -f {encoding or 'ENCODING'} -t UTF-8"
-        )
-    source, target = (
-        shlex.quote(str(path)),
-        shlex.quote(str(path.with_suffix(f".utf8{path.suffix}"))),
-    )
-    command = f"iconv -f {encoding or 'ENCODING'} -t UTF-8 {source} > {target}"
+        return InputError(what, where=where, hint=f"convert it: {converts}")
+    source = shlex.quote(str(path))
+    if (program := UNPACKERS.get(path.suffix)) is not None:
+        path = path.with_suffix("")
+        command = f"{program} {source} | {converts}"
+    else:
+        command = f"{converts} {source}"
+    command += f" > {shlex.quote(str(path.with_suffix(f'.utf8{path.suffix}')))}"
     return InputError(
         what,
         where=where,
         hint=f"convert it: {command}"
         + ("" if encoding else ", with the encoding it was written in"),
     )
+
+
+def _unpacked(archive: str) -> str:
+    """Return the folder to unpack an archive to: its name without suffixes."""
+    path = Path(archive)
+    while path.suffix in (".tar", ".tgz", ".zip", *UNPACKERS):
+        path = path.with_suffix("")
+    return str(path)
 
 
 def guess(data: bytes, at: int = 0) -> str | None:

@@ -45,6 +45,29 @@ def test_the_likely_encoding_and_how_to_convert_it(
     )
 
 
+@pytest.mark.parametrize(
+    ("where", "hint"),
+    [
+        (
+            "books.tar.gz, member a/b.txt",
+            "unpack the archive, convert its file with iconv -f ISO-8859-1 -t UTF-8, and name the "
+            "folder: books",
+        ),
+        (
+            "my book.txt.gz",
+            "convert it: gzip -dc 'my book.txt.gz' | iconv -f ISO-8859-1 -t UTF-8 > "
+            "'my book.utf8.txt'",
+        ),
+        ("b.txt.xz:7", "convert it: xz -dc b.txt.xz | iconv -f ISO-8859-1 -t UTF-8 > b.utf8.txt"),
+        ("stdin", "convert it: iconv -f ISO-8859-1 -t UTF-8"),
+    ],
+)
+def test_the_conversion_can_be_done_where_the_text_is(where: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        decode(GERMAN.encode("latin-1"), where)
+    assert caught.value.hint == hint
+
+
 def test_the_byte_is_that_of_the_file() -> None:
     with pytest.raises(
         InputError, match=r"a\.txt:21: not valid UTF-8 at byte 207: it looks like ISO-8859-1"

@@ -23,7 +23,7 @@ from gptcli.cli.cost_report import (
     print_optimal,
     print_sizes,
 )
-from gptcli.cli.options import option
+from gptcli.cli.options import option, refuse_repeated
 from gptcli.cost.cluster import affordable
 from gptcli.cost.cpu import NAME as CPU
 from gptcli.cost.estimate import Estimate
@@ -145,7 +145,8 @@ def requested_target(options: dict[str, Any]) -> Target:
         if missing := [option(name) for name in required if name not in shape]:
             raise UsageError(
                 f"a custom model, without a size, also needs {', '.join(missing)}",
-                hint="or name a --size to start from, and change parts of it",
+                hint="or name the --size to change: gpt cost --size "
+                + " ".join([DEFAULT_SIZE, *(f"{option(name)} {shape[name]}" for name in shape)]),
             )
         config = _config({"n_ctx": DEFAULT_N_CTX, **shape})
         return Target("custom", config, GPT3_TRAINING.tokens, "assumed: as many as GPT-3")
@@ -400,6 +401,7 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     from gptcli.cost.scaling_fit import RunResult, fit_law, fit_report
     from gptcli.runs.metrics import read_run_result
 
+    refuse_repeated("run", options.get("runs", []), "--fit")
     runs: list[RunResult] = []
     for path in options.get("runs", []):
         is_table = path.suffix in SUFFIXES and path.is_file()

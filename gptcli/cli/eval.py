@@ -11,7 +11,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.command import Command, Mode, given_parameters, hold, refuse_unused, releasing
 from gptcli.cli.console import ConsoleEvents, print_json
-from gptcli.cli.options import flag, model_path, quantity, value
+from gptcli.cli.options import flag, model_path, quantity, refuse_repeated, value
 from gptcli.errors import UsageError, nearest
 from gptcli.events import SILENT
 from gptcli.files import claim_file, written_through
@@ -350,6 +350,7 @@ def evaluate(
     from gptcli.evals.suites import check_suite, downloadable_tasks, plan_suite
 
     tasks = find_tasks(task or [])
+    refuse_repeated("text", text or [], "--text")
     chosen = None if suite is None else check_suite(suite)
     for name, given in {
         "--samples": samples,

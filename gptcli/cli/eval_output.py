@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gptcli.model.source import ModelSource
 
 PIPE_WIDTH = REPORT_COLUMNS  # if there is no terminal
+LIST_WIDTH = 200  # of the list of tasks, whose paths are not folded in a pipe
 GAP = 3  # columns of the screen between two of a table
 NARROW_GAP = 2  # where the table would otherwise fold words
 LEAST_TEXT = 8  # columns of the screen that a column of text, which is folded, keeps
@@ -112,7 +113,7 @@ def _print_parts(parts: list[TableRows | str], *, markdown: bool) -> None:
         texts = [part if isinstance(part, str) else markdown_table(part) for part in parts]
         print("\n\n".join(texts))
         return
-    console = _console(soft_wrap=True)
+    console = _console(PIPE_WIDTH, soft_wrap=True)
     for part in parts:
         if isinstance(part, str):
             console.print(part, soft_wrap=not console.is_terminal)
@@ -124,7 +125,7 @@ def print_tasks(tasks: list[Task], data: Path | None) -> None:
     """Print the tasks, with the paper's K and the location of each one's data."""
     from gptcli.evals.report import task_rows
 
-    _print_table(_console(), task_rows(tasks, data))
+    _print_table(_console(LIST_WIDTH), task_rows(tasks, data), least_text=LEAST_TEXT)
 
 
 def print_task_details(tasks: list[Task], data: Path | None) -> None:
@@ -138,15 +139,16 @@ def print_task_details(tasks: list[Task], data: Path | None) -> None:
             print(f"  {name:<9} {text}{option}")
 
 
-def _console(*, soft_wrap: bool = False) -> Console:
-    """Return the console of stdout; into a pipe nothing is cut."""
-    return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=soft_wrap)
+def _console(width: int, *, soft_wrap: bool = False) -> Console:
+    """Return the console of stdout, of this width in a pipe; nothing is cut there."""
+    return screen(width=None if sys.stdout.isatty() else width, soft_wrap=soft_wrap)
 
 
-def _print_table(console: Console, rows: TableRows) -> None:
+def _print_table(console: Console, rows: TableRows, least_text: int | None = None) -> None:
     """Print rows as a table; on a screen too narrow for its numbers, each row on lines of its own.
 
-    A number that is cut is another number.
+    A number that is cut is another number. So is the name of a file, unless columns of text may be
+    folded to `least_text` columns.
     """
     from rich import box
     from rich.cells import cell_len
@@ -158,7 +160,8 @@ def _print_table(console: Console, rows: TableRows) -> None:
         name: max(cell_len(name), *(cell_len(str(row[name])) for row in rows)) for name in rows[0]
     }
     least = [
-        min(width, LEAST_TEXT) if name in TEXT_COLUMNS else width for name, width in widths.items()
+        min(width, least_text or _longest_word(rows, name)) if name in TEXT_COLUMNS else width
+        for name, width in widths.items()
     ]
     gaps = len(widths) - 1
     gap = GAP if sum(widths.values()) + GAP * gaps <= console.width else NARROW_GAP
@@ -181,6 +184,12 @@ def _print_table(console: Console, rows: TableRows) -> None:
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
+
+
+def _longest_word(rows: TableRows, name: str) -> int:
+    from rich.cells import cell_len
+
+    return max(cell_len(word) for row in rows for word in (name, *str(row[name]).split()))
 
 
 def print_forecast(report: dict[str, Any], source: ModelSource) -> None:

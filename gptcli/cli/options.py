@@ -12,9 +12,10 @@ one text at a time.
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -322,6 +323,18 @@ def read_option(name: str, text: Any, convert: Callable[[Any], T]) -> T:
         return convert(text)
     except UsageError as error:
         raise UsageError(error.what, field=name, code=error.code, hint=error.hint) from None
+
+
+def refuse_repeated(noun: str, names: Iterable[str | Path], where: str) -> None:
+    """Raise UsageError if a file, folder or stdin stands twice in `names`, in any spelling."""
+    seen: set[str] = set()
+    for name in names:
+        path = str(name) if str(name) == "-" else os.path.realpath(name)
+        if path in seen:
+            raise UsageError(
+                f"the {noun} {name} is named twice", where=where, hint=f"name each {noun} once"
+            )
+        seen.add(path)
 
 
 def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:

@@ -305,6 +305,8 @@ def decode(
                 started = True
         if started:
             out.write(end)
+        else:
+            events.warn("there are no token ids in the inputs, so there is no text")
         out.flush()
 
 

@@ -138,6 +138,15 @@ def bad_document(
     return Document("", where, position, error_kind=error_kind, error=error)
 
 
+def stopping(error: InputError) -> InputError:
+    """Return an error that ends reading, with the advice how to go on without what is broken."""
+    skips = "{option:on_error} skip"
+    if skips not in (error.hint or ""):
+        line = f"{skips} leaves out what cannot be read, and counts it"
+        error.hint = line if error.hint is None else f"{error.hint}\n{line}"
+    return error
+
+
 def too_long(where: str, position: int) -> Document:
     """Return a bad document for one of more than MAX_DOCUMENT_BYTES."""
     what = f"longer than {MAX_DOCUMENT_BYTES >> 20} MiB, the most a document may be"

@@ -29,6 +29,7 @@ from gptcli.text.compression import (
 )
 
 STDIN = "-"
+NAMED_TWICE = "named twice"  # reason why a file is left out
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".lz4")
 SHORT_SUFFIXES = {
     ".tgz": (".tar", ".gz"),
@@ -84,9 +85,12 @@ def left_out_line(left_out: Mapping[str, int]) -> str:
     if not left_out:
         return ""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+    line = f"left out of the inputs: {reasons}"
+    if left_out.keys() <= {NAMED_TWICE}:
+        return f"{line} (each file is read once)"
     return (
-        f"left out of the inputs: {reasons} (name files by a pattern such as 'folder/**/*.md' to "
-        "read them, or say with {option:input_format} what all of them are)"
+        f"{line} (name files by a pattern such as 'folder/**/*.md' to read them, or say with "
+        "{option:input_format} what all of them are)"
     )
 
 
@@ -110,7 +114,7 @@ def find_inputs(inputs: Sequence[str], *, every_suffix: bool = False) -> Inputs:
             raise
         for path in paths:
             key = path if path == STDIN or is_url(path) else os.path.realpath(path)
-            left_out["named twice"] += found.setdefault(key, path) != path or path in seen
+            left_out[NAMED_TWICE] += found.setdefault(key, path) != path or path in seen
             seen.add(path)
     left_out += Counter()  # drops zeros
     return Inputs(sorted(found.values()), left_out)

@@ -14,7 +14,7 @@ from gptcli.corpus.chunks import Tally
 from gptcli.corpus.clean import document_filters
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.dedup import MAX_TASK_KEYS, document_signatures
-from gptcli.corpus.documents import NON_FATAL_ERRORS
+from gptcli.corpus.documents import NON_FATAL_ERRORS, stopping
 from gptcli.corpus.formats import find_format, scan
 from gptcli.corpus.formats.tables import parquet_rows
 from gptcli.corpus.inputs import STDIN, file_suffixes, fingerprint, watch_reads
@@ -195,7 +195,7 @@ def _sample(path: str, source: SourceConfig, comparison: Comparison | None, seed
             seen += 1
             if document.error is not None:
                 if source.on_error == "stop" and document.error_kind not in NON_FATAL_ERRORS:
-                    raise document.error
+                    raise stopping(document.error)
                 continue
             characters += len(document.html or document.text) + 1
             if not any(each(document) for each in filters):

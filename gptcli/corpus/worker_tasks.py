@@ -28,7 +28,7 @@ from gptcli.corpus.chunks import (
 from gptcli.corpus.clean import DocumentFilter, document_filters
 from gptcli.corpus.decontaminate import MAX_PIECES, remove_ngrams, shared_ngrams
 from gptcli.corpus.dedup import URL_KIND, document_signatures, is_duplicate
-from gptcli.corpus.documents import NON_FATAL_ERRORS, Document
+from gptcli.corpus.documents import NON_FATAL_ERRORS, Document, stopping
 from gptcli.corpus.input_splits import (
     LAST_POSITION,
     POSITION_BITS,
@@ -254,7 +254,7 @@ def _kept_documents(
         reason = document.error_kind
         if document.error is not None:
             if source.on_error == "stop" and reason not in NON_FATAL_ERRORS:
-                raise document.error
+                raise stopping(document.error)
             tally.drop(reason, _document_name(source, number), document.error.what)
             record(number, document, reason)
             continue

@@ -304,10 +304,10 @@ def _folder(path: Path) -> tuple[str, str]:
         )
     if (path / RUN_TOML).is_file():
         return NOT_READABLE_YET, f"gpt train --resume --out {path} continues it"
-    if (found := _pickled_in(path)) is not None:
-        return _file(found)
-    if (found := next(path.glob("*.gguf"), None)) is not None:
-        return _file(found)
+    found = _pickled_in(path) or next(path.glob("*.gguf"), None)
+    if found is not None:
+        what, hint = _file(found)
+        return f"contains no model: {found.name} {what}", hint
     inside = sorted(
         str(config.parent)
         for depth in ("*", "*/*", "snapshots/*")

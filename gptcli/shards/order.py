@@ -137,7 +137,7 @@ def open_split(
     shards = manifest.shards_of(split, source)
     if not manifest.tokens(split, source):
         hint = (
-            "build them with a larger {option:val_fraction} or finer {option:documents}; "
+            "build them with a larger {option:val_fraction}, or of more documents; "
             "gpt eval --text FILE needs no shards"
         )
         raise InputError(f"the {split} split is empty", where=folder / MANIFEST, hint=hint)

@@ -228,11 +228,15 @@ def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperM
     if (paper := paper_of(given)) is not None:
         return ModelConfig.from_paper(paper, **changes), paper
     if missing := [f"{{option:{name}}}" for name in SHAPE if name not in changes]:
+        example = ["{option:size} 350M"]
+        example += [
+            f"{{option:{name}}} {value}" for name, value in changes.items() if name in given.values
+        ]
         raise UsageError(
             "no size is given",
             field="size",
             code="no_size",
-            hint=f"for example {{option:size}} 350M; or give {', '.join(missing)} too",
+            hint=f"for example {' '.join(example)}; or give {', '.join(missing)} too",
         )
     model = ModelConfig(**changes)
     return model, nearest_paper(model)

@@ -16,6 +16,7 @@ from gptcli.corpus.documents import (
     bad_document,
     extract_text,
     flattened,
+    stopping,
 )
 from gptcli.errors import InputError
 
@@ -26,6 +27,13 @@ def test_a_bad_document_says_what_and_where() -> None:
     )
     assert (document.text, document.error_kind, document.position) == ("", "not valid JSON", 120)
     assert str(document.error) == "a.jsonl:7: not valid JSON at column 3\n  mend it"
+
+
+@pytest.mark.parametrize("hint", [None, "mend it", "or {option:on_error} skip"])
+def test_an_error_that_ends_reading_says_once_how_to_go_on_without_it(hint: str | None) -> None:
+    error = stopping(stopping(InputError("is damaged", where="a.tar", hint=hint)))
+    assert error.message.count("{option:on_error} skip") == 1
+    assert hint is None or error.message.startswith(f"a.tar is damaged\n  {hint}")
 
 
 def test_a_document_has_no_error_by_default() -> None:

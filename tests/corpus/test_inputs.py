@@ -232,6 +232,10 @@ def test_a_file_that_is_named_again_is_counted(tree: Path) -> None:
     found = find_inputs(["b.txt", ".", "b.txt"])
     assert found == find_inputs(["."])
     assert found.left_out["named twice"] == 2
+    twice = find_inputs(["b.txt", "b.txt"]).left_out
+    assert left_out_line(twice) == (
+        "left out of the inputs: 1 named twice (each file is read once)"
+    )
 
 
 @pytest.mark.parametrize(

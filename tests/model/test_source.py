@@ -159,6 +159,11 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "pytorch_model.bin": ({"m/pytorch_model.bin": b"PK\x03\x04", "m/config.json": "{}"}, "m/pytorch_model.bin", "name its folder: m"),
     "the folder above nanoGPT's": ({"nano/out/ckpt.pt": b"PK\x03\x04"}, "nano", "name the checkpoint of nanoGPT in it: nano/out/ckpt.pt"),
     "llm.c's state": ({"gpt2_124M_debug_state.bin": LLMC_STATE}, "gpt2_124M_debug_state.bin", "name the model itself"),
+    "a folder with a token file": (
+        {"s/train.bin": SHARD},
+        "s",
+        "s contains no model: train.bin is a token file, not a model\n  gpt train --data s",
+    ),
     "a token file": ({"s/train.bin": SHARD}, "s/train.bin", "token file, not a model\n  gpt train --data s"),
     "a GGUF": ({"m/m.gguf": b"GGUF"}, "m", "GGUF"),
     "shards": ({"shards/manifest.json": "{}"}, "shards", "contains token shards, not a model\n  gpt train --data shards"),

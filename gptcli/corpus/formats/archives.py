@@ -29,6 +29,7 @@ from gptcli.corpus.documents import (
 )
 from gptcli.corpus.formats.tables import seekable_copy
 from gptcli.corpus.inputs import file_suffixes
+from gptcli.encodings import MEMBER
 from gptcli.errors import InputError
 from gptcli.text.compression import (
     BUFFER_BYTES,
@@ -38,6 +39,7 @@ from gptcli.text.compression import (
     decompressed,
 )
 
+DAMAGED_HINT = "copy the archive again, or unpack what can be read of it, and name the files"
 BLOCK = 512  # of tar
 MAX_HEADER_BYTES = 1 << 20  # of the long names and other facts of a member
 MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 200, 1 << 30
@@ -95,9 +97,10 @@ def _reader(members: Callable[[Any, str], Iterator[_Member]], find: FindMember) 
 
 def _member_documents(member: _Member, archive: str, find: FindMember) -> Iterator[Document]:
     """Yield the documents of a member, or a bad one that says why there is none."""
-    where = f"{archive}, member {member.name}" if member.name else archive
+    where = f"{archive}{MEMBER}{member.name}" if member.name else archive
     if member.is_damaged:
-        yield bad_document("damaged member", f"the archive is damaged: {member.problem}", where)
+        what = f"the archive is damaged: {member.problem}"
+        yield bad_document("damaged member", what, where, hint=DAMAGED_HINT)
         return
     problem = member.problem or _name_problem(member.name)
     if problem:
@@ -119,7 +122,7 @@ def _member_documents(member: _Member, archive: str, find: FindMember) -> Iterat
     except MissingPackageError:
         raise
     except InputError as error:
-        yield bad_document("damaged member", error.what, where, hint=error.hint)
+        yield bad_document("damaged member", error.what, where, hint=error.hint or DAMAGED_HINT)
 
 
 def _name_problem(name: str) -> str:
@@ -298,7 +301,9 @@ def _zip_members(stream: Any, name: str) -> Iterator[_Member]:
     try:
         archive = zipfile.ZipFile(stream if stream.seekable() else seekable_copy(stream))
     except _ZIP_ERRORS as error:
-        raise InputError(f"the archive is damaged: {_first_line(error)}", where=name) from None
+        raise InputError(
+            f"the archive is damaged: {_first_line(error)}", where=name, hint=DAMAGED_HINT
+        ) from None
     with archive:
         size = archive.fp.seek(0, io.SEEK_END)  # type: ignore[union-attr]
         files = [member for member in archive.infolist() if not member.is_dir()]
