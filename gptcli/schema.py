@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.settings import NUMBERS, OneOf, boolean, nonempty_text
+from gptcli.toml_json import shown
 
 T = TypeVar("T")
 Readers = Mapping[str, Callable[[Any], Any]]
@@ -116,11 +117,13 @@ def _typed(hint: Any, value: Any, rules: _Rules) -> Any:
                     "a table is not a list",
                     hint="in TOML, each table of a list has double brackets: [[name]]",
                 )
-            raise UsageError(f"{value!r} is not a list", hint='a list is in brackets: ["a", "b"]')
+            raise UsageError(
+                f"{shown(value)} is not a list", hint='a list is in brackets: ["a", "b"]'
+            )
         return origin(_item(parts[0], item, f"[{at}]", rules) for at, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
-            raise UsageError(f"{value!r} is not a table of keys and values")
+            raise UsageError(f"{shown(value)} is not a table of keys and values")
         return {name: _item(parts[1], item, name, rules) for name, item in value.items()}
     if is_dataclass(hint):
         return _read(hint, value, rules)  # type: ignore[arg-type]
@@ -130,9 +133,9 @@ def _typed(hint: Any, value: Any, rules: _Rules) -> Any:
         return value if rules.may_be_empty and value == "" else nonempty_text(value)
     if hint in (int, float):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"{value!r} is not a number")
+            raise UsageError(f"{shown(value)} is not a number")
         if hint is int and not isinstance(value, int):
-            raise UsageError(f"{value!r} is not a whole number")
+            raise UsageError(f"{shown(value)} is not a whole number")
     return value
 
 

@@ -42,12 +42,23 @@ def quantity(text: str | int | float, unit: str = "") -> float:
     A unit of the same kind as `unit` may stand behind it (`gptcli.units`). Raises UsageError if
     `text` is no number or too large for a float.
     """
+    _check_number(text)
     value = _read_number(str(text), unit)
     if math.isinf(value):
         raise UsageError(
             f"{text} is out of range", code="out_of_range", hint="the largest number is 1.79e308"
         )
     return value
+
+
+def _check_number(value: Any) -> None:
+    """Raise UsageError for true, a list or a table, which TOML and JSON may have for a number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UsageError(
+            f"{toml_json.shown(value)} is not a number",
+            code="not_a_quantity",
+            hint="write a number",
+        )
 
 
 def _read_number(text: str, unit: str = "", *, whole: bool = False) -> float:
@@ -92,6 +103,7 @@ class Number:
 
     def __call__(self, text: str | int | float) -> Any:
         """Return the number that `text` spells. Raises UsageError, with the range, otherwise."""
+        _check_number(text)
         written = str(text).strip()
         if self.whole and written.endswith("%"):
             raise UsageError(f"{text!r} is not a number", code="not_a_quantity", hint=str(self))
@@ -216,7 +228,10 @@ NUMBERS: dict[str, Number] = {
 def text(value: Any) -> str:
     """Return a text. Raises UsageError for anything else."""
     if not isinstance(value, str):
-        raise UsageError(f"{value!r} is not text")
+        written = toml_json.toml_value(toml_json.shown(value))
+        raise UsageError(
+            f"{toml_json.shown(value)} is not text", hint=f"write it in quotes: {written}"
+        )
     return value
 
 
@@ -243,7 +258,7 @@ def name_list(value: Any) -> list[str]:
 def boolean(value: Any) -> bool:
     """Return true or false. Raises UsageError for other values."""
     if not isinstance(value, bool):
-        raise UsageError(f"{value!r} is neither true nor false")
+        raise UsageError(f"{toml_json.shown(value)} is neither true nor false")
     return value
 
 
@@ -259,7 +274,7 @@ class OneOf:
         if value not in self.names:
             is_near = close_to(str(value), self.names)
             raise UsageError(
-                f"{value!r} is none of {', '.join(self.names)}",
+                f"{toml_json.shown(value)} is none of {', '.join(self.names)}",
                 hint=nearest(str(value), self.names) if is_near else "leave it out for the default",
             )
         return str(value)

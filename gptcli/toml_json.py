@@ -70,6 +70,22 @@ def toml_value(item: Any) -> str:
     return _SURROGATE.sub(lambda found: f"\\U{ord(found[0]) + PRIVATE:08x}", text)
 
 
+def shown(item: Any) -> str:
+    """Return a value of a file for a message, spelled as TOML and JSON do, text in single quotes:
+    true, null, ["a", 1], 'text'.
+    """
+    if item is None:
+        return "null"
+    if isinstance(item, str) or (isinstance(item, int | float) and not isinstance(item, bool)):
+        return repr(item)
+    if not isinstance(item, bool | list | tuple | Mapping):
+        return str(item)  # a date of TOML
+    try:
+        return dumps(item)
+    except TypeError:  # with a date in it
+        return toml_value(item)
+
+
 def toml_comment(text: str) -> str:
     """Return `text` for a comment, on one line, with control characters and lone surrogates
     escaped.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,6 +38,14 @@ from gptcli.settings import (
 )
 def test_quantities_are_numbers_with_suffixes(text: str | int, value: float) -> None:
     assert quantity(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("value", [True, [2], {"a": 1}, None])
+def test_what_a_file_has_in_place_of_a_number_is_spelled_as_there(value: Any) -> None:
+    for read in (NUMBERS["lr"], NUMBERS["n_layer"], quantity):
+        with pytest.raises(UsageError) as caught:
+            read(value)
+        assert caught.value.what == f"{json.dumps(value)} is not a number"
 
 
 @pytest.mark.parametrize("text", ["", "k", "-5", "12kk", "1e", "nan", "inf", "0x10", "5 apples"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import gptcli
 from gptcli import toml_json
 from gptcli.errors import InputError
-from gptcli.toml_json import dumps, finite, parse_json
+from gptcli.toml_json import dumps, finite, parse_json, shown
 
 # All characters, lone surrogates among them, but those that stand for them in TOML.
 TEXT = st.text(st.characters().filter(lambda char: not 0x10D800 <= ord(char) <= 0x10DFFF))
@@ -196,3 +196,25 @@ def test_common_slips_in_json_are_named(text: str, hint: str) -> None:
         parse_json(text.encode(), "a.json")
     assert str(caught.value.hint).startswith(hint)
     assert parse_json(b"\xef\xbb\xbf[1]", "a.json") == [1], "a byte order mark is no slip"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a = true", "true"),
+        ("a = [true, 'b', 0.5]", '[true, "b", 0.5]'),
+        ("a = 'it is'", "'it is'"),
+        ("a = {b = false}", '{"b": false}'),
+        ("a = 1979-05-27", "1979-05-27"),
+        ("a = [1979-05-27]", '["1979-05-27"]'),
+        ("a = nan", "nan"),
+        ("a = 3", "3"),
+    ],
+)
+def test_a_message_spells_a_value_as_its_file_does(text: str, words: str) -> None:
+    assert shown(tomllib.loads(text)["a"]) == words
+
+
+def test_a_message_spells_null_as_json_does() -> None:
+    assert shown(parse_json(b'[null, {"a": null}]', "x")) == '[null, {"a": null}]'
+    assert shown(None) == "null"

@@ -577,6 +577,8 @@ def key_hint(command: str, key: str, names: Iterable[str]) -> str:
         return f"it is called {target} here" + (f": {alias.note}" if alias.note else "")
     if alias is not None and alias.note:
         return alias.note
-    if close := _nearest_option("--" + name, takes, table):
+    if command.startswith("gpt ") and "--" + name in _options_of(command.removeprefix("gpt ")):
+        return f"it is an option of the command line alone: --{name}"
+    if (close := _nearest_option("--" + name, takes, table)) in takes:
         return f"did you mean {close.replace('--', '').replace('-', '_')}?"
     return f"one of: {', '.join(names)}"

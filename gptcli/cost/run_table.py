@@ -15,6 +15,7 @@ from typing import Any
 
 from gptcli.cost.scaling_fit import RunResult
 from gptcli.errors import InputError
+from gptcli.toml_json import shown
 
 COLUMNS = {  # names that a column may have
     "parameters": ("parameters", "params", "n", "model size", "model_size"),
@@ -75,7 +76,7 @@ def _run(row: dict[str, Any], where: str, line: int) -> RunResult:
                 value = math.nan
             if not 0 < value < 1e40:
                 raise InputError(
-                    f"{name} is {row[name]!r}, not a positive number",
+                    f"{name} is {shown(row[name])}, not a positive number",
                     where=where,
                     hint="mend the row",
                 )

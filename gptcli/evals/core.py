@@ -32,6 +32,7 @@ from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.papers.core import CORE_TASKS, CoreTask
 from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.toml_json import shown
 
 Convention = Literal["nanochat", "dclm"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -143,7 +144,7 @@ def read_core_items(task: CoreTask, path: Path) -> list[dict[str, Any]]:
 def _check_gold(node: JsonNode, choices: int) -> None:
     if not 0 <= node.number("gold") < choices:
         raise InputError(
-            f"the correct choice is {node.value['gold']!r}, but there are {choices} choices",
+            f"the correct choice is {shown(node.value['gold'])}, but there are {choices} choices",
             where=node.where,
         )
 

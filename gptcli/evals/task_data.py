@@ -19,6 +19,7 @@ from gptcli.evals.formats.tables import part_files
 from gptcli.evals.synthetic import generate_rows
 from gptcli.evals.task import Task
 from gptcli.files import sha256
+from gptcli.toml_json import shown
 
 GENERATED_SEED = 0
 
@@ -119,7 +120,7 @@ def make_item(task: Task, row: Row, path: Path | None) -> Item:
     for name, pattern in task.expect.items():
         if row.get(name) is not None and not re.fullmatch(str(pattern), str(row[name])):
             raise InputError(
-                f"{name} is {row[name]!r}: this is not the data of {task.name}",
+                f"{name} is {shown(row[name])}: this is not the data of {task.name}",
                 where=where,
                 hint=f"it should match {pattern}; {{option:data}} names the data: {task.source}",
             )
@@ -239,7 +240,7 @@ class _Fields:
         found = tuple(correct_choice(one, choices, names, self.where) for one in gold)
         if len({*found}) != len(found):
             raise InputError(
-                f"{field!r} marks a choice as correct twice: {gold!r}",
+                f"{field!r} marks a choice as correct twice: {shown(gold)}",
                 where=self.where,
                 hint="it names the correct choices, and has no mark for each of all choices",
             )
@@ -248,11 +249,11 @@ class _Fields:
     def check_wrong_choice(self, gold: tuple[int, ...], choices: Sequence[str]) -> None:
         """Raise InputError if every choice is correct, so that any model would be right."""
         if len(gold) == len(choices):
-            shown = ", ".join(repr(one) for one in choices[:6])
+            listed = ", ".join(repr(one) for one in choices[:6])
             raise InputError(
-                f"no choice is wrong: there are {len(choices)} ({shown}), all marked as correct"
+                f"no choice is wrong: there are {len(choices)} ({listed}), all marked as correct"
                 if len(choices) > 1
-                else f"there is only one choice: {shown}",
+                else f"there is only one choice: {listed}",
                 where=self.where,
                 hint="the choices are a list of texts; the field of the correct one names it",
             )
@@ -275,7 +276,7 @@ def correct_choice(
         if names.count(str(value).strip()) == 1:
             return names.index(str(value).strip())
         raise InputError(
-            f"the correct choice is {value!r}, not one of {', '.join(names)}", where=where
+            f"the correct choice is {shown(value)}, not one of {', '.join(names)}", where=where
         )
     texts = [choice.strip() for choice in choices]
     meanings: dict[str, int] = {}
@@ -303,13 +304,13 @@ def correct_choice(
     if meanings:
         found = ", ".join(f"choice {index} by {name}" for name, index in meanings.items())
         raise InputError(
-            f"the correct choice {value!r} is ambiguous: {found}",
+            f"the correct choice {shown(value)} is ambiguous: {found}",
             where=where,
             hint="say what it is with 'labels', one for each choice",
         )
-    shown = ", ".join(repr(text) for text in texts[:6])
+    listed = ", ".join(repr(text) for text in texts[:6])
     raise InputError(
-        f"the correct choice is {value!r}, but there are {len(texts)} choices: {shown}",
+        f"the correct choice is {shown(value)}, but there are {len(texts)} choices: {listed}",
         where=where,
         hint="it is an index from 0, a letter from A, or the text of a choice; for others name "
         "'labels', one for each choice",

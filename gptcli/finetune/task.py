@@ -40,7 +40,7 @@ from gptcli.files import read_bytes, read_toml
 from gptcli.schema import read_table
 from gptcli.settings import NUMBERS
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
-from gptcli.toml_json import parse_json
+from gptcli.toml_json import parse_json, shown
 
 Kind = Literal["classification", "entailment", "similarity", "multiple-choice"]
 
@@ -102,7 +102,8 @@ class FinetuneTask:
         for label in self.labels:
             if not isinstance(label, str | int | float) or label != label:
                 raise UsageError(
-                    f"{label!r} cannot be a label", hint="labels are texts, numbers, true or false"
+                    f"{shown(label)} cannot be a label",
+                    hint="labels are texts, numbers, true or false",
                 )
         kinds = [(type(label), label) for label in self.labels]
         if twice := [label for _, label in kinds if kinds.count((type(label), label)) > 1]:
@@ -144,7 +145,7 @@ def read_examples(task: FinetuneTask, path: Path, transform: InputTransform) -> 
             or (is_csv and label == json.dumps(choice))
         ]
         if not matching:
-            raise InputError(f"label {label!r} is not one of {choices}", where=where)
+            raise InputError(f"label {shown(label)} is not one of {choices}", where=where)
         sequences = transform.sequences(texts)
         n_sequences = n_sequences or len(sequences)
         if len(sequences) != n_sequences:

@@ -25,6 +25,7 @@ from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.source import CONFIG, is_model_file, not_a_model_error
+from gptcli.toml_json import shown
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +149,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     tied, dropout = table.get("tie_word_embeddings", True), table.get(DROPOUTS[kind][0], 0.0)
     if not isinstance(tied, bool) or not isinstance(dropout, int | float):
         raise InputError(
-            f"tie_word_embeddings is {tied!r} and {DROPOUTS[kind][0]} is {dropout!r}; they must be "
+            f"tie_word_embeddings is {shown(tied)} and {DROPOUTS[kind][0]} is {shown(dropout)}; they must be "
             "true or false, and a number",
             where=path,
         )
@@ -165,7 +166,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     }.items():
         if key in table and table[key] not in known:
             raise InputError(
-                f"{key} is {table[key]!r}; only GPT's value {known[-1]!r} is supported",
+                f"{key} is {shown(table[key])}; only GPT's value {shown(known[-1])} is supported",
                 where=path,
             )
     return ModelConfig(
@@ -206,7 +207,7 @@ def _table(path: Path) -> tuple[dict[str, Any], str]:
     kind = table.get("model_type", GPT2)
     if not isinstance(kind, str) or kind not in NAMES:
         raise InputError(
-            f"models of type {kind!r} are not supported",
+            f"models of type {shown(kind)} are not supported",
             where=path,
             hint="use a GPT-1, GPT-2, GPT-3 or GPT-Neo model",
         )

@@ -31,6 +31,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.files import read_json, similar, write_json
 from gptcli.schema import read_table
 from gptcli.settings import count, quantity
+from gptcli.toml_json import shown
 
 MANIFEST = "manifest.json"
 RESUME_RECORD = "resume.json"  # configuration of a build, written first
@@ -197,9 +198,9 @@ def read_mixture(text: str) -> list[tuple[int, dict[str, float]]]:
             pairs = [item.split("=") for item in tail.split(",")]
             weights = {name.strip(): quantity(weight) for name, weight in pairs}
         except (ValueError, UsageError):
-            raise _bad_mixture(f"{part!r} is no stage of a mixture") from None
+            raise _bad_mixture(f"{shown(part)} is no stage of a mixture") from None
         if len(weights) < len(pairs) or not sum(weights.values()) > 0:
-            raise _bad_mixture(f"{part!r} names a source twice, or gives no source any weight")
+            raise _bad_mixture(f"{shown(part)} names a source twice, or gives no source any weight")
         if stages and start <= stages[-1][0]:
             raise _bad_mixture(f"the stage at {start:,} tokens does not follow the one before it")
         stages.append((start, weights))
@@ -241,7 +242,7 @@ def read_manifest(folder: Path) -> Manifest:
     table = read_json(path)
     if isinstance(table, dict) and table.get("format") != FORMAT_VERSION:
         raise InputError(
-            f"manifest format {table.get('format')!r} is not {FORMAT_VERSION}, "
+            f"manifest format {shown(table.get('format'))} is not {FORMAT_VERSION}, "
             "the one that can be read",
             where=path,
             hint="build the shards again",

@@ -15,6 +15,7 @@ from gptcli.cost.memory import RECOMPUTE, SCHEDULES, PipelineSchedule, Recompute
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
 from gptcli.shards.manifest import mixture_text, read_mixture
+from gptcli.toml_json import shown
 
 OPTIMIZERS = ("adamw", "muon")
 TIMEOUT_S = 120
@@ -233,7 +234,7 @@ class TrainConfig:
         for name, names in choices.items():
             if (value := getattr(self, name)) not in names:
                 raise UsageError(
-                    f"unknown {name.replace('_', ' ')} {value!r}",
+                    f"unknown {name.replace('_', ' ')} {shown(value)}",
                     field=name,
                     code="unknown_value",
                     hint=nearest(value, names),
@@ -251,7 +252,7 @@ class TrainConfig:
         for name, names in kinds.items():
             if (value := getattr(self, name)) not in names and ":" not in value:
                 raise UsageError(
-                    f"unknown {name.replace('_', ' ')} {value!r}",
+                    f"unknown {name.replace('_', ' ')} {shown(value)}",
                     field=name,
                     code="unknown_value",
                     hint=nearest(value, names, beyond="or your own, as module:function"),

@@ -257,3 +257,11 @@ def test_out_and_output_are_the_same_key(tmp_path: Path) -> None:
 def test_a_command_line_of_lm_evaluation_harness(typed: str, line: str) -> None:
     takes = options_of("gpt eval")
     assert corrected("gpt eval", typed.split(), takes) == f"gpt eval {line}"
+
+
+@pytest.mark.parametrize("key", ["resume", "dry_run", "force", "report"])
+def test_a_key_that_is_an_option_of_the_command_line_alone_is_told_as_such(key: str) -> None:
+    option = "--" + key.replace("_", "-")
+    assert key_hint("gpt train", key, READERS) == (
+        f"it is an option of the command line alone: {option}"
+    )

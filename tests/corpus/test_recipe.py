@@ -277,7 +277,7 @@ def test_broken_input_is_skipped_and_counted_when_asked(
         ({"A b": {"inputs": ["."]}}, "source name 'A b' has characters other than a-z"),
         (
             {"a": {"inputs": ["."], "clean": {"min_words": True}}},
-            "sources.a.clean.min_words: True is not a number",
+            "sources.a.clean.min_words: true is not a number",
         ),
         ({"a": {"inputs": [""]}}, "sources.a.inputs[0]: is empty"),
         (

@@ -36,7 +36,7 @@ def test_an_unknown_task_suggests_the_most_similar_name() -> None:
     [
         (WORD + "promt = 1", "unknown key 'promt'"),
         (WORD.replace('"{text}"', "3"), "prompt: 3 is not text"),
-        (WORD + "shots = true", "shots: True is not a number"),
+        (WORD + "shots = true", "shots: true is not a number"),
         (WORD + "metric = [3]", "metric[0]: 3 is not text"),
         (WORD.replace('title = "t"\n', ""), "no 'title'"),
         (WORD.replace("last_word", "last_wrd"), "did you mean last_word"),

@@ -102,7 +102,7 @@ def test_impossible_tasks_are_refused(folder: Path, task: str, message: str) -> 
         ("classification", '{"text": null, "label": 1}', "'text' is null, not text"),
         ("classification", '{"text": 3, "label": 1}', "'text' is 3, not text"),
         ("classification", '{"text": ["a"], "label": 1}', "'text' is [\"a\"], not text"),
-        ("classification", '{"text": "a", "label": true}', "label True is not one of [0, 1]"),
+        ("classification", '{"text": "a", "label": true}', "label true is not one of [0, 1]"),
         ("classification", '{"text": "a", "label": 1.0}', "label 1.0 is not one of [0, 1]"),
         ("classification", '{"text": "a", "label": [1]}', "label [1] is not one of [0, 1]"),
         ("classification", '{"text": "a"}', "no 'label'"),

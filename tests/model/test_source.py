@@ -162,7 +162,7 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a folder with a token file": (
         {"s/train.bin": SHARD},
         "s",
-        "s contains no model: train.bin is a token file, not a model\n  gpt train --data s",
+        "contains no model: train.bin is a token file, not a model\n  gpt train --data s",
     ),
     "a token file": ({"s/train.bin": SHARD}, "s/train.bin", "token file, not a model\n  gpt train --data s"),
     "a GGUF": ({"m/m.gguf": b"GGUF"}, "m", "GGUF"),

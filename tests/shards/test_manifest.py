@@ -71,10 +71,10 @@ def refused(folder: Path, table: Any) -> str:
     ("changes", "message"),
     [
         ({"format": 2}, "manifest format 2 is not 1"),
-        ({"format": None}, "manifest format None is not 1"),
+        ({"format": None}, "manifest format null is not 1"),
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"seed": "3"}, "seed: '3' is not a number"),
-        ({"seed": True}, "seed: True is not a number"),
+        ({"seed": True}, "seed: true is not a number"),
         ({"shards": {}}, "shards: a table is not a list"),
         ({"shards": [3]}, r"shards[0]: is not a table"),
         ({"sources": [{}]}, r"sources[0]: no 'name', 'documents_in'"),

@@ -16,6 +16,7 @@ from gptcli.evals.formats.files import (
     turn,
 )
 from gptcli.evals.formats.tables import is_table, table_rows
+from gptcli.toml_json import shown
 
 # Choices of entailment tasks: true, false, neither.
 ENTAILMENT_LABELS = {"e": 0, "c": 1, "n": 2, "entailment": 0, "contradiction": 1, "neutral": 2}
@@ -46,7 +47,7 @@ def read_arc(path: Path) -> Iterator[Row]:
         if labels.count(key) != 1:
             found = f"not one of {', '.join(labels)}" if key not in labels else "that of several"
             raise InputError(
-                f"the answer {key!r} is {found if labels else 'given, but no choices'}",
+                f"the answer {shown(key)} is {found if labels else 'given, but no choices'}",
                 where=node.where,
             )
         yield {
@@ -74,7 +75,7 @@ def _hellaswag_rows(path: Path) -> Iterator[Row]:
         label = node.value.get("label")
         if isinstance(label, bool) or label not in (0, 1, 2, 3, "0", "1", "2", "3"):
             raise InputError(
-                f"the correct ending is {label!r}, not 0 to 3",
+                f"the correct ending is {shown(label)}, not 0 to 3",
                 where=node.where,
                 hint="the test set has no labels: use the validation set",
             )
@@ -100,7 +101,7 @@ def _hellaswag_text(path: Path) -> Iterator[Row]:
         item.append(line)
         if len(item) == 6:
             if item[1] not in ("0", "1", "2", "3"):
-                raise InputError(f"the correct ending is {item[1]!r}, not 0 to 3", where=where)
+                raise InputError(f"the correct ending is {shown(item[1])}, not 0 to 3", where=where)
             yield {
                 "id": line_id(first),
                 "context": item[0],
@@ -160,7 +161,7 @@ def _piqa_labels(path: Path, items: int) -> list[int]:
         raise InputError(f"{len(labels)} labels for {items} items", where=labels_path)
     for where, label in labels:
         if label not in ("0", "1"):
-            raise InputError(f"the label is {label!r}, not 0 or 1", where=where)
+            raise InputError(f"the label is {shown(label)}, not 0 or 1", where=where)
     return [int(label) for _, label in labels]
 
 
@@ -175,7 +176,7 @@ def read_race(path: Path) -> Iterator[Row]:
     for where, row in _race_exported(path) if is_table(path) else _race_original(path):
         question, answer, choices = row["question"], row.pop("answer"), row["choices"]
         if answer not in ("A", "B", "C", "D") or "ABCD".index(answer) >= len(choices):
-            raise InputError(f"the answer {answer!r} is not one of A, B, C, D", where=where)
+            raise InputError(f"the answer {shown(answer)} is not one of A, B, C, D", where=where)
         history = history if row["article"] == article else ""
         article = row["article"]
         gold = "ABCD".index(answer)

@@ -12,6 +12,7 @@ from gptcli.errors import InputError
 from gptcli.evals.formats.files import Row, line_id, numbered_lines, read_bytes
 from gptcli.evals.formats.tables import is_table, table_rows
 from gptcli.text.detokenize import detokenize_book
+from gptcli.toml_json import shown
 
 WINOGRAD_SCHEMAS = 273
 POSSESSIVE = ("his", "their", "its", "my", "our")
@@ -82,7 +83,7 @@ def _cbt_lines(path: Path) -> Iterator[Row]:
         number, _, text = line.partition(" ")
         if number != str(len(sentences) + 1):
             raise InputError(
-                f"sentence number {number!r} follows number {len(sentences)}", where=where
+                f"sentence number {shown(number)} follows number {len(sentences)}", where=where
             )
         if "\t" not in text:
             sentences.append(text)
@@ -136,7 +137,7 @@ def _winograd_rows(path: Path) -> Iterator[Row]:
         options, gold = node.texts("options"), node.number("label")
         if text[place : place + len(pronoun)] != pronoun or not 0 <= gold < len(options):
             raise InputError(
-                f"{pronoun!r} is not at {place} of the text, or the label is not one of the "
+                f"{shown(pronoun)} is not at {place} of the text, or the label is not one of the "
                 f"{len(options)} options",
                 where=node.where,
             )
@@ -165,7 +166,7 @@ def _winograd_xml(path: Path) -> Iterator[Row]:
             or right not in list("ABCDE"[: len(answers)])
         ):
             raise InputError(
-                f"the correct answer is {right!r} of {len(answers)}, or an answer is empty",
+                f"the correct answer is {shown(right)} of {len(answers)}, or an answer is empty",
                 where=where,
             )
         gold = "ABCDE".index(right)

@@ -15,7 +15,7 @@ from typing import IO, Any
 from gptcli.encodings import not_utf8, without_bom
 from gptcli.errors import InputError
 from gptcli.text.compression import StreamDamageError, decompressed
-from gptcli.toml_json import parse_json
+from gptcli.toml_json import parse_json, shown
 
 Row = dict[str, Any]
 Reader = Callable[[Path], Iterator[Row]]
@@ -157,14 +157,14 @@ class JsonNode:
             return value
         if found := WHOLE.fullmatch(str(value).strip()):
             return int(found[1])
-        raise InputError(f"{key!r} is {value!r}, not a whole number", where=self.where)
+        raise InputError(f"{key!r} is {shown(value)}, not a whole number", where=self.where)
 
     def boolean(self, key: str) -> bool:
         """Return the boolean under `key`, which the hub's exports and tables write 1 or 0."""
         value = self._get(key, (bool, int, float, str), "true or false")
         word = str(value).strip().lower()
         if word not in (*TRUE, *FALSE):
-            raise InputError(f"{key!r} is {value!r}, neither true nor false", where=self.where)
+            raise InputError(f"{key!r} is {shown(value)}, neither true nor false", where=self.where)
         return word in TRUE
 
     def node(self, key: str) -> JsonNode:
@@ -192,7 +192,7 @@ class JsonNode:
             names = ", ".join(
                 name for name in values if not name.lstrip("-").isdigit()
             ) or ", ".join(values)
-            raise InputError(f"{key!r} is {word!r}, not one of {names}", where=self.where)
+            raise InputError(f"{key!r} is {shown(word)}, not one of {names}", where=self.where)
         return values[str(word)]
 
     def columns(self, key: str, *names: str) -> list[tuple[str, ...]]:

@@ -13,6 +13,7 @@ from gptcli.evals.formats.choice import ENTAILMENT_LABELS
 from gptcli.evals.formats.files import JsonNode, Row, line_id
 from gptcli.evals.formats.tables import table_rows
 from gptcli.evals.metrics import normalize_answer
+from gptcli.toml_json import shown
 
 RTE_LABELS = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}  # numbers as on the hub
 # Words either side of where a WSC item says its pronoun is: some of its items are off by one.
@@ -82,7 +83,9 @@ def read_copa(path: Path) -> Iterator[Row]:
     for node in table_rows(path):
         relation = node.text("question")
         if relation not in ("cause", "effect"):
-            raise InputError(f"'question' is {relation!r}, not cause or effect", where=node.where)
+            raise InputError(
+                f"'question' is {shown(relation)}, not cause or effect", where=node.where
+            )
         premise = node.text("premise").strip().removesuffix(".")
         choices = [node.text("choice1"), node.text("choice2")]
         yield {
@@ -127,7 +130,9 @@ def read_wsc(path: Path) -> Iterator[Row]:
             )
         ]
         if not places:
-            raise InputError(f"{pronoun!r} is not at word {stated} of the text", where=node.where)
+            raise InputError(
+                f"{shown(pronoun)} is not at word {stated} of the text", where=node.where
+            )
         place = places[0]
         marked = " ".join(words[place : place + length])
         words[place : place + length] = [
