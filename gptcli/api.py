@@ -13,6 +13,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.evals.evaluate import evaluate
 from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.numbers import counted
 from gptcli.papers.models import TRAINING
 from gptcli.sampling.load import Loaded, PrecisionChoice
 from gptcli.sampling.load import load as _load
@@ -172,13 +173,13 @@ def export_model(
     entries = tokenizer.vocab_size
     if config.vocab_size != entries and not is_padded(config.vocab_size, entries):
         raise InputError(
-            f"the tokenizer has {entries:,} tokens, but the model's vocabulary has "
+            f"the tokenizer has {counted(entries, 'token')}, but the model's vocabulary has "
             f"{config.vocab_size:,}",
             where=source.folder,
             hint="put the tokenizer.json that the model was trained with next to it",
         )
     config = replace(config, vocab_size=entries)
-    events.info(f"writing {config.parameters:,} parameters of {source} to {out}")
+    events.info(f"writing {counted(config.parameters, 'parameter')} of {source} to {out}")
     weights = {
         name: tensor[:entries] if name in ("wte.weight", HEAD) else tensor
         for name, tensor in read_weights(source)

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gptcli.errors import UsageError
+from gptcli.numbers import counted
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +176,7 @@ def check_apple_gpu(
         version = MPS_BF16_MACOS[0]
         problem = f"bf16 on an Apple GPU needs macOS {version}", "use {option:precision} fp32"
     elif processes > 1:
-        problem = f"{processes} processes cannot share an Apple GPU", "use one process"
+        problem = f"{counted(processes, 'process')} cannot share an Apple GPU", "use one process"
     elif compiled:
         problem = "torch.compile does not support Apple GPUs yet", "use {option:compile} off"
     elif deterministic:

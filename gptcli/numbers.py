@@ -5,6 +5,8 @@ Only zero is written as 0, and no number has an exponent if a smaller unit can e
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 Units = tuple[tuple[float, str], ...]
 """Unit sizes with their names, largest first."""
 
@@ -57,9 +59,10 @@ def short(value: float) -> str:
     return f"{value:.2e}".replace("e+", "e")
 
 
-def counted(count: int, noun: str) -> str:
-    """Format a number of things: 1 shard, 1,024 shards."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def counted(count: float, noun: str, write: Callable[[float], str] = "{:,}".format) -> str:
+    """Format a number of things: 1 shard, 1,024 shards, 2 batches, and 4.5M tokens by `amount`."""
+    ending = "" if count == 1 else "es" if noun.endswith(("ss", "ch", "x")) else "s"
+    return f"{write(count)} {noun}{ending}"
 
 
 def unit_for(value: float, units: Units, least: float = 1) -> tuple[float, str]:

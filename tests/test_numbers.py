@@ -20,6 +20,7 @@ from gptcli.numbers import (
     SPEED,
     TIME,
     amount,
+    counted,
     dollars,
     duration,
     figure,
@@ -261,3 +262,45 @@ def test_no_code_writes_gigabytes_by_itself() -> None:
         for path in files
         if re.search(r"/ 1e9:[.,\d]*[fg]\} ?GB", path.read_text(encoding="utf-8"))
     ] == []
+
+
+NOUNS = "|".join(
+    "characters checkpoints cores documents examples files folders GPUs heads items layers lines "
+    "merges parameters parts passes processes prompts runs samples sequences shards steps tensors "
+    "texts threads tokens windows".split()
+)
+NO_COUNTS = {  # a number that is never one, or no number
+    "{suffix} files", "{found[2]} files", "{gpu.name} runs", "{gpu.family.title()} GPUs",
+    "{tokens.dtype} tokens", "{MAX_TOKENS} tokens", "{MAX_GPUS:,} GPUs", "{max(lengths)} tokens",
+    "{PROFILE_STEPS:,} steps", "{LR_RANGE_STEPS:,} steps", "{window(facts['step'])} steps",
+}  # fmt: skip
+
+
+def test_every_count_with_its_noun_is_written_in_one_place() -> None:
+    """1 merge, not 1 merges."""
+    pattern = re.compile(rf"\{{([^{{}}!]*?)(:,)?\}} ({NOUNS})\b(?!/)")
+    found = {
+        match[0]
+        for path in Path(gptcli.__file__).parent.rglob("*.py")
+        if path.parent.name != "papers"
+        for match in pattern.finditer(path.read_text(encoding="utf-8"))
+        if "counted(" not in match[1]
+    }
+    assert found == NO_COUNTS
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (counted(1, "merge"), "1 merge"),
+        (counted(0, "merge"), "0 merges"),
+        (counted(1, "pass"), "1 pass"),
+        (counted(2, "pass"), "2 passes"),
+        (counted(3, "batch"), "3 batches"),
+        (counted(1234, "process"), "1,234 processes"),
+        (counted(1, "token", amount), "1 token"),
+        (counted(4_500_000, "token", amount), "4.5M tokens"),
+    ],
+)
+def test_a_count_has_its_noun_in_singular_or_plural(text: str, words: str) -> None:
+    assert text == words

@@ -401,7 +401,8 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         for source in manifest.sources:
             paper = GPT3_MIXTURE.get(source.name)
             print(
-                f"{source.name}: {source.documents_kept:,} of {source.documents_in:,} documents "
+                f"{source.name}: {source.documents_kept:,} of "
+                f"{counted(source.documents_in, 'document')} "
                 f"kept, {shares.get(source.name, 0):.1%} of the mixture, {source.epochs:.3g} epochs"
                 + ("" if paper is None else f" (GPT-3: {paper.epochs:g})")
             )

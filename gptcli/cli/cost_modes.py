@@ -60,7 +60,7 @@ from gptcli.cost.target import (
 )
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.model.config import ModelConfig
-from gptcli.numbers import amount, short
+from gptcli.numbers import amount, counted, short
 from gptcli.papers.models import GPT3_TRAINING
 
 ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
@@ -176,7 +176,7 @@ def _config(shape: dict[str, Any]) -> ModelConfig:
     config = ModelConfig(**shape)
     if config.n_layer > MAX_LAYERS:
         raise UsageError(
-            f"{config.n_layer:,} layers are more than {MAX_LAYERS:,}",
+            f"{counted(config.n_layer, 'layer')} are more than {MAX_LAYERS:,}",
             where=option("n_layer"),
             hint="no such model can be priced",
         )
@@ -348,7 +348,7 @@ def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
         f"{target.name} on {gpus:,} {gpu.name}, fastest first; "
         f"times are accurate to a factor of {factor:g}"
     )
-    print_lines(f"batch of {amount(batch)} tokens: {batch_source}", dim=True)
+    print_lines(f"batch of {counted(batch, 'token', amount)}: {batch_source}", dim=True)
     print_table(plans_table(ranked, gpus), markdown=output.markdown)
     print_lines("waits: share of the step spent in collectives and pipeline bubbles")
     if any(plan.interleave > 1 for plan in ranked):

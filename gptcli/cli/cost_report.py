@@ -30,6 +30,7 @@ from gptcli.numbers import (
     MIN_SHOWN,
     SPEED,
     amount,
+    counted,
     dollars,
     figure,
     gpu_time,
@@ -163,10 +164,12 @@ def print_optimal(report: dict[str, Any], *, markdown: bool) -> None:
     else:
         print_lines(
             f"GPT-3's fit of the compute frontier: loss {report['gpt3_loss']:.3f}, "
-            f"critical batch {amount(report['critical_batch_tokens'])} tokens"
+            f"critical batch {counted(report['critical_batch_tokens'], 'token', amount)}"
         )
     if report["best_batch_tokens"] is not None:
-        print_lines(f"batch: {amount(report['best_batch_tokens'])} tokens by Kaplan et al. 2020")
+        print_lines(
+            f"batch: {counted(report['best_batch_tokens'], 'token', amount)} by Kaplan et al. 2020"
+        )
     for name, law_range in outside.items():
         print_lines(f"{name}: outside the law's range ({law_range.compute})")
     print_lines(
@@ -254,7 +257,8 @@ def print_fit(
 ) -> None:
     """Print a fitted law: its constants, its error on each run, and its predictions."""
     print_lines(
-        f"{law.formula}, fitted to {len(runs)} runs; root mean square error {law.error:.2%}"
+        f"{law.formula}, fitted to {counted(len(runs), 'run')}; root mean square error "
+        f"{law.error:.2%}"
     )
     rows = [["", "value", "95 % from", "to"]]
     for name, value in law.values.items():
@@ -279,8 +283,8 @@ def print_fit(
         if one.measured is not None:
             measured = f"; measured {one.measured:.4f}, error of the law {one.error:+.2%}"
         print_lines(
-            f"{one.name}, not used in the fit: {amount(one.parameters)} parameters on "
-            f"{amount(one.tokens)} tokens: predicted {one.loss:.4f}, "
+            f"{one.name}, not used in the fit: {counted(one.parameters, 'parameter', amount)} on "
+            f"{counted(one.tokens, 'token', amount)}: predicted {one.loss:.4f}, "
             f"95 % from {low:.4f} to {high:.4f}{measured}"
         )
 

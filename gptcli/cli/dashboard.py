@@ -16,7 +16,7 @@ from gptcli.cli.console import ConsoleEvents, as_options, print_json, screen
 from gptcli.cli.options import resolved_toml
 from gptcli.errors import UsageError
 from gptcli.events import Events
-from gptcli.numbers import amount, duration, in_bytes
+from gptcli.numbers import amount, counted, duration, in_bytes
 from gptcli.runs.metrics import window
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Dashboard(ConsoleEvents):
         head.add_column(no_wrap=True, justify="right")
         steps = f"/{facts['total_steps']:,}" if facts.get("total_steps") else ""
         head.add_row(
-            f"step {facts['step']:,}{steps}  {amount(done)}/{amount(total)} tokens",
+            f"step {facts['step']:,}{steps}  {amount(done)}/{counted(total, 'token', amount)}",
             ProgressBar(total, done),
             f"{done / total:.1%}  {left} left",
         )

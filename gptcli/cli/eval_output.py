@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.cli.console import REPORT_COLUMNS, print_json, screen
 from gptcli.errors import UsageError
 from gptcli.files import atomic_write, write_json
-from gptcli.numbers import amount, in_bytes
+from gptcli.numbers import amount, counted, in_bytes
 from gptcli.settings import split_list
 from gptcli.toml_json import dumps
 
@@ -47,7 +47,7 @@ def _title(evaluation: Evaluation) -> str:
     """Return the first line of the printed report: folder, step, size, device, precision."""
     loaded = evaluation.loaded
     step = "" if loaded.source.step is None else f", step {loaded.source.step:,}"
-    parameters = f"{loaded.model.config.parameters:,} parameters"
+    parameters = counted(loaded.model.config.parameters, "parameter")
     return f"{evaluation.model}{step}: {parameters}, {loaded.device.type}, {loaded.precision}"
 
 
@@ -97,7 +97,10 @@ def print_items(items: list[dict[str, Any]]) -> None:
         print(f"--- {item['task']}, item {item['index']} ({item['id']}), {shots}")
         for number, context in enumerate(item["contexts"]):
             tokens = item["context_tokens"][number]
-            print(f"[context, {len(tokens)} tokens: {' '.join(map(str, tokens))}]\n{context}")
+            print(
+                f"[context, {counted(len(tokens), 'token')}: "
+                f"{' '.join(map(str, tokens))}]\n{context}"
+            )
         for number, text in enumerate(item.get("continuations", ())):
             mark = "*" if number in item["gold"] else " "
             tokens = " ".join(map(str, item["continuation_tokens"][number]))
@@ -198,7 +201,8 @@ def print_forecast(report: dict[str, Any], source: ModelSource) -> None:
         print(f"weights: {source}")
     for one in report["work"]:
         facts = [
-            f"{one['name']}: {one['items']:,} items, at most {amount(one['tokens'])} tokens read"
+            f"{one['name']}: {counted(one['items'], 'item')}, at most "
+            f"{counted(one['tokens'], 'token', amount)} read"
         ]
         if one.get("cut"):
             facts.append(f"{one['cut']:,} cut to the context")
@@ -293,5 +297,7 @@ def not_one_run(runs: list[Path]) -> UsageError:
         line = shlex.join(["gpt", "eval", str(runs[0]), "--text", str(runs[1])])
         return UsageError("a text is an option", where=runs[1], hint=line)
     return UsageError(
-        f"{len(runs)} runs at once", where=runs[1], hint="name one run folder: gpt eval runs/350M"
+        f"{counted(len(runs), 'run')} at once",
+        where=runs[1],
+        hint="name one run folder: gpt eval runs/350M",
     )

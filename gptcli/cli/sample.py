@@ -40,6 +40,7 @@ from gptcli.cli.serve import (
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.interrupts import Cleanup, Raise, write
+from gptcli.numbers import counted
 from gptcli.settings import Resolved, boolean
 
 if TYPE_CHECKING:
@@ -405,7 +406,7 @@ def _sample_prompt(
     tokens, n_ctx = encode_prompt(loaded.tokenizer, text), loaded.model.config.n_ctx
     if len(tokens) > n_ctx:
         ConsoleEvents().warn(
-            f"the prompt has {len(tokens):,} tokens: the model reads the last {n_ctx:,}"
+            f"the prompt has {counted(len(tokens), 'token')}: the model reads the last {n_ctx:,}"
         )
     # after an interrupt, the shell's prompt begins on a new line
     with Cleanup(write, 1, "" if as_json else "\n"):

@@ -154,7 +154,7 @@ def train(
     sample_bytes = sum(len(text.encode()) for text in sample)
     bytes_per_token = sample_bytes / sum(map(len, tokenizer.encode_batch(sample)))
     events.info(
-        f"{tokenizer.vocab_size:,} entries, {tokenizer.merges:,} merges, "
+        f"{tokenizer.vocab_size:,} entries, {counted(tokenizer.merges, 'merge')}, "
         f"{bytes_per_token:.2f} bytes per token -> {output}"
     )
     if json:

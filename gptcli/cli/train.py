@@ -48,7 +48,7 @@ from gptcli.cli.train_options import (
 from gptcli.errors import RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.locks import own_folder
-from gptcli.numbers import duration
+from gptcli.numbers import counted, duration
 from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 from gptcli.settings import NUMBERS, Resolved
 from gptcli.trainer.resolve import ResolvedRun, resolve_run
@@ -384,9 +384,11 @@ def train_and_tell(run: Run, events: Events) -> dict[str, Any]:
     loss = (
         ""
         if (mean := done["smoothed_loss"]) is None
-        else f", loss {mean:.4f} (mean of the last {done['smoothed_steps']} steps)"
+        else f", loss {mean:.4f} (mean of the last {counted(done['smoothed_steps'], 'step')})"
     )
-    events.info(f"trained on {done['tokens']:,} tokens in {duration(done['seconds'])}{loss}")
+    events.info(
+        f"trained on {counted(done['tokens'], 'token')} in {duration(done['seconds'])}{loss}"
+    )
     return done
 
 
@@ -430,7 +432,7 @@ def _finetune(
         events.info(f"{out} is finished")
     elif is_main():
         events.info(
-            f"{report['steps']:,} steps on {report['examples']:,} examples, "
+            f"{counted(report['steps'], 'step')} on {counted(report['examples'], 'example')}, "
             f"validation accuracy {report['val_accuracy']:.2%}"
         )
         print_json("train", {**report, "out": str(out)}) if as_json else print(out)

@@ -26,6 +26,7 @@ from gptcli.cli.train_options import OPTIONS, READERS, given_values
 from gptcli.errors import RunError, UsageError
 from gptcli.files import atomic_write, claim_file, write_json
 from gptcli.model.source import REPORT, WEIGHTS
+from gptcli.numbers import counted
 from gptcli.runs.groups import expanded, grouped
 from gptcli.runs.record import read_record
 from gptcli.runs.report import draw
@@ -192,7 +193,8 @@ def write_sweep(
     compare = shlex.join(["gpt", "train", "--report", *map(str, runs), "-o", str(page), "--force"])
     targets = [_target(run / last) for run in runs]
     lines = [
-        f"# {len(runs)} runs: make -f {shlex.quote(str(out / MAKEFILE))}, with -j N for N at a time",
+        f"# {counted(len(runs), 'run')}: make -f {shlex.quote(str(out / MAKEFILE))}, with -j N "
+        "for N at a time",
         f"all: {_target(page)}",
         ".PHONY: all",
         "",

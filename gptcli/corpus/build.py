@@ -141,7 +141,7 @@ def _check_slices_done(out: Path, count: int) -> None:
     if missing := missing_slices(out, count):
         more = " and others" * (len(missing) > 8)
         raise UsageError(
-            f"of {count} parts {', '.join(map(str, missing[:8]))}{more} are not done",
+            f"of {counted(count, 'part')} {', '.join(map(str, missing[:8]))}{more} are not done",
             where=out,
             hint=f"run the same command with {{option:part}} {missing[0]}/{count} instead of {{option:resume}} first",
         )
@@ -308,7 +308,8 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
         raise no_text(build.inputs, f"dropped: {reasons}" if dropped else "")
     if not train:
         raise InputError(
-            f"all {val} documents were chosen for validation, and none is left to train on",
+            f"all {counted(val, 'document')} were chosen for validation, and none is left to "
+            "train on",
             hint="give more documents or a smaller {option:val_fraction}",
         )
     for source, mine in zip(build.sources, chunks_of, strict=True):

@@ -270,7 +270,7 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
     if source.cut:
         lines += [
             f"{source.cut:,} of the documents kept lost text to decontamination, "
-            f"which divided some and so added {source.pieces:,} documents.",
+            f"which divided some and so added {counted(source.pieces, 'document')}.",
             "",
         ]
     lines += [
@@ -279,7 +279,8 @@ def _source_lines(source: Source, inputs: list[str], tally: Tally) -> list[str]:
     ]
     if source.documents_kept:
         lines += [
-            f"{source.text_bytes:,} bytes of text became {source.tokens:,} tokens, including an "
+            f"{source.text_bytes:,} bytes of text became {counted(source.tokens, 'token')}, "
+            "including an "
             "end-of-text token before each document: "
             f"{source.text_bytes / source.tokens:.2f} bytes per token, "
             f"{source.tokens / source.documents_kept:,.1f} tokens per document."

@@ -18,6 +18,7 @@ from gptcli.corpus.pool import Pool
 from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.files import read_json, write_json
+from gptcli.numbers import counted
 from gptcli.shards.format import MAX_TOKENS, index_path, write_shard
 from gptcli.shards.manifest import DEFAULT_SOURCE, SPLITS, Shard, Split
 
@@ -67,7 +68,8 @@ def plan_shards(
         )
         if len(lengths) and lengths.max() > MAX_TOKENS:
             raise InputError(
-                f"a document of {lengths.max()} tokens is longer than a shard can be ({MAX_TOKENS})"
+                f"a document of {counted(lengths.max(), 'token')} is longer than a shard can be "
+                f"({MAX_TOKENS})"
             )
         total = np.cumsum(lengths)
         done = 0  # documents of this bucket that are in a shard

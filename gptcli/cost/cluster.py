@@ -37,7 +37,7 @@ from gptcli.cost.scaling import CHINCHILLA
 from gptcli.cost.step_time import DEFAULT_TRAINER, NODE, Trainer, uncertainty
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.numbers import in_bytes
+from gptcli.numbers import counted, in_bytes
 
 MAX_GPUS = 1_000_000
 # Interruptions of a GPU-day, and the shares of time that steps take without and with many: Llama 3
@@ -135,7 +135,7 @@ def make_cluster(
     busy = plan.layout.processes
     gpus = busy if count is None else count
     each = plan.tokens_per_second / gpus * flops_per_token(model, "6N")
-    idle = f"; {gpus - busy:,} of {gpus:,} GPUs are idle" if gpus > busy else ""
+    idle = f"; {gpus - busy:,} of {counted(gpus, 'GPU')} are idle" if gpus > busy else ""
     speed = Assumption(
         "throughput",
         each,
@@ -229,7 +229,8 @@ def best_plan(
     least = fewest_gpus(model, gpu, sequences, precision, trainer)
     if least is None:
         raise UsageError(
-            f"no number of {gpu.name} holds this model with a batch of {sequences} sequences",
+            f"no number of {gpu.name} holds this model with a batch of "
+            f"{counted(sequences, 'sequence')}",
             field="gpu",
             code="does_not_fit_in_memory",
             hint="use a GPU with more memory, a smaller model, or a larger {option:batch_tokens}",
@@ -265,7 +266,7 @@ def implied_cluster(
             f"{each / 1e12:.4g} TFLOP/s of a peak of {gpu.peak_flops / 1e12:g}",
             hint="more {option:hours}, more {option:gpus}, or fewer {option:tokens}",
         )
-    source = f"implied: {flops:.3g} FLOP by {count:,} GPUs in {hours:g} hours"
+    source = f"implied: {flops:.3g} FLOP by {counted(count, 'GPU')} in {hours:g} hours"
     return Cluster(
         gpu,
         count,
@@ -283,7 +284,7 @@ def gpus_needed(flops: float, hours: float, cluster: Cluster) -> int:
     count = flops / (cluster.flops * hours * 3600)
     if count > MAX_GPUS:
         raise UsageError(
-            f"{flops:.3g} FLOP in {hours:g} hours takes more than {MAX_GPUS:,} GPUs",
+            f"{flops:.3g} FLOP in {hours:g} hours takes more than {counted(MAX_GPUS, 'GPU')}",
             field="hours",
             code="too_many_gpus",
             hint="give it more hours",

@@ -20,6 +20,7 @@ from gptcli.cost.hardware import Gpu, Precision, peak_flops
 from gptcli.cost.memory import WEIGHT_BYTES, kv_cache_per_token, min_gpus
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import counted
 
 # gpt-fast (PyTorch, 2023): Llama 7B on an A100 of 2,039 GB/s, 104.9 tokens/s in bf16, which reads
 # 1,414 GB/s; https://github.com/meta-pytorch/gpt-fast
@@ -109,7 +110,8 @@ def serving(
     output = max(1, T - prompt) if output is None else output
     if prompt + output > T:
         raise UsageError(
-            f"{prompt:,} tokens of prompt and {output:,} of output are more than a context of {T:,}",
+            f"{counted(prompt, 'token')} of prompt and {output:,} of output are more than a "
+            f"context of {T:,}",
             field="prompt_tokens",
             code="longer_than_context",
             hint="fewer of either, or a larger {option:n_ctx}",

@@ -134,7 +134,7 @@ def division_problem(
     if (stages := SCHEDULES[schedule] * layout.pp) > config.n_layer and layout.pp > 1:
         return UsageError(
             f"{schedule} makes {stages} stages of pp={layout.pp}, "
-            f"more than the model's {config.n_layer} layers",
+            f"more than the model's {counted(config.n_layer, 'layer')}",
             field="pipeline_schedule",
             code="too_many_stages",
             hint="1f1b makes half as many",
@@ -167,13 +167,13 @@ def _undivided(layout: Layout, config: ModelConfig) -> UsageError | None:
     if config.n_head % layout.tp:
         divisors = [str(n) for n in range(1, config.n_head + 1) if config.n_head % n == 0]
         return _refusal(
-            f"tp={layout.tp} does not divide {config.n_head} heads",
+            f"tp={layout.tp} does not divide {counted(config.n_head, 'head')}",
             "layout_does_not_divide",
             f"tp can be {', '.join(divisors)}",
         )
     if layout.pp > config.n_layer:
         return _refusal(
-            f"pp={layout.pp} is more stages than the model's {config.n_layer} layers",
+            f"pp={layout.pp} is more stages than the model's {counted(config.n_layer, 'layer')}",
             "too_many_stages",
             f"pp is at most {config.n_layer}",
         )

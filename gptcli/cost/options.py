@@ -31,6 +31,7 @@ from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.step_time import DEFAULT_TRAINER, Trainer, check_trainer
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import counted
 
 DEFAULT_N_CTX = 1024  # GPT-2's
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
@@ -220,7 +221,7 @@ class HardwareOptions:
             count = plan.layout.processes
             if self.gpus is not None and self.gpus != count and self.layout is not None:
                 raise UsageError(
-                    f"{{option:layout}} {plan.layout} needs {count} GPUs, "
+                    f"{{option:layout}} {plan.layout} needs {counted(count, 'GPU')}, "
                     f"but {{option:gpus}} is {self.gpus}",
                     hint="leave out one of the two",
                 )

@@ -27,6 +27,7 @@ from gptcli.numbers import (
     SPEED,
     TIME,
     amount,
+    counted,
     dollars,
     duration,
     figure,
@@ -76,7 +77,8 @@ def estimate_title(estimate: Estimate) -> str:
     if model is None:
         return estimate.name
     return (
-        f"{estimate.name}: {model.n_layer} layers, {model.n_head} heads of {model.d_head}, "
+        f"{estimate.name}: {counted(model.n_layer, 'layer')}, {counted(model.n_head, 'head')} "
+        f"of {model.d_head}, "
         f"width {model.d_model}, context {model.n_ctx}, {model.attention}"
     )
 
@@ -121,7 +123,7 @@ def _training(estimate: Estimate, tokens: int) -> list[Row]:
     assert estimate.parameters is not None
     each = round(estimate.flops / estimate.parameters / tokens)
     return [
-        (f"Training on {amount(tokens)} tokens", "", ""),
+        (f"Training on {counted(tokens, 'token', amount)}", "", ""),
         ("  tokens per parameter", figure(tokens / estimate.parameters), ""),
         (f"  FLOP, {each}ND", short(estimate.flops), "the papers' count; priced below"),
         *_batch(estimate),
@@ -286,7 +288,7 @@ def serving_rows(run: Serving, gpu: Gpu) -> list[Row]:
     if run.dollars_per_million is not None:
         price = f"{dollars(run.dollars_per_million)} per million tokens"
     return [
-        ("Sequences", f"{run.batch:,}", f"of {run.prompt:,} + {run.output:,} tokens"),
+        ("Sequences", f"{run.batch:,}", f"of {run.prompt:,} + {counted(run.output, 'token')}"),
         ("  weights", in_bytes(run.weight_bytes), run.precision),
         ("  KV cache", in_bytes(run.cache_bytes), f"on {run.gpus:,} {gpu.name}"),
         ("  first token after", scaled(run.first_token_seconds, TIME, 3), ""),
@@ -374,7 +376,7 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
     part, seconds = max(asdict(plan.time).items(), key=lambda item: item[1])
     share = percent(seconds / plan.time.total, 0)
     speed = f"{amount(plan.tokens_per_second)} tokens/s; {part} {share}"
-    rows.append((f"  step of {amount(batch)} tokens", _step_time(plan), speed))
+    rows.append((f"  step of {counted(batch, 'token', amount)}", _step_time(plan), speed))
     return rows
 
 

@@ -19,7 +19,7 @@ from gptcli.cost.scaling import critical_batch_of
 from gptcli.cost.step_time import evidence
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size, size_hint, size_names
-from gptcli.numbers import amount, in_bytes
+from gptcli.numbers import amount, counted, in_bytes
 from gptcli.papers.models import GPT_1, MODELS, TABLE_D1, TRAINING, PaperCompute, PaperModel
 
 DEFAULT_SIZE = "gpt3"
@@ -259,10 +259,14 @@ def estimate_shape(
     cluster, plan = hardware.cluster(alike, flops, batch // alike.n_ctx)
     if cluster.trainer is not None:
         speed = cluster.throughput
-        what = f"that of a GPT of {alike.n_layer} layers, as wide and as large: {speed.source}"
+        what = (
+            f"that of a GPT of {counted(alike.n_layer, 'layer')}, as wide and as large: "
+            f"{speed.source}"
+        )
         cluster = replace(cluster, throughput=replace(speed, source=what))
     layers = (
-        f"{shape.n_layer} layers, {shape.n_head} heads, {shape.n_kv_head} of keys and values, "
+        f"{counted(shape.n_layer, 'layer')}, {counted(shape.n_head, 'head')}, {shape.n_kv_head} "
+        "of keys and values, "
         f"width {shape.d_model}, {shape.d_ff} inside"
     )
     basis = (
@@ -289,16 +293,18 @@ def notes_on(
     limit = critical_batch_of(model, tokens)
     if limit is not None and batch > limit:
         found.append(
-            f"the batch of {amount(batch)} tokens is above the critical batch of {amount(limit)}: "
+            f"the batch of {counted(batch, 'token', amount)} is above the critical batch of "
+            f"{amount(limit)}: "
             "a larger one saves little time"
         )
     if plan is not None and cluster.trainer is not None:
         busy = plan.layout.processes
         if not counted and busy > cluster.count:
-            found.append(f"at the speed of {busy:,} GPUs, the fewest that hold it")
+            found.append(f"at the speed of {counted(busy, 'GPU')}, the fewest that hold it")
         elif busy < cluster.count:
             found.append(
-                f"{cluster.count - busy:,} of {cluster.count:,} GPUs are idle: the batch and the "
+                f"{cluster.count - busy:,} of {counted(cluster.count, 'GPU')} are idle: the "
+                "batch and the "
                 f"model divide best over {busy:,}"
             )
     gpu = cluster.gpu

@@ -24,6 +24,7 @@ from gptcli import optional_kernels
 from gptcli.cost.layout import Layout
 from gptcli.devices import device_type, gpu_name
 from gptcli.events import Events
+from gptcli.numbers import counted
 from gptcli.runtime import available_cores
 
 INTERNET = (socket.AF_INET, socket.AF_INET6)
@@ -195,7 +196,8 @@ def pin_thread_count(previous: int | None, events: Events) -> int:
             threads = previous
         else:
             events.warn(
-                f"the run used {previous} threads, but this machine has {available_cores()} cores: "
+                f"the run used {counted(previous, 'thread')}, but this machine has "
+                f"{counted(available_cores(), 'core')}: "
                 "the weights will differ in their last bits from a run on one machine"
             )
     torch.set_num_threads(threads)  # an explicit number keeps the BLAS library from choosing one

@@ -31,6 +31,7 @@ from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
 from gptcli.interrupts import LAUNCHED_BY_TORCHRUN
+from gptcli.numbers import counted
 from gptcli.runtime import ADDRESS, Launch, is_main_on_node, launch_environment, launched_processes
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _missing(store: Store, names: list[str]) -> str:
     ranks = [rank for rank, name in enumerate(names) if not store.check([name])]
     listed = ", ".join(map(str, ranks[:MISSING_NAMED]))
     more = ", …" if len(ranks) > MISSING_NAMED else ""
-    return f"{len(ranks):,} of {len(names):,} processes (rank {listed}{more})"
+    return f"{len(ranks):,} of {counted(len(names), 'process')} (rank {listed}{more})"
 
 
 def _not_joined(what: str, run: Launchable) -> BaseException:

@@ -30,6 +30,7 @@ from gptcli.evals.shared_prefix import Group
 from gptcli.evals.stderr import mean_stderr
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
+from gptcli.numbers import counted
 from gptcli.papers.core import CORE_TASKS, CoreTask
 from gptcli.tokenizer.tokenizer import Tokenizer
 from gptcli.toml_json import shown
@@ -136,7 +137,9 @@ def read_core_items(task: CoreTask, path: Path) -> list[dict[str, Any]]:
         rows.append(node.value)
     if len(rows) <= task.shots:
         raise UsageError(
-            f"{task.name} has {len(rows)} items, too few for {task.shots} examples", where=path
+            f"{task.name} has {counted(len(rows), 'item')}, too few for "
+            f"{counted(task.shots, 'example')}",
+            where=path,
         )
     return rows
 
@@ -144,7 +147,8 @@ def read_core_items(task: CoreTask, path: Path) -> list[dict[str, Any]]:
 def _check_gold(node: JsonNode, choices: int) -> None:
     if not 0 <= node.number("gold") < choices:
         raise InputError(
-            f"the correct choice is {shown(node.value['gold'])}, but there are {choices} choices",
+            f"the correct choice is {shown(node.value['gold'])}, but there are "
+            f"{counted(choices, 'choice')}",
             where=node.where,
         )
 
@@ -187,7 +191,9 @@ def _score_task(
     n_ctx = model.config.n_ctx
     items, skipped = build_core_items(task, rows, tokenizer, n_ctx, convention, limit)
     if not items:
-        raise InputError(f"every item of {task.name} is longer than the context of {n_ctx} tokens")
+        raise InputError(
+            f"every item of {task.name} is longer than the context of {counted(n_ctx, 'token')}"
+        )
     scorer = LogLikelihoodScorer(model, events=events)
     order = sorted(range(len(items)), key=lambda n: -sum(map(len, items[n].sequences)))
     sizes = [sum(map(len, items[n].sequences)) for n in order]

@@ -23,6 +23,7 @@ from gptcli.evals.task import Task, find_task, task_names
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_folder
 from gptcli.model.hub import HubFiles
+from gptcli.numbers import counted
 
 SPLIT_NAMES = {
     "train": ("train",),
@@ -60,7 +61,7 @@ def find_data(task: Task, data: Path | None, *, generate: bool = False) -> Path 
         if not found and generate and task.generated:
             return None
         if len(found) != 1:
-            names = f"{len(found)} files match" if found else "no file matches"
+            names = f"{counted(len(found), 'file')} match" if found else "no file matches"
             raise InputError(
                 f"{names} {shown}, the data of {task.name}",
                 where=data,
@@ -107,7 +108,7 @@ def find_examples(task: Task, items: Path | None, data: Path | None) -> Path | N
     found = [path for path in _matching_files(task, folder, "shots") if path != items]
     if len(found) > 1:
         raise UsageError(
-            f"{len(found)} files could be the few-shot examples of {task.name}: "
+            f"{counted(len(found), 'file')} could be the few-shot examples of {task.name}: "
             f"{', '.join(str(file.relative_to(folder)) for file in found)}",
             where=folder,
             hint="leave one of them in the folder",
@@ -228,7 +229,7 @@ def split_data(given: Sequence[str]) -> tuple[dict[str, Path], Path | None]:
             others.append(Path(text))
     if len(others) > 1:
         raise UsageError(
-            f"{len(others)} folders for all tasks",
+            f"{counted(len(others), 'folder')} for all tasks",
             where="{option:data}",
             hint="name one, and those of single tasks as TASK=FOLDER",
         )

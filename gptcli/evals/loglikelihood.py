@@ -20,6 +20,7 @@ from gptcli.errors import RunError
 from gptcli.evals.shared_prefix import Group, PackedRows, SharedPrefixCache, common_prefix_len
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
+from gptcli.numbers import counted
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 BATCH_TOKENS = {
@@ -107,13 +108,13 @@ class LogLikelihoodScorer:
                 raise
         if len(groups) == 1:
             raise RunError(
-                f"a request of {size:,} tokens does not fit into memory",
+                f"a request of {counted(size, 'token')} does not fit into memory",
                 hint="try {option:precision} bf16, or another {option:device}",
             )
         if self.max_tokens is None or size // 2 < self.max_tokens:
             self.max_tokens = size // 2
             self.events.warn(
-                f"a batch of {size:,} tokens does not fit into memory: "
+                f"a batch of {counted(size, 'token')} does not fit into memory: "
                 f"continuing with {self.max_tokens:,}"
             )
         empty_cache(self.cache.device)

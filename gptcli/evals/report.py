@@ -14,6 +14,7 @@ from gptcli.evals.find_data import find_data
 from gptcli.evals.results import PaperScore, TaskResult
 from gptcli.evals.rolling import LossReport
 from gptcli.evals.task import Task
+from gptcli.numbers import counted
 from gptcli.runs.record import NON_PERCENT_METRICS
 
 # left-aligned columns; numbers are right-aligned
@@ -32,7 +33,7 @@ def report_parts(
         first = losses[0]
         parts += [[_loss_row(loss) for loss in losses]]
         parts += [
-            f"Loss and entropy in nats per token; windows of {first.n_ctx} tokens, "
+            f"Loss and entropy in nats per token; windows of {counted(first.n_ctx, 'token')}, "
             f"{first.stride} apart."
         ]
     if results:
@@ -118,7 +119,9 @@ def suite_parts(core: CoreReport | None, left_out: list[str]) -> list[TableRows 
         )
         parts.append(f"{value}, by the prompts of {core.convention}.")
         if skipped := sum(one.skipped for one in core.tasks):
-            parts.append(f"{skipped:,} items not asked: their answer is longer than the context.")
+            parts.append(
+                f"{counted(skipped, 'item')} not asked: the answer is longer than the context."
+            )
     if left_out:
         parts.append(f"Not scored, because their data is not there: {', '.join(left_out)}.")
     return parts
@@ -148,7 +151,11 @@ def comparison_parts(comparisons: list[Comparison], names: list[str]) -> list[Ta
         "The same items for both. Differences with their 95 % confidence interval, by the paired "
         "bootstrap; p by McNemar's test where items are right or wrong, else by the bootstrap; "
         "needed: items with which a true difference of this size is found in 80 % of cases.",
-        *([f"{unshared:,} items that not all were asked are left out."] if unshared else []),
+        *(
+            [f"Left out, because not all were asked them: {counted(unshared, 'item')}."]
+            if unshared
+            else []
+        ),
     ]
 
 
@@ -255,7 +262,7 @@ def _remarks(result: TaskResult) -> list[str]:
         facts.append(f"{conditions.truncated:,} longer than the context, their beginning cut")
     facts += [f"{count:,} not asked: {reason}" for reason, count in conditions.skipped.items()]
     if conditions.stride is not None:
-        facts.append(f"windows {conditions.stride} tokens apart")
+        facts.append(f"windows {counted(conditions.stride, 'token')} apart")
     facts += [f"{name}: {signature}" for name, signature in result.signatures.items()]
     lines = [f"{result.task}: {'; '.join(facts)}"]
     if conditions.note:
@@ -276,7 +283,8 @@ def _remarks(result: TaskResult) -> list[str]:
 def _contamination(result: TaskResult) -> str:
     overlap = result.contamination
     contamination_note = (
-        f"{overlap['dirty_items']:,} of {overlap['items']:,} items occur in {overlap['shards']} "
+        f"{overlap['dirty_items']:,} of {counted(overlap['items'], 'item')} occur in "
+        f"{overlap['shards']} "
         f"(any {overlap['n']} words in a row)"
     )
     parts = [

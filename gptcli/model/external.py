@@ -28,6 +28,7 @@ from gptcli.model.config import ModelConfig
 from gptcli.model.hf import BUFFERS, HEAD, Tensors, qkv_rows_from_hf
 from gptcli.model.hub import TOKENIZER
 from gptcli.model.source import LLMC_MODEL
+from gptcli.numbers import counted
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +170,8 @@ def _check_vocabulary(config: ModelConfig, path: Path) -> None:
     """
     if config.vocab_size < BYTES:
         raise InputError(
-            f"has a vocabulary of {config.vocab_size} characters, and there is no meta.pkl that "
+            f"has a vocabulary of {counted(config.vocab_size, 'character')}, and there is no "
+            "meta.pkl that "
             "names them",
             where=path,
             hint="copy it next to the checkpoint, from the data that nanoGPT was trained on:\n"

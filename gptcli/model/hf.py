@@ -25,6 +25,7 @@ from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.config import NORM_EPS, ModelConfig
 from gptcli.model.source import CONFIG, is_model_file, not_a_model_error
+from gptcli.numbers import counted
 from gptcli.toml_json import shown
 
 if TYPE_CHECKING:
@@ -225,7 +226,8 @@ def _pattern(table: dict[str, Any], n_layer: int, path: Path) -> str:
         # checked before a list of this length is made
         if sum(len(kinds) * times for kinds, times in repeats) != n_layer:
             raise InputError(
-                f"attention_types does not describe {n_layer} layers, the value of num_layers",
+                f"attention_types does not describe {counted(n_layer, 'layer')}, the value of "
+                "num_layers",
                 where=path,
             )
         layers = [kind for kinds, times in repeats for _ in range(times) for kind in kinds]

@@ -55,6 +55,7 @@ from gptcli.model.tensor_file import (
     write_tensors,
 )
 from gptcli.model.transformer import GPT, Block, without_values
+from gptcli.numbers import counted
 
 GENERATION, NATIVE = "generation_config.json", "native.safetensors"
 TWIN = "twin_sha256"
@@ -341,7 +342,8 @@ def _enough(
     """
     if config.n_layer > len(tensors):
         raise InputError(
-            f"{len(tensors)} tensors are too few for the {config.n_layer:,} layers of the "
+            f"{counted(len(tensors), 'tensor')} are too few for the "
+            f"{counted(config.n_layer, 'layer')} of the "
             "configuration",
             where=where,
         )

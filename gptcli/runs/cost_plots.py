@@ -25,7 +25,7 @@ from gptcli.cost.scaling import (
     without_embeddings,
 )
 from gptcli.model.config import ModelConfig
-from gptcli.numbers import amount, figure, in_bytes, short
+from gptcli.numbers import amount, counted, figure, in_bytes, short
 from gptcli.papers.models import GPT_1, MODELS, PUBLISHED_RUNS, TABLE_D1
 from gptcli.runs.charts import Series, bar_chart, line_chart, stacked_bar_chart
 from gptcli.runs.svg import Scale
@@ -198,7 +198,7 @@ def memory_of_model(estimate: Estimate) -> str:
     ]
     return stacked_bar_chart(
         f"Memory of {estimate.name}",
-        f"{estimate.parameters:,} parameters, before activations",
+        f"{counted(estimate.parameters, 'parameter')}, before activations",
         rows,
         _byte_scale(rows),
         limit=_cluster_limit(estimate, rows),
@@ -241,7 +241,7 @@ def time_of_plans(name: str, plans: Sequence[Plan]) -> str:
         format=lambda value: f"{value:.3g}",
     )
     return stacked_bar_chart(
-        f"{name} on {plans[0].layout.processes:,} GPUs",
+        f"{name} on {counted(plans[0].layout.processes, 'GPU')}",
         "parts of the step time by layout, fastest first",
         rows,
         scale,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import InputError, UsageError
 from gptcli.files import atomic_write, claim_file, read_json
-from gptcli.numbers import amount
+from gptcli.numbers import amount, counted
 from gptcli.runs.charts import Series, line_chart
 from gptcli.runs.curves import MAX_DOTTED_POINTS, choose_axes, running_mean, thin
 from gptcli.runs.record import EVAL_SCHEMA, NON_PERCENT_METRICS, Record, distinct_names
@@ -54,12 +54,15 @@ def loss_plot(records: Sequence[Record]) -> str:
             "validation": losses[0]["val_loss"],
         }
         title = one.title
-        subtitle = f"{one.parameters} parameters, {amount(one.lines[-1]['tokens'])} tokens"
+        subtitle = (
+            f"{counted(one.parameters, 'parameter')}, "
+            f"{counted(one.lines[-1]['tokens'], 'token', amount)}"
+        )
     else:
         name = "val_loss" if all(loss["val_loss"] for loss in losses) else "loss"
         names = distinct_names([record.folder for record in records])
         drawn = {key: running_mean(loss[name]) for key, loss in zip(names, losses, strict=True)}
-        title = f"{len(records)} runs"
+        title = counted(len(records), "run")
         subtitle = "validation loss" if name == "val_loss" else "training loss, running mean"
     drawn = {name: curve for name, curve in drawn.items() if curve}
     axes = choose_axes(list(drawn.values()))

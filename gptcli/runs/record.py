@@ -19,6 +19,7 @@ import gptcli
 from gptcli.devices import gpu_name
 from gptcli.errors import InputError
 from gptcli.model.source import METRICS, RUN_TOML, SAMPLES
+from gptcli.numbers import counted
 from gptcli.runs.metrics import Line, read_lines
 from gptcli.runtime import available_cores, processor
 
@@ -202,7 +203,7 @@ def figures(evaluations: Iterable[dict[str, Any]]) -> list[Figure]:
     found = []
     for report in evaluations:
         for loss in report.get("losses", []):
-            count = f"{loss['tokens']:,} tokens"
+            count = f"{counted(loss['tokens'], 'token')}"
             for key, measure in LOSS_METRICS.items():
                 if loss.get(key) is not None:
                     stderr = _float_or_none(loss.get(f"{key}_stderr"))
@@ -226,7 +227,7 @@ def _task_figures(task: dict[str, Any]) -> list[Figure]:
             key,
             float(value),
             _float_or_none(task[f"{key}_stderr"]),
-            f"{task['items']:,} items",
+            f"{counted(task['items'], 'item')}",
             papers.get(key, ""),
         )
         for key, value in task.items()

@@ -15,7 +15,7 @@ from typing import Any
 
 from gptcli.files import atomic_write
 from gptcli.model.source import REPORT, SAMPLES
-from gptcli.numbers import amount, duration, in_bytes
+from gptcli.numbers import amount, counted, duration, in_bytes
 from gptcli.runs.curves import (
     MAX_DATA_POINTS,
     Curve,
@@ -144,7 +144,7 @@ def _facts(record: Record) -> dict[str, str]:
         tokens += f" of {amount(total)}"
     facts = {
         "validation loss": f"{val[-1][1]:.4f}" if val else "not measured",
-        f"training loss, {steps} steps" if steps > 1 else "training loss": _format(
+        f"training loss, {counted(steps, 'step')}" if steps > 1 else "training loss": _format(
             smoothed_loss(lines), ".4f"
         ),
         "tokens": tokens,
@@ -292,7 +292,7 @@ def _sample_cards(samples: list[Line]) -> str:
     rest: list[str] = []
     for step in reversed(steps):
         of_step = [sample for sample in samples if sample["step"] == step]
-        title = f"step {step:,}, {amount(of_step[0]['tokens'])} tokens"
+        title = f"step {step:,}, {counted(of_step[0]['tokens'], 'token', amount)}"
         (cards if step in shown else rest).append(_card(title, of_step, step))
     more = folded(f"{len(rest)} more", _cards(rest)) if rest else ""
     return (COMPARE if len(steps) > 1 else "") + _cards(cards) + more
@@ -342,7 +342,7 @@ def comparison_page(records: list[Record], link_base: Path) -> str:
     derived = _table_by_run(keys, rest)
     more = f"{len(rest)} more settings that differ follow from these, the data or the machine"
     return document(
-        f"{len(records)} runs",
+        counted(len(records), "run"),
         table(heads, rows),
         headed("Settings that differ", "" if columns else _table_by_run(keys, first)),
         folded(more, derived) if derived else "",

@@ -29,6 +29,7 @@ from gptcli.files import (
 from gptcli.locks import nothing_to_resume, own_file
 from gptcli.model.source import WEIGHTS
 from gptcli.model.transformer import GPT
+from gptcli.numbers import counted
 from gptcli.sampling.engine import Engine, worth_compiling
 from gptcli.sampling.generate import (
     TextSequence,
@@ -168,8 +169,8 @@ def generate_file(
     events.finish("sample")
     if truncated:
         events.warn(
-            f"{truncated:,} prompts are longer than the model's context: "
-            f"it read their last {n_ctx:,} tokens"
+            f"longer than the model's context: {counted(truncated, 'prompt')}, of which it read "
+            f"the last {counted(n_ctx, 'token')}"
         )
 
 

@@ -24,7 +24,7 @@ from gptcli.devices import fp64_device, free_gpu_memory
 from gptcli.errors import RunError
 from gptcli.model.kv_cache import KVCache, cache_bytes
 from gptcli.model.transformer import GPT
-from gptcli.numbers import in_bytes
+from gptcli.numbers import counted, in_bytes
 from gptcli.optional_kernels import before_compilation, decode_step
 
 PREFILL_TOKENS = 8192
@@ -229,7 +229,8 @@ def require_memory(size: int, rows: int, max_len: int, device: torch.device) -> 
     free = free_memory(device)
     if free is not None and size > free:
         raise RunError(
-            f"the cache of {rows:,} sequences of {max_len:,} tokens needs {in_bytes(size)}, and "
+            f"the cache of {counted(rows, 'sequence')} of {counted(max_len, 'token')} needs "
+            f"{in_bytes(size)}, and "
             f"{in_bytes(free)} are free",
             hint="lower {option:batch_size} or {option:max_tokens}, or use {option:precision} bf16",
         )

@@ -37,6 +37,7 @@ from gptcli.model.source import (
     not_a_model_error,
 )
 from gptcli.model.transformer import GPT, MLP, Block
+from gptcli.numbers import counted
 from gptcli.openmp import watch_spinning
 from gptcli.runtime import (
     disable_malloc_trim,
@@ -139,7 +140,8 @@ def load(
         _cut_vocabulary(model, tokenizer.vocab_size)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model's vocabulary has "
+            f"the tokenizer has {counted(tokenizer.vocab_size, 'token')}, but the model's "
+            "vocabulary has "
             f"{model.config.vocab_size:,}",
             where=folder,
             hint="put the tokenizer.json that the model was trained with into this folder",

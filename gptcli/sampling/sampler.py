@@ -30,6 +30,7 @@ import torch
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
+from gptcli.numbers import counted
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.generate import (
     Completion,
@@ -227,7 +228,7 @@ def beam_search(
     """
     if width < 1 or max_tokens < 1:
         raise UsageError(
-            f"beam search of width {width} over {max_tokens} tokens is not possible",
+            f"beam search of width {width} over {counted(max_tokens, 'token')} is not possible",
             hint="use at least 1 for both",
         )
     window = list(prompt)[-model.config.n_ctx :]
@@ -326,7 +327,7 @@ def generate_speculatively(
         )
     if draft.config.vocab_size != model.config.vocab_size:
         raise InputError(
-            f"the draft model's vocabulary has {draft.config.vocab_size:,} tokens, "
+            f"the draft model's vocabulary has {counted(draft.config.vocab_size, 'token')}, "
             f"and the model's has {model.config.vocab_size:,}"
         )
     target, proposer = _WindowReader(model), _WindowReader(draft)

@@ -172,7 +172,7 @@ def _stops(name: str, value: Any) -> list[str]:
     if "" in texts:
         raise ApiError(f"{name} has an empty text, with which every text begins", param=name)
     if len(texts) > MAX_STOPS:
-        raise ApiError(f"{name} has {len(texts)} texts: at most {MAX_STOPS}", param=name)
+        raise ApiError(f"{name} has {counted(len(texts), 'text')}: at most {MAX_STOPS}", param=name)
     return texts
 
 
@@ -297,7 +297,8 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
     prompts = _prompts(fields.get("prompt", ""), tokenizer)
     if len(prompts) * best_of > MAX_WAITING:
         raise ApiError(
-            f"{len(prompts):,} prompts of {counted(best_of, 'sample')} are {len(prompts) * best_of:,}: "
+            f"{counted(len(prompts), 'prompt')} of {counted(best_of, 'sample')} are "
+            f"{len(prompts) * best_of:,}: "
             f"at most {MAX_WAITING:,} in one request",
             param="prompt",
         )

@@ -26,6 +26,7 @@ import torch
 from gptcli.errors import GptError, RunError
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
+from gptcli.numbers import counted
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.generate import DecodeLoop, TextStream, TokenSequence, sample_tokens
 from gptcli.sampling.load import Loaded
@@ -266,7 +267,7 @@ class Scheduler(threading.Thread):
         with self._changed:
             if self.waiting + len(job.rows) > self.max_waiting:
                 raise QueueFullError(
-                    f"{self.waiting:,} samples are waiting already, of at most "
+                    f"waiting already: {counted(self.waiting, 'sample')} of at most "
                     f"{self.max_waiting:,}",
                     hint="try again in a moment",
                 )
@@ -327,7 +328,9 @@ class Scheduler(threading.Thread):
     def _fail(self, loop: DecodeLoop, error: Exception) -> None:
         """End every request in the rows of `loop` with an error; later requests go on."""
         what = error if isinstance(error, GptError) else f"{type(error).__name__}: {error}"
-        self.events.warn(f"a pass has failed, and with it {len(loop.running)} samples: {what}")
+        self.events.warn(
+            f"a pass has failed, and with it {counted(len(loop.running), 'sample')}: {what}"
+        )
         for row in loop.running:
             loop.leave(row)
             row.job.error, row.job.cancelled = error, True

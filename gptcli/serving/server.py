@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import UsageError, install_hint
 from gptcli.events import SILENT, Events
-from gptcli.numbers import amount
+from gptcli.numbers import amount, counted
 from gptcli.runs.svg import css_variables
 from gptcli.sampling.load import Loaded
 from gptcli.serving.requests import (
@@ -147,7 +147,7 @@ def serve(
     for one in named:
         shape = one.loaded.model.config
         events.info(
-            f"{one.id}: {amount(shape.parameters)} parameters, context {shape.n_ctx:,}, "
+            f"{one.id}: {counted(shape.parameters, 'parameter', amount)}, context {shape.n_ctx:,}, "
             f"{one.loaded.precision} on {one.loaded.device}"
         )
     if len({one.loaded.tokenizer.sha256 for one in named}) > 1:

@@ -15,6 +15,7 @@ import numpy as np
 from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import atomic_write, sha256
+from gptcli.numbers import counted
 from gptcli.shards.format import (
     document_lengths,
     index_header,
@@ -123,7 +124,7 @@ def verify_shards(folder: Path, *, events: Events = SILENT) -> Manifest:
         shards = [shard for shard in manifest.shards if shard.source == source.name]
         if sum(shard.tokens for shard in shards) != source.tokens:
             raise InputError(
-                f"{source.name}: its shards do not have {source.tokens} tokens in total",
+                f"{source.name}: its shards do not have {counted(source.tokens, 'token')} in total",
                 where=folder / MANIFEST,
             )
         if sum(shard.documents for shard in shards) != source.documents_kept + source.pieces:
@@ -145,7 +146,7 @@ def _verify(folder: Path, shard: Shard, manifest: Manifest) -> None:
         )
     if len(tokens) != shard.tokens or len(lengths) != shard.documents:
         raise InputError(
-            f"has {len(tokens)} tokens in {len(lengths)} documents, "
+            f"has {counted(len(tokens), 'token')} in {counted(len(lengths), 'document')}, "
             f"not {shard.tokens} in {shard.documents}",
             where=path,
         )

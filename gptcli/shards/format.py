@@ -34,6 +34,7 @@ import numpy as np
 
 from gptcli.errors import InputError
 from gptcli.files import atomic_write
+from gptcli.numbers import counted
 from gptcli.tokenizer.load import load_tokenizer
 from gptcli.tokenizer.tokenizer import Tokenizer
 
@@ -83,7 +84,9 @@ def write_shard(
             file.write(data)
             written += len(piece)
         if written != count:
-            raise ValueError(f"{path}: {written} tokens in the pieces, {count} in the lengths")
+            raise ValueError(
+                f"{path}: {counted(written, 'token')} in the pieces, {count} in the lengths"
+            )
     pointers = HEADER_BYTES + dtype.itemsize * (np.cumsum(lengths, dtype=np.int64) - lengths)
     with atomic_write(index_path(path)) as file:
         file.write(index_header(dtype, len(lengths)))
@@ -132,13 +135,13 @@ def open_shard(path: Path) -> np.ndarray:
             where=path,
         )
     if count < 0:
-        raise InputError(f"the header counts {count} tokens", where=path)
+        raise InputError(f"the header counts {counted(count, 'token')}", where=path)
     extra = file_size - HEADER_BYTES - count * dtype.itemsize
     if extra:
         size = f"{abs(extra)} byte{'s' * (abs(extra) != 1)}"
         what = f"truncated by {size}" if extra < 0 else f"{size} too long"
         raise InputError(
-            f"{what} (the header counts {count:,} tokens)",
+            f"{what} (the header counts {counted(count, 'token')})",
             where=path,
             hint="build the shards again",
         )
@@ -315,7 +318,9 @@ def _open_megatron(path: Path) -> np.ndarray:
         raise InputError("its sequences are not contiguous", where=index)
     size, tokens = path.stat().st_size, int(lengths.sum())
     if size != dtype.itemsize * tokens:
-        raise InputError(f"has {size} bytes, but its index counts {tokens} tokens", where=path)
+        raise InputError(
+            f"has {size} bytes, but its index counts {counted(tokens, 'token')}", where=path
+        )
     return _map_file(path, dtype)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gptcli.errors import UsageError
+from gptcli.numbers import counted
 from gptcli.shards.manifest import Split, mixture_text, read_mixture
 from gptcli.shards.order import Mixture, open_order
 
@@ -52,7 +53,7 @@ class DataLoader:
             )
         if not 0 <= rank < world_size:
             raise UsageError(
-                f"{rank} is not a rank of {world_size} processes",
+                f"{rank} is not a rank of {counted(world_size, 'process')}",
                 field="rank",
                 code="out_of_range",
                 hint=f"use 0 to {world_size - 1}",

@@ -29,6 +29,7 @@ from typing import Literal, get_args
 
 from gptcli.errors import InputError, UsageError
 from gptcli.files import read_json, similar, write_json
+from gptcli.numbers import counted
 from gptcli.schema import read_table
 from gptcli.settings import count, quantity
 from gptcli.toml_json import shown
@@ -154,7 +155,7 @@ class Manifest:
                 )
             if missing := [name for name in own if name not in weights]:
                 raise _bad_mixture(
-                    f"the stage at {start:,} tokens has no weight of {', '.join(missing)}",
+                    f"the stage at {counted(start, 'token')} has no weight of {', '.join(missing)}",
                     f"a weight of 0 leaves a source out: {missing[0]}=0",
                 )
             total = sum(weights.values())
@@ -202,7 +203,9 @@ def read_mixture(text: str) -> list[tuple[int, dict[str, float]]]:
         if len(weights) < len(pairs) or not sum(weights.values()) > 0:
             raise _bad_mixture(f"{shown(part)} names a source twice, or gives no source any weight")
         if stages and start <= stages[-1][0]:
-            raise _bad_mixture(f"the stage at {start:,} tokens does not follow the one before it")
+            raise _bad_mixture(
+                f"the stage at {counted(start, 'token')} does not follow the one before it"
+            )
         stages.append((start, weights))
     return stages
 

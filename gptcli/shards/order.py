@@ -33,6 +33,7 @@ import numpy as np
 
 from gptcli.errors import InputError
 from gptcli.files import sha256
+from gptcli.numbers import counted
 from gptcli.shards.format import TokenDtype, open_shard, open_tokens, token_dtype
 from gptcli.shards.manifest import MANIFEST, Shard, Split, Stage, read_manifest
 
@@ -186,7 +187,7 @@ def _open(folder: Path, shard: Shard, dtype: TokenDtype) -> np.ndarray:
     tokens = open_shard(folder / shard.file)
     if len(tokens) != shard.tokens:
         raise InputError(
-            f"has {len(tokens)} tokens, but the manifest says {shard.tokens}",
+            f"has {counted(len(tokens), 'token')}, but the manifest says {shard.tokens}",
             where=folder / shard.file,
         )
     if tokens.dtype != dtype:
@@ -248,7 +249,7 @@ class ShuffledWindows:
         """Number of windows in an epoch."""
         if self.windows < 1:
             raise InputError(
-                f"the data has {len(stream):,} tokens, too few for a context of {n_ctx:,}",
+                f"the data has {counted(len(stream), 'token')}, too few for a context of {n_ctx:,}",
                 hint=f"use more text or a smaller {{option:n_ctx}}, below {len(stream):,}",
             )
 

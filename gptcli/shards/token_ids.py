@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.encodings import BOM
 from gptcli.errors import InputError
 from gptcli.files import naming, scratch_folder, temporary_room
+from gptcli.numbers import counted
 from gptcli.optional_kernels import spell_ids
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def write_token_file(
             raise InputError("the input contains no text")
         if tokens > MAX_TOKENS:
             raise InputError(
-                f"{tokens:,} tokens are too many for one token file",
+                f"{counted(tokens, 'token')} are too many for one token file",
                 hint="gpt build-shards divides them into several shards",
             )
         write_shard(path, np.array(lengths), [np.memmap(spool, dtype, "r")], dtype)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from gptcli.errors import InputError
+from gptcli.numbers import counted
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 
 MAX_META_BYTES = 64 << 20
@@ -54,7 +55,8 @@ class CharacterTokenizer(Tokenizer):
         except KeyError as error:
             character = error.args[0]
             raise InputError(
-                f"the vocabulary has {self.vocab_size} characters, and {character!r} is not "
+                f"the vocabulary has {counted(self.vocab_size, 'character')}, and {character!r} "
+                "is not "
                 "one of them",
                 hint=f"it has {self.shown()}",
             ) from None

@@ -30,6 +30,7 @@ from tokenizers import Tokenizer as Backend
 
 from gptcli.errors import InputError, UsageError, install_hint
 from gptcli.events import SILENT, Events
+from gptcli.numbers import counted
 from gptcli.tokenizer.tokenizer import (
     END_OF_TEXT,
     PIECE,
@@ -197,7 +198,7 @@ def _count_words(texts: Iterable[str], events: Events) -> Counter[str]:
     events.finish("reading text")
     if not words:
         raise InputError("there is no text to learn from")
-    events.info(f"learning merges from {characters:,} characters")
+    events.info(f"learning merges from {counted(characters, 'character')}")
     return words
 
 

@@ -26,6 +26,7 @@ from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.files import scratch_folder, temporary_room
 from gptcli.interrupts import Cleanup
+from gptcli.numbers import counted
 from gptcli.tokenizer.encoders import knows_more
 from gptcli.tokenizer.tokenizer import (
     END_OF_TEXT,
@@ -179,7 +180,7 @@ def _reported(texts: Iterable[str], events: Events, *, is_cut: bool = True) -> I
     events.finish("reading text")
     if not characters:
         raise InputError("there is no text to learn from")
-    events.info(f"learning merges from {characters:,} characters")
+    events.info(f"learning merges from {counted(characters, 'character')}")
 
 
 def learn_merges(

@@ -32,7 +32,7 @@ from gptcli.cost.rank_memory import StepConfig, rank_memory, undivided_bytes
 from gptcli.devices import apple_gpu_memory, check_apple_gpu, device_type, has_bf16
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, short_name
-from gptcli.numbers import in_bytes
+from gptcli.numbers import counted, in_bytes
 from gptcli.papers.models import MODELS
 from gptcli.runtime import (
     has_fast_bf16,
@@ -124,8 +124,13 @@ def auto_layout(
         micro_batch=micro_batch,
         extras=extras,
     ):
-        return found[0][0], f"the fastest of {len(found)} that hold the model on {processes} GPUs"
-    why = f"no layout of {processes} GPUs with {in_bytes(gpu.memory_bytes)} holds the model"
+        return found[0][
+            0
+        ], f"the fastest of {len(found)} that hold the model on {counted(processes, 'GPU')}"
+    why = (
+        f"no layout of {counted(processes, 'GPU')} with {in_bytes(gpu.memory_bytes)} holds the "
+        "model"
+    )
     return Layout(shard=processes), why
 
 
@@ -274,7 +279,7 @@ def check_processes(layout: Layout) -> None:
                 "or with {option:resume} and another {option:layout}"
             )
             raise UsageError(
-                f"{layout} is {processes} processes, but {world} were started",
+                f"{layout} is {counted(processes, 'process')}, but {world} were started",
                 field="layout",
                 code="layout_is_not_the_launch",
                 hint=again if restarted() else f"choose axes whose product is {world}",
@@ -282,17 +287,17 @@ def check_processes(layout: Layout) -> None:
     elif torch.cuda.is_available():
         if processes > (gpus := torch.cuda.device_count()):
             raise UsageError(
-                f"{layout} needs {processes} GPUs; this machine has {gpus}",
+                f"{layout} needs {counted(processes, 'GPU')}; this machine has {gpus}",
                 field="layout",
                 code="too_few_gpus",
                 hint=f"for example shard={gpus}",
             )
     elif processes > (most := max(MIN_CPU_PROCESSES, os.cpu_count() or 1)):
         raise UsageError(
-            f"{layout} is {processes} processes on {os.cpu_count()} CPU cores",
+            f"{layout} is {counted(processes, 'process')} on {os.cpu_count()} CPU cores",
             field="layout",
             code="too_few_cores",
-            hint=f"use at most {most} processes here",
+            hint=f"use at most {counted(most, 'process')} here",
         )
 
 

@@ -14,6 +14,7 @@ from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import RECOMPUTE, SCHEDULES, PipelineSchedule, Recompute
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import counted
 from gptcli.shards.manifest import mixture_text, read_mixture
 from gptcli.toml_json import shown
 
@@ -287,7 +288,8 @@ class TrainConfig:
             object.__setattr__(self, "cooldown_tokens", max(1, self.tokens // 5))
         elif self.cooldown_tokens > self.tokens:
             raise UsageError(
-                f"the cooldown of {self.cooldown_tokens:,} tokens is longer than the run of "
+                f"the cooldown of {counted(self.cooldown_tokens, 'token')} is longer than the "
+                "run of "
                 f"{self.tokens:,}",
                 field="cooldown_tokens",
                 code="out_of_range",

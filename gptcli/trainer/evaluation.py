@@ -15,6 +15,7 @@ from gptcli.model.safetensors_io import assemble
 from gptcli.model.source import SAMPLES
 from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.model.transformer import GPT
+from gptcli.numbers import counted
 from gptcli.runs.metrics import Line, MetricsLog
 from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
@@ -135,7 +136,8 @@ class BestCheckpoint(Callback):
                 self.is_missing = True
                 progress.events.warn(
                     f"{{option:keep_best}}: step {step:,} has no {self.metric}: it is measured every "
-                    f"{progress.run.train.eval_every:,} steps, checkpoints are written every "
+                    f"{counted(progress.run.train.eval_every, 'step')}, checkpoints are written "
+                    "every "
                     f"{progress.run.train.checkpoint_every:,}"
                 )
         elif math.isfinite(value):

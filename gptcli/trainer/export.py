@@ -29,6 +29,7 @@ from gptcli.model.safetensors_io import (
 )
 from gptcli.model.source import WEIGHTS, remove_initial_weights
 from gptcli.model.tensor_file import CheckpointStateDict
+from gptcli.numbers import counted
 from gptcli.runs.metrics import Line, window
 from gptcli.runs.record import read_provenance
 from gptcli.tokenizer.load import load_tokenizer
@@ -190,7 +191,10 @@ def model_card(
         reached = (
             f"at step {step:,} when this was written" if step else "before its first checkpoint"
         )
-        facts = {"State": f"unfinished, {reached}, of {run.train.tokens:,} tokens", **facts}
+        facts = {
+            "State": f"unfinished, {reached}, of {counted(run.train.tokens, 'token')}",
+            **facts,
+        }
     table = "\n".join(
         f"| {name} | {value.replace('|', '&#124;')} |" for name, value in facts.items()
     )
@@ -221,14 +225,17 @@ def _facts(run: Run, last: Line, val_loss: float | None, *, finished: bool) -> d
     trained = "nothing yet"
     if step:
         shards = run.data_sha256[:16]
-        trained = f"{last['tokens']:,} tokens in {step:,} steps, shards sha256 {shards}"
+        trained = (
+            f"{counted(last['tokens'], 'token')} in {counted(step, 'step')}, shards sha256 {shards}"
+        )
     validation = "not measured" if finished else "not yet measured"
     if val_loss is not None:
         validation = f"{val_loss:.4f} nats per token"
     provenance = read_provenance(run.resolved)
     return {
         "Parameters": f"{model.parameters:,}",
-        "Architecture": f"{model.n_layer} layers, {model.n_head} heads, {model.d_model} wide, "
+        "Architecture": f"{counted(model.n_layer, 'layer')}, {counted(model.n_head, 'head')}, "
+        f"{model.d_model} wide, "
         f"context {model.n_ctx:,}, {attention}",
         "Vocabulary": f"{model.vocab_size:,}, tokenizer sha256 {run.tokenizer_sha256[:16]}",
         "Trained on": trained,
@@ -279,5 +286,5 @@ def _training_loss(last: Line) -> str:
     return (
         "not finite"
         if mean is None
-        else f"{mean:.4f} nats per token, mean of the last {steps:,} steps"
+        else f"{mean:.4f} nats per token, mean of the last {counted(steps, 'step')}"
     )

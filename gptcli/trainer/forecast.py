@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.errors import name_parameters
 from gptcli.model.config import ModelConfig
-from gptcli.numbers import WEEK, amount, in_bytes, rough_duration
+from gptcli.numbers import WEEK, amount, counted, in_bytes, rough_duration
 from gptcli.shards.manifest import Manifest, Split, tokens_by_source
 from gptcli.trainer.auto import (
     expected_memory,
@@ -142,12 +142,14 @@ def forecast_facts(forecast: Forecast, *, at_least: bool = False) -> dict[str, s
     `at_least` says that there may be more steps, because the batch follows the noise scale.
     """
     steps = (
-        f"{'at least ' if at_least else ''}{forecast.steps:,} of {forecast.batch_tokens:,} tokens"
+        f"{'at least ' if at_least else ''}{forecast.steps:,} of "
+        f"{counted(forecast.batch_tokens, 'token')}"
     )
     passes = "no shards yet"
     if forecast.passes is not None:
         passes = (
-            f"{amount(forecast.passes)} passes over {amount(forecast.train_tokens or 0)} tokens"
+            f"{counted(forecast.passes, 'pass', amount)} over "
+            f"{counted(forecast.train_tokens or 0, 'token', amount)}"
         )
         if forecast.passes_by_source:
             each = (f"{name} {amount(times)}" for name, times in forecast.passes_by_source.items())
@@ -273,7 +275,7 @@ def data_cautions(
         if held <= model.n_ctx and (held or split == "train"):
             of = "" if source is None else f" of source {source!r}"
             message = (
-                f"the {split} split{of} has {held:,} tokens, "
+                f"the {split} split{of} has {counted(held, 'token')}, "
                 f"too few for a context of {model.n_ctx:,}: {effect}"
             )
             found.append(
@@ -287,7 +289,8 @@ def data_cautions(
     if most > MAX_PASSES:
         what = "the training data" if name is None else f"source {name!r}"
         message = (
-            f"the run reads {what} {most:,.1f} times, and more than {MAX_PASSES} passes add little"
+            f"the run reads {what} {most:,.1f} times, and more than {counted(MAX_PASSES, 'pass')} "
+            "add little"
         )
         weight = "" if name is None else ", a lower weight"
         hint = f"use more data{weight} or fewer {{option:tokens}}"
@@ -321,7 +324,7 @@ def length_cautions(
         found.append(Caution(code="few-steps", message=message, hint=hint))
     if train.warmup_tokens > tokens:
         message = (
-            f"the warm-up of {amount(train.warmup_tokens)} tokens is longer than "
+            f"the warm-up of {counted(train.warmup_tokens, 'token', amount)} is longer than "
             f"the run of {amount(tokens)}"
         )
         found.append(

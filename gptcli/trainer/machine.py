@@ -23,6 +23,7 @@ from gptcli.cost.step_time import uncertainty
 from gptcli.devices import device_type, gpu_name
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
+from gptcli.numbers import counted
 from gptcli.runtime import available_cores, processor
 from gptcli.trainer.auto import (
     TENSOR_MEMORY_SHARE,
@@ -65,7 +66,7 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
     try:
         check_processes(layout)
     except UsageError:
-        name = f"{layout.processes:,} processes, more than this machine runs"
+        name = f"{counted(layout.processes, 'process')}, more than this machine runs"
         return Machine(name=name, memory_bytes=None, disk_free_bytes=free, tokens_per_second=None)
     memory = device(layout.processes).memory_bytes
     if device_type() == "mps":  # its speed is unknown until the first steps are measured

@@ -414,4 +414,6 @@ class Profiler(Callback):
         rows = profile.key_averages()
         events = self.progress.events
         events.info(rows.table(sort_by=order, row_limit=PROFILE_ROWS, max_name_column_width=48))
-        events.info(f"{self.path} traces {PROFILE_STEPS} steps: open it at https://ui.perfetto.dev")
+        events.info(
+            f"{self.path} traces {PROFILE_STEPS:,} steps: open it at https://ui.perfetto.dev"
+        )

@@ -34,7 +34,7 @@ from gptcli.distributed.join import import_ahead
 from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events
 from gptcli.model.source import begun_folder, find_model
-from gptcli.numbers import in_bytes
+from gptcli.numbers import counted, in_bytes
 from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.shards.order import open_order, open_split, verify_bytes
 from gptcli.tokenizer.load import load_tokenizer
@@ -252,7 +252,7 @@ def role_facts(roles: list[StageRole]) -> dict[str, str]:
             if n_bytes
         ]
         facts[f"stage {role.stage}"] = (
-            f"{role.processes:,} processes, each with "
+            f"{counted(role.processes, 'process')}, each with "
             f"{low if low == high else f'{low} to {high}'} parameters and "
             f"{in_bytes(role.optimizer_bytes[1])} of optimizer state; "
             f"a step moves {', '.join(moved)}"
@@ -273,7 +273,9 @@ def dry_run(run: Run, sequences: int, events: Events) -> list[StageRole]:
     ]
     distinct = len({mesh_coordinates(context) for context in contexts})
     if distinct != layout.processes:
-        raise RunError(f"{layout.processes} processes of {layout} have {distinct} coordinates")
+        raise RunError(
+            f"the {counted(layout.processes, 'process')} of {layout} have {distinct} coordinates"
+        )
     run = uncompiled(run)
     work = work_of(layout, run.train, sequences)
     stages_per_rank = SCHEDULES[run.train.pipeline_schedule]
@@ -286,10 +288,10 @@ def dry_run(run: Run, sequences: int, events: Events) -> list[StageRole]:
         for context, held in zip(built, pool.imap(partial(_build, run), built), strict=True):
             stage, _, shard, tp_rank = mesh_coordinates(context)
             size = sum(sum(part.values()) for part in held.values())
-            counted = rank_parameters(
+            expected = rank_parameters(
                 run.model, layout, stage, tp_rank, shard, each=stages_per_rank
             )
-            _check_equal(f"process {context.rank} holds", size, counted)
+            _check_equal(f"process {context.rank} holds", size, expected)
             sizes[stage].append(size)
             for name, part in held.items():
                 for offset, count in part.items():
@@ -333,11 +335,11 @@ def mesh_coordinates(context: RankContext) -> tuple[int, int, int, int]:
     return context.pp_rank, dp, shard, context.tp_rank
 
 
-def _check_equal(what: str, built: Any, counted: Any) -> None:
+def _check_equal(what: str, built: Any, expected: Any) -> None:
     """Raise RunError if the trainer and `gptcli.cost` disagree."""
-    if built != counted:
+    if built != expected:
         raise RunError(
-            f"{what} {built}, not {counted}",
+            f"{what} {built}, not {expected}",
             hint="gptcli.cost and the trainer disagree; please report this",
         )
 

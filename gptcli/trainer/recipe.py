@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
-from gptcli.numbers import amount
+from gptcli.numbers import amount, counted
 from gptcli.papers.models import MODELS, RAMP_TOKENS, TRAINING, PaperModel
 from gptcli.settings import Resolved
 
@@ -59,8 +59,10 @@ def batch_origin(paper: PaperModel, tokens: int) -> str:
     """Return the rule by which the batch of a shorter run was scaled, in words."""
     law = min(1.0, tokens / TRAINING[paper.paper].tokens) ** BATCH_EXPONENT
     if batch_share(paper, tokens) < law:
-        return f"scaled to {amount(tokens)} tokens: a {STEPS}th of the run"
-    return f"scaled to {amount(tokens)} tokens by D^{BATCH_EXPONENT} (Bergsma et al. 2025)"
+        return f"scaled to {counted(tokens, 'token', amount)}: a {STEPS}th of the run"
+    return (
+        f"scaled to {counted(tokens, 'token', amount)} by D^{BATCH_EXPONENT} (Bergsma et al. 2025)"
+    )
 
 
 def short_warmup(recipe: dict[str, Any], batch_tokens: int) -> int:
@@ -164,7 +166,7 @@ def put_recipe(resolved: Resolved, paper: PaperModel, given: Resolved, model: Mo
     if not of_paper and small_lr(model.parameters) > paper.lr:
         resolved.put(
             {"lr": small_lr(model.parameters)},
-            f"GPT-3, Table 2.1, continued to {amount(model.parameters)} parameters",
+            f"GPT-3, Table 2.1, continued to {counted(model.parameters, 'parameter', amount)}",
         )
     if own is not None:
         resolved.put({"tokens": own}, f"{TOKENS_PER_PARAMETER} a parameter (Hoffmann et al. 2022)")
@@ -198,7 +200,7 @@ def put_lr(resolved: Resolved, given: Resolved, model: ModelConfig, *, lr_range:
     if resolved.values.pop("scale_lr", False):  # from here on a learning rate as any other
         resolved.put(
             {"lr": scaled_lr(model.parameters)},
-            f"GPT-3, Table 2.1, at {model.parameters:,} parameters",
+            f"GPT-3, Table 2.1, at {counted(model.parameters, 'parameter')}",
         )
     if "mup" not in given.values:
         return
@@ -243,10 +245,11 @@ def round_batch(resolved: Resolved, given: Resolved, n_ctx: int) -> None:
     requested = resolved.values["batch_tokens"]
     if requested < n_ctx and "batch_tokens" in given.values:
         raise UsageError(
-            f"{requested} tokens are less than one sequence of {n_ctx}",
+            f"a batch of {counted(requested, 'token')} is less than one sequence of {n_ctx}",
             field="batch_tokens",
             code="out_of_range",
-            hint=f"the batch is counted in tokens: {requested} sequences are {requested * n_ctx}",
+            hint=f"the batch is counted in tokens: {counted(requested, 'sequence')} would be "
+            f"{requested * n_ctx}",
         )
     whole = whole_sequences(requested, n_ctx)
     if whole != requested:

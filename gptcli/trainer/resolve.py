@@ -14,6 +14,7 @@ from gptcli.cost.layout import parse_layout
 from gptcli.errors import UsageError, nearest
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.source import RUN_TOML, ModelSource, step_folders
+from gptcli.numbers import counted
 from gptcli.papers.models import PaperModel
 from gptcli.settings import NUMBERS, Resolved
 from gptcli.trainer.config import TrainConfig, from_values
@@ -311,7 +312,7 @@ def _make_range_test(given: Resolved, paper: PaperModel, model: ModelConfig) -> 
             given.origin.get("batch_tokens", origin),
         )
         tokens = LR_RANGE_STEPS * given.values["batch_tokens"]
-        given.put({"tokens": tokens}, f"{LR_RANGE_STEPS} steps")
+        given.put({"tokens": tokens}, f"{LR_RANGE_STEPS:,} steps")
     if given.origin["out"] == "default":
         given.values["out"] += "-lr-range"
 
@@ -377,7 +378,7 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     small = layout.replicas * layout.pp * values["micro_batch"]
     if values["follow_noise"] and is_divided and first < 2 * small:
         raise UsageError(
-            f"the first batch of {first} sequences is less than two micro-batches of "
+            f"the first batch of {counted(first, 'sequence')} is less than two micro-batches of "
             f"{small}: no noise to measure",
             where="{option:batch_tokens} auto",
             field="batch_tokens",

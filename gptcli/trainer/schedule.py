@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.errors import UsageError
+from gptcli.numbers import counted
 from gptcli.trainer.config import TrainConfig, import_object
 
 GROW_EVERY_STEPS = 64  # about the window of the noise scale's mean
@@ -70,7 +71,7 @@ class Schedule:
         self.first_batch = min(self.full_batch, max(1, round(config.ramp_from / n_ctx)))
         if self.total_sequences < 1:
             raise UsageError(
-                f"{config.tokens} tokens are less than one sequence of {n_ctx}",
+                f"a run of {counted(config.tokens, 'token')} is less than one sequence of {n_ctx}",
                 hint="raise {option:tokens} or lower {option:n_ctx}",
             )
 

@@ -34,6 +34,7 @@ from gptcli.model.source import (
     step_folders,
 )
 from gptcli.model.tensor_file import AVERAGE
+from gptcli.numbers import counted
 from gptcli.runs.metrics import MetricsLog, read_lines
 from gptcli.shards.manifest import read_manifest
 from gptcli.trainer.checkpoint import CheckpointState, checkpoint_folder, newest_state, read_state
@@ -147,7 +148,7 @@ def continued_state(run: Run) -> CheckpointState:
     new = Schedule(run.train, n_ctx)
     if new.total_sequences <= position.sequences:
         raise UsageError(
-            f"the checkpoint has read {position.sequences * n_ctx:,} tokens already",
+            f"the checkpoint has read {counted(position.sequences * n_ctx, 'token')} already",
             field="tokens",
             code="already_read",
             hint="raise {option:tokens}, or name an earlier {option:checkpoint}",
@@ -168,7 +169,7 @@ def _check_mixture(run: Run, before: str, tokens: int) -> None:
     )
     if was != now:
         raise UsageError(
-            f"the mixtures part before the checkpoint at {tokens:,} tokens",
+            f"the mixtures part before the checkpoint at {counted(tokens, 'token')}",
             field="mixture",
             code="another_mixture",
             hint=f"leave the stages before it as they were: {before or 'none'}",
@@ -213,8 +214,10 @@ def _another_schedule(run: Run, old: Schedule, new: Schedule, shared: int) -> Us
         if (before := getattr(was, name)) != (after := getattr(now, name))
     ]
     return UsageError(
-        f"the schedules part before the checkpoint: at {tokens:,} tokens the learning rate was "
-        f"{was.lr:.4g} and the batch {old.batch(position.sequences) * old.n_ctx:,} tokens, "
+        f"the schedules part before the checkpoint: at {counted(tokens, 'token')} the learning "
+        "rate was "
+        f"{was.lr:.4g} and the batch "
+        f"{counted(old.batch(position.sequences) * old.n_ctx, 'token')}, "
         f"and now {now.lr:.4g} and {new.batch(position.sequences) * new.n_ctx:,}{''.join(also)}",
         where=run.init_from,
         field="continues",

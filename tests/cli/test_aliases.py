@@ -261,6 +261,8 @@ def test_a_command_line_of_lm_evaluation_harness(typed: str, line: str) -> None:
 
 @pytest.mark.parametrize("key", ["resume", "dry_run", "force", "report"])
 def test_a_key_that_is_an_option_of_the_command_line_alone_is_told_as_such(key: str) -> None:
+    from gptcli.cli.train_options import READERS
+
     option = "--" + key.replace("_", "-")
     assert key_hint("gpt train", key, READERS) == (
         f"it is an option of the command line alone: {option}"

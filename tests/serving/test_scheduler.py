@@ -111,7 +111,7 @@ async def test_queue_is_limited(one: Loaded) -> None:
     scheduler = Scheduler([one], batch_size=2, max_waiting=3)
     first = job(one, [1], [2], [3])
     scheduler.submit(first, 0)
-    with pytest.raises(QueueFullError, match="3 samples are waiting already, of at most 3"):
+    with pytest.raises(QueueFullError, match="waiting already: 3 samples of at most 3"):
         scheduler.submit(job(one, [4]), 0)
     step(scheduler)  # two of them decode
     scheduler.submit(job(one, [4], [5]), 0)

@@ -149,7 +149,9 @@ def test_a_batch_is_whole_sequences(tokens, n_ctx, whole):
 def test_a_batch_given_below_one_sequence_is_refused() -> None:
     """It was counted in sequences."""
     small = Resolved({"batch_tokens": 32}, {"batch_tokens": "option"})
-    with pytest.raises(UsageError, match="32 tokens are less than one sequence of 64") as caught:
+    with pytest.raises(
+        UsageError, match="a batch of 32 tokens is less than one sequence of 64"
+    ) as caught:
         round_batch(small, small, 64)
     assert caught.value.field == "batch_tokens"
     assert str(caught.value.hint).endswith("32 sequences are 2048")

@@ -75,7 +75,7 @@ def test_impossible_run_leaves_no_folder(shards: Path, tmp_path: Path) -> None:
         train(config(), data=shards, out=out, model="360M")
     with pytest.raises(InputError):
         train(config(), data=tmp_path / "absent", out=out, model=SHAPE)
-    with pytest.raises(UsageError, match="10 tokens are less than one sequence of 16"):
+    with pytest.raises(UsageError, match="a run of 10 tokens is less than one sequence of 16"):
         train(config(tokens=10), data=shards, out=out, model=SHAPE)
     assert not out.exists()
 

@@ -22,6 +22,7 @@ from gptcli.corpus.formats.json_files import field_of
 from gptcli.corpus.inputs import file_suffixes, open_input
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
+from gptcli.numbers import counted
 from gptcli.text.compression import MissingPackageError
 from gptcli.text.csv_rows import CsvRows
 
@@ -43,7 +44,10 @@ def csv_reader(field: str, delimiter: str = ",") -> Reader:
         header = rows.header
         column_problem = _column_problem(header, field)
         if column_problem and rows.header_lines > 1:
-            what = f"its header goes over {rows.header_lines} lines, and has {column_problem}"
+            what = (
+                f"its header goes over {counted(rows.header_lines, 'line')}, and has "
+                f"{column_problem}"
+            )
             raise InputError(what, where=name, hint="close the quote in the first line")
         text_column = header.index(field) if field in header else -1
         url_column = header.index("url") if "url" in header else None

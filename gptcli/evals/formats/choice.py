@@ -16,6 +16,7 @@ from gptcli.evals.formats.files import (
     turn,
 )
 from gptcli.evals.formats.tables import is_table, table_rows
+from gptcli.numbers import counted
 from gptcli.toml_json import shown
 
 # Choices of entailment tasks: true, false, neither.
@@ -158,7 +159,7 @@ def _piqa_labels(path: Path, items: int) -> list[int]:
         )
     labels = [(where, line.strip()) for where, line in numbered_lines(labels_path) if line.strip()]
     if len(labels) != items:
-        raise InputError(f"{len(labels)} labels for {items} items", where=labels_path)
+        raise InputError(f"{len(labels)} labels for {counted(items, 'item')}", where=labels_path)
     for where, label in labels:
         if label not in ("0", "1"):
             raise InputError(f"the label is {shown(label)}, not 0 or 1", where=where)
