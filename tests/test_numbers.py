@@ -265,9 +265,36 @@ def test_no_code_writes_gigabytes_by_itself() -> None:
 
 
 NOUNS = "|".join(
-    "characters checkpoints cores documents examples files folders GPUs heads items layers lines "
-    "merges parameters parts passes processes prompts runs samples sequences shards steps tensors "
-    "texts threads tokens windows".split()
+    [
+        "characters",
+        "checkpoints",
+        "cores",
+        "documents",
+        "examples",
+        "files",
+        "folders",
+        "GPUs",
+        "heads",
+        "items",
+        "layers",
+        "lines",
+        "merges",
+        "parameters",
+        "parts",
+        "passes",
+        "processes",
+        "prompts",
+        "runs",
+        "samples",
+        "sequences",
+        "shards",
+        "steps",
+        "tensors",
+        "texts",
+        "threads",
+        "tokens",
+        "windows",
+    ]
 )
 NO_COUNTS = {  # a number that is never one, or no number
     "{suffix} files", "{found[2]} files", "{gpu.name} runs", "{gpu.family.title()} GPUs",
@@ -284,7 +311,7 @@ def test_every_count_with_its_noun_is_written_in_one_place() -> None:
         for path in Path(gptcli.__file__).parent.rglob("*.py")
         if path.parent.name != "papers"
         for match in pattern.finditer(path.read_text(encoding="utf-8"))
-        if "counted(" not in match[1]
+        if "counted(" not in match[1] and not match[1].endswith("f")
     }
     assert found == NO_COUNTS
 

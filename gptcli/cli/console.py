@@ -232,6 +232,8 @@ class ConsoleEvents(Events):
             return ""
         state.line_at, state.wait = now, min(2 * state.wait, MAX_LINE_WAIT_S)
         elapsed = now - state.started_at
+        if not done:
+            return f"{task}: starting{_format_facts(facts)}  {duration(elapsed)}"
         rate = (done - state.done_at_start) / elapsed
         line = f"{task}: {amount(done)}"
         line += f"/{amount(total)}" if total else ""

@@ -17,6 +17,7 @@ Where OpenAI's reference leaves a choice:
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 import time
@@ -31,7 +32,7 @@ from gptcli.sampling.generate import encode_prompt, sample_generator
 from gptcli.sampling.load import Loaded
 from gptcli.sampling.params import SamplingParams
 from gptcli.serving.scheduler import MAX_WAITING, Job, RowOptions, SampleRow
-from gptcli.tokenizer.tokenizer import Tokenizer
+from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from gptcli.toml_json import dumps, parse_json
 
 DEFAULT_MAX_TOKENS = 16
@@ -294,7 +295,21 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
             f"logit_bias names token {max(bias):,}: the vocabulary has {tokenizer.vocab_size:,}",
             param="logit_bias",
         )
-    prompts = _prompts(fields.get("prompt", ""), tokenizer)
+
+    def check_length(index: int, of: int, size: int, more: str = "") -> None:
+        if size + (0 if more else max_tokens) <= n_ctx:
+            return
+        which = f"prompt {index}" if of > 1 else "the prompt"
+        left = n_ctx - max_tokens
+        todo = f"shorten the prompt to {left:,}, or lower max_tokens"
+        raise ApiError(
+            f"{which} has {counted(size, 'token')}{more} and max_tokens is {max_tokens:,}, but the "
+            f"model's context has only {n_ctx:,}: {todo if left > 0 else 'lower max_tokens'}",
+            param="prompt" if size > n_ctx else "max_tokens",
+            code="context_length_exceeded",
+        )
+
+    prompts = _prompts(fields.get("prompt", ""), tokenizer, check_length)
     if len(prompts) * best_of > MAX_WAITING:
         raise ApiError(
             f"{counted(len(prompts), 'prompt')} of {counted(best_of, 'sample')} are "
@@ -303,16 +318,7 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
             param="prompt",
         )
     for index, (tokens, _) in enumerate(prompts):
-        if len(tokens) + max_tokens > n_ctx:
-            which = f"prompt {index}" if len(prompts) > 1 else "the prompt"
-            left = n_ctx - max_tokens
-            todo = f"shorten the prompt to {left:,}, or lower max_tokens"
-            raise ApiError(
-                f"{which} has {counted(len(tokens), 'token')} and max_tokens is {max_tokens:,}, but the "
-                f"model's context has only {n_ctx:,}: {todo if left > 0 else 'lower max_tokens'}",
-                param="prompt" if len(tokens) > n_ctx else "max_tokens",
-                code="context_length_exceeded",
-            )
+        check_length(index, len(prompts), len(tokens))
     seed = fields.get("seed")
     seed = secrets.randbits(63) if seed is None else seed
     options = RowOptions(
@@ -364,8 +370,14 @@ def _params(fields: Json) -> SamplingParams:
     )
 
 
-def _prompts(value: Any, tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
-    """Return the tokens of each prompt, and how many of them are implied and not part of its text."""
+def _prompts(
+    value: Any, tokenizer: Tokenizer, check_length: Callable[[int, int, int, str], None]
+) -> list[tuple[list[int], int]]:
+    """Return the tokens of each prompt, and how many of them are implied and not part of its text.
+
+    `check_length` refuses, by its number among how many and its least tokens, a text that is too
+    long, before the time is taken to encode it.
+    """
     if isinstance(value, str) or (isinstance(value, list) and value and _is_id(value[0])):
         value = [value]
     if not isinstance(value, list) or not value:
@@ -375,8 +387,9 @@ def _prompts(value: Any, tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
             param="prompt",
         )
     prompts = []
-    for one in value:
+    for index, one in enumerate(value):
         if isinstance(one, str):
+            check_length(index, len(value), least_tokens(one, tokenizer), " or more")
             prompts.append((encode_prompt(tokenizer, one), 0 if one else 1))
             continue
         if not isinstance(one, list) or not one or not all(map(_is_id, one)):
@@ -391,6 +404,24 @@ def _prompts(value: Any, tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
             )
         prompts.append((one, 0))
     return prompts
+
+
+def least_tokens(text: str, tokenizer: Tokenizer) -> int:
+    """Return a number of tokens that `text` has at least, without encoding it.
+
+    A token spells at most the bytes of the longest one. It is 0 where a tokenizer changes the text
+    before it divides it, or has tokens that take blanks around them.
+    """
+    if tokenizer.unknown is not None or tokenizer.has_words:
+        return 0
+    return math.ceil(len(text.encode("utf-8", "surrogatepass")) / _longest_token(tokenizer))
+
+
+@functools.lru_cache(maxsize=8)
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Return the bytes of the longest token."""
+    longest = max(len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size))
+    return max(longest, len(END_OF_TEXT))
 
 
 def _is_id(value: object) -> bool:

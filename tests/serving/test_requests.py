@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from gptcli.serving.requests import FIELDS, ServedModel, find_model, serve_names
+from gptcli.serving.requests import (
+    FIELDS,
+    ServedModel,
+    find_model,
+    least_tokens,
+    serve_names,
+)
+from gptcli.tokenizer.training import train_tokenizer
 from tests.examples.test_formats import DOCUMENTED, check
 from tests.golden.surface import keys
 from tests.serving.conftest import complete
@@ -95,3 +105,12 @@ def test_fields_are_those_of_the_document(client: TestClient) -> None:
     [choice] = made["choices"]
     choice["logprobs"]["top_logprobs"] = [{"a": 1}]
     check("Response of /v1/completions", {*keys(made)})
+
+
+TOKENIZER = train_tokenizer(["a rose is a rose is a rose, and so is another rose"] * 9, 300)
+
+
+@given(st.text() | st.text("a rosei,<|>endoftext"))
+def test_a_text_has_no_fewer_tokens_than_its_bytes_say(text: str) -> None:
+    with contextlib.suppress(UnicodeEncodeError):
+        assert least_tokens(text, TOKENIZER) <= len(TOKENIZER.encode_prompt(text))

@@ -78,6 +78,7 @@ def test_long_prompts_and_bodies(client: TestClient, monkeypatch: pytest.MonkeyP
     answer = client.post("/v1/completions", json={"prompt": "a word " * 150_000})
     assert answer.status_code == 400
     error = answer.json()["error"]
+    assert "tokens or more and max_tokens is 16, but" in error["message"], "it is not encoded"
     assert "shorten the prompt to 80" in error["message"]
     assert error["code"] == "context_length_exceeded"
     monkeypatch.setattr(module, "MAX_BODY", 1 << 20)
