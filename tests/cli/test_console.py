@@ -67,6 +67,21 @@ def test_wait_between_plain_lines_doubles(
     assert lines[-1].endswith("23 h 55 min, 4 min 45 s left")
 
 
+def test_progress_without_anything_done_has_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    events = ConsoleEvents()
+    for at, done in ((0, 0), (6, 0), (20, 1.5)):
+        clock[0] = 100.0 + at
+        events.progress("read", done, 30, "MB")
+    assert capsys.readouterr().err.splitlines() == [
+        "read: starting  6 s",
+        "read: 1.5/30 MB (5%)  20 s, 6 min 20 s left",
+    ]
+
+
 def test_messages_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     ConsoleEvents().warn("careful")
     assert capsys.readouterr() == ("", "warning: careful\n")
