@@ -172,8 +172,12 @@ def close_to(word: str, choices: Iterable[str]) -> list[str]:
 
 
 def _is_near(word: str, choice: str) -> bool:
-    """Tell whether `word` begins or ends `choice`, is one edit away from it, or much like it."""
+    """Tell whether `word` begins or ends `choice`, is one edit away from it, or much like it, or
+    names a variant of it.
+    """
     if min(len(word), len(choice)) >= 3 and (choice.startswith(word) or _is_one_edit(word, choice)):
+        return True
+    if len(choice) >= 4 and word.startswith((f"{choice}_", f"{choice}-")):  # lambada_openai
         return True
     if len(word) >= 4 and choice.endswith(word):  # small of gpt2-small, 4090 of rtx4090
         return True

@@ -277,19 +277,24 @@ def sha256(path: Path) -> str:
 
 
 def similar(path: Path) -> Path | None:
-    """Return the existing file or folder whose name is closest to the missing `path`; None if none
-    is close.
+    """Return the existing file or folder whose path is closest to the missing `path`, each folder
+    above it spelled as one that exists; None if none is close.
     """
     path = Path(path)
+    if not path.name:
+        return None
+    parent: Path | None = path.parent
+    if parent is not None and not parent.is_dir():
+        parent = similar(parent)
+    if parent is None:
+        return None
+    if (parent / path.name).exists():
+        return parent / path.name
     try:
-        names = [other.name for other in path.parent.iterdir() if not other.name.startswith(".")]
+        names = [other.name for other in parent.iterdir() if not other.name.startswith(".")]
     except OSError:
         return None
-    return (
-        next((path.with_name(name) for name in close_to(path.name, names)), None)
-        if path.name
-        else None
-    )
+    return next((parent / name for name in close_to(path.name, names)), None)
 
 
 KINDS = {  # file of a folder: contents that only its own command replaces

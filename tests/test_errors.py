@@ -134,6 +134,7 @@ def test_a_slip_of_one_letter_is_close(name: str) -> None:
         assert name in close_to(name[:at] + "x" + name[at + 1 :], NAMES)
         assert name in close_to(name[:at] + name[at : at + 2][::-1] + name[at + 2 :], NAMES)
     assert name in close_to(name[: first + 3], NAMES)
+    assert len(name) < 4 or name in close_to(f"{name}_of_theirs", NAMES)
 
 
 @pytest.mark.parametrize(

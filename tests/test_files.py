@@ -407,6 +407,10 @@ def test_the_nearest_name(tmp_path: Path) -> None:
     assert similar(tmp_path / "shard") == tmp_path / "shards"
     assert similar(tmp_path / "zzz") is None
     assert similar(tmp_path / "none" / "shards") is None
+    (tmp_path / "runs" / "book").mkdir(parents=True)
+    for typed in ("run/book", "runs/bok", "run/bok", "Runs/Book"):
+        assert similar(tmp_path / typed) == tmp_path / "runs" / "book"
+    assert similar(tmp_path / "run" / "other") is None
 
 
 def test_a_file_name_that_is_not_utf8_can_be_written_about(tmp_path: Path) -> None:

@@ -52,8 +52,22 @@ class Alias:
 
 
 def _batch_tokens(value: str, given: Given) -> str:
-    text = given.get("--n-ctx")
-    return str(count(value) * (count(text) if text else _paper(given).n_ctx))
+    return str(count(value) * _context(given))
+
+
+def _accumulated_batch_tokens(value: str, given: Given) -> str:
+    """Return the tokens of a step of nanoGPT, whose batch_size counts those of one micro-batch."""
+    return str(count(value) * _accumulation(given) * _context(given))
+
+
+def _batch_tokens_of_accumulation(value: str, given: Given) -> str:
+    if "--batch-tokens" in given:  # typed, or the accumulation is in it already
+        return str(count(given["--batch-tokens"] or ""))
+    return str(count(value) * count(given["--micro-batch"] or "") * _context(given))
+
+
+def _eval_tokens_of_batches(value: str, given: Given) -> str:
+    return str(count(value) * (count(given["--batch-tokens"] or "") // _accumulation(given)))
 
 
 def _tokens_of_steps(value: str, given: Given) -> str:
@@ -120,6 +134,16 @@ def _axis(name: str) -> Conversion:
     return lambda value, given: f"{name}={count(value)}"
 
 
+def _context(given: Given) -> int:
+    text = given.get("--n-ctx")
+    return count(text) if text else int(_paper(given).n_ctx)
+
+
+def _accumulation(given: Given) -> int:
+    """Return the micro-batches of a step by the option of another tool; 1 if there is none."""
+    return next((count(given[word] or "") for word in ACCUMULATION if word in given), 1)
+
+
 def _paper(given: Given) -> Any:
     from gptcli.model.config import find_size
 
@@ -130,7 +154,8 @@ CONVERSIONS: dict[str, Conversion] = {
     **{
         convert.__name__.removeprefix("_"): convert
         for convert in (
-            _batch_tokens, _tokens_of_steps, _tokens_of_epochs, _share_of_tokens, _share_of_lr,
+            _batch_tokens, _accumulated_batch_tokens, _batch_tokens_of_accumulation,
+            _eval_tokens_of_batches, _tokens_of_steps, _tokens_of_epochs, _share_of_tokens, _share_of_lr,
             _hours_of_days, _precision, _optimizer, _schedule, _kind, _model_of_arguments,
             _model_unless_kind, _no_conversion,
         )
@@ -149,12 +174,15 @@ def _table(*names: str) -> dict[str, Alias]:
     return found
 
 
-REPLACED = ("--tokens", "--batch-tokens", "--lr")
-"""Options whose value is replaced if an alias says it again."""
+REPLACED = ("--lr", "--batch-tokens", "--tokens")
+"""Options whose value is replaced if an alias says it again, in the order in which values are
+converted: a length in steps needs the tokens of a batch, a warm-up in shares those of the run.
+"""
 TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ACCUMULATION = tuple(TABLES["accumulation"][0][0].split())
 EVERYWHERE = _table("everywhere")
 OF_COMMAND: dict[str, dict[str, Alias]] = {
-    "gpt train": _table("shape", "train"),
+    "gpt train": _table("shape", "train", "accumulation"),
     "gpt sample": _table("sample"),
     "gpt eval": _table("eval"),
     "gpt cost": _table("shape", "cost"),
@@ -229,8 +257,15 @@ def unknown_word(
         )
     if alias is not None:
         if not alias.target:
+            line, left_out = _translated(command, args, takes)
+            left_out.pop(word.name, None)
+            others = [f"without {name}: {why}" for name, why in left_out.items()]
+            if line in ("", command):
+                line, others = help_hint, []
             return UsageError(
-                f"{command} has no such option", where=word.name, hint=f"{alias.note}\n{help_hint}"
+                f"{command} has no such option",
+                where=word.name,
+                hint="\n".join([alias.note, line, *others]),
             )
         verb = "calls this" if alias.option else "takes it as"
         what = f"{command} {verb} {alias.target}"
@@ -357,9 +392,21 @@ def _unquoted_prompt(args: list[str], takes: Mapping[str, bool]) -> UsageError:
 
 
 def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
-    """Return the command line with our options, quoted for a shell.
+    """Return the command line with our options, quoted for a shell, and a line for each option of
+    another tool that is left out; empty if the line has an unknown word, or nothing is left of it.
+    """
+    line, left_out = _translated(command, args, takes)
+    if line == command and left_out:
+        return ""
+    return "\n".join([line, *(f"without {word}: {why}" for word, why in left_out.items())])
 
-    It is empty if an option has no counterpart or its value cannot be converted.
+
+def _translated(
+    command: str, args: list[str], takes: Mapping[str, bool]
+) -> tuple[str, dict[str, str]]:
+    """Return the command line with our options, and why options as typed have no part in it.
+
+    The line is empty if it would have an unknown word, or lack a value.
     """
     table = table_of(command, takes)
 
@@ -372,55 +419,91 @@ def corrected(command: str, args: list[str], takes: Mapping[str, bool]) -> str:
         return not alias.option or takes[alias.option]
 
     words = list(read_words(_all_dashed(args, command, takes, takes_value), takes_value))
-    if any(one.lacks_value for one in words):
-        return ""
-    given: dict[str, str | None] = {}
-    for word in words:
-        if word.name:
-            alias = find_alias(word.name, table) or Alias(word.name)
-            given[_option_for(word.name, takes) or alias.target] = word.value
+    aliases = [find_alias(one.name, table) if one.name else None for one in words]
+    if any(
+        one.lacks_value or (one.name and alias is None and not _option_for(one.name, takes))
+        for one, alias in zip(words, aliases, strict=True)
+    ):
+        return "", {}
+    values = _converted(words, aliases, takes)
     options: list[str] = []
     first: list[str] = []
     last: list[str] = []
-    after_flag = False  # a value such as True after the alias of a flag is dropped
-    for word in words:
+    left_out: dict[str, str] = {}
+    dropped = False  # a value such as True after the alias of a flag is dropped too
+    for word, alias, value in zip(words, aliases, values, strict=True):
         if not word.name:
-            is_bool = after_flag and str(word.value).lower() in ("true", "false", "1", "0")
-            if after_flag and not is_bool and options[-1] == "--resume":  # from where
-                options += ["--out", str(word.value)]
-            elif not is_bool:
-                first.append(str(word.value))
-            after_flag = False
+            text = str(word.value)
+            if dropped and options[-1:] == ["--resume"] and not _is_bool(text):  # from where
+                options += ["--out", text]
+            elif not dropped or not (_is_bool(text) or left_out and _is_value(text, command)):
+                first.append(text)
+            dropped = False
             continue
-        by_name = find_alias(word.name, table)
         if known := _option_for(word.name, takes):
             options += [known] if word.value is None or not takes[known] else [known, word.value]
-        elif (
-            by_name is None
-            or not by_name.target
-            or (word.value is None and not by_name.has_value and takes.get(by_name.option, True))
-        ):
-            return ""
-        elif by_name.has_value or takes.get(by_name.option) is False:
-            options += by_name.target.split()
-            after_flag = True
+            continue
+        assert alias is not None  # every other name is an option
+        if not alias.target:
+            left_out[word.name] = alias.note
+            dropped = word.value is None
+        elif alias.has_value or takes.get(alias.option) is False:
+            options += alias.target.split()
+            dropped = True
+        elif value is None:
+            left_out[word.name] = alias.note or f"its value has no counterpart in {alias.target}"
+        elif alias.target == "RUN":
+            first[:0] = [value] if value else []
+        elif not alias.option:
+            last.append(value)
+        elif alias.option == "--layout" and "--layout" in options:
+            options[options.index("--layout") + 1] += f",{value}"
+        elif alias.option in options and alias.option in REPLACED:
+            options[options.index(alias.option) + 1] = value
         else:
-            value = str(word.value)
-            try:
-                value = value if by_name.convert is None else by_name.convert(value, given)
-            except (GptError, KeyError, OSError):
-                return ""
-            if by_name.target == "RUN":
-                first[:0] = [value] if value else []
-            elif not by_name.option:
-                last.append(value)
-            elif by_name.option == "--layout" and "--layout" in options:
-                options[options.index("--layout") + 1] += f",{value}"
-            elif by_name.option in options and by_name.option in REPLACED:
-                options[options.index(by_name.option) + 1] = value
-            else:
-                options += [by_name.option, value]
-    return shlex.join([*command.split(), *first, *last, *options])
+            options += [alias.option, value]
+    return shlex.join([*command.split(), *first, *last, *options]), left_out
+
+
+def _converted(
+    words: list[Word], aliases: list[Alias | None], takes: Mapping[str, bool]
+) -> list[str | None]:
+    """Return the value of each word with our option; None if it cannot be converted."""
+    values = [word.value for word in words]
+    given: dict[str, str | None] = {}
+    for word, alias in zip(words, aliases, strict=True):
+        if known := _option_for(word.name, takes) if word.name else None:
+            given[known] = word.value
+        elif alias is not None and alias.convert is None:
+            given[alias.target or word.name.lstrip("-")] = word.value
+        elif alias is not None:
+            given[word.name.lstrip("-")] = word.value
+
+    def order(index: int) -> tuple[int, bool]:
+        alias = aliases[index]
+        if alias is None or alias.option not in REPLACED:
+            return len(REPLACED), False
+        return REPLACED.index(alias.option), alias.convert is _batch_tokens_of_accumulation
+
+    for index in sorted(range(len(words)), key=order):
+        word, alias = words[index], aliases[index]
+        if alias is None or alias.convert is None or _option_for(word.name, takes):
+            continue
+        try:
+            values[index] = alias.convert(str(word.value), given)
+        except (GptError, KeyError, OSError):
+            values[index] = None
+        given[alias.target] = values[index]
+    return values
+
+
+def _is_bool(text: str) -> bool:
+    return text.lower() in ("true", "false", "1", "0")
+
+
+def _is_value(text: str, command: str) -> bool:
+    """Tell whether a word after an option that is left out is its value, not an argument."""
+    return command == "gpt train" or re.fullmatch(r"[\d.,e+-]+[kKmMbB]?", text) is not None
 
 
 def _option_for(name: str, takes: Mapping[str, bool]) -> str | None:
@@ -523,7 +606,7 @@ def _line_of(target: str, rest: list[str]) -> str:
     command = f"gpt {words[0]}"
     takes = _options_of(words[0])
     line = corrected(command, words[1:], takes) or shlex.join(["gpt", *words])
-    ours = shlex.split(line)[2:]
+    ours = shlex.split(line.partition("\n")[0])[2:]
     if words[0] == "sample" and sum(not word.name for word in read_words(ours, takes.get)) > 2:
         return str(_unquoted_prompt(ours, takes).hint).partition("\n")[2]
     return line

@@ -232,7 +232,8 @@ def compare_records(
                 raise UsageError(
                     "a model has no scores yet: name the tasks to compare on",
                     where=path,
-                    hint="gpt eval A B --compare --task NAME --data FOLDER",
+                    hint="gpt eval A B --compare --task NAME --data FOLDER\n"
+                    "the losses of two runs side by side: gpt train --report A B -o compare.html",
                 )
         models.append([group_items(read_records(path), str(path)) for path in paths])
     _print_comparison(models, [str(run) for run in runs], output, as_json, markdown)
@@ -296,8 +297,11 @@ def not_one_run(runs: list[Path]) -> UsageError:
     if len(runs) == 2 and runs[1].is_file() and not is_model_file(runs[1]):
         line = shlex.join(["gpt", "eval", str(runs[0]), "--text", str(runs[1])])
         return UsageError("a text is an option", where=runs[1], hint=line)
-    return UsageError(
-        f"{counted(len(runs), 'run')} at once",
-        where=runs[1],
-        hint="name one run folder: gpt eval runs/350M",
-    )
+    hint = "name one run folder: gpt eval runs/350M"
+    if len(runs) == 2 and all(run.is_dir() for run in runs):
+        both = shlex.join(map(str, runs))
+        hint = (
+            f"name one, or compare them by a task: gpt eval {both} --compare --task NAME --data "
+            f"FOLDER\nby their losses: gpt train --report {both} -o compare.html"
+        )
+    return UsageError(f"{counted(len(runs), 'run')} at once", where=runs[1], hint=hint)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from gptcli.errors import InputError, UsageError, install_hint
 from gptcli.events import SILENT, Events
-from gptcli.files import read_json
+from gptcli.files import read_json, similar
 from gptcli.numbers import counted, in_bytes
 
 CONFIG = "config.json"
@@ -51,7 +51,7 @@ CONNECT_SECONDS = 10
 def hub_repository(path: str | Path) -> str | None:
     """Return the repository on the Hub that a path without a file names, or None.
 
-    A path that exists, or that looks like a mistyped one, is not a name.
+    A path that exists, or that looks like a mistyped one (run/book for runs/book), is not a name.
     """
     name, path = str(path), Path(path)
     if path.exists():
@@ -61,7 +61,7 @@ def hub_repository(path: str | Path) -> str | None:
     owner = name.partition("/")[0]
     if not REPOSITORY.fullmatch(name) or owner in LOCAL or Path(owner).exists():
         return None
-    return name
+    return None if similar(path) is not None else name
 
 
 def cached_model(path: str | Path) -> Path | None:

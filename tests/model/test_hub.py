@@ -18,7 +18,7 @@ from gptcli.events import Events
 from gptcli.model.config import ModelConfig
 from gptcli.model.hub import HUB, cached_model, fetch_model, hub_repository
 from gptcli.model.safetensors_io import load_model, save_model
-from gptcli.model.source import find_model
+from gptcli.model.source import find_model, not_a_model_error
 from gptcli.model.transformer import GPT
 from gptcli.numbers import in_bytes
 from tests.hub_server import COMMIT, Hub, hub  # noqa: F401
@@ -91,6 +91,16 @@ def test_short_names_have_their_repositories(hub: Hub, tmp_path: Path) -> None:
     fetch_model("gpt2")
     assert find_model("gpt2").folder == cached_model("openai-community/gpt2")
     assert {hub_repository(name) for name in HUB} == set(HUB.values())
+
+
+def test_a_mistyped_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models-of-mine" / "book").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for typed in ("model-of-mine/book", "models-of-mine/bok", "model-of-mine/bok"):
+        assert hub_repository(typed) is None
+        fetch_model(typed)  # downloads nothing
+        assert not_a_model_error(Path(typed)).hint == "did you mean models-of-mine/book?"
+    assert hub_repository("somebody/book") == "somebody/book"
 
 
 def test_cache_of_an_old_name_is_used(hub: Hub, tmp_path: Path) -> None:
