@@ -51,6 +51,7 @@ KNOWN_SUFFIXES: dict[str, Any] = {
 }
 """Suffixes that a folder is searched for, with their formats; other files can be named."""
 NO_FILES, UNREADABLE = "links that lead nowhere, or pipes", "folders that cannot be read"
+NO_SUFFIX = "no suffix"
 REMOTE_REQUESTS = 16  # at the same time
 REMOTE_ATTEMPTS = 3
 
@@ -285,7 +286,7 @@ def _known_files(
         if every_suffix or file_suffixes(file)[0] in KNOWN_SUFFIXES:
             known.append(file)
         else:
-            others["".join(file_suffixes(file)) or "no suffix"] += 1
+            others["".join(file_suffixes(file)) or NO_SUFFIX] += 1
     if not known:
         names = ", ".join(sorted(others)[:8])
         if Path(where, "manifest.json").is_file():
@@ -294,11 +295,15 @@ def _known_files(
                 where=where,
                 hint=f"gpt train --data {shlex.quote(where)} reads them",
             )
+        hint = "a file of another name is read if you name the file itself"
+        if most := next((name for name, _ in others.most_common() if name != NO_SUFFIX), None):
+            pattern = shlex.quote(f"{where.rstrip('/')}/**/*{most}")
+            hint = f"files of another kind are read by a pattern: {pattern}"
         raise InputError(
-            "contains no file of a known kind" + (f" (only {names})" if others else ""),
+            "contains no file that a folder is searched for"
+            + (f" (only {names})" if others else ""),
             where=where,
-            hint=f"known suffixes are {' '.join(KNOWN_SUFFIXES)}, plain or compressed; "
-            "a file of another name is read if you name the file itself",
+            hint=f"{hint}\na folder is searched for {' '.join(KNOWN_SUFFIXES)}, plain or compressed",
         )
     left_out += others
     return known
