@@ -306,7 +306,7 @@ def evaluate(
     from gptcli.evals.find_data import split_data
     from gptcli.evals.task import NORMALISERS, find_task, find_tasks, task_names
     from gptcli.model.hub import fetch_model
-    from gptcli.model.source import find_model, is_finetuned
+    from gptcli.model.source import check_exists, find_model, is_finetuned
 
     folders, place = split_data(data or [])
     if list_tasks:
@@ -336,6 +336,7 @@ def evaluate(
         raise eval_output.not_one_run(run or [])
     runs = run or []
     for one_run in runs:
+        check_exists(one_run)
         fetch_model(one_run, ConsoleEvents())
     folder = runs[0]
     if not (task or text or suite) and checkpoint is None and is_finetuned(folder):

@@ -297,7 +297,7 @@ def not_one_run(runs: list[Path]) -> UsageError:
     if len(runs) == 2 and runs[1].is_file() and not is_model_file(runs[1]):
         line = shlex.join(["gpt", "eval", str(runs[0]), "--text", str(runs[1])])
         return UsageError("a text is an option", where=runs[1], hint=line)
-    hint = "name one run folder: gpt eval runs/350M"
+    hint = f"name one run folder: gpt eval {shlex.quote(str(runs[0]))}"
     if len(runs) == 2 and all(run.is_dir() for run in runs):
         both = shlex.join(map(str, runs))
         hint = (

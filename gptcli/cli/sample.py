@@ -40,6 +40,7 @@ from gptcli.cli.serve import (
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.interrupts import Cleanup, Raise, write
+from gptcli.model.source import check_exists
 from gptcli.numbers import counted
 from gptcli.settings import Resolved, boolean
 
@@ -257,6 +258,7 @@ def sample(
     if prompt is not None and not run.exists() and os.path.isdir(prompt) and not serve:  # noqa: PTH112
         line = shlex.join(["gpt", "sample", prompt, str(run)])
         raise UsageError("the run comes before the prompt", where=run, hint=line)
+    check_exists(run)
     from gptcli.sampling.batch import PromptParts
     from gptcli.sampling.params import sampling_params
 
