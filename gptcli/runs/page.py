@@ -134,7 +134,8 @@ DASH_RULES = "".join(
 )
 
 
-SCRIPT = Path(__file__).with_name("report.js")
+# read at once, because an upgrade may replace the package while a run goes on
+SCRIPT = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
 # no network, even if a name or a text of the run held markup that was not escaped
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CONTROLS = """\
@@ -202,10 +203,9 @@ def script(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
-    code = SCRIPT.read_text(encoding="utf-8")
     return (
         f'<script id="data" type="application/json">{text}</script>\n'
-        f"<script>//<![CDATA[\n{code}//]]></script>\n"
+        f"<script>//<![CDATA[\n{SCRIPT}//]]></script>\n"
     )
 
 
