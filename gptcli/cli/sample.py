@@ -40,8 +40,8 @@ from gptcli.cli.serve import (
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.interrupts import Cleanup, Raise, write
-from gptcli.sampling.defaults import MAX_TOKENS, TEMPERATURE, TOP_K
 from gptcli.numbers import counted
+from gptcli.sampling.defaults import MAX_TOKENS, TEMPERATURE, TOP_K
 from gptcli.settings import Resolved, boolean
 
 if TYPE_CHECKING:
