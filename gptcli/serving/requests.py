@@ -323,7 +323,14 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
 
     kept: int | None = fields.get("truncate_prompt_tokens")
     if kept == -1:
-        kept = max(1, n_ctx - max_tokens)
+        kept = n_ctx - max_tokens
+        if kept < 1:
+            raise ApiError(
+                f"max_tokens is {max_tokens:,}, but the model's context has only {n_ctx:,}, with at "
+                f"least 1 token of the prompt: use at most {n_ctx - 1:,}",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
 
     def check_length(index: int, of: int, size: int, more: str = "") -> None:
         if size + (0 if more else max_tokens) <= n_ctx or (more and kept):

@@ -69,7 +69,7 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"truncate_prompt_tokens": -2}, "from -1 to", "truncate_prompt_tokens"),
     (
         {"prompt": "a", "truncate_prompt_tokens": -1, "max_tokens": 96},
-        "only 96: lower max_tokens",
+        "use at most 95",
         "max_tokens",
     ),
     (
