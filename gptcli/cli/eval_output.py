@@ -302,5 +302,5 @@ def not_one_run(runs: list[Path]) -> UsageError:
     return UsageError(
         f"{counted(len(runs), 'run')} at once",
         where=runs[1],
-        hint="name one run folder: gpt eval runs/350M",
+        hint=f"name one run folder: gpt eval {shlex.quote(str(runs[0]))}; two with --compare",
     )

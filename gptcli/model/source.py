@@ -248,10 +248,10 @@ def _missing(path: Path) -> tuple[str, str]:
         if name not in HUB:
             what = "a model of this name on the Hub has to be downloaded"
         return f"no such folder; {what}", by_hand(repository)
-    if (close := similar(path)) is not None:
-        return absent, f"did you mean {close}?"
     if (local := Path("runs", name)).is_dir():
         return "no such folder", f"did you mean {local}?"
+    if (close := similar(path)) is not None:
+        return absent, f"did you mean {close}?"
     if name.startswith("~"):
         return "no such folder; the shell did not expand the ~", "remove the quotes around it"
     return absent, WHAT_IS_READ
