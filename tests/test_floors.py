@@ -146,6 +146,21 @@ print(len(sys.modules), file=sys.stderr)
     assert int(count) <= MOST_MODULES
 
 
+def test_the_list_of_tasks_imports_no_torch() -> None:
+    program = """
+import sys
+sys.argv = ["gpt", "eval", "--list"]
+from gptcli.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+print([name for name in ("torch", "tokenizers", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
 def test_runs_import_what_they_need(tmp_path: Path) -> None:
     """Sampling and evaluation leave out the compiler and what distributes training; a training run
     on one process, pipeline stages. (PyTorch's optimizers import the compiler themselves.)

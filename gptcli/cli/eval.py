@@ -310,10 +310,10 @@ def evaluate(
 
     folders, place = split_data(data or [])
     if list_tasks:
-        if run:
-            eval_output.print_task_details([find_task(str(name)) for name in run], place)
-        else:
-            eval_output.print_tasks([find_task(name) for name in task_names()], place)
+        names = [str(name) for name in run or ()] or task_names()
+        tasks = [find_task(name) for name in names]
+        placed = [(task, folders.get(task.name, place)) for task in tasks]
+        (eval_output.print_task_details if run else eval_output.print_tasks)(placed)
         return
     if plot is not None:
         from gptcli.runs.plots import plot_reports

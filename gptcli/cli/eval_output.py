@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
     from gptcli.model.source import ModelSource
 
 PIPE_WIDTH = REPORT_COLUMNS  # if there is no terminal
-LIST_WIDTH = 200  # of the list of tasks, whose paths are not folded in a pipe
 GAP = 3  # columns of the screen between two of a table
+BLANKS_AT_END = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")  # before the codes that end a style
 NARROW_GAP = 2  # where the table would otherwise fold words
-LEAST_TEXT = 8  # columns of the screen that a column of text, which is folded, keeps
 
 
 def print_evaluation(evaluation: Evaluation, *, markdown: bool) -> None:
@@ -124,20 +124,21 @@ def _print_parts(parts: list[TableRows | str], *, markdown: bool) -> None:
             _print_table(console, part)
 
 
-def print_tasks(tasks: list[Task], data: Path | None) -> None:
-    """Print the tasks, with the paper's K and the location of each one's data."""
+def print_tasks(tasks: list[tuple[Task, Path | None]]) -> None:
+    """Print the tasks, with the paper's K and whether the folder next to each has its data."""
     from gptcli.evals.report import task_rows
 
-    _print_table(_console(LIST_WIDTH), task_rows(tasks, data), least_text=LEAST_TEXT)
+    _print_table(_console(PIPE_WIDTH), task_rows(tasks))
 
 
-def print_task_details(tasks: list[Task], data: Path | None) -> None:
+def print_task_details(tasks: list[tuple[Task, Path | None]]) -> None:
     """Print where each task's data is from, what it is called, and where it belongs."""
     from gptcli.evals.report import task_details
 
-    for task in tasks:
+    found = [task_details(task, data) for task, data in tasks]
+    for (task, data), details in zip(tasks, found, strict=True):
         print(f"{task.name}: {task.title}")
-        for name, text in task_details(task, data).items():
+        for name, text in details.items():
             option = f", named with --data {data or 'DATA'}" if name == "folder" else ""
             print(f"  {name:<9} {text}{option}")
 
@@ -147,11 +148,10 @@ def _console(width: int, *, soft_wrap: bool = False) -> Console:
     return screen(width=None if sys.stdout.isatty() else width, soft_wrap=soft_wrap)
 
 
-def _print_table(console: Console, rows: TableRows, least_text: int | None = None) -> None:
+def _print_table(console: Console, rows: TableRows) -> None:
     """Print rows as a table; on a screen too narrow for its numbers, each row on lines of its own.
 
-    A number that is cut is another number. So is the name of a file, unless columns of text may be
-    folded to `least_text` columns.
+    A number that is cut is another number, and so is a word.
     """
     from rich import box
     from rich.cells import cell_len
@@ -163,7 +163,7 @@ def _print_table(console: Console, rows: TableRows, least_text: int | None = Non
         name: max(cell_len(name), *(cell_len(str(row[name])) for row in rows)) for name in rows[0]
     }
     least = [
-        min(width, least_text or _longest_word(rows, name)) if name in TEXT_COLUMNS else width
+        min(width, _longest_word(rows, name)) if name in TEXT_COLUMNS else width
         for name, width in widths.items()
     ]
     gaps = len(widths) - 1
@@ -186,7 +186,10 @@ def _print_table(console: Console, rows: TableRows, least_text: int | None = Non
         )
     for row in rows:
         table.add_row(*row.values())
-    console.print(table)
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():  # a cell is filled up with blanks
+        print(BLANKS_AT_END.sub(r"\1", line))
 
 
 def _longest_word(rows: TableRows, name: str) -> int:

@@ -179,12 +179,16 @@ def document(title: str, *parts: str, subtitle: str = "") -> str:
     )
 
 
-def definitions(facts: dict[str, str], *, small: bool = False) -> str:
-    """Return a list of names and values; `small` for values that are text rather than numbers."""
-    rows = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in facts.items()
-    )
+def definitions(
+    facts: Mapping[str, str], *, titles: Mapping[str, str] | None = None, small: bool = False
+) -> str:
+    """Return a list of names and values; `titles` explains names to who points at them, and `small`
+    is for values that are text rather than numbers.
+    """
+    rows = []
+    for name, value in facts.items():
+        about = f' title="{escape(titles[name])}"' if titles and name in titles else ""
+        rows.append(f"<div{about}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>")
     kind = ' class="small"' if small else ""
     return f"<dl{kind}>{''.join(rows)}</dl>\n"
 
