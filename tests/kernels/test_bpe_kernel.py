@@ -62,10 +62,10 @@ def test_a_long_word_takes_linear_memory() -> None:
 
 def test_no_memory_for_a_learner_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     made = learner()
-    made._count = lambda *_: -1
+    monkeypatch.setattr(made, "_count", lambda *_: -1)
     with pytest.raises(MemoryError, match="count words"):
         made.count("word")
-    made._merge = lambda *_: -1
+    monkeypatch.setattr(made, "_merge", lambda *_: -1)
     with pytest.raises(MemoryError, match="learn merges"):
         list(made.merges(2))
 
