@@ -43,6 +43,7 @@ from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
+from gptcli.corpus.snapshots import refuse_snapshots
 from gptcli.corpus.text_out import write_text_out
 from gptcli.encodings import no_text
 from gptcli.errors import InputError, UsageError
@@ -107,6 +108,7 @@ def begin_build(
     belongs to a different build, or if an input is inside it; InputError if its finished shards are
     damaged.
     """
+    refuse_snapshots(build.inputs)
     build.check_inputs_outside(out)
     record = build.resume_record()
     claim_owned(out, resume=resume, force=force, own=MANIFEST, events=events)
