@@ -229,7 +229,7 @@ def _changed_inputs(build: BuildConfig, out: Path) -> list[str]:
             now: list[object] | None = list(fingerprint(path))
         except InputError:  # it is gone
             now = None
-        if before.get(f"{Path(path).resolve()}") != now:
+        if before.get(os.path.realpath(path)) != now:
             changed.append(path)
     return changed
 
