@@ -43,6 +43,7 @@ from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
+from gptcli.corpus.snapshots import refuse_snapshots
 from gptcli.corpus.text_out import write_text_out
 from gptcli.encodings import no_text
 from gptcli.errors import InputError, UsageError
@@ -108,6 +109,7 @@ def begin_build(
     belongs to a different build, or if an input is inside it; InputError if its finished shards are
     damaged.
     """
+    refuse_snapshots(build.inputs)
     build.check_inputs_outside(out)
     record = build.resume_record()
     claim_owned(out, resume=resume, force=force, own=MANIFEST, events=events)
@@ -228,7 +230,7 @@ def _changed_inputs(build: BuildConfig, out: Path) -> list[str]:
             now: list[object] | None = list(fingerprint(path))
         except InputError:  # it is gone
             now = None
-        if before.get(f"{Path(path).resolve()}") != now:
+        if before.get(os.path.realpath(path)) != now:
             changed.append(path)
     return changed
 

@@ -24,8 +24,8 @@ matrices, in bf16 where the processor multiplies it faster and else in fp32 afte
 builds its own. Nothing else in the package
 needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 
-The names below are imported when they are first used: `spell_kernel`, which spells token ids, runs
-where PyTorch is not imported.
+The names below are imported when they are first used: `bpe_kernel`, which learns a vocabulary, and
+`spell_kernel`, which spells token ids, run where PyTorch is not imported.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptcli.kernels.bpe_kernel import merge_learner
     from gptcli.kernels.build import compiler_failure, instruction_set, lack_compiler
     from gptcli.kernels.decode_kernel import decode_step
     from gptcli.kernels.installation import (
@@ -54,6 +55,7 @@ __all__ = [
     "install",
     "instruction_set",
     "lack_compiler",
+    "merge_learner",
     "spell_ids",
     "uninstall",
 ]
@@ -64,6 +66,7 @@ _MODULES = {
         ("Kernel", "available", "before_compilation", "install", "uninstall"), "installation"
     ),
     "decode_step": "decode_kernel",
+    "merge_learner": "bpe_kernel",
     "spell_ids": "spell_kernel",
 }
 """Module of every name."""

@@ -32,7 +32,7 @@ from gptcli.runtime import has_fast_bf16, processor
 
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-Wno-psabi", "-c")
-ONE_THREAD = ("spell",)
+ONE_THREAD = ("bpe", "spell")
 """Libraries that use no threads, and so work without PyTorch."""
 COMPILERS = ("cc", "gcc", "clang")
 COMPILER_TIMEOUT_S = 120

@@ -241,6 +241,19 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -
     assert sorted(path.name for path in corpus.iterdir()) == ["corpus", "tokenizer.json"]
 
 
+def test_dry_run_prices_a_snapshot_of_common_crawl(corpus: Path, gpt: Gpt) -> None:
+    pytest.importorskip("resiliparse")
+    arguments = ("CC-MAIN-2024-10", "-t", "tokenizer.json", "-o", "shards")
+    text = gpt("build-shards", *arguments, "--runner", "ray", "--dry-run").stdout
+    rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line[:1].isalpha())
+    assert rows["inputs"] == "1 file, 99.4 TB"
+    assert rows["crawl"].startswith("3,106,525,566 pages, as published")
+    assert rows["kept"].endswith("documents, before any comparison")
+    assert {"tokens", "disk", "memory", "cpu", "worker", "shuffle"} < rows.keys()
+    assert "e+" not in rows["cpu"]
+    assert "priced by its name, not read" in gpt("build-shards", *arguments, code=2).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
