@@ -745,3 +745,21 @@ def test_a_model_without_metrics_is_priced(gpt: Any, tmp_path: Path) -> None:
     got = report(gpt, "model")
     assert got["tokens"] == 300_000_000_000
     assert "no such" in gpt("cost", "nothing", code=2).stderr
+
+
+def test_the_list_of_gpus_marks_whose_speed_is_measured(gpt: Any) -> None:
+    """In words and in JSON, by the same evidence as an estimate's; a table of sizes says it too."""
+    rows = {row["name"]: row for row in report(gpt, "--gpu", "list")["gpus"]}
+    kinds = {name: row["speed_evidence"] for name, row in rows.items()}
+    assert (kinds["h100"], kinds["h20"], kinds["tpu-v4"]) == ("measured", "family", "none")
+    lines = gpt("cost", "--gpu", "list").stdout.splitlines()
+    words = {line.split()[0]: line for line in lines}
+    assert " measured " in words["h100"]
+    assert " family's " in words["h20"]
+    assert " assumed " in words["tpu-v4"]
+    assert all(len(line) <= 80 for line in lines)
+    assert "note:" not in gpt("cost", "--table", "--gpu", "h100").stdout
+    table = " ".join(gpt("cost", "--table", "--gpu", "h20").stdout.split())
+    assert "no published run on h20 was compared" in table
+    sizes = report(gpt, "--table", "--gpu", "h20")["sizes"]
+    assert {row["speed_evidence"] for row in sizes} == {"family"}

@@ -15,19 +15,17 @@ from gptcli.cost.cpu import (
     HEAP,
     HEAP_OF_SEVERAL,
     LIBRARIES,
-    SYNC_BYTES,
     TOKENIZER,
     cpu_device,
     cpu_memory,
     on_cpu,
     seconds_per_token,
 )
-from gptcli.cost.layout import Layout
+from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import RECOMPUTE, Recompute
 from gptcli.cost.rank_memory import StepConfig, loss_memory, rank_memory
 from gptcli.model import loss
 from gptcli.model.config import ModelConfig
-from gptcli.trainer import checkpoint
 from tests.small_runs import make_shards
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
@@ -36,43 +34,40 @@ WORK = on_cpu(StepConfig(micro_batch=8, precision="fp32"), SMALL, has_kernels=Fa
 
 def test_constants_are_the_trainers() -> None:
     assert WORK.piece == loss.PIECES["cpu"]
-    assert SYNC_BYTES == checkpoint.SYNC_BYTES
 
 
 def test_parts() -> None:
     found, tensors = cpu_memory(SMALL, Layout(), WORK), rank_memory(SMALL, Layout(), WORK)
     assert found.tensors == tensors.total
-    assert 12 * SMALL.parameters < SYNC_BYTES
-    assert found.checkpoint == 0
+    assert found.checkpoint == 4 * 5000 * 256, "the largest matrix, for transformers"
     assert found.heap == round(HEAP * (tensors.activations + tensors.logits + tensors.workspace))
     assert found.libraries == LIBRARIES + 5000 * TOKENIZER
-    assert found.total == found.tensors + found.heap + found.libraries
+    assert found.total == found.tensors + found.checkpoint + found.heap + found.libraries
     compiled = cpu_memory(SMALL, Layout(), WORK, compiled=True)
     assert compiled.total - found.total == COMPILER
 
 
-def test_a_large_checkpoint_is_copied_beside_the_next_step() -> None:
-    large = replace(SMALL, d_model=512)
-    written = 12 * large.parameters
-    assert written > SYNC_BYTES
-    found = cpu_memory(large, Layout(), WORK)
-    assert found.checkpoint == written + 4 * 5000 * 512
-    averaged = cpu_memory(large, Layout(), WORK, average_bytes=4 * large.parameters)
-    assert averaged.checkpoint - found.checkpoint == 4 * large.parameters
-    assert averaged.tensors - found.tensors == 4 * large.parameters
-    muon = cpu_memory(large, Layout(), WORK, fewer_moments=1000)
-    assert found.total - muon.total == 2 * 4 * 1000
+def test_averages_and_fewer_moments_are_tensors() -> None:
+    found = cpu_memory(SMALL, Layout(), WORK)
+    averaged = cpu_memory(SMALL, Layout(), WORK, average_bytes=4 * SMALL.parameters)
+    assert averaged.total - found.total == 4 * SMALL.parameters
+    muon = cpu_memory(SMALL, Layout(), WORK, fewer_moments=1000)
+    assert found.total - muon.total == 4 * 1000
 
 
 def test_gradients_of_several_micro_batches_divide_the_heap() -> None:
-    """Copies of a checkpoint fill some of it, and what one micro-batch leaves stays."""
     work = replace(WORK, micro_batches=2)
-    for config in (SMALL, replace(SMALL, d_model=512)):
-        found, tensors = cpu_memory(config, Layout(), work), rank_memory(config, Layout(), work)
-        temporary = tensors.activations + tensors.logits + tensors.workspace
-        free = HEAP_OF_SEVERAL * temporary - found.checkpoint
-        assert found.heap == round(max(HEAP * temporary, free))
-        assert found.total > cpu_memory(config, Layout(), WORK).total
+    found, tensors = cpu_memory(SMALL, Layout(), work), rank_memory(SMALL, Layout(), work)
+    temporary = tensors.activations + tensors.logits + tensors.workspace
+    assert found.heap == round(HEAP_OF_SEVERAL * temporary)
+    assert found.total > cpu_memory(SMALL, Layout(), WORK).total
+
+
+def test_replicas_keep_the_buckets_of_their_gradients() -> None:
+    """Between steps too, where a single process has freed its gradients."""
+    one, two = (rank_memory(SMALL, parse_layout(f"dp={n}"), WORK) for n in (1, 2))
+    assert one.gradients == 0
+    assert two.gradients == 4 * SMALL.parameters
 
 
 def test_the_step_of_a_cpu() -> None:
@@ -85,16 +80,6 @@ def test_the_step_of_a_cpu() -> None:
     plain = on_cpu(work, SMALL, has_kernels=False)
     assert loss_memory(5000, 512, plain, sliced=False) == 512 * (2 * 5000 + 4 * 3200)
     assert loss_memory(5000, 512, WORK, sliced=False) == 4 * 512 * 5000
-
-
-def test_copies_of_a_checkpoint_leave_a_block_too_small_for_the_loss() -> None:
-    """A vocabulary whose logits are larger than the copies: what is left of their block is lost."""
-    large = replace(SMALL, vocab_size=50_257)
-    found, tensors = cpu_memory(large, Layout(), WORK), rank_memory(large, Layout(), WORK)
-    assert 0 < found.checkpoint < tensors.logits
-    assert found.heap == tensors.logits - found.checkpoint
-    wide = replace(large, d_model=1024)
-    assert cpu_memory(wide, Layout(), WORK).heap == 0
 
 
 @given(st.sampled_from(RECOMPUTE), st.integers(1, 8), st.booleans())
