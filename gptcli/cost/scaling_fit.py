@@ -42,7 +42,7 @@ MIN_JOINT_RUNS = 6  # fewer cannot determine five unknowns
 MAX_CORRELATION = 0.95  # of log sizes and log tokens; above it they count as one variable
 PAIRS_FROM = 100  # runs; intervals of fewer by drawing runs are too wide
 # share of 95 % intervals of the joint law that contain the truth, by the number of runs, in 900 sets
-# of runs with equal, unequal and heavy-tailed errors (tests/benchmarks/LOG.md); of more 92 to 98 %
+# of runs with equal, unequal and heavy-tailed errors (tests/benchmarks/LOG.md); of more 91 to 98 %
 COVERAGE_OF_FEW = {6: 0.83, 7: 0.84, 8: 0.87, 9: 0.90}
 OUTLIERS_FROM = 40  # runs; fewer do not tell an outlier
 RESAMPLES = 400
