@@ -119,7 +119,7 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
     )
     if config.compile:
         _warm_up_compilation(run, parts, mesh, train_step, events)
-    if context.layout.dp == context.world_size > 2:
+    if context.layout.dp == context.world_size > 1:
         _settle_buckets(run, train_step)
     return train_step
 
@@ -326,7 +326,8 @@ def _settle_buckets(run: Run, train_step: TrainStep) -> None:
 
     It does so once, after the first pass of a process. Where an element lies decides in which order
     more than two replicas are summed: the first step of a resumed run would differ from the same
-    step of a run that was not stopped, in its last bits.
+    step of a run that was not stopped, in its last bits. On a CPU buckets that are made between two
+    steps would divide the memory that the first has freed.
     """
     shape = run.train.micro_batch, run.model.n_ctx
     inputs = torch.zeros(shape, dtype=torch.int64, device=train_step.context.device)
