@@ -15,7 +15,7 @@ typedef struct {
     bf16 *y, *z;       /* results; z: their GELU, or in the backward pass GELU's input, or null */
     const float *bias; /* (O,), or null */
     long rows, columns;
-    int backward;
+    int backward, past; /* past: store past the caches */
 } Target;
 
 /* s = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3): GELU in its tanh form is x.s (Hendrycks and
@@ -50,8 +50,8 @@ static void finish(const float *results, long step, const Target *t, long row, l
                 low = mul(low, gelu_slope(widen(t->z + at, inside)));
                 high = mul(high, gelu_slope(widen(t->z + at + 16, inside - 16)));
             }
-            put_bf16(t->y + at, low, high, inside); /* not read again soon */
-            if (!t->backward && t->z) put_bf16(t->z + at, gelu(low), gelu(high), inside);
+            put_bf16(t->y + at, low, high, inside, t->past);
+            if (!t->backward && t->z) put_bf16(t->z + at, gelu(low), gelu(high), inside, t->past);
         }
     }
 }
@@ -102,12 +102,12 @@ static int product(Source a, Source w, enum Along along, Target to) {
 
 /* Y = X.W^T + b; also after = GELU(Y), unless it is null. */
 int forward(const bf16 *x, const float *w, const float *b, bf16 *y, bf16 *after, long N, long K, long O) {
-    return product((Source){x, N, K, 0}, (Source){w, O, K, 1}, ROWS, (Target){y, after, b, N, O, 0});
+    return product((Source){x, N, K, 0}, (Source){w, O, K, 1}, ROWS, (Target){y, after, b, N, O, 0, is_large(2 * N * O)});
 }
 
 /* dX = dY.W; with `before`, of which X was the GELU, its gradient. */
 int backward_x(const bf16 *dy, const float *w, const bf16 *before, bf16 *dx, long N, long K, long O) {
-    return product((Source){dy, N, O, 0}, (Source){w, O, K, 1}, COLUMNS, (Target){dx, (bf16 *)before, 0, N, K, 1});
+    return product((Source){dy, N, O, 0}, (Source){w, O, K, 1}, COLUMNS, (Target){dx, (bf16 *)before, 0, N, K, 1, is_large(2 * N * K)});
 }
 
 static void store(const float *results, float *to, long rows, long columns, long row, long column) {

@@ -16,6 +16,7 @@ static inline Wide sum16(const float *x, const bf16 *r, long i, long inside) {
 /* S = X + R (S = X if R is null) and Y = (S - mean) rstd gain + bias. `kept` gets the mean of every
    row, then the rstd of every row. */
 void forward(const float *x, const bf16 *r, const float *gain, const float *bias, float *s, bf16 *y, float *kept, long N, long C, double eps) {
+    const int past = is_large(4 * N * C);
 #pragma omp parallel
     {
         long first, last;
@@ -34,7 +35,7 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
                     if (r) {
                         if (j % 2 == 0) fetch(r + i + AHEAD * C);
                         write16(sums + c + 16 * j, v);
-                        put(s + i, v, inside); /* not read before the next sub-block is done */
+                        put(s + i, v, inside, past); /* not read before the next sub-block is done */
                     }
                     sum[j] = add(sum[j], v);
                 }
@@ -54,7 +55,7 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
                     v[j] = mul(sub(read_some(row + i, inside), all(mean)), all(rstd));
                     v[j] = mul_add(v[j], read_some(gain + i, inside), read_some(bias + i, inside));
                 }
-                put_bf16(y + at + c, v[0], v[1], C - c);
+                put_bf16(y + at + c, v[0], v[1], C - c, past);
             }
             kept[n] = mean;
             kept[N + n] = rstd;
@@ -67,6 +68,7 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
    threads, added in the order of threads. */
 int backward(const bf16 *dy, const float *ds, const float *x, const bf16 *r, const float *kept, const float *gain, float *dx, bf16 *dr,
              float *dgain, float *dbias, long N, long C) {
+    const int past = is_large(4 * N * C);
     long threads = omp_get_max_threads(), width = over(C, 16) * 16;
     float *all_sums = aligned_alloc(64, threads * 2 * width * sizeof(float));
     if (!all_sums) return 0;
@@ -105,9 +107,9 @@ int backward(const bf16 *dy, const float *ds, const float *x, const bf16 *r, con
                     Wide h = mul(sub(sum16(x, r, at + i, inside), mean), rstd);
                     d[j] = read_some(ds + at + i, inside);
                     d[j] = mul_add(sub_mul(sub(g, p), h, a), rstd, d[j]);
-                    put(dx + at + i, d[j], inside);
+                    put(dx + at + i, d[j], inside, past);
                 }
-                if (r) put_bf16(dr + at + c, d[0], d[1], C - c);
+                if (r) put_bf16(dr + at + c, d[0], d[1], C - c, past);
             }
         }
         settle();

@@ -1,4 +1,4 @@
-"""One layer of the model for compiled training: `linear_kernel`, and its LayerNorms by `norm.c`.
+"""One layer of the model for training: `linear_kernel`, and its LayerNorms by `norm.c`.
 
 The linear kernel takes the output of a LayerNorm in bf16, and nothing else reads that output. The
 norm kernel therefore reads the residual stream once, adds the output of the previous sub-block,
@@ -73,7 +73,7 @@ def norm(
     x_NC: torch.Tensor, gain_C: torch.Tensor, bias_C: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the LayerNorm of x in bf16, and the mean and 1/deviation of each row, (2, N)."""
-    _, y_NC, stats_2N = _forward(x_NC, None, gain_C, bias_C, eps)
+    _, y_NC, stats_2N = run_forward(x_NC, None, gain_C, bias_C, eps)
     return y_NC, stats_2N
 
 
@@ -86,7 +86,7 @@ def norm_backward(
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, gain and bias in fp32; that of x includes `dx_NC`."""
-    dx_NC, _, dgain_C, dbias_C = _backward(dy_NC, dx_NC, x_NC, None, stats_2N, gain_C)
+    dx_NC, _, dgain_C, dbias_C = run_backward(dy_NC, dx_NC, x_NC, None, stats_2N, gain_C)
     return dx_NC, dgain_C, dbias_C
 
 
@@ -102,7 +102,7 @@ def add_norm(
 
     `branch_NC` is the output of a sub-block in bf16.
     """
-    return _forward(x_NC, branch_NC, gain_C, bias_C, eps)
+    return run_forward(x_NC, branch_NC, gain_C, bias_C, eps)
 
 
 @torch.library.custom_op("gptcli::add_norm_backward", mutates_args=(), device_types="cpu")
@@ -115,12 +115,12 @@ def add_norm_backward(
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x in fp32, of the branch in bf16, and of gain and bias."""
-    return _backward(dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
+    return run_backward(dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
 
 
 @norm.register_fake
 def _(x_NC: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, ...]:
-    return x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, len(x_NC))
+    return x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, x_NC.shape[0])
 
 
 @norm_backward.register_fake
@@ -143,7 +143,7 @@ def _(x_NC: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, ...]:
     return (
         x_NC.new_empty(x_NC.shape),
         x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16),
-        x_NC.new_empty(2, len(x_NC)),
+        x_NC.new_empty(2, x_NC.shape[0]),
     )
 
 
@@ -179,15 +179,19 @@ def _add_norm_backward(
 add_norm.register_autograd(_add_norm_backward, setup_context=_save)
 
 
-def _forward(
+def run_forward(
     x_NC: torch.Tensor,
     branch_NC: torch.Tensor | None,
     gain_C: torch.Tensor,
     bias_C: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the results of `add_norm`; without a branch, the sum is x itself."""
     sum_NC = x_NC if branch_NC is None else x_NC.new_empty(x_NC.shape)
-    y_NC, stats_2N = x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, len(x_NC))
+    y_NC, stats_2N = (
+        x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16),
+        x_NC.new_empty(2, x_NC.shape[0]),
+    )
     inputs = [
         None if tensor is None else tensor.contiguous()
         for tensor in (x_NC, branch_NC, gain_C, bias_C)
@@ -197,7 +201,7 @@ def _forward(
     return sum_NC, y_NC, stats_2N
 
 
-def _backward(
+def run_backward(
     dy_NC: torch.Tensor,
     dsum_NC: torch.Tensor,
     x_NC: torch.Tensor,
@@ -205,6 +209,7 @@ def _backward(
     stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the results of `add_norm_backward`; without a branch, its gradient is that of x."""
     dx_NC, dgain_C, dbias_C = (
         x_NC.new_empty(x_NC.shape),
         gain_C.new_empty(gain_C.shape),
