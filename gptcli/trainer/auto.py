@@ -143,13 +143,18 @@ def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
         if "avx512_bf16" in processor()[1]:
             return "fp32", "this CPU multiplies it faster than bf16"
         return "fp32", "this CPU has no bf16"
-    if model.d_model < MIN_BF16_D_MODEL and not compiled:
+    if model.d_model < MIN_BF16_D_MODEL and not compiled and not kernels_train(model):
         return "fp32", f"d_model is below {MIN_BF16_D_MODEL}, and nothing is compiled"
     return "bf16", "this CPU has bf16"
 
 
-def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool, str]:
-    """Return whether to use torch.compile, and the reason."""
+def auto_compile(
+    model: ModelConfig, tokens: int, processes: int, *, plain: bool = True
+) -> tuple[bool, str]:
+    """Return whether to use torch.compile, and the reason.
+
+    `plain` says that nothing in the run's options keeps the kernels from computing whole layers.
+    """
     if device_type() == "mps":
         return False, "torch.compile does not support Apple GPUs yet"
     if not has_compiler():
@@ -157,10 +162,23 @@ def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool,
             "C compiler, with Python's headers," if device_type() == "cuda" else "C++ compiler"
         )
         return False, f"no {missing} here"
+    if plain and kernels_train(model):
+        return False, "the kernels compute whole layers without it"
     seconds = flops_per_token(model, "palm") * tokens / processes / NOMINAL_FLOPS[device_type()]
     if seconds < COMPILE_PAYBACK_S:
         return False, "the run is short"
     return True, "the run is long enough"
+
+
+def kernels_train(model: ModelConfig) -> bool:
+    """Return whether the C kernels train whole layers of a model here, in bf16.
+
+    Nothing is left then for torch.compile to fuse: a compiled layer calls the same kernels.
+    """
+    supported = model.norm == "pre" and model.gelu == "tanh" and not model.dropout
+    return (
+        device_type() == "cpu" and has_fast_bf16() and supported and optional_kernels.can_be_built()
+    )
 
 
 def has_compiler() -> bool:
