@@ -65,6 +65,8 @@ MIN_FP16_CAPABILITY = (7, 0)  # of Volta, the first GPUs with tensor cores, whic
 # d_model from which bf16 products are faster on a CPU without compilation, conversions included
 # (AMX: slower at 128, faster at 256)
 MIN_BF16_D_MODEL = 256
+# and by kernels that compute whole layers (AMX, d_model 128: half the time of fp32)
+MIN_KERNEL_D_MODEL = 128
 # seconds of work, at NOMINAL_FLOPS, from which compiling (about 10 s on a CPU) pays off
 COMPILE_PAYBACK_S = 30
 FP32_BYTES = 4
@@ -176,9 +178,9 @@ def kernels_train(model: ModelConfig) -> bool:
     Nothing is left then for torch.compile to fuse: a compiled layer calls the same kernels.
     """
     supported = model.norm == "pre" and model.gelu == "tanh" and not model.dropout
-    return (
-        device_type() == "cpu" and has_fast_bf16() and supported and optional_kernels.can_be_built()
-    )
+    wide = model.d_model >= MIN_KERNEL_D_MODEL
+    on_cpu = device_type() == "cpu" and has_fast_bf16()
+    return supported and wide and on_cpu and optional_kernels.can_be_built()
 
 
 def has_compiler() -> bool:

@@ -177,6 +177,7 @@ def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch
     monkeypatch.setattr(auto, "has_fast_bf16", lambda: True)
     monkeypatch.setattr(auto.optional_kernels, "can_be_built", lambda: True)
     assert auto.auto_precision(SMALL, False)[0] == "bf16"
+    assert auto.auto_precision(replace(SMALL, d_model=64), False)[0] == "fp32"
     monkeypatch.setattr(auto.optional_kernels, "can_be_built", lambda: False)
     assert auto.auto_precision(GPT2, False)[0] == "bf16"
     assert auto.auto_precision(SMALL, False)[0] == "fp32"
