@@ -63,6 +63,12 @@ def instruction_set() -> str | None:
     return found
 
 
+def can_be_built() -> bool:
+    """Return whether this machine has a processor and a compiler for kernels in C; builds none."""
+    package = kernels()
+    return package is not None and bool(package.can_be_built())
+
+
 def lack_compiler() -> bool:
     """Return whether this processor could run kernels that only a missing compiler prevents."""
     package = kernels()

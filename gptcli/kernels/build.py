@@ -191,6 +191,11 @@ def instruction_set() -> str | None:
     return None if loaded is None else loaded.instructions
 
 
+def can_be_built() -> bool:
+    """Return whether there is a compiler, and an instruction set to build kernels for."""
+    return _compiler() is not None and bool(instruction_sets())
+
+
 def lack_compiler() -> bool:
     """Return whether kernels could run here, and only the compiler is missing."""
     return _compiler() is None and bool(instruction_sets())

@@ -344,7 +344,13 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
         None if values["layout"] == "auto" else layout_after_restart(parse_layout(values["layout"]))
     )
     compiled, why = auto_compile(
-        model, values["tokens"], requested.processes if requested else auto_processes()
+        model,
+        values["tokens"],
+        requested.processes if requested else auto_processes(),
+        plain=values["precision"] in ("auto", "bf16")
+        and values["recompute"] != "selective"
+        and not values["document_mask"]
+        and (requested is None or requested.tp == 1),
     )
     _put_auto(resolved, "compile", "on" if compiled else "off", why)
     _put_auto(resolved, "precision", *auto_precision(model, values["compile"] == "on"))

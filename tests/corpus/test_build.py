@@ -422,8 +422,9 @@ def test_an_empty_split_is_a_warning_or_an_error(tmp_path: Path, byte_tokenizer:
     made = finish_build(few, tmp_path / "few", events=heard)
     documents = sum(shard.documents for shard in made.shards_of("val"))
     assert 0 < documents < 10
-    assert f"is small, and a loss on it says little: val_fraction 0.03 chose {documents} of 100" in (
-        heard.warnings[0]
+    assert (
+        f"is small, and a loss on it says little: val_fraction 0.03 chose {documents} of 100"
+        in (heard.warnings[0])
     )
     assert "raise it: 0.1 would choose about 10 documents" in heard.warnings[0]
     heard = Heard()
