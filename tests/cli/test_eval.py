@@ -335,9 +335,10 @@ def test_items_of_the_training_shards_are_told_apart(
 def test_markdown(evaluate: Callable[..., str], quiz: Path) -> None:
     text = evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--markdown")
     assert (
-        "| task | scoring | K | items | accuracy | paper |\n|---|---|---:|---:|---:|---:|\n| quiz | token | 0 | 8 |"
+        "| task | scoring | K | items | accuracy | chance |\n|---|---|---:|---:|---:|---:|\n| quiz | token | 0 | 8 |"
         in text
     )
+    assert text.count("| 50.00% |") == 1, "two choices; no paper has this task, so no such column"
 
 
 def test_a_picture_of_several_reports(evaluate: Callable[..., str], quiz: Path) -> None:
