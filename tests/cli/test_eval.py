@@ -124,7 +124,9 @@ def test_the_table_shows_the_loss_beside_the_entropy(evaluate: Callable[..., str
     ):
         assert figure in table
     assert "windows of 16 tokens, 16 apart" in table
-    assert "The run's own validation loss, in its report and card, is on 96 of 1,000 tokens." in table
+    assert (
+        "The run's own validation loss, in its report and card, is on 96 of 1,000 tokens." in table
+    )
     assert "own validation loss" not in evaluate("run", "--text", "text.txt")
 
 
