@@ -221,7 +221,7 @@ def estimate_target(
         plan=plan,
         batch_tokens=batch,
         batch_source=batch_source,
-        notes=tuple(notes_on(model, n, batch, cluster, plan, counted=hardware.gpus is not None)),
+        notes=tuple(notes_on(model, n, batch, cluster, plan, gpus_given=hardware.gpus is not None)),
     )
 
 
@@ -286,9 +286,9 @@ def notes_on(
     cluster: Cluster,
     plan: Plan | None,
     *,
-    counted: bool,
+    gpus_given: bool,
 ) -> list[str]:
-    """Return what a reader of the figures must know; `counted` if the number of GPUs was given."""
+    """Return what a reader of the figures must know; `gpus_given` if the number of GPUs was given."""
     found = []
     limit = critical_batch_of(model, tokens)
     if limit is not None and batch > limit:
@@ -299,7 +299,7 @@ def notes_on(
         )
     if plan is not None and cluster.trainer is not None:
         busy = plan.layout.processes
-        if not counted and busy > cluster.count:
+        if not gpus_given and busy > cluster.count:
             found.append(f"at the speed of {counted(busy, 'GPU')}, the fewest that hold it")
         elif busy < cluster.count:
             found.append(
