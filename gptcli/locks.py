@@ -303,20 +303,25 @@ def nothing_to_resume(output: Path, mark: str = "") -> str:
     """Return a line that says that there is no unfinished work at `output`, and where there is, if
     the name may be misspelled.
 
-    `mark` is a file that folders with such work contain.
+    `mark` is a file that folders with such work contain. A name that differs in its number alone,
+    as run-2 from run-1, is no misspelling. A first start is told as such.
     """
     output = Path(output)
+    is_new = not contents(output) if output.is_dir() else not output.exists()
     line = f"{output}: nothing to resume there, so it starts from the beginning"
+    first = f"{output}: new, so it starts from the beginning" if is_new else line
     try:
         others = [
             path.name
             for path in output.absolute().parent.iterdir()
-            if mark and path.name != output.name and (path / mark).is_file()
+            if mark
+            and re.sub(r"\d+", "0", path.name) != re.sub(r"\d+", "0", output.name)
+            and (path / mark).is_file()
         ]
     except OSError:
-        return line
+        return first
     close = close_to(output.name, others)
-    return f"{line}; {output.with_name(close[0])} has some" if close else line
+    return f"{line}; {output.with_name(close[0])} has some" if close else first
 
 
 def refuse_held(path: Path, subject: Path, events: Events = SILENT) -> Holder | None:

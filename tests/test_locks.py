@@ -670,12 +670,26 @@ def test_a_file_of_any_name_has_a_lock(tmp_path, never_watches, length):
 
 def test_nothing_to_resume_names_the_folder_that_may_be_meant(tmp_path: Path) -> None:
     folder = tmp_path / "small"
+    assert (
+        nothing_to_resume(folder, "run.toml") == f"{folder}: new, so it starts from the beginning"
+    )
+    folder.mkdir()
+    (folder / "a").touch()
     assert nothing_to_resume(folder, "run.toml") == (
         f"{folder}: nothing to resume there, so it starts from the beginning"
     )
     (tmp_path / "smal").mkdir()
     (tmp_path / "smal" / "run.toml").touch()
     assert nothing_to_resume(folder, "run.toml").endswith(f"; {tmp_path / 'smal'} has some")
+
+
+def test_the_next_number_is_no_misspelling(tmp_path: Path) -> None:
+    (tmp_path / "run-3").mkdir()
+    (tmp_path / "run-3" / "run.toml").touch()
+    folder = tmp_path / "run-12"
+    assert (
+        nothing_to_resume(folder, "run.toml") == f"{folder}: new, so it starts from the beginning"
+    )
 
 
 def test_a_resume_of_nothing_is_said(tmp_path: Path) -> None:
@@ -686,7 +700,7 @@ def test_a_resume_of_nothing_is_said(tmp_path: Path) -> None:
             said.append(text)
 
     claim_owned(tmp_path / "new", resume=True, force=False, events=Told())
-    assert "nothing to resume" in said[0]
+    assert said == [f"{tmp_path / 'new'}: new, so it starts from the beginning"]
     (tmp_path / "new" / "a").touch()
     claim_owned(tmp_path / "new", resume=True, force=False, events=Told())
     assert len(said) == 1

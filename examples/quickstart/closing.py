@@ -29,13 +29,16 @@ def closing(out: Path, start: Path, gpt: str) -> str:
 corpus.jsonl    Python's own documentation and source
 tokenizer.json  a byte-level BPE
 shards/         shuffled tokens with checksums; report.md shows them
-run/            the model, which transformers can load; report.html has curves, samples, scores
+run/            the model, which transformers can load; its report.html has
+                curves, samples and scores
 sample.txt      a text that the model generated
 eval.json       the loss on text that the model was not trained on:
-                {nats:.2f} nats per token, {bits:.2f} bits per byte; a model that knows only the
-                frequency of each token has {baseline:.2f} nats ({bits * baseline / nats:.2f} bits)
+                {nats:.2f} nats per token, {bits:.2f} bits per byte; a model that knows
+                only the frequency of each token has {baseline:.2f} nats ({bits * baseline / nats:.2f} bits)
 
 ── What to try next ──
+# play with the model in the browser
+{command} sample {path(out / "run")} --serve
 # generate more text
 {command} sample {path(out / "run")} "def main(" --temperature 0.7
 # show the time and memory that GPT-3 Medium needs on this machine

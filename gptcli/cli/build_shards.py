@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gptcli.shards.manifest import Manifest
 
 SHARDS = "Shards"
+SHORT_DOCUMENT_TOKENS = 64  # mean below which samples of the model will be noticeably short
 # fmt: off
 OPTIONS = {  # also keys of --config, beside those of a recipe
     "tokenizer": Option(INPUT),
@@ -411,6 +412,13 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         if dropped := read - sum(source.documents_kept for source in manifest.sources):
             print(f"dropped: {dropped:,} of {counted(read, 'document')}; report.md says why")
     print(f"{path} lists the shards, and report.md in the same folder describes them")
+    documents = splits["train"]["documents"]
+    if documents and splits["train"]["tokens"] / documents < SHORT_DOCUMENT_TOKENS:
+        mean = round(splits["train"]["tokens"] / documents)
+        print(
+            f"the documents are short, {counted(mean, 'token')} on average: samples of the model "
+            "will\nend as soon; longer documents (--documents file) give longer samples"
+        )
 
 
 def print_part(job: JobSlice, tally: Tally, missing: list[int], *, as_json: bool) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.console import REPORT_COLUMNS, print_json, screen
-from gptcli.errors import UsageError
+from gptcli.errors import GptError, UsageError
 from gptcli.files import atomic_write, write_json
+from gptcli.model.source import RUN_TOML
 from gptcli.numbers import amount, counted, in_bytes
 from gptcli.settings import split_list
 from gptcli.toml_json import dumps
@@ -38,9 +39,27 @@ def print_evaluation(evaluation: Evaluation, *, markdown: bool) -> None:
     from gptcli.evals.report import suite_parts
 
     print_report(_title(evaluation), evaluation.losses, evaluation.tasks, markdown=markdown)
+    if extent := _extent_while_training(evaluation):
+        _print_parts([extent], markdown=markdown)
     if evaluation.suite is not None:
         left_out = evaluation.core.missing if evaluation.core else evaluation.left_out
         _print_parts(suite_parts(evaluation.core, left_out), markdown=markdown)
+
+
+def _extent_while_training(evaluation: Evaluation) -> str:
+    """Return the sentence on the tokens behind the run's own validation loss, if that is measured."""
+    from gptcli.evals.rolling import find_run_shards
+    from gptcli.runs.record import validation_extent
+
+    folder = evaluation.loaded.source.folder
+    try:
+        shards = find_run_shards(folder)
+        extent = validation_extent((folder / RUN_TOML).read_text(encoding="utf-8-sig"))
+    except (GptError, OSError, ValueError):  # a model without a run, or without its shards
+        return ""
+    if not extent or all(loss.name != f"{shards} (val)" for loss in evaluation.losses):
+        return ""
+    return f"The run's own validation loss, in its report and card, is on {extent}."
 
 
 def _title(evaluation: Evaluation) -> str:

@@ -47,11 +47,13 @@ from gptcli.settings import Resolved, boolean
 
 if TYPE_CHECKING:
     from gptcli.sampling.batch import PromptParts
+    from gptcli.sampling.generate import Completion
     from gptcli.sampling.params import SamplingParams
     from gptcli.sampling.sampler import Sampler
 
 CHOOSING, PROMPTS = "Choosing tokens", "Prompts"
 BATCH_SIZE = 8
+EARLY_TOKENS = 16  # of a sample that ends before, the reason is said
 # pairs of options that cannot be combined
 CONFLICTS = (
     ("--beam", "--best-of"),
@@ -377,6 +379,18 @@ def _read_prompt(prompt: str | None) -> str:
     return decode(sys.stdin.buffer.read(), "stdin").removesuffix("\n")
 
 
+def _ended_early(completions: list[Completion], values: dict[str, Any]) -> str:
+    """Return a line on samples that end-of-text made much shorter than asked for, or ""."""
+    longest = max(len(one.tokens) for one in completions)
+    if values["stop"] or longest >= min(EARLY_TOKENS, values["max_tokens"]):
+        return ""
+    return (
+        f"ended after {counted(longest, 'token')}: the model predicted end-of-text, as after each "
+        "document it was trained on\n"
+        "--num-samples 5 gives more texts; longer ones need longer training documents than paragraphs"
+    )
+
+
 def _load_sampler(
     run: Path, draft: Path | None, params: SamplingParams, values: dict[str, Any]
 ) -> Sampler:
@@ -417,6 +431,8 @@ def _sample_prompt(
             text, seed=values["seed"], on_text=None if as_json else print_piece
         )
     if not as_json:
+        if line := _ended_early(completions, values):
+            ConsoleEvents().info(line)
         return
     settings = {name: values.get(name) for name in ("stop", "seed", "quantize")}
     report = {"model": str(run), **sampler.report(text, completions, settings)}

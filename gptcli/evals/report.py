@@ -43,7 +43,7 @@ def report_parts(
     if results:
         same = len({tuple(result.metrics) for result in results}) == 1
         rows = [[_wide_row(result)] if same else _metric_rows(result) for result in results]
-        parts += [[row for some in rows for row in some]]
+        parts += [_without_empty([row for some in rows for row in some])]
         if any(result.conditions.own_shots for result in results):
             parts += [
                 f"{OWN_MARK} The examples are from the evaluated set, without the item itself."
@@ -148,8 +148,8 @@ def comparison_parts(comparisons: list[Comparison], names: list[str]) -> list[Ta
             "task": one.task,
             "score": one.score.replace("_", " "),
             "items": f"{one.items:,}",
-            "first": f"{one.a:.2f}",
-            "second": f"{one.b:.2f}",
+            "first": figure(one.a, unit=_score_unit(one)),
+            "second": figure(one.b, unit=_score_unit(one)),
             "difference": f"{one.difference:+.2f}",
             "95 %": f"{one.low:+.2f} to {one.high:+.2f}",
             "p": "<0.0001" if one.p < 1e-4 else f"{one.p:.4f}",
@@ -171,6 +171,10 @@ def comparison_parts(comparisons: list[Comparison], names: list[str]) -> list[Ta
             else []
         ),
     ]
+
+
+def _score_unit(comparison: Comparison) -> str:
+    return "" if comparison.score == "loss" else "%"
 
 
 def markdown_table(rows: TableRows) -> str:
@@ -235,8 +239,20 @@ def _wide_row(result: TaskResult) -> dict[str, str]:
     row = _task_row(result)
     for name, metric in result.metrics.items():
         row[name.replace("_", " ")] = figure(metric.value, metric.stderr, unit=_unit(name))
+    row["chance"] = _chance(result)
     row["paper"] = ", ".join(f"{one.score:g}{_unit(one.metric)}" for one in result.paper)
     return row
+
+
+def _chance(result: TaskResult) -> str:
+    """Return the accuracy of random answers to multiple choice, or ""."""
+    return f"{result.controls['chance']:.2f}%" if "chance" in result.controls else ""
+
+
+def _without_empty(rows: TableRows) -> TableRows:
+    """Return the rows without the columns that are empty in all of them."""
+    kept = [name for name in rows[0] if any(row[name] for row in rows)]
+    return [{name: row[name] for name in kept} for row in rows]
 
 
 def _metric_rows(result: TaskResult) -> TableRows:
@@ -247,6 +263,7 @@ def _metric_rows(result: TaskResult) -> TableRows:
             **_task_row(result),
             "metric": name.replace("_", " "),
             "score": figure(metric.value, metric.stderr, unit=_unit(name)),
+            "chance": _chance(result) if name == "accuracy" else "",
             "paper": paper.get(name, ""),
         }
         for name, metric in result.metrics.items()

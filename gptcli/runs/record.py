@@ -85,9 +85,9 @@ class Record:
         return found[1] if found else "n/a"
 
     @property
-    def provenance(self) -> dict[str, str]:
-        """Date, machine and data of the run, from the head of run.toml."""
-        return read_provenance(self.resolved)
+    def validation_extent(self) -> str:
+        """Part of the validation tokens that the run's validation loss is measured on, or ""."""
+        return validation_extent(self.resolved)
 
     @property
     def seconds(self) -> float:
@@ -254,6 +254,12 @@ FACTS = ("date", "host", "device", "torch", "python", "commit", "data", "passes"
 ENVIRONMENT = ("host", "device", "torch", "python", "commit")
 RESUMED, UNCHANGED = "resumed", "as at first"
 LINE = re.compile(r"# (\w+): (.*)")
+# absolute paths: in quotes, before the facts about the data, and elsewhere; a URL is none
+PATHS = re.compile(
+    r"""(?P<open>["'])(?P<quoted>/[^"'\n]*)(?P=open)|(?<=^\# data: )(?P<data>/.*)(?=, [\d,]+ training)"""
+    r"""|(?<![^\s=,:([])(?P<bare>/(?!/)[^\s"',:;)\]]+)""",
+    re.MULTILINE,
+)
 
 
 def provenance(
@@ -276,6 +282,48 @@ def provenance(
         "passes": f"{tokens / data_tokens:.3g}" if data_tokens else "",
     }
     return {name: _one_line(text) for name, text in found.items() if text}
+
+
+def validation_extent(resolved: str) -> str:
+    """Return the validation tokens that a run reads at each measurement, of how many it has.
+
+    Such as "4,992 of 52,542 tokens"; "" if the text of run.toml, `resolved`, does not tell. With
+    fewer windows than those of `eval_tokens`, all whole windows are read.
+    """
+    found = re.search(r"^# val_tokens: ([\d,]+)", resolved.split("\n\n", 1)[0], re.MULTILINE)
+    if found is None:
+        return ""
+    settings, total = tomllib.loads(resolved), int(found[1].replace(",", ""))
+    n_ctx, limit = settings.get("n_ctx"), settings.get("eval_tokens")
+    if not (isinstance(n_ctx, int) and isinstance(limit, int) and 0 < n_ctx < total):
+        return ""
+    windows = min(max(1, limit // n_ctx), (total - 1) // n_ctx)
+    return f"{windows * n_ctx:,} of {counted(total, 'token')}"
+
+
+def shareable(resolved: str) -> str:
+    """Return run.toml's text for a page that others will see: no host, no folders of this machine.
+
+    A model card and a report are made to be published; run.toml itself keeps both, for those who
+    look for the run. The "# resumed" lines lose the host too.
+    """
+    kept = [line for line in resolved.split("\n") if not line.startswith("# host: ")]
+    lines = [
+        re.sub(r"; host [^;]*", "", line) if line.startswith(f"# {RESUMED}: ") else line
+        for line in kept
+    ]
+    return short_paths("\n".join(lines))
+
+
+def short_paths(text: str) -> str:
+    """Return `text` with the last part alone of each absolute path."""
+
+    def last(match: re.Match[str]) -> str:
+        quotes = match["open"] or ""
+        path = match["quoted"] or match["data"] or match["bare"]
+        return f"{quotes}{path.rstrip('/').rpartition('/')[2] or path}{quotes}"
+
+    return PATHS.sub(last, text)
 
 
 def read_provenance(resolved: str) -> dict[str, str]:

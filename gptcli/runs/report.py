@@ -48,7 +48,10 @@ from gptcli.runs.record import (
     distinct_names,
     figures,
     read_evaluations,
+    read_provenance,
     read_record,
+    shareable,
+    short_paths,
 )
 
 SPEED_STEPS = 100  # newest steps whose median is a speed: the last one may be short
@@ -104,7 +107,10 @@ def draw(runs: Sequence[Path], path: Path) -> str:
 
 def run_page(record: Record) -> str:
     """Return the page of one run."""
-    provenance = definitions(_provenance(record), small=True) if record.provenance else ""
+    resolved = shareable(record.resolved)
+    known = _provenance(record, resolved)
+    provenance = definitions(known, small=True) if known else ""
+    extent = record.validation_extent
     pictures, data = _drawn(_charts(record), [record])
     return document(
         record.title,
@@ -112,16 +118,20 @@ def run_page(record: Record) -> str:
         CONTROLS,
         gallery(pictures),
         headed("Sources", _source_table(record)),
-        headed("Evaluations", _evaluation_table(record)),
+        headed(
+            "Evaluations",
+            _evaluation_table(record),
+            f"the validation loss at the top is on {extent}" if extent else "",
+        ),
         headed(
             "Samples",
             _sample_cards(record.samples),
             "newest first; the prompt, from the validation text, is grey",
         ),
         headed("How it was made", provenance),
-        configuration(record.resolved),
+        configuration(resolved),
         script(data),
-        subtitle=str(record.folder),
+        subtitle=short_paths(str(record.folder)),
     )
 
 
@@ -150,9 +160,9 @@ def _planned(record: Record) -> int | None:
     return total if total is not None and record.lines[-1]["tokens"] + n_ctx <= total else None
 
 
-def _provenance(record: Record) -> dict[str, str]:
-    """Return date, machine and data of the run, and the passes over the data so far."""
-    facts = record.provenance
+def _provenance(record: Record, resolved: str) -> dict[str, str]:
+    """Return date and data of the run by its run.toml, and the passes over the data so far."""
+    facts = read_provenance(resolved)
     if "passes" in facts and (total := _planned(record)) is not None:
         passes = float(facts["passes"]) * record.lines[-1]["tokens"] / total
         facts["passes"] = f"{passes:.3g} of {facts['passes']}"
@@ -168,6 +178,11 @@ def _facts(record: Record) -> dict[str, str]:
         tokens += f" of {amount(total)}"
     facts = {
         "validation loss": f"{val[-1][1]:.4f}" if val else "not measured",
+        **(
+            {"validation tokens": record.validation_extent}
+            if val and record.validation_extent
+            else {}
+        ),
         f"training loss, {counted(steps, 'step')}" if steps > 1 else "training loss": _format(
             smoothed_loss(lines), ".4f"
         ),
@@ -294,7 +309,7 @@ def _source_table(record: Record) -> str:
 def _evaluation_table(record: Record) -> str:
     rows = [
         [
-            printable(one.subject),
+            printable(short_paths(one.subject)),
             printable(one.measure),
             _format_figure(one),
             one.count,

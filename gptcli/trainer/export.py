@@ -31,7 +31,7 @@ from gptcli.model.source import WEIGHTS, remove_initial_weights
 from gptcli.model.tensor_file import CheckpointStateDict
 from gptcli.numbers import counted
 from gptcli.runs.metrics import Line, window
-from gptcli.runs.record import read_provenance
+from gptcli.runs.record import read_provenance, shareable, validation_extent
 from gptcli.tokenizer.load import load_tokenizer
 from gptcli.trainer.callbacks import (
     BackgroundCallback,
@@ -212,7 +212,7 @@ def model_card(
         "A GPT language model, trained by `gpt train`.\n\n"
         f"{'' if finished else UNFINISHED_NOTICE}| | |\n|---|---|\n{table}\n\n"
         f'## Use\n\n```sh\ngpt sample . "Once upon a time"\n```\n\n{load}'
-        f"## Configuration\n\n```toml\n{run.resolved}```\n"
+        f"## Configuration\n\n```toml\n{shareable(run.resolved)}```\n"
     )
 
 
@@ -231,7 +231,9 @@ def _facts(run: Run, last: Line, val_loss: float | None, *, finished: bool) -> d
     validation = "not measured" if finished else "not yet measured"
     if val_loss is not None:
         validation = f"{val_loss:.4f} nats per token"
-    provenance = read_provenance(run.resolved)
+        if extent := validation_extent(run.resolved):
+            validation += f", on {extent}; `gpt eval` reads all"
+    provenance = read_provenance(shareable(run.resolved))
     return {
         "Parameters": f"{model.parameters:,}",
         "Architecture": f"{counted(model.n_layer, 'layer')}, {counted(model.n_head, 'head')}, "

@@ -186,7 +186,8 @@ def prepare_run(
         if resume and (out / RUN_TOML).is_file()
         else None
     )
-    text = _run_toml(resolved_run, made_by, command, before)
+    val_tokens = manifest.tokens("val")
+    text = _run_toml(resolved_run, val_tokens, made_by, command, before)
     run = Run(
         name=resolved_run.name,
         out=out,
@@ -263,7 +264,7 @@ def prepare_run(
             )
         if step != run.init_step:
             resolved_run.resolved.put({"checkpoint": step}, origin)
-            text = _run_toml(resolved_run, made_by, command)
+            text = _run_toml(resolved_run, val_tokens, made_by, command)
             run = replace(run, init_step=step, resolved=text)
         with atomic_write(out / RUN_TOML, "w") as file:
             file.write(run.resolved)
@@ -271,15 +272,20 @@ def prepare_run(
 
 
 def _run_toml(
-    resolved_run: ResolvedRun, made_by: dict[str, str], command: str, before: str | None = None
+    resolved_run: ResolvedRun,
+    val_tokens: int,
+    made_by: dict[str, str],
+    command: str,
+    before: str | None = None,
 ) -> str:
     """Return the text of run.toml; with the text `before` a resume, that text brought up to date.
 
-    `made_by` is the run's provenance.
+    The shards have `val_tokens` validation tokens; `made_by` is the run's provenance.
     """
     facts = {
         "parameters": f"{resolved_run.model.parameters:,}",
         "vocab_size": f"{resolved_run.model.vocab_size:,}, from the shards",
+        "val_tokens": f"{val_tokens:,}, from the shards",
     }
     if before is None:
         return resolved_toml(resolved_run.resolved, command, **facts, **made_by)

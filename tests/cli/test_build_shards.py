@@ -66,6 +66,14 @@ def shards(folder: Path) -> dict[str, str]:
     }
 
 
+def test_short_documents_are_pointed_out(corpus: Path, gpt: Gpt) -> None:
+    (corpus / "lines.txt").write_text("one short line\n" * 200)
+    words = ("build-shards", "lines.txt", "--tokenizer", "tokenizer.json", "-o")
+    told = gpt(*words, "short", "--documents", "line").stdout
+    assert "the documents are short, 15 tokens on average: samples of the model will" in told
+    assert "documents are short" not in gpt(*words, "long", "--documents", "file").stdout
+
+
 def test_text_becomes_shards(corpus: Path, gpt: Gpt) -> None:
     done = gpt(*ARGUMENTS)
     manifest = read_manifest(corpus / "shards")

@@ -46,7 +46,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.init_weights(0)
     save_model(folder / "run", model, model.config, eot_id=tokenizer.eot_id)
     tokenizer.save(folder / "run" / "tokenizer.json")
-    (folder / "run" / "run.toml").write_text('data = "shards"  # default\n')
+    (folder / "run" / "run.toml").write_text(
+        "# gpt 0\n# val_tokens: 1,000, from the shards\n\n"
+        'data = "shards"  # default\nn_ctx = 16\neval_tokens = 100\n'
+    )
 
     tokens = [289, *tokenizer.encode(PROSE * 5)]
     (folder / "shards").mkdir()
@@ -121,6 +124,10 @@ def test_the_table_shows_the_loss_beside_the_entropy(evaluate: Callable[..., str
     ):
         assert figure in table
     assert "windows of 16 tokens, 16 apart" in table
+    assert (
+        "The run's own validation loss, in its report and card, is on 96 of 1,000 tokens." in table
+    )
+    assert "own validation loss" not in evaluate("run", "--text", "text.txt")
 
 
 def test_several_texts_and_a_stride(evaluate: Callable[..., str]) -> None:
@@ -340,9 +347,10 @@ def test_items_of_the_training_shards_are_told_apart(
 def test_markdown(evaluate: Callable[..., str], quiz: Path) -> None:
     text = evaluate("run", "--task", quiz / "quiz.toml", "--data", quiz, "--markdown")
     assert (
-        "| task | scoring | K | items | accuracy | paper |\n|---|---|---:|---:|---:|---:|\n| quiz | token | 0 | 8 |"
+        "| task | scoring | K | items | accuracy | chance |\n|---|---|---:|---:|---:|---:|\n| quiz | token | 0 | 8 |"
         in text
     )
+    assert text.count("| 50.00% |") == 1, "two choices; no paper has this task, so no such column"
 
 
 def test_a_picture_of_several_reports(evaluate: Callable[..., str], quiz: Path) -> None:

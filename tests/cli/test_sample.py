@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from gptcli.cli import build_app
 from gptcli.errors import GptError, RunError
 from gptcli.model.safetensors_io import load_model, save_model
-from gptcli.sampling.generate import TokenSequence, generate_sequences, sample_generator
+from gptcli.sampling.generate import Completion, TokenSequence, generate_sequences, sample_generator
 from gptcli.sampling.params import SamplingParams
+from gptcli.sampling.sampler import Sampler
 from tests.small_runs import save_small_model
 from tests.waiting import HANG_S
 
@@ -66,6 +67,31 @@ def test_samples_are_separated_and_do_not_depend_on_their_number(run: Path) -> N
         made["text"]
         for made in report(run, "prose", "--max-tokens", 9, "--num-samples", 2)["samples"]
     ] == texts[:2]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "is_said"),
+    [
+        ([4, 5], (), True),
+        ([], (), True),
+        ([4] * 40, (), False),
+        ([4, 5], ("--stop", "x"), False),
+        ([4, 5], ("--max-tokens", 2), False),
+    ],
+)
+def test_a_sample_that_ends_early_says_why(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: list[int],
+    options: tuple[object, ...],
+    is_said: bool,
+) -> None:
+    one = Completion(text="", tokens=tokens, log_probs=[], finish_reason="stop", seconds=1.0)
+    monkeypatch.setattr(Sampler, "sample", lambda self, text, **_: [one])
+    argv = ["sample", str(run), "a", *map(str, options)]
+    done = CliRunner().invoke(build_app(argv), argv, catch_exceptions=False)
+    line = f"ended after {len(tokens)} tokens: the model predicted end-of-text"
+    assert (line in done.stderr) == is_said
 
 
 def test_seed_determines_the_text(run: Path) -> None:

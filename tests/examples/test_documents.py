@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import gptcli
+from gptcli.cli import build_app
 from tests.golden.surface import options
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ROOT / "examples" / "docs" / "pages"
 DOCUMENTS = [
     ROOT / "README.md",
@@ -65,6 +68,47 @@ def anchors(document: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and mkdocs name them."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+COSTS = {  # commands of `gpt cost` whose figures a page quotes, by the page
+    "gpt3-350M": ["--size 350M --tokens 300B --gpu h100 --gpus 8"],
+    "gpt2-124M": [
+        f"--size gpt2 --tokens {tokens} --gpu {gpu} --gpus 8"
+        for tokens in ("10B", "294.912B")
+        for gpu in ("h100", "a100")
+    ],
+}
+COST_FIGURE = re.compile(
+    r"\$[\d,.]*\d|[\d.]+e\d+(?= FLOP)|\d+ (?:d|h) \d+ (?:h|min)|[\d.]+(?= TFLOP/s)"
+)
+
+
+def cost(words: str) -> str:
+    """Return what `gpt cost` prints."""
+    argv = ["cost", *words.split()]
+    done = CliRunner().invoke(build_app(argv), argv, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_costs_on_a_page_are_what_the_command_prints(name: str):
+    [_, expected] = (ROOT / "examples" / name / "README.md").read_text().split("## What to expect")
+    quoted = COST_FIGURE.findall(expected.split("\n## ")[0])
+    assert len(quoted) > 5
+    printed = {
+        figure for words in COSTS[name] for figure in re.split(r"\s{2,}|, | an | to ", cost(words))
+    }
+    missing = [figure for figure in quoted if figure not in printed]
+    assert not missing, f"{missing}: gpt cost prints something else today"
+
+
+def test_the_readme_s_error_of_cost_is_what_the_check_prints():
+    quoted = re.search(r"from (\d+)\s+published\s+speeds.*?a median of (\d+) %", README, re.DOTALL)
+    row = re.search(r"^all +(\d+) .*? (\d+)% +\d+% +\d+%$", cost("--check"), re.MULTILINE)
+    assert quoted is not None
+    assert row is not None
+    assert quoted.groups() == row.groups()
 
 
 def test_make_targets_exist():

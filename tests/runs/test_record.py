@@ -21,6 +21,8 @@ from gptcli.runs.record import (
     read_provenance,
     read_record,
     resumed,
+    shareable,
+    validation_extent,
 )
 from gptcli.settings import Resolved
 from tests.runs.example_run import EVALUATION, RUN_TOML, lines
@@ -111,6 +113,45 @@ def test_a_name_with_control_characters_becomes_one_line(tmp_path, monkeypatch):
 def test_comments_below_the_top_are_not_facts():
     assert read_provenance("# gpt 0, python 3\n# parameters: 10\n\nlr = 1\n# host: x\n") == {}
     assert read_provenance("") == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "extent"),
+    [
+        ("n_ctx = 64\neval_tokens = 150", "128 of 1,000 tokens"),
+        ("n_ctx = 64\neval_tokens = 1", "64 of 1,000 tokens"),
+        ("n_ctx = 64\neval_tokens = 9999", "960 of 1,000 tokens"),  # whole windows
+        ("n_ctx = 1000\neval_tokens = 9999", ""),  # no window
+        ("n_ctx = 64", ""),
+    ],
+)
+def test_validation_reads_whole_windows(values, extent):
+    assert validation_extent(f"# val_tokens: 1,000, from the shards\n\n{values}\n") == extent
+    assert validation_extent(f"# gpt 0\n\n{values}\n# val_tokens: 1,000\n") == ""
+
+
+def test_what_is_published_names_no_host_and_no_folder_above():
+    text = (
+        "# gpt 0, python 3\n"
+        "# command: gpt train --data /home/me/shards --val a=/home/me/b -o '/home/me/my runs/c'\n"
+        "# host: mine\n"
+        "# data: /home/me/my texts/shards, 1,000 training tokens, sha256 ab\n"
+        "# resumed: 2030-01-01T00:00:00Z; host mine; torch 9.9\n"
+        "\n"
+        'data = "/home/me/my shards"  # /home/me/c.toml\n'
+        'checkpoint_to = "s3://store/me/runs"  # option\n'
+        'out = "runs/c"  # 2 / (1 - beta2)\n'
+    )
+    assert shareable(text) == (
+        "# gpt 0, python 3\n"
+        "# command: gpt train --data shards --val a=b -o 'c'\n"
+        "# data: shards, 1,000 training tokens, sha256 ab\n"
+        "# resumed: 2030-01-01T00:00:00Z; torch 9.9\n"
+        "\n"
+        'data = "my shards"  # c.toml\n'
+        'checkpoint_to = "s3://store/me/runs"  # option\n'
+        'out = "runs/c"  # 2 / (1 - beta2)\n'
+    )
 
 
 def test_a_resume_records_changes_only(facts):

@@ -189,20 +189,43 @@ def test_the_page_shows_the_provenance_of_a_run():
     head = [
         "gpt 0, python 3",
         "date: 2030-01-01T00:00:00Z",
-        "host: <b>",
+        "host: somewhere",
+        "commit: <b>",
+        "val_tokens: 1,000, from the shards",
+        "data: /home/someone/shards, 10 training tokens, sha256 ab",
         "passes: 0.5",
         "resumed: 2030-02-01T00:00:00Z; host c",
     ]
-    resolved = "".join(f"# {line}\n" for line in head) + "\nlr = 0.5\n"
+    resolved = "".join(f"# {line}\n" for line in head) + "\nn_ctx = 64\neval_tokens = 150\n"
     root = parsed(run_page(record(3, resolved=resolved)))
     known = facts(root)
-    assert (known["date"], known["host"], known["passes"]) == ("2030-01-01T00:00:00Z", "<b>", "0.5")
+    assert (known["date"], known["commit"], known["passes"]) == (
+        "2030-01-01T00:00:00Z",
+        "<b>",
+        "0.5",
+    )
+    assert known["data"].startswith("shards, 10 training")
+    assert "host" not in known
     planned = facts(parsed(run_page(record(3, resolved=f"{resolved}tokens = 640\n"))))
     assert (planned["tokens"], planned["passes"]) == ("192 of 640", "0.15 of 0.5")
     done = facts(parsed(run_page(record(10, resolved=f"{resolved}tokens = 640\n"))))
     assert (done["tokens"], done["passes"]) == ("640", "0.5")
-    assert known["resumed"].endswith("host c")
+    page = run_page(record(3, resolved=resolved))
+    assert not re.search("somewhere|someone|host c", page), "pages are published"
     assert "How it was made" not in run_page(record(3))
+
+
+def test_the_page_says_on_how_many_tokens_the_validation_loss_is():
+    head = "# gpt 0\n# val_tokens: 1,000, from the shards\n\n"
+    validated = record(3, resolved=f"{head}n_ctx = 64\neval_tokens = 150\n")
+    validated.lines[-1]["val_loss"] = 3.5
+    known = facts(parsed(run_page(validated)))
+    assert (known["validation loss"], known["validation tokens"]) == (
+        "3.5000",
+        "128 of 1,000 tokens",
+    )
+    del validated.lines[-1]["val_loss"]
+    assert "validation tokens" not in facts(parsed(run_page(validated)))
 
 
 def test_a_comparison_has_one_name_for_each_count_of_tokens_and_names_runs_without_a_curve():

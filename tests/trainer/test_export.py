@@ -72,12 +72,12 @@ def test_huggingface_hub_parses_the_card(make_run, train_here):
     assert card.text.lstrip().startswith("# tiny\n")
 
 
-FACTS = "# gpt 0, python 3\n# date: 2030-01-01T00:00:00Z\n# host: a|b\n# device: a CPU\n# passes: 0.5\n\nseed = 1\n"
+FACTS = "# gpt 0, python 3\n# date: 2030-01-01T00:00:00Z\n# host: somewhere\n# device: a|b\n# val_tokens: 1,000, from the shards\n# data: /home/someone/shards, 10 training tokens, sha256 ab\n# passes: 0.5\n\nseed = 1\n"
 
 
 def test_the_card_contains_the_provenance(make_run):
     card = model_card(
-        make_run(resolved=FACTS),
+        make_run(resolved=FACTS + "n_ctx = 64\neval_tokens = 150\n"),
         {"step": 20, "tokens": 1280, "loss": 9.0, "smoothed_loss": 2.5},
         2.0,
         None,
@@ -85,13 +85,16 @@ def test_the_card_contains_the_provenance(make_run):
     )
     for row in (
         "| Date | 2030-01-01T00:00:00Z |",
-        "| Host | a&#124;b |",
-        "| Device | a CPU |",
+        "| Device | a&#124;b |",
+        "| Data | shards, 10 training tokens, sha256 ab |",
+        "| Validation loss | 2.0000 nats per token, on 128 of 1,000 tokens; `gpt eval` reads all |",
         "| Passes | 0.5 |",
     ):
         assert row in card
     assert "| Training loss | 2.5000 nats per token, mean of the last 5 steps |" in card
     assert "9.0" not in card, "the last step's loss alone"
+    assert "somewhere" not in card
+    assert "someone" not in card
 
 
 @pytest.mark.parametrize(
