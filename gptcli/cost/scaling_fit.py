@@ -131,7 +131,7 @@ class FittedLaw:
     """Root mean square of log(predicted / measured) over the runs."""
     resamples: tuple[tuple[Point, float], ...]
     """Constants of each bootstrap resample, and the error factor of one further run."""
-    widening: float = 1.0
+    width_factor: float = 1.0
     """Factor of the width of the bootstrap's intervals, of logarithms around the fit."""
     outliers: tuple[str, ...] = ()
     """Names of the runs whose loss is far from the law's, by OUTLIER."""
@@ -148,13 +148,13 @@ class FittedLaw:
         """Return the 95 % interval of the loss of one further run."""
         form = _FORMS[self.law]
         losses = [error * form.loss(values, parameters, tokens) for values, error in self.resamples]
-        return _interval(self.loss(parameters, tokens), losses, self.widening)
+        return _interval(self.loss(parameters, tokens), losses, self.width_factor)
 
     def law_interval(self, parameters: float, tokens: float) -> tuple[float, float]:
         """Return the 95 % interval of the law itself: the mean loss of many further runs."""
         form = _FORMS[self.law]
         losses = [form.loss(values, parameters, tokens) for values, _ in self.resamples]
-        return _interval(self.loss(parameters, tokens), losses, self.widening)
+        return _interval(self.loss(parameters, tokens), losses, self.width_factor)
 
     def predict(
         self, name: str, parameters: int, tokens: int, measured: float | None = None
@@ -216,9 +216,9 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
     else:
         resamples = _resample_residuals(form, runs, len(values), predicted, residuals, generator)
     freedom = max(1, len(runs) - len(values))
-    widening = 1.0 if len(runs) >= PAIRS_FROM else t_quantile(freedom) / NORMAL_QUANTILE
+    width_factor = 1.0 if len(runs) >= PAIRS_FROM else t_quantile(freedom) / NORMAL_QUANTILE
     intervals = {
-        name: _interval(value, [point[i] for point, _ in resamples], widening)
+        name: _interval(value, [point[i] for point, _ in resamples], width_factor)
         for i, (name, value) in enumerate(zip(form.names, values, strict=True))
     }
     others = _other_forms(law, runs, len(values), residuals)
@@ -229,7 +229,7 @@ def fit_law(runs: Sequence[RunResult], *, seed: int = 0) -> FittedLaw:
         intervals=intervals,
         error=math.sqrt(statistics.fmean(r * r for r in residuals)),
         resamples=tuple(resamples),
-        widening=widening,
+        width_factor=width_factor,
         outliers=_outliers(runs, residuals),
         others=others,
         warnings=_warnings(runs, intervals, others),
@@ -501,15 +501,15 @@ def _fit_floor(runs: Sequence[RunResult]) -> Point:
     return [E, a * middle**b, b]
 
 
-def _interval(value: float, resampled: Sequence[float], widening: float) -> tuple[float, float]:
+def _interval(value: float, resampled: Sequence[float], width_factor: float) -> tuple[float, float]:
     """Return the interval that leaves out 2.5 % of the resampled values on each side, its logarithms
-    `widening` times as far from `value`.
+    `width_factor` times as far from `value`.
     """
     found, cut = sorted(resampled), int(0.025 * len(resampled))
     low, high = found[cut], found[-1 - cut]
-    if widening == 1 or not min(low, value) > 0:
+    if width_factor == 1 or not min(low, value) > 0:
         return low, high
-    return value * (low / value) ** widening, value * (high / value) ** widening
+    return value * (low / value) ** width_factor, value * (high / value) ** width_factor
 
 
 def t_quantile(freedom: int) -> float:

@@ -856,13 +856,13 @@ def test_a_run_that_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
     assert table["fits"] is False
     assert table["memory_bytes"] > 16 * table["parameters"]
     assert table["memory_available_bytes"] == int(0.93 * 24e9)
-    message = "does not fit: the run needs 424 GB of memory"
+    message = "does not fit: the run needs 281 GB of memory"
     assert f"warning: {message}" in err
-    assert "the largest paper size that fits here is 774M" in err
+    assert "the largest paper size that fits here is 1.3B" in err
     assert "does-not-fit" in gpt_inside(*words, "--dry-run", "--strict", code=2)[1]
     refused = gpt_inside(*words, code=2)[1]
     assert refused.startswith(f"gpt: {message}")
-    assert "the largest paper size that fits here is 774M" in refused
+    assert "the largest paper size that fits here is 1.3B" in refused
     assert not (here / "runs").exists()
 
 

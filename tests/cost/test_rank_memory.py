@@ -182,7 +182,7 @@ step_configs = st.builds(
 @settings(max_examples=60)
 def test_order(layout: Layout, work: StepConfig) -> None:
     """More tensor slices never need more, a larger micro-batch never less, and more replicas change
-    nothing.
+    nothing; the first two keep buckets of gradients, which a single process frees.
     """
     config = replace(SMALL, n_layer=7)
     total = rank_memory(config, layout, work).total
@@ -193,8 +193,10 @@ def test_order(layout: Layout, work: StepConfig) -> None:
     )
     more = rank_memory(config, replace(layout, dp=7), work).total
     # beside slices and stages replicas are FSDP's, with its copies
-    if layout.dp > 1 or layout.shard > 1 or layout.tp * layout.pp == 1:
+    if layout.dp > 1 or layout.shard > 1:
         assert more == total
+    elif layout.processes == 1:
+        assert total <= more <= total + 4 * config.parameters
     assert rank_memory(config, layout, work) == max(
         (stage_memory(config, layout, work, stage) for stage in range(layout.pp)),
         key=lambda memory: memory.total,

@@ -173,9 +173,9 @@ def test_an_interval_leaves_out_a_fortieth_on_either_side() -> None:
     )
     for count, ends in ((60, (1, 58)), (200, (5, 194)), (39, (0, 38))):
         resamples = tuple(([float(a), 0.0], 1.0) for a in reversed(range(count)))
-        plain = replace(fitted, resamples=resamples, widening=1.0)
+        plain = replace(fitted, resamples=resamples, width_factor=1.0)
         assert plain.loss_interval(1, 1) == ends
-    one = replace(fitted, resamples=(([2.0, 0.0], 1.5),), widening=1.0)
+    one = replace(fitted, resamples=(([2.0, 0.0], 1.5),), width_factor=1.0)
     assert one.loss_interval(1, 1) == (3.0, 3.0), "the law's value, times an error"
     assert one.law_interval(1, 1) == (2.0, 2.0)
 
@@ -185,12 +185,12 @@ def test_intervals_of_few_runs_are_wider_by_students_t() -> None:
     fitted = fit_law(
         [RunResult(name="", parameters=n, tokens=n, loss=3.0) for n in (10**6, 10**7, 10**8)]
     )
-    assert fitted.widening == pytest.approx(12.7062 / 1.95996, rel=1e-4)
+    assert fitted.width_factor == pytest.approx(12.7062 / 1.95996, rel=1e-4)
     resamples = tuple(([a, 0.0], 1.0) for a in (2.0, 6.0))
-    wide = replace(fitted, resamples=resamples, widening=2.0)
+    wide = replace(fitted, resamples=resamples, width_factor=2.0)
     assert wide.loss_interval(1, 1) == pytest.approx((4 / 3, 12))
     assert wide.law_interval(1, 1) == pytest.approx((4 / 3, 12))
-    assert fit_law(many_runs(0.003, 1)).widening == 1
+    assert fit_law(many_runs(0.003, 1)).width_factor == 1
 
 
 @pytest.mark.parametrize(

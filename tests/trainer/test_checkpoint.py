@@ -337,7 +337,7 @@ def test_a_cpus_tensors_are_written_where_they_are_before_the_next_step(
 ):
     """However many they are: none is copied, and the checkpoint is on disk when `save` returns."""
     monkeypatch.setattr(checkpoint, "SYNC_BYTES", 0)
-    seen = []
+    seen: list[int] = []
     write = checkpoint_storage.write_file
 
     def spied(path, tensors):

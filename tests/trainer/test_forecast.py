@@ -211,4 +211,4 @@ def test_a_run_that_does_not_fit_names_the_largest_size_that_does(make_run, monk
         assert caution.code == "does-not-fit"
         assert memory in caution.message
         assert "22.3 GB" in caution.message
-        assert "the largest paper size that fits here is 350M" in caution.hint
+        assert "the largest paper size that fits here is 774M" in caution.hint
