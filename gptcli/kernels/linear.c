@@ -2,7 +2,6 @@
    backward products, with GELU and its derivative applied to results that are still in cache. X, Y
    and their gradients are bf16; W, b and their gradients are fp32. */
 #include "products.h"
-#include "gelu.h"
 
 enum {
     STRETCH = 8,              /* tile pairs of one operand's panel in L1 */
@@ -18,6 +17,20 @@ typedef struct {
     long rows, columns;
     int backward, past; /* past: store past the caches */
 } Target;
+
+/* s = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3): GELU in its tanh form is x.s (Hendrycks and
+   Gimpel 2016). */
+static inline Wide gate(Wide x, Wide x2) {
+    Wide u2 = mul(x, mul_add(x2, all(-0.0713548162726f), all(-1.59576912161f))); /* -2u */
+    u2 = larger(all(-80), smaller(all(80), u2)); /* NaN stays NaN; subnormals are slow */
+    return inverse(add(all(1), exponential(u2)));
+}
+static inline Wide gelu(Wide x) { return mul(x, gate(x, mul(x, x))); }
+static inline Wide gelu_slope(Wide x) {
+    Wide x2 = mul(x, x), s = gate(x, x2);
+    Wide du2 = mul_add(x2, all(0.214064448818f), all(1.59576912161f));
+    return add(s, mul(mul(x, du2), sub_mul(s, s, s))); /* s + x.2u'.s(1 - s) */
+}
 
 /* Write results of 32 rows and some neighbouring panels row by row: long runs are faster than single
    lines. */

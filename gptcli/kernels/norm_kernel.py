@@ -22,25 +22,20 @@ from gptcli.kernels.build import library
 from gptcli.kernels.linear_kernel import LONG, POINTER
 from gptcli.model.transformer import MLP, Attention, Block, Cache, Documents, block_forward
 
-SOURCES = {torch.bfloat16: "norm", torch.float32: "norm_fp32"}
-
 
 def supports(x: torch.Tensor, *gains: torch.Tensor) -> bool:
     """Return whether the kernel can run on an input and the gains of its norms, all in fp32."""
     return all(tensor.dtype == torch.float32 for tensor in (x, *gains)) and available()
 
 
-def available(dtype: torch.dtype = torch.bfloat16) -> bool:
-    """Return whether the kernel can be built and run here, and that of linear layers in bf16."""
-    if dtype == torch.bfloat16 and not linear_kernel.available():
-        return False
-    return _kernel(dtype) is not None
+def available() -> bool:
+    """Return whether the kernel can be built and run here, and the linear kernel that it needs."""
+    return linear_kernel.available() and _kernel() is not None
 
 
 @functools.cache
-def _kernel(dtype: torch.dtype = torch.bfloat16) -> ctypes.CDLL | None:
-    """Return the library for LayerNorms whose output, and whose branch, have a dtype."""
-    kernel = library(SOURCES[dtype])
+def _kernel() -> ctypes.CDLL | None:
+    kernel = library("norm")
     if kernel is not None:
         kernel.forward.argtypes, kernel.forward.restype = (
             [*[POINTER] * 7, LONG, LONG, ctypes.c_double],
@@ -190,15 +185,11 @@ def run_forward(
     gain_C: torch.Tensor,
     bias_C: torch.Tensor,
     eps: float,
-    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the results of `add_norm`; without a branch, the sum is x itself.
-
-    The LayerNorm, and the branch, have `dtype`.
-    """
+    """Return the results of `add_norm`; without a branch, the sum is x itself."""
     sum_NC = x_NC if branch_NC is None else x_NC.new_empty(x_NC.shape)
     y_NC, stats_2N = (
-        x_NC.new_empty(x_NC.shape, dtype=dtype),
+        x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16),
         x_NC.new_empty(2, x_NC.shape[0]),
     )
     inputs = [
@@ -206,7 +197,7 @@ def run_forward(
         for tensor in (x_NC, branch_NC, gain_C, bias_C)
     ]
     addresses = map(_address, (*inputs, sum_NC, y_NC, stats_2N))
-    _kernel(dtype).forward(*addresses, *x_NC.shape, eps)  # type: ignore[union-attr]
+    _kernel().forward(*addresses, *x_NC.shape, eps)  # type: ignore[union-attr]
     return sum_NC, y_NC, stats_2N
 
 
@@ -224,13 +215,13 @@ def run_backward(
         gain_C.new_empty(gain_C.shape),
         gain_C.new_empty(gain_C.shape),
     )
-    dbranch_NC = None if branch_NC is None else dx_NC.new_empty(dx_NC.shape, dtype=dy_NC.dtype)
+    dbranch_NC = None if branch_NC is None else dx_NC.new_empty(dx_NC.shape, dtype=torch.bfloat16)
     inputs = [
         None if tensor is None else tensor.contiguous()
         for tensor in (dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
     ]
     addresses = map(_address, (*inputs, dx_NC, dbranch_NC, dgain_C, dbias_C))
-    if not _kernel(dy_NC.dtype).backward(*addresses, *x_NC.shape):  # type: ignore[union-attr]
+    if not _kernel().backward(*addresses, *x_NC.shape):  # type: ignore[union-attr]
         raise MemoryError(f"out of memory in a LayerNorm of shape {tuple(x_NC.shape)}")
     return dx_NC, dx_NC if dbranch_NC is None else dbranch_NC, dgain_C, dbias_C
 

@@ -461,9 +461,8 @@ INLINE Wide power_of_2(Wide x) {
 }
 INLINE Wide exponential(Wide x) { return power_of_2(mul(x, all(1.44269504f))); }
 
-/* Read up to 16 Numbers, and write up to 32. */
+/* Write up to 32 Numbers. */
 #ifdef FP32
-INLINE Wide read_numbers(const float *x, long n) { return read_some(x, n); }
 INLINE void put_numbers(float *to, Wide low, Wide high, long n, int past) { put(to, low, n, past), put(to + 16, high, n - 16, past); }
 #ifdef __AVX512BF16__
 INLINE Whole words_of(Wide x) { return (Whole)x; }
@@ -481,7 +480,6 @@ INLINE Wide numbers_of(Whole x) {
 }
 #endif
 #else
-INLINE Wide read_numbers(const bf16 *x, long n) { return widen(x, n); }
 INLINE void put_numbers(bf16 *to, Wide low, Wide high, long n, int past) { put_bf16(to, low, high, n, past); }
 #endif
 

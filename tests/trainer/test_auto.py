@@ -207,6 +207,7 @@ def test_nothing_is_compiled_where_the_kernels_compute_whole_layers(monkeypatch)
     assert not auto.auto_compile(GPT2, 10**9, 1)[0]
     for changed in ({"norm": "post"}, {"dropout": 0.1}, {"gelu": "exact"}):
         assert auto.auto_compile(replace(GPT2, **changed), 10**9, 1)[0]
+    assert auto.auto_compile(GPT2, 10**9, 1, plain=False)[0]
     monkeypatch.setattr(auto.optional_kernels, "can_be_built", lambda: False)
     assert auto.auto_compile(GPT2, 10**9, 1)[0]
 

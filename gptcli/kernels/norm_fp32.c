@@ -1,2 +1,0 @@
-#define FP32 /* Numbers are in fp32 */
-#include "norm.c"
