@@ -522,7 +522,7 @@ def test_names_are_not_markup(name: str, capsys: pytest.CaptureFixture[str]) -> 
     assert title == f"run {name}"
     assert any(line.startswith(name) for line in table)
     task = replace(find_task("lambada"), name=name, title=name)
-    print_tasks([task], Path(name))
+    print_tasks([(task, None)])
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(name))
     assert row.rstrip().endswith(name)
 

@@ -4,13 +4,18 @@ clients at once, ports.
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import html
 import json
 import re
+import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -282,6 +287,87 @@ def test_the_page_calls_its_settings_by_their_labels_in_errors() -> None:
     for field, name in names.items():
         assert field in FIELDS
         assert labels[field].partition(" (")[0] == name
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
+DRIVE = r"""
+const answers = [];
+fetch = async (path, options) => {
+  if (path === "v1/models")
+    return {ok: true, json: async () =>
+      ({data: [{id: "m", max_model_len: 96, tokenizer_sha256: "0"}]})};
+  answers.push(JSON.parse(options.body));
+  if (answers.length === 2)
+    return {ok: false, status: 400,
+      json: async () => ({error: {message: "max_tokens is 96: lower max_tokens"}})};
+  const logprobs = {tokens: ["b", "c"], token_logprobs: [-1, -2], text_offset: [2, 3],
+    top_logprobs: [{b: -1}, {c: -2}]};
+  const logprobsOfPrompt = {tokens: ["a "], token_logprobs: [null], text_offset: [0],
+    top_logprobs: [null]};
+  const usage = {prompt_tokens: 1, completion_tokens: 2, truncated_prompt_tokens: 1234};
+  const chunks = [{choices: [{text: "a ", logprobs: logprobsOfPrompt}], usage},
+    {choices: [{text: "bc", logprobs, finish_reason: "length"}], usage}];
+  const text = [...chunks.map(one => JSON.stringify(one)), "[DONE]"]
+    .map(data => `data: ${data}\n\n`).join("");
+  return {ok: true, body: new ReadableStream({start(stream) {
+    stream.enqueue(new TextEncoder().encode(text));
+    stream.close();
+  }})};
+};
+(async () => {
+  await start();
+  $("prompt").value = "x a ";
+  $("echo").checked = true;
+  const before = codeOf("curl");
+  await submit();
+  const [one] = outputs, code = codeOf("curl"), python = codeOf("python");
+  one.show(1);
+  const card = $("card").getBoundingClientRect();
+  const token = one.text.querySelectorAll(".token")[1].getBoundingClientRect();
+  const covers = card.left < token.right && card.right > token.left && card.top < token.bottom &&
+    card.bottom > token.top;
+  const told = {sent: answers[0], before, code, python, covers, remark: one.remark.textContent,
+    facts: one.facts.textContent, generated: one.generated};
+  await submit();
+  told.problem = outputs[0].problem.textContent;
+  document.body.textContent = JSON.stringify(told);
+})();
+"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs chromium")
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    """Its request, its code, and what it says, with answers made here."""
+    file = tmp_path / "page.html"
+    first, sign, rest = page().rpartition("start();\n</script>")
+    assert sign
+    file.write_text(f"{first}{DRIVE}</script>{rest}", "utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000"]
+    dom = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    told = json.loads(html.unescape(dom.partition("<body>")[2].partition("</body>")[0]))
+    sent = told["sent"]
+    assert {*sent} <= {*FIELDS}
+    assert (sent["top_k"], sent["top_p"], sent["temperature"]) == (40, 1, 1)
+    assert (sent["max_tokens"], sent["truncate_prompt_tokens"]) == (48, -1)
+    assert told["remark"] == (
+        "The prompt has 1,235 tokens and the context 96: the model reads the last 1."
+    )
+    assert told["facts"].startswith("1 token read, 2 written")
+    assert told["generated"] == "bc"
+    assert told["covers"] is False
+    assert told["problem"] == "Max tokens is 96: lower Max tokens"
+    assert "seed" not in told["before"]
+    body = json.loads(told["code"].partition("-d '")[2].rpartition("'")[0])
+    assert body["seed"] == sent["seed"]
+    assert {name: sent[name] for name in body} == body
+    calls = [node for node in ast.walk(ast.parse(told["python"])) if isinstance(node, ast.Call)]
+    [create] = [one for one in calls if ast.unparse(one.func).endswith("create")]
+    given = {one.arg: ast.literal_eval(one.value) for one in create.keywords}
+    assert given["extra_body"] == {"top_k": 40, "truncate_prompt_tokens": -1}
+    assert given["seed"] == sent["seed"]
 
 
 def luminance(color: tuple[float, ...]) -> float:
