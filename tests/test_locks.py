@@ -670,7 +670,9 @@ def test_a_file_of_any_name_has_a_lock(tmp_path, never_watches, length):
 
 def test_nothing_to_resume_names_the_folder_that_may_be_meant(tmp_path: Path) -> None:
     folder = tmp_path / "small"
-    assert nothing_to_resume(folder, "run.toml") == f"{folder}: new, so it starts from the beginning"
+    assert (
+        nothing_to_resume(folder, "run.toml") == f"{folder}: new, so it starts from the beginning"
+    )
     folder.mkdir()
     (folder / "a").touch()
     assert nothing_to_resume(folder, "run.toml") == (
@@ -685,7 +687,9 @@ def test_the_next_number_is_no_misspelling(tmp_path: Path) -> None:
     (tmp_path / "run-3").mkdir()
     (tmp_path / "run-3" / "run.toml").touch()
     folder = tmp_path / "run-12"
-    assert nothing_to_resume(folder, "run.toml") == f"{folder}: new, so it starts from the beginning"
+    assert (
+        nothing_to_resume(folder, "run.toml") == f"{folder}: new, so it starts from the beginning"
+    )
 
 
 def test_a_resume_of_nothing_is_said(tmp_path: Path) -> None:

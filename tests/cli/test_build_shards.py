@@ -176,7 +176,9 @@ def test_interrupt_ends_all_workers(corpus: Path, files_made: int) -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
-    assert errors in ("", "gpt: interrupted\n")
+    # A slow machine says how far it is.
+    said = [line for line in errors.splitlines() if not line.startswith("read: ")]
+    assert said in ([], ["gpt: interrupted"])
     wait_until(lambda: gone(process.pid))
     assert not (corpus / "shards/manifest.json").exists()
 
