@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptcli.errors import UsageError
-from gptcli.numbers import counted
 
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")  # where the processes of a launch meet
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -174,8 +173,7 @@ def unused_launch(environ: Mapping[str, str] | None = None) -> str | None:
             tasks = values[names.world_size]
             meet = " and ".join(ADDRESS)
             return (
-                f"{names.launcher} started {counted(tasks, 'process')}, each alone: set {meet} to "
-                "join them"
+                f"{names.launcher} started {tasks} processes, each alone: set {meet} to join them"
             )
     if TORCH.rank in values:
         return f"{TORCH.rank} is set without {TORCH.world_size}: this process works alone"
