@@ -34,7 +34,7 @@ fmt: setup-dev
 
 ## bench: compare speed with other implementations (see tests/benchmarks/README.md)
 bench: setup-dev
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks all
 
 ## docs: build the documentation as a website that opens from disk
 docs: setup

@@ -15,6 +15,7 @@ from gptcli.events import SILENT, Events
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.numbers import counted
 from gptcli.papers.models import TRAINING
+from gptcli.sampling.defaults import MAX_TOKENS
 from gptcli.sampling.load import Loaded, PrecisionChoice
 from gptcli.sampling.load import load as _load
 from gptcli.trainer.train import train
@@ -216,7 +217,7 @@ def generate(
     prompt: str = "",
     *,
     params: SamplingParams | None = None,
-    max_tokens: int = 200,
+    max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     stops: Sequence[str] = (),
 ) -> str: ...
@@ -226,7 +227,7 @@ def generate(
     prompt: list[str],
     *,
     params: SamplingParams | None = None,
-    max_tokens: int = 200,
+    max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     stops: Sequence[str] = (),
 ) -> list[str]: ...
@@ -235,7 +236,7 @@ def generate(
     prompt: str | list[str] = "",
     *,
     params: SamplingParams | None = None,
-    max_tokens: int = 200,
+    max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     stops: Sequence[str] = (),
 ) -> str | list[str]:

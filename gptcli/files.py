@@ -259,7 +259,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError("no such file", where=path) from None
+        raise missing_file(path) from None
     except IsADirectoryError:
         raise InputError("is a folder, not a file", where=path) from None
     except NotADirectoryError:
@@ -274,6 +274,16 @@ def sha256(path: Path) -> str:
 
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def missing_file(path: Path) -> InputError:
+    """Return the error for a file that is missing: the closest name, or where its path begins."""
+    hint = None
+    if (close := similar(path)) is not None:
+        hint = f"did you mean {close}?"
+    elif not Path(path).is_absolute():
+        hint = f"a relative path begins at the current folder, {Path.cwd()}"
+    return InputError("no such file", where=path, hint=hint)
 
 
 def similar(path: Path) -> Path | None:

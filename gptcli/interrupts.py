@@ -184,9 +184,9 @@ class Held:
             signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
 
 
-def leave(last_words: str | None = None) -> NoReturn:
+def leave(last_words: str | None = None, code: int | None = None) -> NoReturn:
     """End the process at once: kill its children, clean up, print `last_words` (those given to
-    `begin`), exit with 130.
+    `begin`), exit with `code` (130).
     """
     global _leaving
     _leaving = True
@@ -207,7 +207,7 @@ def leave(last_words: str | None = None) -> NoReturn:
             # over the ^C that a terminal shows
             write(2, f"\r{last_words}" if os.isatty(2) else last_words)
     finally:
-        os._exit(_code)
+        os._exit(_code if code is None else code)
 
 
 def begin(last_words: str) -> None:

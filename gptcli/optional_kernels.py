@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gptcli.kernels import Kernel
+    from gptcli.kernels.bpe_kernel import Classes, MergeLearner
     from gptcli.kernels.decode_kernel import DecodeStep
     from gptcli.kernels.spell_kernel import Speller
     from gptcli.model.transformer import GPT
@@ -62,6 +63,12 @@ def instruction_set() -> str | None:
     return found
 
 
+def can_be_built() -> bool:
+    """Return whether this machine has a processor and a compiler for kernels in C; builds none."""
+    package = kernels()
+    return package is not None and bool(package.can_be_built())
+
+
 def lack_compiler() -> bool:
     """Return whether this processor could run kernels that only a missing compiler prevents."""
     package = kernels()
@@ -87,3 +94,12 @@ def spell_ids(vocab_size: int) -> Speller | None:
     package = kernels()
     spell: Speller | None = None if package is None else package.spell_ids(vocab_size)
     return spell
+
+
+def merge_learner(classes: Classes, order: bytes, limit: int) -> MergeLearner | None:
+    """Return the kernel that learns byte-pair merges, or None if `tokenizers` has to."""
+    package = kernels()
+    learner: MergeLearner | None = (
+        None if package is None else package.merge_learner(classes, order, limit)
+    )
+    return learner

@@ -28,6 +28,7 @@ from gptcli.files import (
     claim_file,
     claim_output,
     contents,
+    missing_file,
     naming,
     read_json,
     read_toml,
@@ -428,3 +429,14 @@ def test_no_output_is_written_to_proc() -> None:
         claim_file(Path("/proc/no-such-file.json"), force=False)
     assert not written_through(Path("/proc/no-such-file.json"))
     assert written_through(Path("/proc/self/fd/1"))
+
+
+def test_a_missing_file_is_told_with_the_closest_name_or_where_its_path_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").touch()
+    assert missing_file(Path("bok.txt")).hint == "did you mean book.txt?"
+    begins = f"a relative path begins at the current folder, {tmp_path}"
+    assert missing_file(Path("other.jsonl")).hint == begins
+    assert missing_file(tmp_path / "other.jsonl").hint is None

@@ -32,9 +32,10 @@ FLOORS = [
     {"sampling"},
     {"text", "runs"},
     {"cost", "shards"},
+    {"tokenizer"},
     {"optional_kernels"},
     {"kernels"},
-    {"tokenizer", "model"},
+    {"model"},
     {"papers"},
     {"devices", "locks", "schema", "openmp"},
     {"runtime", "settings"},
@@ -144,6 +145,21 @@ print(len(sys.modules), file=sys.stderr)
     *_, unneeded, count = done.stderr.splitlines()
     assert unneeded == "[]"
     assert int(count) <= MOST_MODULES
+
+
+def test_the_list_of_tasks_imports_no_torch() -> None:
+    program = """
+import sys
+sys.argv = ["gpt", "eval", "--list"]
+from gptcli.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+print([name for name in ("torch", "tokenizers", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def test_runs_import_what_they_need(tmp_path: Path) -> None:

@@ -436,7 +436,7 @@ def _translated(
             text = str(word.value)
             if dropped and options[-1:] == ["--resume"] and not _is_bool(text):  # from where
                 options += ["--out", text]
-            elif not dropped or not (_is_bool(text) or left_out and _is_value(text, command)):
+            elif not dropped or not (_is_bool(text) or (left_out and _is_value(text, command))):
                 first.append(text)
             dropped = False
             continue

@@ -462,6 +462,12 @@ def print_overlap(report: OverlapReport, *, as_json: bool) -> None:
     )
 
 
+def cpu_hours(seconds: float) -> str:
+    """Return hours in three digits, without an exponent."""
+    hours = float(f"{seconds / 3600:.3g}")
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:g}"
+
+
 def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool) -> None:
     """Print the configuration of a build and its estimated size and time."""
     if as_json:
@@ -477,8 +483,23 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
     if estimate.input_bytes is not None:
         files += f", {in_bytes(estimate.input_bytes)}"
     shards = counted(estimate.shards or 0, "shard")
+    crawl = (
+        {}
+        if estimate.pages is None
+        else {
+            "crawl": f"{counted(estimate.pages, 'page')}, as published; the sample is of one of its "
+            "WARC files if that is an INPUT too, else of English pages made up"
+        }
+    )
+    kept = (
+        {}
+        if estimate.documents is None
+        else {"kept": f"about {amount(estimate.documents)} documents, before any comparison"}
+    )
     rows = {
         "inputs": files,
+        **crawl,
+        **kept,
         "text": known(estimate.bytes_per_token, lambda n: f"{n:.2f} bytes per token, in a sample"),
         "tokens": known(estimate.tokens, lambda n: f"about {amount(n)}, in about {shards}"),
         "disk": known(
@@ -490,7 +511,7 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
         "time": known(estimate.seconds, lambda n: f"about {duration(n)} to tokenize"),
         "cpu": known(
             estimate.cpu_seconds,
-            lambda n: f"about {n / 3600:.3g} CPU hours to read, filter, compare and tokenize",
+            lambda n: f"about {cpu_hours(n)} CPU hours to read, filter, compare and tokenize",
         ),
         "worker": known(
             estimate.worker_bytes, lambda n: f"about {in_bytes(n)} of memory beside the program"

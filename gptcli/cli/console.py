@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # seconds before the first plain line, and at most between two; each wait doubles the one before,
 # so that the log of a day stays short
 FIRST_LINE_S, MAX_LINE_WAIT_S = 5.0, 300.0
+TOLD_FROM_SHARE, TOLD_FROM_S = 0.02, 120.0  # of the work, or seconds: the time left is told
 VERBOSE_LINE_S = 1.0  # seconds between two plain lines with -v
 BAR_REFRESH_S = 0.1
 REPORT_COLUMNS = 80
@@ -165,6 +166,18 @@ def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
     return escaped, error.end
 
 
+def time_left(done: float, total: float | None, done_here: float, elapsed: float) -> str:
+    """Return the time left of work, of which `done_here` took `elapsed` seconds, or "".
+
+    The first of it tells too little: it has imports, warm-up and the small batches of a ramp.
+    """
+    if not total or done_here <= 0:
+        return ""
+    if done_here < TOLD_FROM_SHARE * (total - done + done_here) and elapsed < TOLD_FROM_S:
+        return ""
+    return duration(round((total - done) * elapsed / done_here))
+
+
 def screen(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
     """Return a rich console that prints text literally, without markup, emoji or highlighting.
 
@@ -234,13 +247,12 @@ class ConsoleEvents(Events):
         elapsed = now - state.started_at
         if not done:
             return f"{task}: starting{_format_facts(facts)}  {duration(elapsed)}"
-        rate = (done - state.done_at_start) / elapsed
         line = f"{task}: {amount(done)}"
         line += f"/{amount(total)}" if total else ""
         line += f" {unit}" if unit else ""
         line += f" ({percent(done / total, 0)})" if total else ""
-        left = f", {duration(round((total - done) / rate))} left" if total and rate > 0 else ""
-        return f"{line}{_format_facts(facts)}  {duration(elapsed)}{left}"
+        left = time_left(done, total, done - state.done_at_start, elapsed)
+        return f"{line}{_format_facts(facts)}  {duration(elapsed)}{left and f', {left} left'}"
 
     def finish(self, task: str) -> None:
         """Remove the bar of `task`."""

@@ -120,10 +120,16 @@ def requested_target(options: dict[str, Any]) -> Target:
         if name in options:
             raise UsageError(f"{option(name)} needs {option('shape')} llama")
     if runs:
-        if len(runs) > 1 or size is not None or shape:
+        if len(runs) > 1:
+            raise UsageError(
+                f"{counted(len(runs), 'run')} at once",
+                where=runs[1],
+                hint=f"name one: gpt cost {shlex.quote(str(runs[0]))}; only --fit takes several",
+            )
+        if size is not None or shape:
             raise UsageError(
                 "a run folder cannot be combined with another model",
-                hint="name one run without --size or a shape; only --fit takes several runs",
+                hint="name the run without --size and without a shape",
             )
         from gptcli.model.hf import read_model_config
         from gptcli.model.source import METRICS, find_model

@@ -24,6 +24,8 @@ from gptcli.cost.inference import inference
 from gptcli.cost.memory import kv_cache_per_token
 from gptcli.cost.report import estimate_rows, estimate_title, gpu_label, sizes_table
 from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, LAWS, RANGES
+from gptcli.cost.step_time import Evidence, evidence
+from gptcli.cost.target import evidence_note
 from gptcli.numbers import (
     ENERGY,
     MASS,
@@ -43,6 +45,13 @@ from gptcli.numbers import (
 
 if TYPE_CHECKING:
     from gptcli.cost.scaling_fit import FittedLaw, Prediction, RunResult
+
+SPEED_EVIDENCE: dict[Evidence, str] = {
+    "measured": "measured",
+    "family": "family's",
+    "none": "assumed",
+}
+"""Whose share of the peak a GPU's predicted speed has, in a cell of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +97,21 @@ def print_sizes(
     """
     gpu = gpu_label(estimates[0].cluster) + (f", {assumed}" if assumed else "")
     print_lines(f"{gpu}; FLOP by 6ND, of T5 by 3ND")
+    cluster = estimates[0].cluster
+    if (
+        cluster.gpu is not None
+        and cluster.trainer is not None
+        and (note := evidence_note(cluster.gpu))
+    ):
+        print_lines(f"note: {note}")
     print_table(sizes_table(estimates, unfit or {}), markdown=output.markdown)
     print_sources(estimates[0], explain=output.explain)
 
 
 def print_gpus(output: OutputOptions) -> None:
-    """Print the GPUs that --gpu names, with their other names, memory, peak and price."""
+    """Print the GPUs that --gpu names, with memory, peak, whose speeds the predicted ones rest on,
+    price and other names.
+    """
     rows: list[dict[str, Any]] = []
     for gpu in gpus():
         price = hourly_price(gpu)
@@ -102,18 +120,24 @@ def print_gpus(output: OutputOptions) -> None:
             "aliases": list(gpu.aliases),
             "memory_bytes": gpu.memory_bytes,
             "peak_flops": gpu.peak_flops,
+            "speed_evidence": evidence(gpu),
             "dollars_per_hour": None if price is None else price.value,
         })  # fmt: skip
     if output.json:
         print_json("cost", {"gpus": rows})
         return
-    table = [["GPU", "memory", "peak", "$ per hour", "other names"]]
+    table = [["GPU", "memory", "peak", "speed", "$ per hour", "other names"]]
     table += [
         [row["name"], in_bytes(row["memory_bytes"]), scaled(row["peak_flops"], SPEED),
-         dollars(row["dollars_per_hour"]), " ".join(row["aliases"])]
+         SPEED_EVIDENCE[row["speed_evidence"]], dollars(row["dollars_per_hour"]), " ".join(row["aliases"])]
         for row in rows
     ]  # fmt: skip
     print_table(table, markdown=output.markdown)
+    print_lines(
+        "speed: measured in published runs on this GPU; that of its family; or assumed, the mean of "
+        "all families",
+        dim=True,
+    )
 
 
 def print_sources(estimate: Estimate, *, explain: bool) -> None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import ConsoleEvents, as_options, print_json, screen
+from gptcli.cli.console import ConsoleEvents, as_options, print_json, screen, time_left
 from gptcli.cli.options import resolved_toml
 from gptcli.errors import UsageError
 from gptcli.events import Events
@@ -77,8 +77,7 @@ class Dashboard(ConsoleEvents):
                 self.curve.add(facts["smoothed_loss"])
             if now - self._drawn_at >= REDRAW_S or done == total:
                 self._drawn_at = now
-                rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
-                left = duration(round((total - done) / rate)) if total and rate > 0 else "n/a"
+                left = time_left(done, total, done - self._start[1], now - self._start[0])
                 self._show(self.panel(done, total or done, left, facts))
 
     def _plain_facts(self, facts: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +121,7 @@ class Dashboard(ConsoleEvents):
         head.add_row(
             f"step {facts['step']:,}{steps}  {amount(done)}/{counted(total, 'token', amount)}",
             ProgressBar(total, done),
-            f"{done / total:.1%}  {left} left",
+            f"{done / total:.1%}  {left and f'{left} left'}",
         )
         body = _Body(self.curve.means(), format_facts(facts, done / total))
         where = ", ".join(str(facts[name]) for name in ("device", "precision") if facts.get(name))

@@ -306,14 +306,14 @@ def evaluate(
     from gptcli.evals.find_data import split_data
     from gptcli.evals.task import NORMALISERS, find_task, find_tasks, task_names
     from gptcli.model.hub import fetch_model
-    from gptcli.model.source import find_model, is_finetuned
+    from gptcli.model.source import check_exists, find_model, is_finetuned
 
     folders, place = split_data(data or [])
     if list_tasks:
-        if run:
-            eval_output.print_task_details([find_task(str(name)) for name in run], place)
-        else:
-            eval_output.print_tasks([find_task(name) for name in task_names()], place)
+        names = [str(name) for name in run or ()] or task_names()
+        tasks = [find_task(name) for name in names]
+        placed = [(task, folders.get(task.name, place)) for task in tasks]
+        (eval_output.print_task_details if run else eval_output.print_tasks)(placed)
         return
     if plot is not None:
         from gptcli.runs.plots import plot_reports
@@ -336,6 +336,7 @@ def evaluate(
         raise eval_output.not_one_run(run or [])
     runs = run or []
     for one_run in runs:
+        check_exists(one_run)
         fetch_model(one_run, ConsoleEvents())
     folder = runs[0]
     if not (task or text or suite) and checkpoint is None and is_finetuned(folder):

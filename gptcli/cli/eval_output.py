@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
     from gptcli.model.source import ModelSource
 
 PIPE_WIDTH = REPORT_COLUMNS  # if there is no terminal
-LIST_WIDTH = 200  # of the list of tasks, whose paths are not folded in a pipe
 GAP = 3  # columns of the screen between two of a table
+BLANKS_AT_END = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$")  # before the codes that end a style
 NARROW_GAP = 2  # where the table would otherwise fold words
-LEAST_TEXT = 8  # columns of the screen that a column of text, which is folded, keeps
 
 
 def print_evaluation(evaluation: Evaluation, *, markdown: bool) -> None:
@@ -143,20 +143,21 @@ def _print_parts(parts: list[TableRows | str], *, markdown: bool) -> None:
             _print_table(console, part)
 
 
-def print_tasks(tasks: list[Task], data: Path | None) -> None:
-    """Print the tasks, with the paper's K and the location of each one's data."""
+def print_tasks(tasks: list[tuple[Task, Path | None]]) -> None:
+    """Print the tasks, with the paper's K and whether the folder next to each has its data."""
     from gptcli.evals.report import task_rows
 
-    _print_table(_console(LIST_WIDTH), task_rows(tasks, data), least_text=LEAST_TEXT)
+    _print_table(_console(PIPE_WIDTH), task_rows(tasks))
 
 
-def print_task_details(tasks: list[Task], data: Path | None) -> None:
+def print_task_details(tasks: list[tuple[Task, Path | None]]) -> None:
     """Print where each task's data is from, what it is called, and where it belongs."""
     from gptcli.evals.report import task_details
 
-    for task in tasks:
+    found = [task_details(task, data) for task, data in tasks]
+    for (task, data), details in zip(tasks, found, strict=True):
         print(f"{task.name}: {task.title}")
-        for name, text in task_details(task, data).items():
+        for name, text in details.items():
             option = f", named with --data {data or 'DATA'}" if name == "folder" else ""
             print(f"  {name:<9} {text}{option}")
 
@@ -166,11 +167,10 @@ def _console(width: int, *, soft_wrap: bool = False) -> Console:
     return screen(width=None if sys.stdout.isatty() else width, soft_wrap=soft_wrap)
 
 
-def _print_table(console: Console, rows: TableRows, least_text: int | None = None) -> None:
+def _print_table(console: Console, rows: TableRows) -> None:
     """Print rows as a table; on a screen too narrow for its numbers, each row on lines of its own.
 
-    A number that is cut is another number. So is the name of a file, unless columns of text may be
-    folded to `least_text` columns.
+    A number that is cut is another number, and so is a word.
     """
     from rich import box
     from rich.cells import cell_len
@@ -182,7 +182,7 @@ def _print_table(console: Console, rows: TableRows, least_text: int | None = Non
         name: max(cell_len(name), *(cell_len(str(row[name])) for row in rows)) for name in rows[0]
     }
     least = [
-        min(width, least_text or _longest_word(rows, name)) if name in TEXT_COLUMNS else width
+        min(width, _longest_word(rows, name)) if name in TEXT_COLUMNS else width
         for name, width in widths.items()
     ]
     gaps = len(widths) - 1
@@ -205,7 +205,10 @@ def _print_table(console: Console, rows: TableRows, least_text: int | None = Non
         )
     for row in rows:
         table.add_row(*row.values())
-    console.print(table)
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():  # a cell is filled up with blanks
+        print(BLANKS_AT_END.sub(r"\1", line))
 
 
 def _longest_word(rows: TableRows, name: str) -> int:
@@ -316,7 +319,7 @@ def not_one_run(runs: list[Path]) -> UsageError:
     if len(runs) == 2 and runs[1].is_file() and not is_model_file(runs[1]):
         line = shlex.join(["gpt", "eval", str(runs[0]), "--text", str(runs[1])])
         return UsageError("a text is an option", where=runs[1], hint=line)
-    hint = "name one run folder: gpt eval runs/350M"
+    hint = f"name one run folder: gpt eval {shlex.quote(str(runs[0]))}"
     if len(runs) == 2 and all(run.is_dir() for run in runs):
         both = shlex.join(map(str, runs))
         hint = (

@@ -40,7 +40,9 @@ from gptcli.cli.serve import (
 from gptcli.encodings import decode
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.interrupts import Cleanup, Raise, write
+from gptcli.model.source import check_exists
 from gptcli.numbers import counted
+from gptcli.sampling.defaults import MAX_TOKENS, TEMPERATURE, TOP_K
 from gptcli.settings import Resolved, boolean
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
     "num_samples": Option(None, "1", "Number of samples; the text of each does not depend on how "
                                      "many there are."),
     "max_tokens": Option(
-        None, "200", "Maximum length of a sample, in tokens; it ends earlier at end-of-text."),
+        None, str(MAX_TOKENS), "Maximum length of a sample, in tokens; it ends earlier at end-of-text."),
     "stop": Option(
         None, "", "Text that ends a sample and is left out of it; repeat the option for several.",
         "TEXT", _texts, repeats=True),
@@ -88,10 +90,10 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
         "Sampling options of a paper: gpt2 or gpt3 (their released samples), or news (GPT-3's "
         "articles).", "NAME"),
     "temperature": Option(
-        CHOOSING, "1",
+        CHOOSING, f"{TEMPERATURE:g}",
         "Sampling temperature: text is more predictable below 1 and more varied above it.", "X"),
     "top_k": Option(
-        CHOOSING, "40, or all with --top-p",
+        CHOOSING, f"{TOP_K}, or all with --top-p",
         "Sample only from the N most probable tokens; --top-p 1 samples from all."),
     "top_p": Option(
         CHOOSING, "", "Sample only from the fewest tokens whose probabilities add up to P.", "P"),
@@ -259,6 +261,7 @@ def sample(
     if prompt is not None and not run.exists() and os.path.isdir(prompt) and not serve:  # noqa: PTH112
         line = shlex.join(["gpt", "sample", prompt, str(run)])
         raise UsageError("the run comes before the prompt", where=run, hint=line)
+    check_exists(run)
     from gptcli.sampling.batch import PromptParts
     from gptcli.sampling.params import sampling_params
 

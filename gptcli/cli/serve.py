@@ -129,4 +129,5 @@ class ServerOptions:
                 api_key=api_key,
                 events=events,
                 on_ready=tell,
+                last_words="" if events.messages.quiet else "the server has ended\n",
             )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gptcli.tokenizer.tokenizer import Tokenizer
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 1 << 12  # encoded at once
-SAMPLE_CHARACTERS = 1 << 20  # of the training text, to measure bytes per token
+SAMPLE_CHARACTERS = 1 << 17  # of the training text, to measure bytes per token
 KINDS = ("gpt2", "gpt1")
 # text between documents, and at the end
 SEPARATORS = {"file": ("", ""), "line": ("\n", "\n"), "paragraph": ("\n\n", "\n")}

@@ -43,6 +43,7 @@ from gptcli.corpus.reading_progress import ReadingProgress
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import write_report
 from gptcli.corpus.shuffle import write_shards
+from gptcli.corpus.snapshots import refuse_snapshots
 from gptcli.corpus.text_out import write_text_out
 from gptcli.encodings import no_text
 from gptcli.errors import InputError, UsageError
@@ -64,6 +65,7 @@ from gptcli.shards.manifest import (
 from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
 MAX_EPOCHS = 16  # of a source, before a warning
+MIN_VALIDATION_DOCUMENTS = 10  # a warning below it: a loss on fewer depends on which they are
 SLICES = "parts"  # key of the resume record: number of slices
 
 
@@ -107,6 +109,7 @@ def begin_build(
     belongs to a different build, or if an input is inside it; InputError if its finished shards are
     damaged.
     """
+    refuse_snapshots(build.inputs)
     build.check_inputs_outside(out)
     record = build.resume_record()
     claim_owned(out, resume=resume, force=force, own=MANIFEST, events=events)
@@ -227,7 +230,7 @@ def _changed_inputs(build: BuildConfig, out: Path) -> list[str]:
             now: list[object] | None = list(fingerprint(path))
         except InputError:  # it is gone
             now = None
-        if before.get(f"{Path(path).resolve()}") != now:
+        if before.get(os.path.realpath(path)) != now:
             changed.append(path)
     return changed
 
@@ -298,7 +301,7 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
     """Check that documents are left to train on and to validate on.
 
     Raises InputError if there are none to train on; warns if a source has none, or if there are
-    none to validate on.
+    few to validate on.
     """
     chunks = list(chain(*chunks_of))
     train, val = (sum(chunk.documents[split] for chunk in chunks) for split in SPLITS)
@@ -308,8 +311,7 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
         raise no_text(build.inputs, f"dropped: {reasons}" if dropped else "")
     if not train:
         raise InputError(
-            f"all {counted(val, 'document')} were chosen for validation, and none is left to "
-            "train on",
+            f"validation has all {counted(val, 'document')}, and none is left to train on",
             hint="give more documents or a smaller {option:val_fraction}",
         )
     for source, mine in zip(build.sources, chunks_of, strict=True):
@@ -318,12 +320,12 @@ def _check_splits(build: BuildConfig, chunks_of: list[list[Chunk]], events: Even
                 f"{source.name} has no documents left to train on: "
                 f"its weight of {source.weight:g} goes to the other sources"
             )
-    if build.val_fraction and not val:
-        events.warn(_empty_validation(build, train))
+    if build.val_fraction and val < MIN_VALIDATION_DOCUMENTS:
+        events.warn(_thin_validation(build, train, val))
 
 
-def _empty_validation(build: BuildConfig, train: int) -> str:
-    """Return a warning that the validation split is empty, and what to do about it."""
+def _thin_validation(build: BuildConfig, train: int, val: int) -> str:
+    """Return a warning that the validation split has few documents, and what to do about it."""
     is_text = any(
         source.documents == "file"
         and path.endswith(".txt")
@@ -331,17 +333,22 @@ def _empty_validation(build: BuildConfig, train: int) -> str:
         for source in build.sources
         for path in source.inputs
     )
-    if train < 20 and is_text:
+    documents = train + val
+    if documents < 20 * MIN_VALIDATION_DOCUMENTS and is_text:
         advice = "divide the text into more documents with {option:documents} paragraph"
-    elif train < 2:
+    elif documents < 2:
         advice = "add documents: at least one is needed for each split"
     else:
-        share = min(0.5, 10 / train)
-        documents = counted(round(share * train), "document")
-        advice = f"raise it: {share:.1g} would choose about {documents}"
+        share = min(0.5, MIN_VALIDATION_DOCUMENTS / documents)
+        chosen = counted(round(share * documents), "document")
+        advice = f"raise it: {share:.1g} would choose about {chosen}"
+    what, chose = "is empty", f"none of {counted(documents, 'document')}"
+    if val:
+        what = "is small, and a loss on it says little"
+        chose = f"{val:,} of {counted(documents, 'document')}"
     return (
-        f"the validation split is empty: {{option:val_fraction}} {build.val_fraction:g} chose none "
-        f"of {counted(train, 'document')}\n  {advice}"
+        f"the validation split {what}: {{option:val_fraction}} {build.val_fraction:g} chose "
+        f"{chose}\n  {advice}"
     )
 
 

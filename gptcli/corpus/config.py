@@ -6,6 +6,7 @@ its own, so that a build is never finished with other inputs or other options.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,16 +166,18 @@ class BuildConfig:
                 code="inside_output",
                 hint="choose another {option:text_out}: {option:force} and {option:resume} own the folder",
             )
+        folder, text_out = out.resolve(), self.text_out and self.text_out.resolve()
         for path in self.inputs:
             if path == STDIN or is_url(path):
                 continue
-            if self.text_out is not None and Path(path).resolve() == self.text_out.resolve():
+            real = Path(os.path.realpath(path))
+            if real == text_out:
                 raise UsageError(
                     "the file to write the documents to is an input",
                     where=path,
                     hint="choose another {option:text_out}",
                 )
-            if Path(path).resolve().is_relative_to(out.resolve()):
+            if real.is_relative_to(folder):
                 raise UsageError(
                     f"the input {path} is inside the output folder",
                     where=out,
@@ -245,7 +248,7 @@ class BuildConfig:
             prefix = "" if source.name == DEFAULT_SOURCE else f"{source.name}."
             values = source.record()
             inputs |= {
-                f"{path if is_url(path) else Path(path).resolve()}": stat
+                path if is_url(path) else os.path.realpath(path): stat
                 for path, stat in values.pop("inputs").items()
             }
             record |= {f"{prefix}{name}": value for name, value in values.items()}

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from gptcli.encodings import guess, not_utf8, utf16_without_mark, wrong_encoding
 from gptcli.errors import InputError, install_hint
 
@@ -255,6 +253,8 @@ def extract_text(html: bytes | str, extractor: Extractor = "resiliparse", charse
 
 def _may_be_deep(html: str) -> bool:
     """Return False if no tag is nested in MAX_DEPTH others, by a quick count of starts and ends."""
+    import numpy as np  # here: no other format needs it to be read
+
     data = np.frombuffer(html.encode("utf-8", "replace") + b" ", np.uint8)
     after = data[np.flatnonzero(data == ord("<")) + 1]
     is_letter = (after | 0x20 >= ord("a")) & (after | 0x20 <= ord("z"))

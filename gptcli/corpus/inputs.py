@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from gptcli.corpus.snapshots import find_snapshot, refuse_snapshots, snapshot_of
 from gptcli.errors import GptError, InputError, RunError, install_hint
 from gptcli.files import similar
 from gptcli.text.compression import (
@@ -51,10 +52,12 @@ KNOWN_SUFFIXES: dict[str, Any] = {
 }
 """Suffixes that a folder is searched for, with their formats; other files can be named."""
 NO_FILES, UNREADABLE = "links that lead nowhere, or pipes", "folders that cannot be read"
+NO_SUFFIX = "no suffix"
 REMOTE_REQUESTS = 16  # at the same time
 REMOTE_ATTEMPTS = 3
 
 
+@lru_cache(maxsize=1 << 16)
 def file_suffixes(path: str) -> tuple[str, str]:
     """Return (kind, compression), such as (".jsonl", ".gz"); a missing suffix is ""."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes[-2:]]
@@ -149,6 +152,8 @@ def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
             where=name,
             hint="restore what it leads to, or name another file",
         )
+    if (snapshot := find_snapshot(name)) is not None:
+        return [snapshot]
     if not glob.has_magic(name):
         close = similar(path)
         hint = None if close is None else f"did you mean {close}?"
@@ -285,7 +290,7 @@ def _known_files(
         if every_suffix or file_suffixes(file)[0] in KNOWN_SUFFIXES:
             known.append(file)
         else:
-            others["".join(file_suffixes(file)) or "no suffix"] += 1
+            others["".join(file_suffixes(file)) or NO_SUFFIX] += 1
     if not known:
         names = ", ".join(sorted(others)[:8])
         if Path(where, "manifest.json").is_file():
@@ -294,11 +299,15 @@ def _known_files(
                 where=where,
                 hint=f"gpt train --data {shlex.quote(where)} reads them",
             )
+        hint = "a file of another name is read if you name the file itself"
+        if most := next((name for name, _ in others.most_common() if name != NO_SUFFIX), None):
+            pattern = shlex.quote(f"{where.rstrip('/')}/**/*{most}")
+            hint = f"files of another kind are read by a pattern: {pattern}"
         raise InputError(
-            "contains no file of a known kind" + (f" (only {names})" if others else ""),
+            "contains no file that a folder is searched for"
+            + (f" (only {names})" if others else ""),
             where=where,
-            hint=f"known suffixes are {' '.join(KNOWN_SUFFIXES)}, plain or compressed; "
-            "a file of another name is read if you name the file itself",
+            hint=f"{hint}\na folder is searched for {' '.join(KNOWN_SUFFIXES)}, plain or compressed",
         )
     left_out += others
     return known
@@ -368,8 +377,11 @@ def fingerprint(path: str) -> tuple[int, str]:
     """
     try:
         if is_url(path):
+            if (snapshot := snapshot_of(path)) is not None:
+                return snapshot.warc_bytes, snapshot.name
             return _remote_fingerprint(path)
-        stat = Path(path).stat()
+        # a build asks ten times for each of its files, which may be millions; a Path takes longer
+        stat = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
     return stat.st_size, str(stat.st_mtime_ns)
@@ -392,7 +404,7 @@ def _remote_fingerprint(url: str) -> tuple[int, str]:
 def fingerprints(paths: Sequence[str]) -> dict[str, tuple[int, str]]:
     """Return the fingerprint of each file, those of URLs asked for in parallel."""
     _remote_fingerprint.cache_clear()
-    remote = [path for path in paths if is_url(path)]
+    remote = [path for path in paths if is_url(path) and snapshot_of(path) is None]
     with ThreadPoolExecutor(REMOTE_REQUESTS) as pool:
         list(pool.map(_remote_fingerprint, remote))
     return {path: fingerprint(path) for path in paths}
@@ -402,6 +414,7 @@ def open_raw(path: str) -> Any:
     """Open a file or URL as it is stored. Raises InputError if there is no such file."""
     try:
         if is_url(path):
+            refuse_snapshots([path])
             fs, inside = open_filesystem(path)
             with filesystem_errors(path):
                 return fs.open(inside, "rb")

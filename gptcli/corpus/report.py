@@ -20,7 +20,8 @@ from gptcli.corpus.formats.tables import parquet_rows
 from gptcli.corpus.inputs import STDIN, file_suffixes, fingerprint, watch_reads
 from gptcli.corpus.recipe import Comparison, SourceConfig
 from gptcli.corpus.repeats import repeat_hashes
-from gptcli.files import atomic_write
+from gptcli.corpus.snapshots import snapshot_of, write_sample
+from gptcli.files import atomic_write, scratch_folder
 from gptcli.numbers import counted
 from gptcli.papers.models import GPT3_MIXTURE
 from gptcli.shards.format import document_lengths, open_shard, token_dtype
@@ -56,6 +57,12 @@ class BuildEstimate:
     """Size of all inputs on disk."""
     bytes_per_token: float | None
     """UTF-8 bytes per token in the sample."""
+    documents: int | None = None
+    """Number of documents that readers and filters keep, before any comparison; None if texts are
+    divided by paragraphs or end-of-text marks.
+    """
+    pages: int | None = None
+    """Page captures of the snapshots among the inputs; None if there are none."""
     tokens: int | None = None
     """Number of tokens."""
     shards: int | None = None
@@ -111,9 +118,14 @@ def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
     seconds = 0.0
     samples: dict[tuple[str, tuple[str, str]], list[_Sample]] = {}
     encoder = open_encoder(build.tokenizer, build.encoder)
-    for path, source, comparison in files[:: math.ceil(len(files) / SAMPLED_FILES) or 1]:
-        sample = _sample(path, source, comparison, build.seed)
-        samples.setdefault((source.name, file_suffixes(path)), []).append(sample)
+    real = [file for file in files if snapshot_of(file[0]) is None]
+    archives = {source.name for path, source, _ in real if file_suffixes(path)[0] == ".warc"}
+    made_up = [
+        file for file in files if snapshot_of(file[0]) is not None and file[1].name not in archives
+    ]
+    for path, source, comparison in [*real[:: math.ceil(len(real) / SAMPLED_FILES) or 1], *made_up]:
+        sample = _sample_like(path, source, comparison, build.seed)
+        samples.setdefault((source.name, _kind(path)), []).append(sample)
         start = time.perf_counter()
         tokens += len(encoder.encode([sample.text])[0]) + 1
         seconds += time.perf_counter() - start
@@ -127,10 +139,14 @@ def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
     if size is None:
         return known
     every = [one for mine in samples.values() for one in mine]
-    all_text = waiting_text = read_seconds = documents = hash_bytes = 0.0
+    all_text = waiting_text = read_seconds = documents = kept = hash_bytes = 0.0
     for path, source, comparison in files:
         # A kind of file of which none was sampled is like the others.
-        mine = samples.get((source.name, file_suffixes(path)), every)
+        mine = (
+            samples.get((source.name, _kind(path)))
+            or samples.get((source.name, file_suffixes(path)))
+            or every
+        )
         length = fingerprint(path)[0]
 
         def mean(measure: Callable[[_Sample], float], mine: list[_Sample] = mine) -> float:
@@ -141,15 +157,26 @@ def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
         all_text += text
         waiting_text += text * (is_compared + (source.repeats is not None))
         read_seconds += length * mean(lambda one: one.read_seconds + one.hash_seconds)
-        documents += length * mean(lambda one: one.documents)
+        count = length * mean(lambda one: one.documents)
+        documents += count
+        if (
+            find_format(path, source.input_format) not in ("text", None)
+            or source.documents == "line"
+        ):
+            kept += count
+        else:  # a sample is read by lines
+            kept += 1 if source.documents == "file" and not source.eot_in_text else math.nan
         hash_bytes += length * mean(lambda one: one.hash_bytes)
     all_tokens = round(all_text * tokens / max(text_bytes, 1))
     token_bytes = token_dtype(build.tokenizer.vocab_size).itemsize
     encode_seconds = seconds * all_tokens / max(tokens, 1)
     chunk_bytes = all_tokens * token_bytes + 16 * documents  # with keys and borders
     compared = min(hash_bytes / HASH_BYTES, MAX_TASK_KEYS) * COMPARED_BYTES
+    snapshots = [found for path, *_ in files if (found := snapshot_of(path)) is not None]
     return replace(
         known,
+        documents=None if math.isnan(kept) else round(kept),
+        pages=sum(found.pages for found in snapshots) if snapshots else None,
         tokens=all_tokens,
         shards=math.ceil(all_tokens / build.shard_tokens),
         disk_bytes=all_tokens * token_bytes,
@@ -166,6 +193,24 @@ def estimate_build(build: BuildConfig, workers: int) -> BuildEstimate:
             )
         ),
     )
+
+
+def _kind(path: str) -> tuple[str, str]:
+    """Return what files of a source have in common that are sampled together: a snapshot's pages
+    have a size of their own.
+    """
+    return file_suffixes(path) if snapshot_of(path) is None else (path, "")
+
+
+def _sample_like(
+    path: str, source: SourceConfig, comparison: Comparison | None, seed: int
+) -> _Sample:
+    """Return the sample of a file, or of pages like those of a snapshot."""
+    if (snapshot := snapshot_of(path)) is None:
+        return _sample(path, source, comparison, seed)
+    with scratch_folder() as folder:
+        write_sample(snapshot, folder / "pages.warc.gz")
+        return _sample(str(folder / "pages.warc.gz"), source, comparison, seed)
 
 
 def _sample(path: str, source: SourceConfig, comparison: Comparison | None, seed: int) -> _Sample:

@@ -4,11 +4,10 @@ A process on a CPU holds more than the tensors that `rank_memory` counts. The re
 runs of `gpt train` with 0.1M to 124M parameters (tests/benchmarks/LOG.md):
 
     libraries    Python and PyTorch, and its compiler if the run is compiled
-    checkpoint   weights, optimizer and average, copied while they are written, beside the next step;
-                 and the largest matrix, which is read again for the copy in transformers' format
-    heap         freed blocks too small for the next tensor: C libraries do not move what is in use.
-                 Copies of a checkpoint are put where the last step was; what they leave of the
-                 loss's one block of logits is then too small for that of the next step
+    checkpoint   the largest matrix, mapped from the newest checkpoint's file beside the next step
+                 for the copy in transformers' format. The checkpoint itself needs nothing: it is
+                 written between two steps, from the tensors
+    heap         freed blocks too small for the next tensor: C libraries do not move what is in use
 
 The speed is a share of the rate of a single matrix product, which the trainer measures in
 milliseconds before its first step (`gptcli.trainer.machine`).
@@ -30,13 +29,11 @@ PIECE = 3200  # vocabulary entries per product of the head: gptcli.model.loss
 LIBRARIES = 445_000_000  # bytes of a process that has imported and initialized everything
 TOKENIZER = 1_100  # bytes of a tokenizer per entry of its vocabulary
 COMPILER = 90_000_000  # bytes of torch.compile's libraries
-SYNC_BYTES = 1 << 26  # a smaller checkpoint is written before the next step
-# share of the tensors of a step that are freed and found again only in part. The copies of a
-# checkpoint fill such blocks, unless the kernels in C need them for their operands.
+# share of the tensors of a step that are freed and found again only in part
 HEAP = 0.30
 # the same share with several micro-batches: the gradients of earlier ones, which stay, divide the
-# freed blocks. Copies of a checkpoint fill what HEAP leaves.
-HEAP_OF_SEVERAL = 0.70
+# freed blocks
+HEAP_OF_SEVERAL = 0.45
 # with full recomputation the input of each layer stays between the blocks of its forward pass:
 # widths of them that no later layer uses
 HOLES_OF_LAYER = 8
@@ -53,7 +50,7 @@ class CpuMemory:
     tensors: int
     """Tensors of a step, as `rank_memory` counts them, and the average of the weights."""
     checkpoint: int
-    """Copies of weights and optimizer that are being written while the next step runs."""
+    """Pages of the newest checkpoint that are read while the next step runs."""
     heap: int
     """Freed memory that no other tensor fits into."""
     libraries: int
@@ -89,19 +86,14 @@ def cpu_memory(
     found = rank_memory(config, layout, work)
     temporary = found.activations + found.logits + found.workspace
     extra = average_bytes - 4 * fewer_moments
-    written = found.parameters + found.optimizer + extra
-    table = 4 * config.vocab_size * config.d_model
-    checkpoint = 0 if written < SYNC_BYTES else written + table
     several = work.micro_batches > 1
     heap = (HEAP_OF_SEVERAL if several else HEAP) * temporary
-    if checkpoint and not work.head_kernel:
-        heap = max(HEAP * temporary * several, heap - checkpoint, found.logits - checkpoint)
     if work.recompute == "full":
         stream = ELEMENT_BYTES[work.precision] * work.micro_batch * config.n_ctx * config.d_model
         heap += HOLES_OF_LAYER * stream * config.n_layer / (layout.pp * layout.tp)
     return CpuMemory(
         tensors=found.total + extra,
-        checkpoint=checkpoint,
+        checkpoint=4 * config.vocab_size * config.d_model,
         heap=round(heap),
         libraries=LIBRARIES + TOKENIZER * config.vocab_size + COMPILER * compiled,
     )

@@ -5,13 +5,14 @@ and Mead (1965) for any function of few unknowns.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 HUBER_DELTA = 1e-3
 MAX_NEGATIVE_LOG = 40.0  # exp(-40) is a negligible term
 
 Point = list[float]
+Rows = Mapping[tuple[float, float, float], float]
+"""Weight of each run: log size and log tokens, centred, and log loss."""
 
 
 def huber(error: float) -> float:
@@ -20,14 +21,14 @@ def huber(error: float) -> float:
     return error * error / 2 if size < HUBER_DELTA else HUBER_DELTA * (size - HUBER_DELTA / 2)
 
 
-def gauss_newton(rows: Counter[tuple[float, float, float]], start: Point, steps: int) -> Point:
+def gauss_newton(rows: Rows, start: Point, steps: int) -> Point:
     """Return the joint law's five logarithms near `start` that minimize the Huber loss.
 
-    `rows` counts the runs: log size and log tokens, centred, and log loss. Steps are damped by
-    Levenberg and Marquardt; a row's weight is that of Huber's loss at its residual.
+    Steps are damped by Levenberg and Marquardt; each run also has the weight of Huber's loss at its
+    residual.
     """
     x, damping = list(start), 1e-3
-    lowest = _huber_sum(rows, x)
+    lowest = huber_sum(rows, x)
     for _ in range(steps):
         normal = [[0.0] * 5 for _ in range(5)]
         gradient = [0.0] * 5
@@ -61,7 +62,7 @@ def gauss_newton(rows: Counter[tuple[float, float, float]], start: Point, steps:
                 damped[i][i] += 1e-12
             move = _solve(damped, gradient)
             tried = [v + max(-1.0, min(1.0, step)) for v, step in zip(x, move, strict=True)]
-            value = _huber_sum(rows, tried) if all(abs(v) < MAX_NEGATIVE_LOG for v in tried) else math.inf  # fmt: skip
+            value = huber_sum(rows, tried) if all(abs(v) < MAX_NEGATIVE_LOG for v in tried) else math.inf  # fmt: skip
             if value < lowest:
                 x, lowest, damping = tried, value, max(damping / 5, 1e-9)
                 break
@@ -71,7 +72,8 @@ def gauss_newton(rows: Counter[tuple[float, float, float]], start: Point, steps:
     return x
 
 
-def _huber_sum(rows: Counter[tuple[float, float, float]], x: Sequence[float]) -> float:
+def huber_sum(rows: Rows, x: Sequence[float]) -> float:
+    """Return the Huber loss of the joint law with the five logarithms `x`."""
     E, alpha, beta = math.exp(x[0]), math.exp(x[3]), math.exp(x[4])
     if alpha > 10 or beta > 10:
         return math.inf

@@ -270,7 +270,9 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
         )
     # gradients between micro-batches; pipeline stages keep them unsharded
     accumulated = 4 * (layers * layer + outside) if pp > 1 else 4 * parameters
-    before = accumulated if work.micro_batches > 1 else 0
+    # DDP keeps its buckets, of which gradients are views
+    buckets = layout.processes == layout.dp > 1
+    before = accumulated if work.micro_batches > 1 or buckets else 0
     moments: dict[str, dict[str, float]] = {
         "head": {
             "gradients": before,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from gptcli.cost.cluster import MAX_GPUS
 from gptcli.cost.estimate import Cluster, Estimate, price_paper, price_training
 from gptcli.cost.flops import Shape, flops_per_token, layer_matrices
-from gptcli.cost.hardware import USER, Assumption
+from gptcli.cost.hardware import USER, Assumption, Gpu
 from gptcli.cost.options import HardwareOptions, check_limit
 from gptcli.cost.planner import Plan
 from gptcli.cost.scaling import critical_batch_of
@@ -314,21 +314,27 @@ def notes_on(
             f"this layout does not fit: a GPU needs {in_bytes(plan.memory.total)} of the "
             f"{in_bytes(gpu.memory_bytes)} of {gpu.name}; gpt train refuses it",
         )
-    if gpu is not None and cluster.trainer is not None:
-        match evidence(gpu):
-            case "family":
-                found.append(
-                    f"no published run on {gpu.name} was compared: its share of the peak is that of "
-                    f"other {gpu.family.title()} GPUs"
-                )
-            case "none":
-                found.append(
-                    f"no published run on {gpu.name} or its family was compared: its share of the "
-                    "peak is the mean of the families that were"
-                )
+    if gpu is not None and cluster.trainer is not None and (note := evidence_note(gpu)):
+        found.append(note)
     if tokens < batch:
         found.append("the run is shorter than one step")
     return found
+
+
+def evidence_note(gpu: Gpu) -> str | None:
+    """Return whose speed is assumed for a GPU of which no published run was compared."""
+    match evidence(gpu):
+        case "family":
+            return (
+                f"no published run on {gpu.name} was compared: its share of the peak is that of "
+                f"other {gpu.family.title()} GPUs"
+            )
+        case "none":
+            return (
+                f"no published run on {gpu.name} or its family was compared: its share of the "
+                "peak is the mean of the families that were"
+            )
+    return None
 
 
 def _gpt(model: PaperModel) -> Target:

@@ -224,9 +224,13 @@ def check_numeric_environment(
         instructions = optional_kernels.instruction_set()
         parts.append("kernels in C" + ("" if instructions == "amx" else f" for {instructions}"))
     current = ", ".join(parts)
-    if previous not in (None, current):
+    if previous is not None and previous != current:
+        before = previous.split(", ")
+        was = ", ".join(part for part in before if part not in parts)
+        now = ", ".join(part for part in parts if part not in before)
         events.warn(
-            f"the run was computed by {previous} and continues on {current}: "
+            f"the run was computed with {was or f'no {now}'} and continues with "
+            f"{now or f'no {was}'}: "
             "the weights will differ in their last bits from a run on one machine"
         )
     return current

@@ -6,20 +6,24 @@ A table is a list of rows, each with its cells by column; every row has the same
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gptcli.errors import GptError
-from gptcli.evals.compare import Comparison
-from gptcli.evals.core import CoreReport
+from gptcli.errors import GptError, InputError
 from gptcli.evals.find_data import find_data
-from gptcli.evals.results import PaperScore, TaskResult
-from gptcli.evals.rolling import LossReport
-from gptcli.evals.task import Task
 from gptcli.numbers import counted
 from gptcli.runs.record import NON_PERCENT_METRICS
+
+if TYPE_CHECKING:  # the list of tasks imports no torch
+    from gptcli.evals.compare import Comparison
+    from gptcli.evals.core import CoreReport
+    from gptcli.evals.results import PaperScore, TaskResult
+    from gptcli.evals.rolling import LossReport
+    from gptcli.evals.task import Task
 
 # left-aligned columns; numbers are right-aligned
 TEXT_COLUMNS = ("text", "task", "scoring", "kind", "data", "what", "metric")
 OWN_MARK = "*"
+GENERATED = "generated"  # data that no file has
 
 TableRows = list[dict[str, str]]
 
@@ -52,22 +56,31 @@ def report_parts(
     return parts
 
 
-def task_rows(tasks: list[Task], data: Path | None) -> TableRows:
-    """Return a table of tasks, with the paper's K and the location of each one's data."""
-    return [
-        {
-            "task": task.name,
-            "kind": task.kind,
-            "K": str(task.shots or ""),
-            "data": _data_location(task, data),
-            "what": task.title,
-        }
-        for task in tasks
-    ]
+def task_rows(tasks: list[tuple[Task, Path | None]]) -> TableRows:
+    """Return a table of tasks, with the paper's K and whether the folder next to each has its data.
+
+    Raises InputError if there is no such folder.
+    """
+    rows = []
+    for task, data in tasks:
+        place, found = _data_location(task, data)
+        there = "here" if found else "" if data is None else "not here"
+        rows.append(
+            {
+                "task": task.name,
+                "K": str(task.shots or ""),
+                "data": place if place == GENERATED else there,
+                "what": task.title,
+            }
+        )
+    return rows
 
 
 def task_details(task: Task, data: Path | None) -> dict[str, str]:
-    """Return where a task's data is from, what its files are called, and where they belong."""
+    """Return where a task's data is from, what its files are called, and where they belong.
+
+    Raises InputError if there is no `data`.
+    """
     split = task.hub
     hub = (
         f"{split['dataset']}, {split.get('config', 'default')}, {split['items']}"
@@ -76,6 +89,7 @@ def task_details(task: Task, data: Path | None) -> dict[str, str]:
         else "not there"
     )
     return {
+        "kind": task.kind.replace("_", " "),
         "source": task.source,
         "licence": task.licence or "not stated",
         "items": f"{task.count:,}" if task.count else "one running text" * (task.kind == "text"),
@@ -87,7 +101,7 @@ def task_details(task: Task, data: Path | None) -> dict[str, str]:
         ),
         "hub": f"{hub}; as Parquet, Arrow, JSON lines or CSV" if split else hub,
         "folder": f"{data or 'DATA'}/{task.name}/",
-        "here": _data_location(task, data),
+        "here": _data_location(task, data)[0],
         "K": f"{task.shots} in the paper" if task.shots else "zero-shot",
         "scores": ", ".join(task.metric),
     }
@@ -180,16 +194,20 @@ def figure(value: float, stderr: float | None = None, *, digits: int = 2, unit: 
     return f"{value:{form}}{unit}" + ("" if stderr is None else f" ±{stderr:{form}}")
 
 
-def _data_location(task: Task, data: Path | None) -> str:
+def _data_location(task: Task, data: Path | None) -> tuple[str, bool]:
+    """Return the file with a task's data, or why there is none, and whether there is one.
+
+    Raises InputError if there is no `data`.
+    """
+    if data is None:
+        return GENERATED if task.generated else "unknown: no folder is named", False
+    if not data.exists():
+        raise InputError("no such file or folder", where=data, field="data")
     try:
-        path = find_data(task, data)
-    except GptError:
-        path = None
-    if path is not None:
-        return str(path)
-    if task.generated:
-        return "generated"
-    return "not here" if data is not None else task.files["items"].split("|")[0]
+        path = find_data(task, data, generate=True)
+    except GptError as error:
+        return f"no: {error.what}", False
+    return (GENERATED, False) if path is None else (str(path), True)
 
 
 def _loss_row(loss: LossReport) -> dict[str, str]:

@@ -10,8 +10,8 @@ PyTorch for those that it does not support, or if it cannot be built here.
     GPT.head_loss (its `kernel`)        head_kernel                     bf16, any CPU
                                         head_triton                     bf16 and fp16, CUDA with
                                                                         Triton
-    Block.block_fn, if `fuse_blocks`    norm_kernel, linear_kernel      bf16 by autocast, fp32
-                                                                        weights, any CPU
+    Block.block_fn, if `fuse_blocks`    layer_kernel, of norm_kernel    bf16 by autocast, fp32
+                                        and linear_kernel               weights, any CPU
     and GPT.norm_fn, if `fuse_sums`     block_triton                    bf16 and fp16 by autocast,
                                                                         CUDA with Triton
     SmallBatchLinear.linear_fn,         decode_kernel                   fp32, bf16 and int8 weights,
@@ -24,8 +24,8 @@ matrices, in bf16 where the processor multiplies it faster and else in fp32 afte
 builds its own. Nothing else in the package
 needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 
-The names below are imported when they are first used: `spell_kernel`, which spells token ids, runs
-where PyTorch is not imported.
+The names below are imported when they are first used: `bpe_kernel`, which learns a vocabulary, and
+`spell_kernel`, which spells token ids, run where PyTorch is not imported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptcli.kernels.build import compiler_failure, instruction_set, lack_compiler
+    from gptcli.kernels.bpe_kernel import merge_learner
+    from gptcli.kernels.build import (
+        can_be_built,
+        compiler_failure,
+        instruction_set,
+        lack_compiler,
+    )
     from gptcli.kernels.decode_kernel import decode_step
     from gptcli.kernels.installation import (
         Kernel,
@@ -49,21 +55,26 @@ __all__ = [
     "Kernel",
     "available",
     "before_compilation",
+    "can_be_built",
     "compiler_failure",
     "decode_step",
     "install",
     "instruction_set",
     "lack_compiler",
+    "merge_learner",
     "spell_ids",
     "uninstall",
 ]
 
 _MODULES = {
-    **dict.fromkeys(("compiler_failure", "instruction_set", "lack_compiler"), "build"),
+    **dict.fromkeys(
+        ("can_be_built", "compiler_failure", "instruction_set", "lack_compiler"), "build"
+    ),
     **dict.fromkeys(
         ("Kernel", "available", "before_compilation", "install", "uninstall"), "installation"
     ),
     "decode_step": "decode_kernel",
+    "merge_learner": "bpe_kernel",
     "spell_ids": "spell_kernel",
 }
 """Module of every name."""

@@ -36,12 +36,13 @@ enum {
 
 typedef union { _Alignas(64) Wide row[16]; Whole words[16]; } Tile; /* numbers in fp32, or pairs in bf16 */
 /* columns: tiles of 16 in D; depth: tiles of DEEP in D; tiles: of an operand of one group, either way;
-   groups: groups in T */
-typedef struct { long B, T, H, D, band, columns, depth, tiles, groups; } Shape;
+   groups: groups in T; past: store past the caches */
+typedef struct { long B, T, H, D, band, columns, depth, tiles, groups; int past; } Shape;
 
 static Shape shape_of(long B, long T, long H, long D, long band) {
     const long columns = over(D, 32) * 2;
-    return (Shape){B, T, H, D, band < T ? band : T, columns, columns * 16 / DEEP, columns * DEPTHS, over(T, GROUP)};
+    return (Shape){B, T, H, D, band < T ? band : T, columns, columns * 16 / DEEP, columns * DEPTHS, over(T, GROUP),
+                   is_large(3 * B * T * H * D * (long)sizeof(Number))};
 }
 /* First group of keys that a group of queries attends to (the last one is its own), and the last
    group of queries that attend to a group of keys. */
@@ -91,9 +92,9 @@ static void read_pairs(Tile *out, Rows x, Shape s) {
             interleave(read_row(x, 2 * r, 32 * d), read_row(x, 2 * r + 1, 32 * d), &out[2 * d].words[r], &out[2 * d + 1].words[r]);
 }
 #endif
-/* Write 32 columns of a row, which are not read before the head is complete. */
-static inline void write_row(Number *row, long D, long first, Wide low, Wide high, float factor) {
-    put_numbers(row + first, mul(low, all(factor)), mul(high, all(factor)), D - first);
+/* Write 32 columns of a row. */
+static inline void write_row(Number *row, Shape s, long first, Wide low, Wide high, float factor) {
+    put_numbers(row + first, mul(low, all(factor)), mul(high, all(factor)), s.D - first, s.past);
 }
 /* Left operand for products over D, out (2, depth) tiles. Transposed, in another order of tiles,
    it is the right operand (depth, 2). */
@@ -112,7 +113,7 @@ static void write_rows(Number *x, long step, long count, Shape s, const Tile *in
     for (long r = 0; r < least(GROUP, count); r++)
         for (long d = 0; d < s.columns; d += 2) {
             const Tile *tile = in + r / 16 * s.columns + d;
-            write_row(x + r * step, s.D, 16 * d, tile[0].row[r % 16], tile[1].row[r % 16], factor);
+            write_row(x + r * step, s, 16 * d, tile[0].row[r % 16], tile[1].row[r % 16], factor);
         }
 }
 /* Write rows from the columns of `in` (columns, 2) tiles, in the order of `query_at`, times a factor per query. */
@@ -123,7 +124,7 @@ static void write_columns(Number *x, long step, long count, Shape s, const Tile 
             transpose_tile(&low, in + 2 * d + j), transpose_tile(&high, in + 2 * d + 2 + j);
             for (long c = 0; c < 16; c++) {
                 long q = query_at(16 * j + c);
-                if (q < count) write_row(x + q * step, s.D, 16 * d, low.row[c], high.row[c], factor[q]);
+                if (q < count) write_row(x + q * step, s, 16 * d, low.row[c], high.row[c], factor[q]);
             }
         }
 }

@@ -32,7 +32,7 @@ def attention_packed(
         return attention.attention_packed(qkv_BTH3D, band=band, dropout=dropout)
     has_gradient = torch.is_grad_enabled() and qkv_BTH3D.requires_grad
     # PyTorch imports its compiler at the first call of an operator of ours: seconds for a sample
-    forward = packed_attend if has_gradient or torch.compiler.is_compiling() else _forward
+    forward = packed_attend if has_gradient or torch.compiler.is_compiling() else run_forward
     return forward(qkv_BTH3D, band or qkv_BTH3D.shape[1])[0]
 
 
@@ -67,10 +67,10 @@ def packed_attend(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, tor
     The second result, for the backward pass, is (B, H, T) fp32: log2 of each query's sum of
     exponentials.
     """
-    return _forward(qkv_BTH3D, band)
+    return run_forward(qkv_BTH3D, band)
 
 
-def _forward(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
+def run_forward(qkv_BTH3D: torch.Tensor, band: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the results of `packed_attend` without a graph for gradients."""
     qkv_BTH3D = qkv_BTH3D.contiguous()
     y_BTHD, log_sum_BHT = _outputs(qkv_BTH3D)
@@ -92,6 +92,17 @@ def packed_attend_backward(
     band: int,
 ) -> torch.Tensor:
     """Return the gradients of q, k and v, packed as (B, T, H, 3, D)."""
+    return run_backward(dy_BTHD, qkv_BTH3D, y_BTHD, log_sum_BHT, band)
+
+
+def run_backward(
+    dy_BTHD: torch.Tensor,
+    qkv_BTH3D: torch.Tensor,
+    y_BTHD: torch.Tensor,
+    log_sum_BHT: torch.Tensor,
+    band: int,
+) -> torch.Tensor:
+    """Return the result of `packed_attend_backward` without PyTorch's dispatch."""
     qkv_BTH3D, dy_BTHD = qkv_BTH3D.contiguous(), dy_BTHD.contiguous()
     dqkv_BTH3D = torch.empty_like(qkv_BTH3D)
     _run("attention_backward", qkv_BTH3D, band, dy_BTHD, qkv_BTH3D, y_BTHD, log_sum_BHT, dqkv_BTH3D)

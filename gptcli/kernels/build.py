@@ -32,7 +32,7 @@ from gptcli.runtime import has_fast_bf16, processor
 
 HERE = Path(__file__).parent
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-Wno-psabi", "-c")
-ONE_THREAD = ("spell",)
+ONE_THREAD = ("bpe", "spell")
 """Libraries that use no threads, and so work without PyTorch."""
 COMPILERS = ("cc", "gcc", "clang")
 COMPILER_TIMEOUT_S = 120
@@ -189,6 +189,11 @@ def instruction_set() -> str | None:
     """
     loaded = library("linear")
     return None if loaded is None else loaded.instructions
+
+
+def can_be_built() -> bool:
+    """Return whether there is a compiler, and an instruction set to build kernels for."""
+    return _compiler() is not None and bool(instruction_sets())
 
 
 def lack_compiler() -> bool:

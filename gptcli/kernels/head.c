@@ -9,7 +9,7 @@ enum { PANELS = 8, BLOCK = PANELS * PANEL }; /* panels of a thread in L2; tile p
 /* Reduce 32 x 256 logits: write exponentials to `e` unless it is null, and the largest logit, the
    sum and the logit of the target of each row. */
 static void take_exponentials(const float *logits, bf16 *e, long block, long V, const int64_t *target, long rows, float *shift,
-                              float *sum, float *own) {
+                              float *sum, float *own, int past) {
     for (long r = 0; r < PANEL; r++, logits += PANEL) {
         Wide x[2 * PANELS], top = all(-INFINITY), sums = zeros();
         for (int i = 0; i < 2 * PANELS; i++) {
@@ -24,7 +24,7 @@ static void take_exponentials(const float *logits, bf16 *e, long block, long V, 
         }
         sum[r] = total(sums);
         if (e)
-            for (int i = 0; i < PANELS; i++) put_bf16(e + i * PAIR + r * 32, x[2 * i], x[2 * i + 1], 32);
+            for (int i = 0; i < PANELS; i++) put_bf16(e + i * PAIR + r * 32, x[2 * i], x[2 * i + 1], 32, past);
         if (r < rows && target[r] >= block * BLOCK && target[r] < least(V, (block + 1) * BLOCK)) {
             long at = target[r] - block * BLOCK;
             own[r] = logits[at / PANEL * RESULTS + at % PANEL];
@@ -62,7 +62,7 @@ int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target
                     }
                 long at = b * rows + i;
                 take_exponentials(logits, e ? e + at * PANELS * PAIR : 0, b, V, target + i * PANEL, N - i * PANEL, shift + at * PANEL,
-                                  sum + at * PANEL, own + i * PANEL);
+                                  sum + at * PANEL, own + i * PANEL, is_large(2 * N * V));
             }
         }
         tiles_off();
@@ -107,13 +107,14 @@ static inline void gradient_pair(const Gradient *g, long b, long i, long n, int 
 }
 
 static void store(const float *results, float *to, long rows, long columns, long row, long column, int more) {
+    const int past = is_large(4 * rows * columns);
     for (long i = 0; i < least(PANEL, rows - row); i++)
         for (long c = column; c < least(column + PANEL, columns); c += 16) {
             float *at = to + (row + i) * columns + c;
             const long inside = columns - c;
             Wide x = read16(results + i * PANEL + c - column);
             if (more) x = add(x, read_some(at, inside));
-            put(at, x, inside);
+            put(at, x, inside, past);
         }
 }
 

@@ -19,7 +19,7 @@ from gptcli.kernels import (
 from gptcli.kernels.block_triton import final_norm, hand_on, train_block
 from gptcli.kernels.decode_kernel import small_batch_linear
 from gptcli.kernels.decode_triton import decode_block, few_rows_linear
-from gptcli.kernels.norm_kernel import fused_block
+from gptcli.kernels.layer_kernel import train_layer
 from gptcli.model.transformer import GPT, Attention, Block
 
 Kernel = Literal["attention", "head", "linear", "norm"]
@@ -49,8 +49,8 @@ def before_compilation() -> None:
 def install(module: nn.Module, *, fuse_blocks: bool = False, fuse_sums: bool = False) -> None:
     """Install the kernels in a GPT, a part of one, or a single block, in place.
 
-    `fuse_blocks` is for compiled training: it replaces the linear layers, LayerNorms and residual
-    sums of a block, without tensor parallelism. With `fuse_sums` as well, the layers of a whole GPT
+    `fuse_blocks` is for training, compiled on a GPU: it replaces the linear layers, LayerNorms and
+    residual sums of a block, without tensor parallelism. With `fuse_sums` as well, the layers of a whole GPT
     on a CUDA GPU leave their last sum to the LayerNorm after it. A second call replaces the first.
     """
     uninstall(module)
@@ -67,7 +67,7 @@ def install(module: nn.Module, *, fuse_blocks: bool = False, fuse_sums: bool = F
             on_gpu = _on_gpu(part.ln_1.weight)
             if fuse_blocks:
                 fused = hand_on if hands_on else train_block
-                _set(part, "block_fn", fused if on_gpu else fused_block)
+                _set(part, "block_fn", fused if on_gpu else train_layer)
             elif on_gpu and hasattr(part.attn.c_attn, "linear_fn"):
                 part.block_fn = decode_block
         # GPT or a pipeline stage, and the linear layers of `gptcli.sampling.load`

@@ -2,6 +2,7 @@
    backward products, with GELU and its derivative applied to results that are still in cache. X, Y
    and their gradients are bf16; W, b and their gradients are fp32. */
 #include "products.h"
+#include "gelu.h"
 
 enum {
     STRETCH = 8,              /* tile pairs of one operand's panel in L1 */
@@ -15,22 +16,8 @@ typedef struct {
     bf16 *y, *z;       /* results; z: their GELU, or in the backward pass GELU's input, or null */
     const float *bias; /* (O,), or null */
     long rows, columns;
-    int backward;
+    int backward, past; /* past: store past the caches */
 } Target;
-
-/* s = sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3): GELU in its tanh form is x.s (Hendrycks and
-   Gimpel 2016). */
-static inline Wide gate(Wide x, Wide x2) {
-    Wide u2 = mul(x, mul_add(x2, all(-0.0713548162726f), all(-1.59576912161f))); /* -2u */
-    u2 = larger(all(-80), smaller(all(80), u2)); /* NaN stays NaN; subnormals are slow */
-    return inverse(add(all(1), exponential(u2)));
-}
-static inline Wide gelu(Wide x) { return mul(x, gate(x, mul(x, x))); }
-static inline Wide gelu_slope(Wide x) {
-    Wide x2 = mul(x, x), s = gate(x, x2);
-    Wide du2 = mul_add(x2, all(0.214064448818f), all(1.59576912161f));
-    return add(s, mul(mul(x, du2), sub_mul(s, s, s))); /* s + x.2u'.s(1 - s) */
-}
 
 /* Write results of 32 rows and some neighbouring panels row by row: long runs are faster than single
    lines. */
@@ -50,8 +37,8 @@ static void finish(const float *results, long step, const Target *t, long row, l
                 low = mul(low, gelu_slope(widen(t->z + at, inside)));
                 high = mul(high, gelu_slope(widen(t->z + at + 16, inside - 16)));
             }
-            put_bf16(t->y + at, low, high, inside); /* not read again soon */
-            if (!t->backward && t->z) put_bf16(t->z + at, gelu(low), gelu(high), inside);
+            put_bf16(t->y + at, low, high, inside, t->past);
+            if (!t->backward && t->z) put_bf16(t->z + at, gelu(low), gelu(high), inside, t->past);
         }
     }
 }
@@ -102,12 +89,12 @@ static int product(Source a, Source w, enum Along along, Target to) {
 
 /* Y = X.W^T + b; also after = GELU(Y), unless it is null. */
 int forward(const bf16 *x, const float *w, const float *b, bf16 *y, bf16 *after, long N, long K, long O) {
-    return product((Source){x, N, K, 0}, (Source){w, O, K, 1}, ROWS, (Target){y, after, b, N, O, 0});
+    return product((Source){x, N, K, 0}, (Source){w, O, K, 1}, ROWS, (Target){y, after, b, N, O, 0, is_large(2 * N * O)});
 }
 
 /* dX = dY.W; with `before`, of which X was the GELU, its gradient. */
 int backward_x(const bf16 *dy, const float *w, const bf16 *before, bf16 *dx, long N, long K, long O) {
-    return product((Source){dy, N, O, 0}, (Source){w, O, K, 1}, COLUMNS, (Target){dx, (bf16 *)before, 0, N, K, 1});
+    return product((Source){dy, N, O, 0}, (Source){w, O, K, 1}, COLUMNS, (Target){dx, (bf16 *)before, 0, N, K, 1, is_large(2 * N * K)});
 }
 
 static void store(const float *results, float *to, long rows, long columns, long row, long column) {

@@ -59,7 +59,7 @@ def apply(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("gptcli::linear", mutates_args=(), device_types="cpu")
 def linear(x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor) -> torch.Tensor:
     """Return x·Wᵀ + b in bf16, (N, O)."""
-    return _forward(x_NK, weight_OK, bias_O)[0]
+    return run_forward(x_NK, weight_OK, bias_O)[0]
 
 
 @torch.library.custom_op("gptcli::linear_backward", mutates_args=(), device_types="cpu")
@@ -68,7 +68,7 @@ def linear_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradient of x in bf16, and those of weight and bias in fp32."""
     dy_NO = dy_NO.contiguous()
-    return _backward_x(dy_NO, weight_OK), *_backward_w(dy_NO, x_NK)
+    return run_backward_x(dy_NO, weight_OK), *run_backward_w(dy_NO, x_NK)
 
 
 @torch.library.custom_op("gptcli::mlp", mutates_args=(), device_types="cpu")
@@ -83,8 +83,8 @@ def mlp(
 
     The other results, for the backward pass, are GELU's input and its output, (N, F) in bf16.
     """
-    before_NF, after_NF = _forward(x_NC, fc_FC, fc_bias_F, gelu=True)
-    return _forward(after_NF, proj_CF, proj_bias_C)[0], before_NF, after_NF
+    before_NF, after_NF = run_forward(x_NC, fc_FC, fc_bias_F, gelu=True)
+    return run_forward(after_NF, proj_CF, proj_bias_C)[0], before_NF, after_NF
 
 
 @torch.library.custom_op("gptcli::mlp_backward", mutates_args=(), device_types="cpu")
@@ -98,9 +98,14 @@ def mlp_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradient of x in bf16, and those of the four parameters in fp32."""
     dy_NC = dy_NC.contiguous()
-    dproj_CF, dproj_bias_C = _backward_w(dy_NC, after_NF)
-    dbefore_NF = _backward_x(dy_NC, proj_CF, before_NF)
-    return _backward_x(dbefore_NF, fc_FC), *_backward_w(dbefore_NF, x_NC), dproj_CF, dproj_bias_C
+    dproj_CF, dproj_bias_C = run_backward_w(dy_NC, after_NF)
+    dbefore_NF = run_backward_x(dy_NC, proj_CF, before_NF)
+    return (
+        run_backward_x(dbefore_NF, fc_FC),
+        *run_backward_w(dbefore_NF, x_NC),
+        dproj_CF,
+        dproj_bias_C,
+    )
 
 
 @linear.register_fake
@@ -157,7 +162,7 @@ mlp.register_autograd(
 )
 
 
-def _forward(
+def run_forward(
     x_NK: torch.Tensor, weight_OK: torch.Tensor, bias_O: torch.Tensor, gelu: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the output of a linear layer, and GELU of it if `gelu` (otherwise the same)."""
@@ -175,7 +180,7 @@ def _forward(
     return y_NO, after_NO
 
 
-def _backward_x(
+def run_backward_x(
     dy_NO: torch.Tensor, weight_OK: torch.Tensor, before_NK: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return the gradient of x, or of GELU's input `before_NK` if x is GELU's output."""
@@ -184,7 +189,7 @@ def _backward_x(
     return dx_NK
 
 
-def _backward_w(dy_NO: torch.Tensor, x_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def run_backward_w(dy_NO: torch.Tensor, x_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of weight and bias, in fp32."""
     O, K = dy_NO.shape[1], x_NK.shape[1]  # noqa: E741
     dweight_OK, dbias_O = torch.empty(O, K), torch.empty(O)

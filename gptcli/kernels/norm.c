@@ -1,5 +1,5 @@
-/* LayerNorm before a sub-block in training: Y (N, C) in bf16 from the residual stream X in fp32,
-   together with the residual sums: forward, the output of the previous sub-block is added; backward,
+/* LayerNorm before a sub-block in training: Y (N, C) of Numbers from the residual stream X in fp32,
+   together with the residual sums, in bf16 or with FP32 defined (`norm_fp32.c`) in fp32: forward, the output of the previous sub-block is added; backward,
    the gradient of the residual connection. A row stays in L1 once it is read, and so do the column
    sums of a thread. */
 #include "wide.h"
@@ -8,14 +8,15 @@ enum { AHEAD = 4, COLUMNS = 4, WIDTH = 16 * COLUMNS }; /* rows prefetched; paral
 
 static inline float total_of(const Wide s[COLUMNS]) { return total(add(add(s[0], s[1]), add(s[2], s[3]))); }
 /* 16 elements of S = X + R. */
-static inline Wide sum16(const float *x, const bf16 *r, long i, long inside) {
+static inline Wide sum16(const float *x, const Number *r, long i, long inside) {
     Wide v = read_some(x + i, inside);
-    return r ? add(v, widen(r + i, inside)) : v;
+    return r ? add(v, read_numbers(r + i, inside)) : v;
 }
 
 /* S = X + R (S = X if R is null) and Y = (S - mean) rstd gain + bias. `kept` gets the mean of every
    row, then the rstd of every row. */
-void forward(const float *x, const bf16 *r, const float *gain, const float *bias, float *s, bf16 *y, float *kept, long N, long C, double eps) {
+void forward(const float *x, const Number *r, const float *gain, const float *bias, float *s, Number *y, float *kept, long N, long C, double eps) {
+    const int past = is_large(4 * N * C);
 #pragma omp parallel
     {
         long first, last;
@@ -34,7 +35,7 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
                     if (r) {
                         if (j % 2 == 0) fetch(r + i + AHEAD * C);
                         write16(sums + c + 16 * j, v);
-                        put(s + i, v, inside); /* not read before the next sub-block is done */
+                        put(s + i, v, inside, past); /* not read before the next sub-block is done */
                     }
                     sum[j] = add(sum[j], v);
                 }
@@ -54,7 +55,7 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
                     v[j] = mul(sub(read_some(row + i, inside), all(mean)), all(rstd));
                     v[j] = mul_add(v[j], read_some(gain + i, inside), read_some(bias + i, inside));
                 }
-                put_bf16(y + at + c, v[0], v[1], C - c);
+                put_numbers(y + at + c, v[0], v[1], C - c, past);
             }
             kept[n] = mean;
             kept[N + n] = rstd;
@@ -65,8 +66,9 @@ void forward(const float *x, const bf16 *r, const float *gain, const float *bias
 
 /* dX, and dR if there is an R, from dY and the gradient dS of S. dgain and dbias are the sums of all
    threads, added in the order of threads. */
-int backward(const bf16 *dy, const float *ds, const float *x, const bf16 *r, const float *kept, const float *gain, float *dx, bf16 *dr,
+int backward(const Number *dy, const float *ds, const float *x, const Number *r, const float *kept, const float *gain, float *dx, Number *dr,
              float *dgain, float *dbias, long N, long C) {
+    const int past = is_large(4 * N * C);
     long threads = omp_get_max_threads(), width = over(C, 16) * 16;
     float *all_sums = aligned_alloc(64, threads * 2 * width * sizeof(float));
     if (!all_sums) return 0;
@@ -87,7 +89,7 @@ int backward(const bf16 *dy, const float *ds, const float *x, const bf16 *r, con
                     if (j % 2 == 0) fetch(dy + next + i);
                     if (r && j % 2 == 0) fetch(r + next + i);
                     fetch(x + next + i);
-                    Wide d = widen(dy + at + i, inside), g = mul(d, read_some(gain + i, inside));
+                    Wide d = read_numbers(dy + at + i, inside), g = mul(d, read_some(gain + i, inside));
                     Wide h = mul(sub(sum16(x, r, at + i, inside), mean), rstd);
                     plain[j] = add(plain[j], g);
                     along[j] = mul_add(g, h, along[j]);
@@ -101,13 +103,13 @@ int backward(const bf16 *dy, const float *ds, const float *x, const bf16 *r, con
                     long i = c + 16 * j;
                     const long inside = C - i;
                     fetch(ds + next + i);
-                    Wide g = mul(widen(dy + at + i, inside), read_some(gain + i, inside));
+                    Wide g = mul(read_numbers(dy + at + i, inside), read_some(gain + i, inside));
                     Wide h = mul(sub(sum16(x, r, at + i, inside), mean), rstd);
                     d[j] = read_some(ds + at + i, inside);
                     d[j] = mul_add(sub_mul(sub(g, p), h, a), rstd, d[j]);
-                    put(dx + at + i, d[j], inside);
+                    put(dx + at + i, d[j], inside, past);
                 }
-                if (r) put_bf16(dr + at + c, d[0], d[1], C - c);
+                if (r) put_numbers(dr + at + c, d[0], d[1], C - c, past);
             }
         }
         settle();

@@ -1,4 +1,4 @@
-"""One layer of the model for compiled training: `linear_kernel`, and its LayerNorms by `norm.c`.
+"""One layer of the model for training: `linear_kernel`, and its LayerNorms by `norm.c`.
 
 The linear kernel takes the output of a LayerNorm in bf16, and nothing else reads that output. The
 norm kernel therefore reads the residual stream once, adds the output of the previous sub-block,
@@ -22,20 +22,25 @@ from gptcli.kernels.build import library
 from gptcli.kernels.linear_kernel import LONG, POINTER
 from gptcli.model.transformer import MLP, Attention, Block, Cache, Documents, block_forward
 
+SOURCES = {torch.bfloat16: "norm", torch.float32: "norm_fp32"}
+
 
 def supports(x: torch.Tensor, *gains: torch.Tensor) -> bool:
     """Return whether the kernel can run on an input and the gains of its norms, all in fp32."""
     return all(tensor.dtype == torch.float32 for tensor in (x, *gains)) and available()
 
 
-def available() -> bool:
-    """Return whether the kernel can be built and run here, and the linear kernel that it needs."""
-    return linear_kernel.available() and _kernel() is not None
+def available(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Return whether the kernel can be built and run here, and that of linear layers in bf16."""
+    if dtype == torch.bfloat16 and not linear_kernel.available():
+        return False
+    return _kernel(dtype) is not None
 
 
 @functools.cache
-def _kernel() -> ctypes.CDLL | None:
-    kernel = library("norm")
+def _kernel(dtype: torch.dtype = torch.bfloat16) -> ctypes.CDLL | None:
+    """Return the library for LayerNorms whose output, and whose branch, have a dtype."""
+    kernel = library(SOURCES[dtype])
     if kernel is not None:
         kernel.forward.argtypes, kernel.forward.restype = (
             [*[POINTER] * 7, LONG, LONG, ctypes.c_double],
@@ -73,7 +78,7 @@ def norm(
     x_NC: torch.Tensor, gain_C: torch.Tensor, bias_C: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the LayerNorm of x in bf16, and the mean and 1/deviation of each row, (2, N)."""
-    _, y_NC, stats_2N = _forward(x_NC, None, gain_C, bias_C, eps)
+    _, y_NC, stats_2N = run_forward(x_NC, None, gain_C, bias_C, eps)
     return y_NC, stats_2N
 
 
@@ -86,7 +91,7 @@ def norm_backward(
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x, gain and bias in fp32; that of x includes `dx_NC`."""
-    dx_NC, _, dgain_C, dbias_C = _backward(dy_NC, dx_NC, x_NC, None, stats_2N, gain_C)
+    dx_NC, _, dgain_C, dbias_C = run_backward(dy_NC, dx_NC, x_NC, None, stats_2N, gain_C)
     return dx_NC, dgain_C, dbias_C
 
 
@@ -102,7 +107,7 @@ def add_norm(
 
     `branch_NC` is the output of a sub-block in bf16.
     """
-    return _forward(x_NC, branch_NC, gain_C, bias_C, eps)
+    return run_forward(x_NC, branch_NC, gain_C, bias_C, eps)
 
 
 @torch.library.custom_op("gptcli::add_norm_backward", mutates_args=(), device_types="cpu")
@@ -115,12 +120,12 @@ def add_norm_backward(
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of x in fp32, of the branch in bf16, and of gain and bias."""
-    return _backward(dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
+    return run_backward(dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
 
 
 @norm.register_fake
 def _(x_NC: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, ...]:
-    return x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, len(x_NC))
+    return x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, x_NC.shape[0])
 
 
 @norm_backward.register_fake
@@ -143,7 +148,7 @@ def _(x_NC: torch.Tensor, *_rest: Any) -> tuple[torch.Tensor, ...]:
     return (
         x_NC.new_empty(x_NC.shape),
         x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16),
-        x_NC.new_empty(2, len(x_NC)),
+        x_NC.new_empty(2, x_NC.shape[0]),
     )
 
 
@@ -179,25 +184,33 @@ def _add_norm_backward(
 add_norm.register_autograd(_add_norm_backward, setup_context=_save)
 
 
-def _forward(
+def run_forward(
     x_NC: torch.Tensor,
     branch_NC: torch.Tensor | None,
     gain_C: torch.Tensor,
     bias_C: torch.Tensor,
     eps: float,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the results of `add_norm`; without a branch, the sum is x itself.
+
+    The LayerNorm, and the branch, have `dtype`.
+    """
     sum_NC = x_NC if branch_NC is None else x_NC.new_empty(x_NC.shape)
-    y_NC, stats_2N = x_NC.new_empty(x_NC.shape, dtype=torch.bfloat16), x_NC.new_empty(2, len(x_NC))
+    y_NC, stats_2N = (
+        x_NC.new_empty(x_NC.shape, dtype=dtype),
+        x_NC.new_empty(2, x_NC.shape[0]),
+    )
     inputs = [
         None if tensor is None else tensor.contiguous()
         for tensor in (x_NC, branch_NC, gain_C, bias_C)
     ]
     addresses = map(_address, (*inputs, sum_NC, y_NC, stats_2N))
-    _kernel().forward(*addresses, *x_NC.shape, eps)  # type: ignore[union-attr]
+    _kernel(dtype).forward(*addresses, *x_NC.shape, eps)  # type: ignore[union-attr]
     return sum_NC, y_NC, stats_2N
 
 
-def _backward(
+def run_backward(
     dy_NC: torch.Tensor,
     dsum_NC: torch.Tensor,
     x_NC: torch.Tensor,
@@ -205,18 +218,19 @@ def _backward(
     stats_2N: torch.Tensor,
     gain_C: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the results of `add_norm_backward`; without a branch, its gradient is that of x."""
     dx_NC, dgain_C, dbias_C = (
         x_NC.new_empty(x_NC.shape),
         gain_C.new_empty(gain_C.shape),
         gain_C.new_empty(gain_C.shape),
     )
-    dbranch_NC = None if branch_NC is None else dx_NC.new_empty(dx_NC.shape, dtype=torch.bfloat16)
+    dbranch_NC = None if branch_NC is None else dx_NC.new_empty(dx_NC.shape, dtype=dy_NC.dtype)
     inputs = [
         None if tensor is None else tensor.contiguous()
         for tensor in (dy_NC, dsum_NC, x_NC, branch_NC, stats_2N, gain_C)
     ]
     addresses = map(_address, (*inputs, dx_NC, dbranch_NC, dgain_C, dbias_C))
-    if not _kernel().backward(*addresses, *x_NC.shape):  # type: ignore[union-attr]
+    if not _kernel(dy_NC.dtype).backward(*addresses, *x_NC.shape):  # type: ignore[union-attr]
         raise MemoryError(f"out of memory in a LayerNorm of shape {tuple(x_NC.shape)}")
     return dx_NC, dx_NC if dbranch_NC is None else dbranch_NC, dgain_C, dbias_C
 

@@ -25,15 +25,27 @@ enum { DEEP = 32 };
 INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long most(long a, long b) { return a > b ? a : b; }
 INLINE long over(long a, long b) { return (a + b - 1) / b; }
+INLINE int is_large(long bytes) { return bytes > 2 << 20; } /* than L2 */
 INLINE void fetch_near(const void *at) { __builtin_prefetch(at, 0, 3); }
 INLINE void fetch(const void *at) { __builtin_prefetch(at, 0, 2); } /* into L2 */
 
-#ifdef __AVX512BF16__
+#ifdef __AVX__
 #include <immintrin.h>
-
-typedef __m512 Wide;     /* 16 numbers in fp32 */
-typedef __m512 Piece;    /* numbers of one register */
+#endif
+#if defined(__AVX512F__)
 enum { LANES = 16 };
+#elif defined(__AVX__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+typedef float Piece __attribute__((vector_size(4 * LANES)));         /* numbers of one register */
+typedef uint32_t WordPiece __attribute__((vector_size(4 * LANES)));  /* words of one, or pairs in bf16 */
+INLINE Piece first_of(WordPiece x) { return (Piece)(x << 16); } /* numbers of the pair in each word */
+INLINE Piece second_of(WordPiece x) { return (Piece)(x & 0xffff0000); }
+
+#ifdef __AVX512BF16__
+typedef __m512 Wide;     /* 16 numbers in fp32 */
 typedef __m512i Whole;   /* 16 words, or 32 numbers in bf16 */
 typedef __m512i Rounded; /* 32 numbers that have been rounded to bf16 */
 typedef __mmask16 Mask;
@@ -93,41 +105,18 @@ INLINE Whole packed(Rounded x) { return x; }
 INLINE bf16 rounded_one(float x) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0); }
 INLINE Wide dot(Wide sum, Whole a, Whole b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); } /* of the pair in each word */
 
-/* Store past the caches if these are whole lines: for data that is not read again soon. `settle`
-   orders such stores before what follows. */
-INLINE void put(float *to, Wide x, long n) {
-    if (n >= 16 && !((uintptr_t)to & 63)) _mm512_stream_ps(to, x);
+/* Store, with `past` past the caches if these are whole lines: for a tensor `is_large`, of which
+   nothing would be left in a cache for its reader. `settle` orders such stores before what follows. */
+INLINE void put(float *to, Wide x, long n, int past) {
+    if (past && n >= 16 && !((uintptr_t)to & 63)) _mm512_stream_ps(to, x);
     else write_some(to, x, n);
 }
-INLINE void put_bf16(bf16 *to, Wide low, Wide high, long n) {
+INLINE void put_bf16(bf16 *to, Wide low, Wide high, long n, int past) {
     Rounded x = rounded(low, high);
-    if (n >= 32 && !((uintptr_t)to & 63)) _mm512_stream_si512((__m512i *)to, x);
+    if (past && n >= 32 && !((uintptr_t)to & 63)) _mm512_stream_si512((__m512i *)to, x);
     else _mm512_mask_storeu_epi16(to, first32(n), x);
 }
 INLINE void settle(void) { _mm_sfence(); }
-
-/* Transpose 16 x 16 words. */
-static inline void transpose(Whole r[16]) {
-    Whole t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
-            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
-        }
-    for (int i = 0; i < 16; i += 8)
-        for (int j = 0; j < 4; j++) {
-            t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
-            t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
-        }
-    for (int j = 0; j < 8; j++) {
-        r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
-        r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
-    }
-}
 
 /* Interleave two rows of 32 as pairs per column: the first 16 columns, and the other 16. */
 INLINE void interleave(Whole a, Whole b, Whole *low, Whole *high) {
@@ -150,25 +139,10 @@ INLINE Wide in_pairs(Wide low, Wide high, int half) {
     return _mm512_permutex2var_ps(low, _mm512_add_epi32(order, _mm512_set1_epi32(4 * half)), high);
 }
 
-typedef uint32_t WordPiece __attribute__((vector_size(64))); /* the pairs of a register, and the numbers of each */
-INLINE Piece first_of(WordPiece x) { return (Piece)(x << 16); }
-INLINE Piece second_of(WordPiece x) { return (Piece)(x & 0xffff0000); }
 
 #else
 
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
-#if defined(__AVX512F__)
-enum { LANES = 16 };
-#elif defined(__AVX__)
-enum { LANES = 8 };
-#else
-enum { LANES = 4 };
-#endif
 enum { PIECES = 16 / LANES };
-typedef float Piece __attribute__((vector_size(4 * LANES)));
-typedef uint32_t WordPiece __attribute__((vector_size(4 * LANES)));
 typedef int32_t SignedPiece __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HalfPiece __attribute__((vector_size(2 * LANES)));
 
@@ -300,9 +274,10 @@ INLINE Wide hide(Wide x, int first, int band) { /* minus infinity where first + 
     return x;
 }
 
+/* Piece by piece: compilers copy a whole struct in smaller registers. */
 INLINE Wide read16(const float *x) {
     Wide y;
-    memcpy(&y, x, sizeof y);
+    EACH memcpy(&y.p[i], x + i * LANES, sizeof y.p[i]);
     return y;
 }
 INLINE Wide read_some_or(Wide other, const float *x, long n) {
@@ -311,17 +286,17 @@ INLINE Wide read_some_or(Wide other, const float *x, long n) {
     return other;
 }
 INLINE Wide read_some(const float *x, long n) { return read_some_or(zeros(), x, n); }
-INLINE void write16(float *to, Wide x) { memcpy(to, &x, sizeof x); }
+INLINE void write16(float *to, Wide x) { EACH memcpy(to + i * LANES, &x.p[i], sizeof x.p[i]); }
 INLINE void write_some(float *to, Wide x, long n) {
     if (n >= 16) write16(to, x);
     else if (n > 0) memcpy(to, &x, n * sizeof *to);
 }
 INLINE Whole read_words(const void *x) {
     Whole y;
-    memcpy(&y, x, sizeof y);
+    EACH memcpy(&y.p[i], (const char *)x + i * sizeof y.p[i], sizeof y.p[i]);
     return y;
 }
-INLINE void write_words(void *to, Whole x) { memcpy(to, &x, sizeof x); }
+INLINE void write_words(void *to, Whole x) { EACH memcpy((char *)to + i * sizeof x.p[i], &x.p[i], sizeof x.p[i]); }
 
 INLINE Whole read_bf16(const bf16 *x, long n) { /* up to 32 */
     Whole y = {0};
@@ -375,8 +350,6 @@ INLINE Whole packed(Rounded x) {
     return read_words(numbers);
 }
 INLINE bf16 rounded_one(float x) { return (bf16)rounded_words((Piece){0} + x)[0]; }
-INLINE Piece first_of(WordPiece x) { return (Piece)(x << 16); } /* numbers of the pair in each word */
-INLINE Piece second_of(WordPiece x) { return (Piece)(x & 0xffff0000); }
 INLINE Wide dot(Wide sum, Whole a, Whole b) { /* of the pair in each word */
     EACH {
         sum.p[i] = first_of(a.p[i]) * first_of(b.p[i]) + sum.p[i];
@@ -385,8 +358,9 @@ INLINE Wide dot(Wide sum, Whole a, Whole b) { /* of the pair in each word */
     return sum;
 }
 
-INLINE void put(float *to, Wide x, long n) { write_some(to, x, n); }
-INLINE void put_bf16(bf16 *to, Wide low, Wide high, long n) {
+INLINE void put(float *to, Wide x, long n, int past) { (void)past, write_some(to, x, n); }
+INLINE void put_bf16(bf16 *to, Wide low, Wide high, long n, int past) {
+    (void)past;
     bf16 numbers[32];
     Rounded x = rounded(low, high);
     if (n >= 32) write_rounded(to, x);
@@ -396,15 +370,6 @@ INLINE void put_bf16(bf16 *to, Wide low, Wide high, long n) {
     }
 }
 INLINE void settle(void) {}
-
-/* Transpose 16 x 16 words. */
-static inline void transpose(Whole r[16]) {
-    uint32_t from[16][16], to[16][16];
-    memcpy(from, r, sizeof from);
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) to[j][i] = from[i][j];
-    memcpy(r, to, sizeof to);
-}
 
 /* Interleave two rows of 32 as pairs per column: the first 16 columns, and the other 16. */
 INLINE void interleave(Whole a, Whole b, Whole *low, Whole *high) {
@@ -426,6 +391,57 @@ INLINE Wide in_pairs(Wide low, Wide high, int half) { return half ? high : low; 
 
 #endif
 
+/* Transpose 16 x 16 words. */
+static inline void transpose(Whole words[16]) {
+#if defined(__AVX512F__)
+    __m512i r[16], t[16];
+    memcpy(r, words, sizeof r);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
+            t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
+        r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
+    }
+    memcpy(words, r, sizeof r);
+#elif defined(__AVX__)
+    float to[16][16];
+    for (int i = 0; i < 4; i++) { /* blocks of 8 x 8 */
+        const float *from = (const float *)words + i / 2 * 8 * 16 + i % 2 * 8;
+        __m256 r[8], t[8];
+        for (int j = 0; j < 8; j++) r[j] = _mm256_loadu_ps(from + 16 * j);
+        for (int j = 0; j < 8; j += 2) t[j] = _mm256_unpacklo_ps(r[j], r[j + 1]), t[j + 1] = _mm256_unpackhi_ps(r[j], r[j + 1]);
+        for (int j = 0; j < 8; j += 4)
+            for (int k = 0; k < 2; k++) {
+                r[j + 2 * k] = _mm256_shuffle_ps(t[j + k], t[j + k + 2], 0x44);
+                r[j + 2 * k + 1] = _mm256_shuffle_ps(t[j + k], t[j + k + 2], 0xee);
+            }
+        for (int j = 0; j < 4; j++) {
+            _mm256_storeu_ps(to[i % 2 * 8 + j] + i / 2 * 8, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
+            _mm256_storeu_ps(to[i % 2 * 8 + j + 4] + i / 2 * 8, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
+        }
+    }
+    memcpy(words, to, sizeof to);
+#else
+    uint32_t from[16][16], to[16][16];
+    memcpy(from, words, sizeof from);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) to[j][i] = from[i][j];
+    memcpy(words, to, sizeof to);
+#endif
+}
+
 INLINE Piece read_piece(const float *x) {
     Piece y;
     memcpy(&y, x, sizeof y);
@@ -445,21 +461,28 @@ INLINE Wide power_of_2(Wide x) {
 }
 INLINE Wide exponential(Wide x) { return power_of_2(mul(x, all(1.44269504f))); }
 
-/* Write up to 32 Numbers that are not read again soon. */
+/* Read up to 16 Numbers, and write up to 32. */
 #ifdef FP32
-INLINE void put_numbers(float *to, Wide low, Wide high, long n) { put(to, low, n), put(to + 16, high, n - 16); }
+INLINE Wide read_numbers(const float *x, long n) { return read_some(x, n); }
+INLINE void put_numbers(float *to, Wide low, Wide high, long n, int past) { put(to, low, n, past), put(to + 16, high, n - 16, past); }
+#ifdef __AVX512BF16__
+INLINE Whole words_of(Wide x) { return (Whole)x; }
+INLINE Wide numbers_of(Whole x) { return (Wide)x; }
+#else
 INLINE Whole words_of(Wide x) {
     Whole y;
-    memcpy(&y, &x, sizeof y);
+    EACH y.p[i] = (WordPiece)x.p[i];
     return y;
 }
 INLINE Wide numbers_of(Whole x) {
     Wide y;
-    memcpy(&y, &x, sizeof y);
+    EACH y.p[i] = (Piece)x.p[i];
     return y;
 }
+#endif
 #else
-INLINE void put_numbers(bf16 *to, Wide low, Wide high, long n) { put_bf16(to, low, high, n); }
+INLINE Wide read_numbers(const bf16 *x, long n) { return widen(x, n); }
+INLINE void put_numbers(bf16 *to, Wide low, Wide high, long n, int past) { put_bf16(to, low, high, n, past); }
 #endif
 
 /* This thread's contiguous share of n items, which depends only on the number of threads. */

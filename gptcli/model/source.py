@@ -214,6 +214,12 @@ def _first_checkpoint(folder: Path) -> str:
     return f"{when}; if the run was stopped, continue it with gpt train --resume --out {folder}"
 
 
+def check_exists(path: Path) -> None:
+    """Raise InputError if `path` is neither there nor a name on the Hub. Imports nothing heavy."""
+    if not Path(path).exists() and hub_repository(path) is None:
+        raise not_a_model_error(path)
+
+
 def not_a_model_error(path: Path) -> InputError:
     """Return the error for a path that contains no model."""
     path = Path(path)
@@ -248,10 +254,10 @@ def _missing(path: Path) -> tuple[str, str]:
         if name not in HUB:
             what = "a model of this name on the Hub has to be downloaded"
         return f"no such folder; {what}", by_hand(repository)
-    if (close := similar(path)) is not None:
-        return absent, f"did you mean {close}?"
     if (local := Path("runs", name)).is_dir():
         return "no such folder", f"did you mean {local}?"
+    if (close := similar(path)) is not None:
+        return absent, f"did you mean {close}?"
     if name.startswith("~"):
         return "no such folder; the shell did not expand the ~", "remove the quotes around it"
     return absent, WHAT_IS_READ

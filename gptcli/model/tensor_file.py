@@ -333,13 +333,19 @@ class CheckpointStateDict(Mapping[str, torch.Tensor]):
         }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """Return a tensor, assembled from its pieces.
+        """Return a tensor, assembled from its pieces; one of a single piece is mapped from its file,
+        and takes no memory besides the pages that are read.
 
         Raises InputError if the files do not match the index, OSError if they are missing.
         """
         saved = self.tensors[name]
-        tensor = torch.empty(saved.size, dtype=saved.dtype)
         try:
+            if [piece.size for piece in saved.pieces] == [saved.size]:
+                with open_tensors(self.folder / saved.pieces[0].file) as stored:
+                    whole: torch.Tensor = stored.get_tensor(self.stored[self.prefix + name])
+                if list(whole.shape) == saved.size and whole.dtype == saved.dtype:
+                    return whole
+            tensor = torch.empty(saved.size, dtype=saved.dtype)
             for piece in saved.pieces:
                 where = tuple(
                     slice(at, at + length)

@@ -40,6 +40,20 @@ class Axes:
     y: Scale
     peak: float | None
     """Highest value of the run's start, if it is left above the y axis."""
+    above: float | None = None
+    """Highest value after that, if it is above the y axis."""
+    below: float | None = None
+    """Lowest value, if it is below the y axis."""
+
+    @property
+    def left_out(self) -> str:
+        """Words on what the y axis does not contain; the page's script says the same."""
+        words = [
+            *([] if self.peak is None else [f"begins at {short(self.peak)}"]),
+            *([] if self.above is None else [f"single steps up to {short(self.above)}"]),
+            *([] if self.below is None else [f"single steps down to {short(self.below)}"]),
+        ]
+        return ", ".join(words)
 
     @property
     def area(self) -> PlotArea:
@@ -80,9 +94,8 @@ def inline_chart(
     area = axes.area
     parts = [*_axis_labels(area, over), _lines(area, drawn, points if raw else {}, colors)]
     parts += _hover_strips(area, drawn, colors, over)
-    begins = "" if axes.peak is None else f"begins at {short(axes.peak)}"
-    begins = f'<span class="begins">{", " * bool(unit)}{begins}</span>' if begins else ""
-    heading = f"<h2>{escape(title)} <small>{escape(unit)}{begins}</small></h2>"
+    words = ", ".join(filter(None, [unit, axes.left_out]))
+    heading = f"<h2>{escape(title)} <small>{escape(words)}</small></h2>"
     step = axes.y.step and axes.y.step / 10
     last = ", ".join(
         f"{name} {tick_text(curve[-1][1], step) if step else short(curve[-1][1])}".strip()
@@ -123,8 +136,9 @@ def chart_data(
                 "y": [float(f"{y:.6g}") for _, y in points],
             }
         )
+    unit = options.get("unit", "")
     flags = {key: options.get(key, False) for key in ("from_zero", "mean", "raw", "log_y")}
-    return {"title": title, "curves": found, **flags}
+    return {"title": title, "unit": unit, "curves": found, **flags}
 
 
 def frame() -> dict[str, int]:
@@ -204,7 +218,20 @@ def choose_axes(
     step = tick_step(low, high)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     y = Scale("", low, high, log=False, format=lambda value: tick_text(value, step), step=step)
-    return Axes(_x_scale(x), y, peak)
+    seen = [
+        value
+        for curve in (*curves, *faint)
+        for at, value in curve
+        if peak is None or x.fraction(at) > START_SHARE
+    ]
+    above, below = max(seen), min(seen)
+    return Axes(
+        _x_scale(x),
+        y,
+        peak,
+        above=above if above > high + step * 1e-6 else None,
+        below=below if below < low - step * 1e-6 else None,
+    )
 
 
 def _x_scale(x: Scale) -> Scale:

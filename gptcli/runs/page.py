@@ -134,7 +134,8 @@ DASH_RULES = "".join(
 )
 
 
-SCRIPT = Path(__file__).with_name("report.js")
+# read at once, because an upgrade may replace the package while a run goes on
+SCRIPT = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
 # no network, even if a name or a text of the run held markup that was not escaped
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CONTROLS = """\
@@ -178,12 +179,16 @@ def document(title: str, *parts: str, subtitle: str = "") -> str:
     )
 
 
-def definitions(facts: dict[str, str], *, small: bool = False) -> str:
-    """Return a list of names and values; `small` for values that are text rather than numbers."""
-    rows = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in facts.items()
-    )
+def definitions(
+    facts: Mapping[str, str], *, titles: Mapping[str, str] | None = None, small: bool = False
+) -> str:
+    """Return a list of names and values; `titles` explains names to who points at them, and `small`
+    is for values that are text rather than numbers.
+    """
+    rows = []
+    for name, value in facts.items():
+        about = f' title="{escape(titles[name])}"' if titles and name in titles else ""
+        rows.append(f"<div{about}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>")
     kind = ' class="small"' if small else ""
     return f"<dl{kind}>{''.join(rows)}</dl>\n"
 
@@ -202,10 +207,9 @@ def script(data: Mapping[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
-    code = SCRIPT.read_text(encoding="utf-8")
     return (
         f'<script id="data" type="application/json">{text}</script>\n'
-        f"<script>//<![CDATA[\n{code}//]]></script>\n"
+        f"<script>//<![CDATA[\n{SCRIPT}//]]></script>\n"
     )
 
 

@@ -55,8 +55,7 @@ def loss_plot(records: Sequence[Record]) -> str:
         }
         title = one.title
         subtitle = (
-            f"{counted(one.parameters, 'parameter')}, "
-            f"{counted(one.lines[-1]['tokens'], 'token', amount)}"
+            f"{one.parameters} parameters, {counted(one.lines[-1]['tokens'], 'token', amount)}"
         )
     else:
         name = "val_loss" if all(loss["val_loss"] for loss in losses) else "loss"

@@ -136,7 +136,6 @@
     if (options.logY === "auto") log = Boolean(cut && chart.log_y);
     log = log && positive;
     if (cut && !log) values = values.filter((y) => y <= most);
-    if (chart.begins) chart.begins.hidden = !cut || log;
     if (chart.raw && options.share > 0) {
       const behind = all.flatMap((curve) => curve.rawYs).sort((a, b) => a - b);
       const shares = log ? [0, 1] : [0.05, 0.95];
@@ -147,11 +146,28 @@
     if (chart.from_zero && !log) [from, to] = [Math.min(from, 0), Math.max(to, 0)];
     if (to - from <= 1e-9 * Math.max(Math.abs(from), Math.abs(to), 1e-200))
       [from, to] = [from - (Math.abs(from) / 2 || 1), to + (Math.abs(to) / 2 || 1)];
-    if (log && from > 0) return scale(from / 1.02, to * 1.02, true, plotBottom, top);
+    if (log && from > 0) {
+      tell(chart, []);
+      return scale(from / 1.02, to * 1.02, true, plotBottom, top);
+    }
     const step = tickStep(from, to);
     from = Math.floor(from / step + 1e-9) * step;
     to = Math.ceil(to / step - 1e-9) * step;
+    // what the axis leaves out, in the words of curves.py
+    const drawn = shown.flatMap((curve) =>
+      [curve.ys, ...(chart.raw && curve.smooth !== curve.y ? [curve.rawYs] : [])].flatMap((ys) =>
+        ys.filter((_, k) => !cut || curve.late[k])));
+    const highest = Math.max(...drawn), lowest = Math.min(...drawn);
+    tell(chart, [
+      cut && `begins at ${short(high)}`,
+      highest > to + step * 1e-6 && `single steps up to ${short(highest)}`,
+      lowest < from - step * 1e-6 && `single steps down to ${short(lowest)}`,
+    ]);
     return scale(from, to, false, plotBottom, top);
+  }
+
+  function tell(chart, words) {
+    chart.words.textContent = [chart.unit, ...words].filter(Boolean).join(", ");
   }
 
   function draw(chart) {
@@ -331,7 +347,7 @@
     const chart = {
       ...data.charts[number],
       svg: section.querySelector(":scope > svg"),
-      begins: section.querySelector(".begins"),
+      words: section.querySelector("h2 small"),
     };
     charts.push(chart);
     const key = section.querySelector(".key");

@@ -63,8 +63,18 @@ RUN_METRICS = {
     "skipped", "task_loss", "lm_loss", "val_accuracy",
 }  # fmt: skip
 SOURCE_METRICS = ("loss_", "tokens_", "passes_", "rank_", "val_loss")
+MAX_NAMED = 2  # runs that are named where a chart has no curve of them
 MAX_COLUMNS = 5  # settings that differ which have a column of their own in the first table
 NATS = "nats per token"
+TITLES = {
+    "TFLOP/s per process": "Model FLOPs of forward and backward per second: 6N + 12·L·C·T per token "
+    "(PaLM, appendix B); recomputed activations do not count",
+    "MFU": "Model FLOPs utilization: TFLOP/s as a share of the GPU's peak in this precision",
+    "MFU, causal": "The same, counting only the attention that is computed: keys up to the query",
+    "tokens/s": f"Median of the newest {SPEED_STEPS} steps, all processes together",
+    "time in steps": "Without start, evaluation and checkpoints",
+}
+"""What names of figures at the top of a run's page mean."""
 Chart = tuple[str, dict[str, Curve], dict[str, Any]]
 """Title, curves by name and options of `inline_chart`."""
 
@@ -98,13 +108,13 @@ def draw(runs: Sequence[Path], path: Path) -> str:
 def run_page(record: Record) -> str:
     """Return the page of one run."""
     resolved = shareable(record.resolved)
-    known = read_provenance(resolved)
+    known = _provenance(record, resolved)
     provenance = definitions(known, small=True) if known else ""
     extent = record.validation_extent
     pictures, data = _drawn(_charts(record), [record])
     return document(
         record.title,
-        definitions(_facts(record)),
+        definitions(_facts(record), titles=TITLES),
         CONTROLS,
         gallery(pictures),
         headed("Sources", _source_table(record)),
@@ -144,13 +154,27 @@ def _drawn(charts: Iterable[Chart], records: Sequence[Record]) -> tuple[list[str
     return pictures, {"frame": frame(), "runs": axes, "xs": xs, "charts": data}
 
 
+def _planned(record: Record) -> int | None:
+    """Return the tokens of the whole run, or None if it has trained on all of them."""
+    total, n_ctx = record.settings.get("tokens"), record.settings.get("n_ctx", 1)
+    return total if total is not None and record.lines[-1]["tokens"] + n_ctx <= total else None
+
+
+def _provenance(record: Record, resolved: str) -> dict[str, str]:
+    """Return date and data of the run by its run.toml, and the passes over the data so far."""
+    facts = read_provenance(resolved)
+    if "passes" in facts and (total := _planned(record)) is not None:
+        passes = float(facts["passes"]) * record.lines[-1]["tokens"] / total
+        facts["passes"] = f"{passes:.3g} of {facts['passes']}"
+    return facts
+
+
 def _facts(record: Record) -> dict[str, str]:
-    """Return the figures at the top of a run's page."""
+    """Return the figures at the top of a run's page; those that are unknown are left out."""
     lines, last = record.lines, record.lines[-1]
     val, steps = record.series("val_loss"), window(last["step"])
-    total, n_ctx = record.settings.get("tokens"), record.settings.get("n_ctx", 1)
     tokens = amount(last["tokens"])
-    if total is not None and last["tokens"] + n_ctx <= total:
+    if (total := _planned(record)) is not None:
         tokens += f" of {amount(total)}"
     facts = {
         "validation loss": f"{val[-1][1]:.4f}" if val else "not measured",
@@ -181,7 +205,7 @@ def _facts(record: Record) -> dict[str, str]:
         times = max(own) / statistics.median_low(own)
         facts["slowest process"] = f"{own.index(max(own))}, {times:.2f} times the median"
     facts["updates skipped"] = f"{sum('skipped' in line for line in lines):,}"
-    return facts
+    return {name: value for name, value in facts.items() if value != "n/a"}
 
 
 def _charts(record: Record) -> Iterator[Chart]:
@@ -344,11 +368,11 @@ def comparison_page(records: list[Record], link_base: Path) -> str:
         rows.append([f"{swatch(number)}&#160;{link}", *settings, *_results(record)])
     heads = [
         "run",
-        *(row[0] for row in columns),
+        *(_setting(row[0]) for row in columns),
         "validation loss",
         "lowest",
         "training loss",
-        "tokens",
+        "tokens trained",
         "steps",
         "parameters",
         "time in steps",
@@ -397,19 +421,29 @@ def _comparison_charts(names: list[str], records: list[Record]) -> Iterator[Char
         return dict(zip(names, (record.series(metric) for record in records), strict=True))
 
     mean = {"mean": True}
-    yield "Validation loss", curves("val_loss"), {"unit": NATS, "tall": True}
+    val = curves("val_loss")
+    yield "Validation loss", val, {"unit": NATS + _without(val), "tall": True}
     unit = f"{NATS}, running mean"
     yield "Training loss", curves("loss"), {"unit": unit, "tall": True, **mean}
     for name, metrics in _by_unit(_task_metrics(records)).items():
         for metric in metrics:
-            options = {"unit": f"{name}, at checkpoints", "from_zero": name == "percent"}
-            yield metric.replace("_", " "), curves(metric), options
+            scores = curves(metric)
+            unit = f"{name}, at checkpoints{_without(scores)}"
+            yield metric.replace("_", " "), scores, {"unit": unit, "from_zero": name == "percent"}
     yield "Learning rate", curves("lr"), {"from_zero": True}
     yield "Batch size", curves("batch_tokens"), {"unit": "tokens", "from_zero": True}
     unit = "before clipping, running mean"
     yield "Gradient norm", curves("grad_norm"), {"unit": unit, "log_y": True, **mean}
     speeds = curves("tokens_per_second")
     yield "Throughput", speeds, {"unit": "tokens per second", "from_zero": True, **mean}
+
+
+def _without(curves: dict[str, Curve]) -> str:
+    """Return words on the runs that have no curve."""
+    names = [name for name, curve in curves.items() if not curve]
+    if len(names) > MAX_NAMED:
+        return f", not measured in {len(names)} of {len(curves)} runs"
+    return f", not measured in {' and '.join(names)}" if names else ""
 
 
 def _results(record: Record) -> list[str]:
@@ -427,7 +461,11 @@ def _results(record: Record) -> list[str]:
 
 
 def _table_by_run(keys: list[str], rows: list[list[str]]) -> str:
-    return table(["setting", *keys], rows) if rows else ""
+    return (
+        table(["setting", *keys], [[_setting(name), *cells] for name, *cells in rows])
+        if rows
+        else ""
+    )
 
 
 def differing_settings(records: list[Record]) -> list[list[str]]:
@@ -440,6 +478,11 @@ def differing_settings(records: list[Record]) -> list[list[str]]:
         [printable(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row]
         for row in differing
     ]
+
+
+def _setting(name: str) -> str:
+    """Return how a setting is called beside the results of runs."""
+    return "tokens planned" if name == "tokens" else name
 
 
 def _compared_figures(records: list[Record]) -> list[list[str]]:

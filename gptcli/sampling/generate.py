@@ -24,6 +24,7 @@ import torch
 
 from gptcli.errors import UsageError
 from gptcli.model.transformer import GPT
+from gptcli.sampling.defaults import MAX_TOKENS
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.params import SamplingParams, apply_repetition_penalty, next_tokens
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ def generate(
     prompt: str | Sequence[int],
     params: SamplingParams | None = None,
     *,
-    max_tokens: int = 200,
+    max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     sample_index: int = 0,
     stops: Sequence[str] = (),

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from gptcli.errors import RunError, UsageError
+from gptcli.sampling.defaults import TEMPERATURE, TOP_K
 
 MIN_FP32_TEMPERATURE = 1e-30  # below it, a logit divided by the temperature may exceed fp32
-TOP_K = 40  # GPT-2's release
 MAX_TOP_P_CANDIDATES = 2048  # tokens that top-p examines before it sorts the whole vocabulary
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ class SamplingParams:
     Raises UsageError if a value is out of range.
     """
 
-    temperature: float = 1.0
+    temperature: float = TEMPERATURE
     """Divisor of the logits: below 1 the text is more predictable, above 1 more varied."""
     top_k: int | None = None
     """Number of most probable tokens to sample from; tokens tied with the k-th are kept."""
@@ -83,7 +83,7 @@ def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
         if top_k is None and "top_p" not in values:
             top_k = TOP_K
         return SamplingParams(
-            temperature=values.get("temperature", 1.0),
+            temperature=values.get("temperature", TEMPERATURE),
             top_k=top_k,
             top_p=values.get("top_p"),
             repetition_penalty=penalty,

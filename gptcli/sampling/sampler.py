@@ -31,6 +31,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.events import SILENT, Events
 from gptcli.model.transformer import GPT
 from gptcli.numbers import counted
+from gptcli.sampling.defaults import MAX_TOKENS
 from gptcli.sampling.engine import Engine
 from gptcli.sampling.generate import (
     Completion,
@@ -62,7 +63,7 @@ class Sampler:
     """Sampling parameters."""
     draft: Loaded | None = None
     """Smaller model for speculative decoding."""
-    max_tokens: int = 200
+    max_tokens: int = MAX_TOKENS
     """Maximum length of a sample, in tokens."""
     num_samples: int = 1
     """Number of samples of a prompt."""

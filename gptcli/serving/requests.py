@@ -3,7 +3,9 @@
 `POST /v1/completions` accepts `model`, `prompt` (a text, a list of texts, token ids, a list of
 those), `max_tokens`, `temperature` (0 is greedy), `top_p`, `n`, `best_of`, `stream`,
 `stream_options`, `logprobs` (0 to MAX_LOGPROBS), `echo`, `stop`, `seed`, `presence_penalty`,
-`frequency_penalty`, `logit_bias` and `user`, and beyond OpenAI's `top_k` and `repetition_penalty`.
+`frequency_penalty`, `logit_bias` and `user`, and beyond OpenAI's `top_k` (0 and -1 are all tokens),
+`repetition_penalty`, `truncate_prompt_tokens` and `stream_options.continuous_usage_stats`, as vLLM has
+them.
 `suffix` and unknown fields are refused unless null. `max_tokens` 0 with `echo` and `logprobs`
 scores the prompt.
 
@@ -12,7 +14,8 @@ Where OpenAI's reference leaves a choice:
 - Special tokens are not recognised in the text of a prompt, as in `gpt sample`; give them as ids.
   An empty prompt is the end-of-text token, which is not part of the text.
 - With a seed, sample i of prompt k is that of `gpt sample --prompts` (k = 0: of `gpt sample`).
-- A prompt and `max_tokens` must fit into the context together.
+- A prompt and `max_tokens` must fit into the context together. `truncate_prompt_tokens` keeps the
+  last tokens of a longer prompt: so many, or with -1 as many as fit.
 """
 
 from __future__ import annotations
@@ -187,10 +190,27 @@ def _bias(name: str, value: Any) -> dict[int, float]:
     return {int(key): float(number(name, one)) for key, one in value.items()}
 
 
-def _stream_options(name: str, value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys() - {"include_usage", "include_obfuscation"}:
+STREAM_OPTIONS = ("include_usage", "continuous_usage_stats", "include_obfuscation")
+
+
+def _stream_options(name: str, value: Any) -> dict[str, bool]:
+    if not isinstance(value, dict) or value.keys() - {*STREAM_OPTIONS}:
         raise ApiError(f'{name} must be an object such as {{"include_usage": true}}', param=name)
-    return _true_or_false(f"{name}.include_usage", value.get("include_usage") or False)
+    return {key: _true_or_false(f"{name}.{key}", one or False) for key, one in value.items()}
+
+
+def _top_k(name: str, value: Any) -> int | None:
+    """Return the number of tokens to sample from; 0 and -1, as in vLLM, are all of them."""
+    k: int = _Number(-1, 10**9, whole=True)(name, value)
+    return k if k > 0 else None
+
+
+def _truncation(name: str, value: Any) -> int:
+    """Return the number of tokens of a prompt to keep, -1 for as many as fit."""
+    kept: int = _Number(-1, 10**9, whole=True)(name, value)
+    if kept == 0:
+        raise ApiError(f"{name} is 0: use at least 1, or -1 for as many as fit", param=name)
+    return kept
 
 
 def _unchanged(name: str, value: Any) -> Any:
@@ -203,7 +223,7 @@ FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "max_tokens": _Number(0, 10**9, whole=True),
     "temperature": _Number(0, 100),
     "top_p": _Number(0, 1),
-    "top_k": _Number(1, 10**9, whole=True),
+    "top_k": _top_k,
     "repetition_penalty": _Number(0.01, 100),
     "n": _Number(1, 128, whole=True),
     "best_of": _Number(1, 128, whole=True),
@@ -216,6 +236,7 @@ FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "presence_penalty": _Number(-2, 2),
     "frequency_penalty": _Number(-2, 2),
     "logit_bias": _bias,
+    "truncate_prompt_tokens": _truncation,
     "user": _text,
 }
 """Fields of a request and their readers."""
@@ -236,7 +257,9 @@ class CompletionRequest:
     rows: list[SampleRow]
     """Samples to generate: for each prompt `best_of` or `n` of them."""
     prompt_tokens: int
-    """Number of tokens of all prompts."""
+    """Number of tokens of all prompts that the model reads."""
+    truncated_tokens: int | None
+    """Number of tokens dropped before them; None where the request lets none be dropped."""
     n: int
     """Samples of each prompt to return."""
     best_of: int
@@ -247,6 +270,8 @@ class CompletionRequest:
     """Send the text as it is generated."""
     include_usage: bool
     """Send the usage at the end of a stream."""
+    continuous_usage: bool
+    """Send it with every chunk."""
 
 
 def read_request(body: bytes, models: Sequence[ServedModel]) -> CompletionRequest:
@@ -296,8 +321,19 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
             param="logit_bias",
         )
 
+    kept: int | None = fields.get("truncate_prompt_tokens")
+    if kept == -1:
+        kept = n_ctx - max_tokens
+        if kept < 1:
+            raise ApiError(
+                f"max_tokens is {max_tokens:,}, but the model's context has only {n_ctx:,}, with at "
+                f"least 1 token of the prompt: use at most {n_ctx - 1:,}",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+
     def check_length(index: int, of: int, size: int, more: str = "") -> None:
-        if size + (0 if more else max_tokens) <= n_ctx:
+        if size + (0 if more else max_tokens) <= n_ctx or (more and kept):
             return
         which = f"prompt {index}" if of > 1 else "the prompt"
         left = n_ctx - max_tokens
@@ -317,8 +353,13 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
             f"at most {MAX_WAITING:,} in one request",
             param="prompt",
         )
+    whole = sum(len(tokens) for tokens, _ in prompts)
+    if kept is not None:
+        prompts = [(tokens[-kept:], implied) for tokens, implied in prompts]
     for index, (tokens, _) in enumerate(prompts):
         check_length(index, len(prompts), len(tokens))
+    prompt_tokens = sum(len(tokens) for tokens, _ in prompts)
+    stream_options = fields.get("stream_options", {})
     seed = fields.get("seed")
     seed = secrets.randbits(63) if seed is None else seed
     options = RowOptions(
@@ -348,12 +389,14 @@ def _checked(fields: Json, number: int, served: ServedModel) -> CompletionReques
         model=number,
         served=served,
         rows=rows,
-        prompt_tokens=sum(len(tokens) for tokens, _ in prompts),
+        prompt_tokens=prompt_tokens,
+        truncated_tokens=None if kept is None else whole - prompt_tokens,
         n=n,
         best_of=best_of,
         logprobs=logprobs,
         stream=stream,
-        include_usage=fields.get("stream_options", False),
+        include_usage=stream_options.get("include_usage", False),
+        continuous_usage=stream_options.get("continuous_usage_stats", False),
     )
 
 

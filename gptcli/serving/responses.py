@@ -66,8 +66,10 @@ class Stream:
             yield self._envelope([]) | {"usage": _usage(self.request)}
 
     def _envelope(self, choices: list[Json]) -> Json:
-        usage = {"usage": None} if self.request.include_usage else {}
-        return _envelope(self.request, choices) | usage
+        if not self.request.include_usage:
+            return _envelope(self.request, choices)
+        usage = _usage(self.request) if self.request.continuous_usage else None
+        return _envelope(self.request, choices) | {"usage": usage}
 
 
 def _envelope(request: CompletionRequest, choices: list[Json]) -> Json:
@@ -82,11 +84,14 @@ def _envelope(request: CompletionRequest, choices: list[Json]) -> Json:
 
 def _usage(request: CompletionRequest) -> Json:
     generated = sum(row.generated for row in request.rows)
-    return {
+    usage = {
         "prompt_tokens": request.prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": request.prompt_tokens + generated,
     }
+    if request.truncated_tokens is not None:
+        usage["truncated_prompt_tokens"] = request.truncated_tokens
+    return usage
 
 
 def _choice(

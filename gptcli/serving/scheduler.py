@@ -259,6 +259,13 @@ class Scheduler(threading.Thread):
         """Number of samples that wait for a row."""
         return sum(map(len, self.queues))
 
+    @property
+    def requests(self) -> int:
+        """Number of requests that wait or are decoded. Takes no lock."""
+        rows = [row for loop in self.loops for row in loop.running]
+        rows += [row for queue in self.queues for row in [*queue]]
+        return len({id(row.job) for row in rows if not row.job.cancelled})
+
     def submit(self, job: Job, model: int) -> None:
         """Put the samples of a request into the queue of a model, from any thread.
 

@@ -4,7 +4,7 @@ It listens on this machine only, unless another host is named, and then requires
 machine it answers only requests that name it as localhost, and takes only JSON, so that a page of
 another site cannot use it through the reader's browser.
 
-A request whose client hangs up is cancelled. Ctrl-C ends the process (`gptcli.interrupts`).
+A request whose client hangs up is cancelled. Ctrl-C and SIGTERM end the process (`EndServer`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import UsageError, install_hint
 from gptcli.events import SILENT, Events
+from gptcli.interrupts import Answer, leave
 from gptcli.numbers import amount, counted
 from gptcli.runs.svg import css_variables
+from gptcli.sampling.defaults import MAX_TOKENS, TEMPERATURE, TOP_K
 from gptcli.sampling.load import Loaded
 from gptcli.serving.requests import (
     ApiError,
@@ -60,6 +62,8 @@ RETRY_AFTER_S = 1
 """Seconds after which a client should try again if the queue is full."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """Names by which a browser on this machine reaches a server that listens on it alone."""
+PAGE_DEFAULTS = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": 1, "max_tokens": MAX_TOKENS}
+"""Values of the page's settings at first, by their field of a request."""
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -122,6 +126,24 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+class EndServer(Answer):
+    """End a server at once: its only end, and so a success (exit code 0), unless it cuts requests
+    off.
+    """
+
+    def __init__(self, scheduler: Scheduler, last_words: str) -> None:
+        """Print `last_words` if no request is cut off."""
+        self.scheduler, self.last_words = scheduler, last_words
+
+    def act(self, number: int) -> None:
+        """Run in the signal thread, once per signal."""
+        if count := self.scheduler.requests:
+            leave(
+                f"gpt: interrupted before the answer to {counted(count, 'request')} was complete\n"
+            )
+        leave(self.last_words, 0)
+
+
 def serve(
     models: Sequence[tuple[Path, Loaded]],
     listening: socket.socket,
@@ -130,11 +152,13 @@ def serve(
     api_key: str | None = None,
     events: Events = SILENT,
     on_ready: Callable[[str], None] = lambda address: None,
+    last_words: str = "",
 ) -> None:
     """Serve the models, each given with its folder, on a listening socket until the process ends.
 
-    `on_ready` is called with the address once requests are taken. Raises RunError if a cache does
-    not fit into memory.
+    `on_ready` is called with the address once requests are taken; `last_words` are printed when a
+    signal ends a server that has answered every request. Raises RunError if a cache does not fit
+    into memory.
     """
     import uvicorn
 
@@ -155,10 +179,6 @@ def serve(
             "the models have different tokenizers: token ids, probabilities of a token and numbers "
             "of tokens cannot be compared between them"
         )
-    shown = f"[{host}]" if ":" in host else host
-    on_ready(f"http://{shown}:{port}")
-    key = "" if api_key is None else ", with the key"
-    events.info(f"ready: open this address in a browser{key}; Ctrl-C ends the server")
     for name in ("uvicorn", "uvicorn.error", "asyncio"):
         # errors are answered and reported here; a client's broken request is not the operator's
         logging.getLogger(name).addHandler(logging.NullHandler())
@@ -180,7 +200,12 @@ def serve(
         server_header=False,
         backlog=BACKLOG,
     )
-    Server(config).run(sockets=[listening])
+    shown = f"[{host}]" if ":" in host else host
+    key = "" if api_key is None else ", with the key"
+    with EndServer(scheduler, last_words):
+        on_ready(f"http://{shown}:{port}")
+        events.info(f"ready: open this address in a browser{key}; Ctrl-C ends the server")
+        Server(config).run(sockets=[listening])
 
 
 def _allow_many_files() -> None:
@@ -195,11 +220,11 @@ def _allow_many_files() -> None:
 
 
 def page() -> str:
-    """Return the page, with the colors of the reports."""
+    """Return the page, with the colors of the reports and the defaults of `gpt sample`."""
     text = resources.files("gptcli.serving").joinpath("page.html").read_text(encoding="utf-8")
     for place, shade in (("/*LIGHT*/", 0), ("/*DARK*/", 1)):
         text = text.replace(place, css_variables(shade))
-    return text
+    return text.replace("/*DEFAULTS*/", dumps(PAGE_DEFAULTS))
 
 
 def application(

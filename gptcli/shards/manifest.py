@@ -363,8 +363,10 @@ def _no_shards(folder: Path) -> InputError:
             what, hint = "contains text, not shards", build
     elif folder.exists():
         what = "is a file, not a shard folder"
-        is_shard = folder.suffix in (".bin", ".idx") or folder.name == MANIFEST
-        hint = f"name its folder: {folder.parent}" if is_shard else build
+        if folder.suffix in (".bin", ".idx") or folder.name == MANIFEST:
+            hint = f"name its folder: {folder.parent}"
+        else:  # a tokenizer is no text, and one of a model's files neither
+            hint = hint if folder.suffix in (".json", ".toml", ".safetensors", ".pt") else build
     elif (close := similar(folder)) is not None:
         hint = f"did you mean {close}?"
     return InputError(what, where=folder, hint=hint)

@@ -65,6 +65,8 @@ MIN_FP16_CAPABILITY = (7, 0)  # of Volta, the first GPUs with tensor cores, whic
 # d_model from which bf16 products are faster on a CPU without compilation, conversions included
 # (AMX: slower at 128, faster at 256)
 MIN_BF16_D_MODEL = 256
+# and by kernels that compute whole layers (AMX, d_model 128: half the time of fp32)
+MIN_KERNEL_D_MODEL = 128
 # seconds of work, at NOMINAL_FLOPS, from which compiling (about 10 s on a CPU) pays off
 COMPILE_PAYBACK_S = 30
 FP32_BYTES = 4
@@ -148,13 +150,18 @@ def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
         if "avx512_bf16" in processor()[1]:
             return "fp32", "this CPU multiplies it faster than bf16"
         return "fp32", "this CPU has no bf16"
-    if model.d_model < MIN_BF16_D_MODEL and not compiled:
+    if model.d_model < MIN_BF16_D_MODEL and not compiled and not kernels_train(model):
         return "fp32", f"d_model is below {MIN_BF16_D_MODEL}, and nothing is compiled"
     return "bf16", "this CPU has bf16"
 
 
-def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool, str]:
-    """Return whether to use torch.compile, and the reason."""
+def auto_compile(
+    model: ModelConfig, tokens: int, processes: int, *, plain: bool = True
+) -> tuple[bool, str]:
+    """Return whether to use torch.compile, and the reason.
+
+    `plain` says that nothing in the run's options keeps the kernels from computing whole layers.
+    """
     if device_type() == "mps":
         return False, "torch.compile does not support Apple GPUs yet"
     if not has_compiler():
@@ -162,10 +169,23 @@ def auto_compile(model: ModelConfig, tokens: int, processes: int) -> tuple[bool,
             "C compiler, with Python's headers," if device_type() == "cuda" else "C++ compiler"
         )
         return False, f"no {missing} here"
+    if plain and kernels_train(model):
+        return False, "the kernels compute whole layers without it"
     seconds = flops_per_token(model, "palm") * tokens / processes / NOMINAL_FLOPS[device_type()]
     if seconds < COMPILE_PAYBACK_S:
         return False, "the run is short"
     return True, "the run is long enough"
+
+
+def kernels_train(model: ModelConfig) -> bool:
+    """Return whether the C kernels train whole layers of a model here, in bf16.
+
+    Nothing is left then for torch.compile to fuse: a compiled layer calls the same kernels.
+    """
+    supported = model.norm == "pre" and model.gelu == "tanh" and not model.dropout
+    wide = model.d_model >= MIN_KERNEL_D_MODEL
+    on_cpu = device_type() == "cpu" and has_fast_bf16()
+    return supported and wide and on_cpu and optional_kernels.can_be_built()
 
 
 def has_compiler() -> bool:

@@ -40,7 +40,7 @@ from gptcli.trainer.schedule import Position
 FORMAT = 2
 # Of ranks that wait for another one; a rank that dies is noticed at once by its connections.
 CHECKPOINT_TIMEOUT = timedelta(days=1)
-# Up to this many bytes per rank are written before the next step: a thread would save no time.
+# A GPU's ranks write up to this many bytes before the next step: a thread would save no time.
 SYNC_BYTES = 1 << 26
 
 # A single process is a normal case here.
@@ -87,7 +87,10 @@ class Checkpoints:
         *,
         on_written: Callable[[], None] | None = None,
     ) -> None:
-        """Copy all tensors to host memory and write them in the background, until `wait`.
+        """Write all tensors: of a GPU from a copy in host memory, in the background until `wait`.
+
+        A CPU's are written where they are before this returns: a copy takes as much memory as
+        weights and optimizer, and the thread that writes takes its time from the step.
 
         The main rank calls `on_written`, in the thread that writes, once the checkpoint is on
         disk. Raises RunError if the save before this one failed.
@@ -110,13 +113,16 @@ class Checkpoints:
         )
         assert isinstance(writing, Future)
         self.writing = folder, writing
-        if sum(tensor.nbytes for tensor in tensors.values()) < SYNC_BYTES:
+        on_cpu = self.context.device.type == "cpu"
+        if on_cpu or sum(tensor.nbytes for tensor in tensors.values()) < SYNC_BYTES:
             self.wait()
 
     def _stager(self, tensors: dict[str, Any]) -> BlockingAsyncStager:
-        """Return what copies tensors to the host: from a GPU, into the same pinned memory each
-        time, which takes a tenth of the time of new memory.
+        """Return what copies tensors to the host: nothing on a CPU; from a CUDA GPU, into the same
+        pinned memory each time, which takes a tenth of the time of new memory.
         """
+        if self.context.device.type == "cpu":
+            return _InPlace()
         if self.context.device.type != "cuda":
             return BlockingAsyncStager()
         if self.pinned is None or self.pinned[0] != tensors.keys():
@@ -227,6 +233,14 @@ class Checkpoints:
         for step in sorted(step for step in folders if step <= newest)[: -self.keep]:
             if step != best and not (self.keep_every and step % self.keep_every == 0):
                 _remove(folders[step])
+
+
+class _InPlace(BlockingAsyncStager):
+    """Stager of tensors that nothing changes until they are written."""
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return the tensors themselves."""
+        return state_dict
 
 
 def plain_named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -119,7 +119,7 @@ def build_train_step(run: Run, context: RankContext, events: Events) -> TrainSte
     )
     if config.compile:
         _warm_up_compilation(run, parts, mesh, train_step, events)
-    if context.layout.dp == context.world_size > 2:
+    if context.layout.dp == context.world_size > 1:
         _settle_buckets(run, train_step)
     return train_step
 
@@ -250,14 +250,15 @@ def _masks_in_blocks(part: GPT, config: TrainConfig) -> bool:
 def install_kernels(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> None:
     """Install the kernels, after everything else has been applied to a part.
 
-    Fused blocks are for compiled training. They are not installed under `tp`, whose weights are
+    Fused blocks are for training, which on a GPU has to be compiled. They are not installed under `tp`, whose weights are
     DTensors, or under selective recomputation, which must see the matrix products. Layers leave
     their last sum to the next one in whole models that keep more of a layer than its input, which
     would be larger. A second call replaces the first.
     """
     has_tp = mesh is not None and mesh["tp"].size() > 1
     has_pp = mesh is not None and mesh["pp"].size() > 1
-    fuse_blocks = config.compile and config.recompute != "selective" and not has_tp
+    fusible = config.compile or next(part.parameters()).device.type == "cpu"
+    fuse_blocks = fusible and config.recompute != "selective" and not has_tp
     optional_kernels.install(
         part, fuse_blocks=fuse_blocks, fuse_sums=config.recompute == "none" and not has_pp
     )
@@ -326,7 +327,8 @@ def _settle_buckets(run: Run, train_step: TrainStep) -> None:
 
     It does so once, after the first pass of a process. Where an element lies decides in which order
     more than two replicas are summed: the first step of a resumed run would differ from the same
-    step of a run that was not stopped, in its last bits.
+    step of a run that was not stopped, in its last bits. On a CPU buckets that are made between two
+    steps would divide the memory that the first has freed.
     """
     shape = run.train.micro_batch, run.model.n_ctx
     inputs = torch.zeros(shape, dtype=torch.int64, device=train_step.context.device)

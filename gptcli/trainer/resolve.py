@@ -229,15 +229,18 @@ def _model(given: Resolved, vocab_size: int | None) -> tuple[ModelConfig, PaperM
     if (paper := paper_of(given)) is not None:
         return ModelConfig.from_paper(paper, **changes), paper
     if missing := [f"{{option:{name}}}" for name in SHAPE if name not in changes]:
-        example = ["{option:size} 350M"]
-        example += [
-            f"{{option:{name}}} {value}" for name, value in changes.items() if name in given.values
-        ]
+        example = "{option:size} 350M"
+        for name, value in changes.items():
+            example += f" {{option:{name}}} {value}" if name in given.values else ""
+        add = f"give {', '.join(missing)} too"
+        is_shape = 2 * len(missing) <= len(SHAPE)  # which is nearly complete
         raise UsageError(
             "no size is given",
             field="size",
             code="no_size",
-            hint=f"for example {' '.join(example)}; or give {', '.join(missing)} too",
+            hint=f"{add}; or a size to change: {example}"
+            if is_shape
+            else f"for example {example}; or {add}",
         )
     model = ModelConfig(**changes)
     return model, nearest_paper(model)
@@ -341,7 +344,13 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
         None if values["layout"] == "auto" else layout_after_restart(parse_layout(values["layout"]))
     )
     compiled, why = auto_compile(
-        model, values["tokens"], requested.processes if requested else auto_processes()
+        model,
+        values["tokens"],
+        requested.processes if requested else auto_processes(),
+        plain=values["precision"] in ("auto", "bf16")
+        and values["recompute"] != "selective"
+        and not values["document_mask"]
+        and (requested is None or requested.tp == 1),
     )
     _put_auto(resolved, "compile", "on" if compiled else "off", why)
     _put_auto(resolved, "precision", *auto_precision(model, values["compile"] == "on"))

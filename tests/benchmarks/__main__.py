@@ -1,6 +1,7 @@
 """Speed against the peers, as ratios in one run.
 
     make bench                              everything that can run here
+    python -m tests.benchmarks              their names
     python -m tests.benchmarks startup      one of them
     python -m tests.benchmarks cuda --help  training on a CUDA GPU, with options of its own
 
@@ -72,8 +73,12 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["cuda"]:
         cuda.main(sys.argv[2:])
         sys.exit()
-    for name in sys.argv[1:] or BENCHMARKS:
-        if name not in BENCHMARKS:
-            sys.exit(f"no benchmark {name!r}: one of {', '.join(BENCHMARKS)}")
+    names = sys.argv[1:]
+    if not names or names[0] in ("-h", "--help"):
+        print(f"{__doc__}\nBenchmarks: all, {', '.join(BENCHMARKS)}")
+        sys.exit()
+    if unknown := [name for name in names if name not in (*BENCHMARKS, "all")]:
+        sys.exit(f"no benchmark {unknown[0]!r}: one of all, {', '.join(BENCHMARKS)}")
+    for name in BENCHMARKS if "all" in names else names:
         print(f"\n== {name} ==", flush=True)
         BENCHMARKS[name]()

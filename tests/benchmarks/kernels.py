@@ -83,21 +83,21 @@ def answer(name: str) -> None:
 
 def attention(dtype: torch.dtype, *, backward: bool) -> Callable[[], Any]:
     qkv = torch.randn(1, T, HEADS, 3, C // HEADS).to(dtype)
-    y, log_sum = attention_kernel._forward(qkv, T)
+    y, log_sum = attention_kernel.run_forward(qkv, T)
     if not backward:
-        return lambda: attention_kernel._forward(qkv, T)
+        return lambda: attention_kernel.run_forward(qkv, T)
     backward_op: Any = torch.ops.gptcli.packed_attend_backward
     return lambda: backward_op(y, qkv, y, log_sum, T)
 
 
 def linear(which: str) -> Callable[[], Any]:
     x, w, b = torch.randn(T, C).bfloat16(), torch.randn(4 * C, C) / 28, torch.randn(4 * C)
-    y = linear_kernel._forward(x, w, b)[0]
+    y = linear_kernel.run_forward(x, w, b)[0]
     calls: dict[str, Callable[[], Any]] = {
-        "forward": lambda: linear_kernel._forward(x, w, b),
-        "gelu": lambda: linear_kernel._forward(x, w, b, gelu=True),
-        "dx": lambda: linear_kernel._backward_x(y, w),
-        "dw": lambda: linear_kernel._backward_w(y, x),
+        "forward": lambda: linear_kernel.run_forward(x, w, b),
+        "gelu": lambda: linear_kernel.run_forward(x, w, b, gelu=True),
+        "dx": lambda: linear_kernel.run_backward_x(y, w),
+        "dw": lambda: linear_kernel.run_backward_w(y, x),
     }
     return calls[which]
 
@@ -118,10 +118,10 @@ def head(*, backward: bool) -> Callable[[], Any]:
 def norm(*, backward: bool) -> Callable[[], Any]:
     x, branch = torch.randn(4 * T, C), torch.randn(4 * T, C).bfloat16()
     gain, bias = torch.rand(C), torch.rand(C)
-    sums, y, stats = norm_kernel._forward(x, branch, gain, bias, 1e-5)
+    sums, y, stats = norm_kernel.run_forward(x, branch, gain, bias, 1e-5)
     if not backward:
-        return lambda: norm_kernel._forward(x, branch, gain, bias, 1e-5)
-    return lambda: norm_kernel._backward(y, sums, x, branch, stats, gain)
+        return lambda: norm_kernel.run_forward(x, branch, gain, bias, 1e-5)
+    return lambda: norm_kernel.run_backward(y, sums, x, branch, stats, gain)
 
 
 def decode(precision: str, rows: int) -> Callable[[], Any]:

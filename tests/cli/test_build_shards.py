@@ -176,9 +176,8 @@ def test_interrupt_ends_all_workers(corpus: Path, files_made: int) -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
-    # A slow machine says how far it is.
-    said = [line for line in errors.splitlines() if not line.startswith("read: ")]
-    assert said in ([], ["gpt: interrupted"])
+    told = [line for line in errors.splitlines() if not line.startswith("read: ")]  # progress
+    assert told in ([], ["gpt: interrupted"])
     wait_until(lambda: gone(process.pid))
     assert not (corpus / "shards/manifest.json").exists()
 
@@ -248,6 +247,19 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(corpus: Path, gpt: Gpt) -
     assert report["estimate"]["worker_bytes"] >= report["estimate"]["memory_bytes"] / 2
     assert report["estimate"]["tokens"] == pytest.approx(size, rel=0.02)
     assert sorted(path.name for path in corpus.iterdir()) == ["corpus", "tokenizer.json"]
+
+
+def test_dry_run_prices_a_snapshot_of_common_crawl(corpus: Path, gpt: Gpt) -> None:
+    pytest.importorskip("resiliparse")
+    arguments = ("CC-MAIN-2024-10", "-t", "tokenizer.json", "-o", "shards")
+    text = gpt("build-shards", *arguments, "--runner", "ray", "--dry-run").stdout
+    rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line[:1].isalpha())
+    assert rows["inputs"] == "1 file, 99.4 TB"
+    assert rows["crawl"].startswith("3,106,525,566 pages, as published")
+    assert rows["kept"].endswith("documents, before any comparison")
+    assert {"tokens", "disk", "memory", "cpu", "worker", "shuffle"} < rows.keys()
+    assert "e+" not in rows["cpu"]
+    assert "priced by its name, not read" in gpt("build-shards", *arguments, code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -775,3 +775,21 @@ def test_reports_fit_80_columns_at_any_scale(words: list[str], gpt: Any) -> None
     assert (code, err) == (0, "")
     lines = [line for line in out.splitlines() if not line.startswith("gpt train ")]
     assert max(map(len, lines)) <= REPORT_COLUMNS
+
+
+def test_the_list_of_gpus_marks_whose_speed_is_measured(gpt: Any) -> None:
+    """In words and in JSON, by the same evidence as an estimate's; a table of sizes says it too."""
+    rows = {row["name"]: row for row in report(gpt, "--gpu", "list")["gpus"]}
+    kinds = {name: row["speed_evidence"] for name, row in rows.items()}
+    assert (kinds["h100"], kinds["h20"], kinds["tpu-v4"]) == ("measured", "family", "none")
+    lines = gpt("cost", "--gpu", "list").stdout.splitlines()
+    words = {line.split()[0]: line for line in lines}
+    assert " measured " in words["h100"]
+    assert " family's " in words["h20"]
+    assert " assumed " in words["tpu-v4"]
+    assert all(len(line) <= 80 for line in lines)
+    assert "note:" not in gpt("cost", "--table", "--gpu", "h100").stdout
+    table = " ".join(gpt("cost", "--table", "--gpu", "h20").stdout.split())
+    assert "no published run on h20 was compared" in table
+    sizes = report(gpt, "--table", "--gpu", "h20")["sizes"]
+    assert {row["speed_evidence"] for row in sizes} == {"family"}

@@ -38,7 +38,7 @@ def test_shape_options_change_a_size() -> None:
         ({"size": "T5-11B", "n_ctx": 16}, "T5-11B is not a GPT"),
         ({"n_layer": 2}, "needs --n-head, --d-model"),
         ({"n_layer": 2, "n_head": 2}, "needs --d-model"),
-        ({"runs": ["a", "b"]}, "a run folder cannot be combined"),
+        ({"runs": ["a", "b"]}, "2 runs at once"),
         ({"runs": ["a"], "size": "13B"}, "a run folder cannot be combined"),
     ],
 )

@@ -215,6 +215,16 @@ def test_the_list_needs_no_run(evaluate: Callable[..., str]) -> None:
     assert "lambada" in evaluate("--list")
 
 
+def test_the_list_looks_into_the_folder_of_each_task(
+    evaluate: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "lambada.jsonl").touch()
+    for words in ([], ["lambada"]):
+        told = evaluate("--list", *words, "--data", f"lambada={tmp_path}")
+        [line] = [one for one in told.splitlines() if one.startswith(("lambada ", "  here"))]
+        assert ("here" if not words else str(tmp_path / "lambada.jsonl")) in line
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -450,20 +460,6 @@ def test_a_text_of_json_lines_is_measured_with_a_warning(
     path.write_text("and some words of prose\n")
     evaluate("run", "--text", path)
     assert len(warned) == 1
-
-
-def test_the_location_of_the_data_is_listed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "lambada_test.jsonl").touch()
-    tasks = [find_task(name) for name in ("lambada", "piqa", "two_digit_addition")]
-    print_tasks(tasks, tmp_path)
-    found = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    assert "lambada_test.jsonl" in found["lambada"]
-    assert "not here" in found["piqa"]
-    assert "generated" in found["two_digit_addition"]
-    print_tasks(tasks, None)
-    assert "dev.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("markdown", [False, True])

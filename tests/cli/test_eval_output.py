@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.eval_output import print_comparison, print_items, print_report, print_task_details
+from gptcli.cli.eval_output import (
+    print_comparison,
+    print_items,
+    print_report,
+    print_task_details,
+    print_tasks,
+)
+from gptcli.errors import InputError
 from gptcli.evals.compare import compare_scores
 from gptcli.evals.results import Conditions, MetricValue, PaperScore, TaskResult
 from gptcli.evals.task import find_task, task_names
@@ -95,14 +102,51 @@ def test_a_comparison_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("name", task_names())
 def test_every_task_says_where_its_data_is_from(
-    capsys: pytest.CaptureFixture[str], name: str
+    capsys: pytest.CaptureFixture[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    print_task_details([find_task(name)], Path("data"))
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    print_task_details([(find_task(name), Path("data"))])
     told = capsys.readouterr().out
-    for word in ("source", "licence", "items", "files", "hub", "folder", "here"):
+    for word in ("kind", "source", "licence", "items", "files", "hub", "folder", "here"):
         assert f"\n  {word:<9} " in told
     assert f"data/{name}/" in told
     assert "not stated" not in told
+
+
+def test_the_list_of_tasks_says_which_have_data_in_80_columns(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "hellaswag").mkdir()
+    (tmp_path / "hellaswag" / "hellaswag_val.jsonl").touch()
+    tasks = [find_task(name) for name in task_names()]
+    for data, hellaswag, lambada in ((tmp_path, "here", "not here"), (None, "", "")):
+        print_tasks([(task, data) for task in tasks])
+        lines = capsys.readouterr().out.splitlines()
+        assert all(len(line) <= 80 and line == line.rstrip() for line in lines)
+        begin = lines[0].index("data")
+        told = {
+            line.split()[0]: line[begin : begin + 9].strip() for line in lines if line[0] != " "
+        }
+        assert {*told} > {task.name for task in tasks}
+        assert (told["hellaswag"], told["lambada"]) == (hellaswag, lambada)
+        assert told["reversed_words"] == "generated"
+
+
+def test_details_say_why_there_is_no_data(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    task = find_task("hellaswag")
+    for data, says in ((None, "unknown"), (tmp_path, "no: no file matches hellaswag_val*")):
+        print_task_details([(task, data)])
+        assert f"\n  here      {says}" in capsys.readouterr().out
+    for name in ("hellaswag_val.jsonl", "hellaswag_val.txt"):
+        (tmp_path / name).touch()
+    print_task_details([(task, tmp_path)])
+    assert "\n  here      no: 2 files match" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no such file or folder"):
+        print_task_details([(task, tmp_path / "gone")])
+    assert capsys.readouterr().out == ""
 
 
 def test_items_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

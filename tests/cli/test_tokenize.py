@@ -258,6 +258,7 @@ def test_closed_pipe_is_not_a_traceback(here: Path) -> None:
         ".",
         "--documents",
         "line",
+        "--quiet",
     ]
     with subprocess.Popen(
         command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE

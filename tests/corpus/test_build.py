@@ -416,12 +416,23 @@ def test_an_empty_split_is_a_warning_or_an_error(tmp_path: Path, byte_tokenizer:
         assert advice in heard.warnings[0]
     with pytest.raises(InputError, match="the val split is empty"):
         open_split(tmp_path / "line", "val")
+    few = dataclasses.replace(with_source(build, documents="line"), val_fraction=0.03)
+    heard = Heard()
+    begin_build(few, tmp_path / "few", resume=False, force=False)
+    made = finish_build(few, tmp_path / "few", events=heard)
+    documents = sum(shard.documents for shard in made.shards_of("val"))
+    assert 0 < documents < 10
+    assert (
+        f"is small, and a loss on it says little: val_fraction 0.03 chose {documents} of 100"
+        in (heard.warnings[0])
+    )
+    assert "raise it: 0.1 would choose about 10 documents" in heard.warnings[0]
     heard = Heard()
     none = dataclasses.replace(build, val_fraction=0.0)
     begin_build(none, tmp_path / "none", resume=False, force=False)
     finish_build(none, tmp_path / "none", events=heard)
     assert heard.warnings == []
-    with pytest.raises(InputError, match="all 1 documents were chosen for validation"):
+    with pytest.raises(InputError, match="validation has all 1 document, and none is left"):
         run(dataclasses.replace(build, val_fraction=1 - 1e-12), tmp_path / "val")
     (tmp_path / "a.txt").write_text(" \n \n")
     with pytest.raises(InputError, match="there is no text in the inputs"):

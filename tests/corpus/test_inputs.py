@@ -273,9 +273,9 @@ def test_a_link_to_a_file_is_that_file(tree: Path) -> None:
         ("absent.txt", "absent.txt: no such file or folder"),
         ("*.csv", r"\*.csv: no file matches"),
         ("gone.md", "gone.md: a link that leads nowhere, to nothing"),
-        ("[a-c]*.foo*", "contains no file of a known kind\n"),
-        ("code*", r"contains no file of a known kind \(only .py\)"),
-        ("folder", r"contains no file of a known kind \(only .arrow, no suffix\)"),
+        ("[a-c]*.foo*", "contains no file that a folder is searched for\n"),
+        ("code*", r"contains no file that a folder is searched for \(only .py\)"),
+        ("folder", r"contains no file that a folder is searched for \(only .arrow, no suffix\)"),
     ],
 )
 def test_an_input_without_files_is_an_error(tree: Path, name: str, message: str) -> None:

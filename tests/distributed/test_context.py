@@ -86,13 +86,14 @@ def test_resuming_in_another_numeric_environment_warns(monkeypatch):
     monkeypatch.setattr(optional_kernels, "available", lambda kernel: False)
     other = module.check_numeric_environment(first, events, precision="bf16", compiled=False)
     assert other != first
-    assert f"computed by {first} and continues on {other}:" in warnings[0]
+    lost = "compiled, kernels in C"
+    assert f"computed with {lost} and continues with no {lost}:" in warnings[0]
     assert first.endswith(", compiled, kernels in C")
     monkeypatch.setattr(optional_kernels, "available", lambda kernel: True)
     monkeypatch.setattr(optional_kernels, "instruction_set", lambda: "avx2")
     narrower = module.check_numeric_environment(first, events, **compiled)
     assert narrower == f"{first} for avx2"
-    assert "continues on" in warnings[1]
+    assert "with kernels in C and continues with kernels in C for avx2:" in warnings[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the open files are listed in /proc")

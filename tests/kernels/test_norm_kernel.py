@@ -163,7 +163,7 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
     names = list(model.state_dict())
     plain = losses_and_gradients(model)
     recording = RecordingKernel()
-    monkeypatch.setattr(norm_kernel, "_kernel", lambda: recording)
+    monkeypatch.setattr(norm_kernel, "_kernel", lambda *of: recording)
     calls = []
     call = linear_kernel._call
     monkeypatch.setattr(
@@ -202,7 +202,7 @@ def test_compiled_blocks_use_the_kernels_in_one_graph(
 def test_eager_block_equals_torch(
     norm: model_config.Norm, norm_is_available: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm_kernel, "available", lambda: norm_is_available)
+    monkeypatch.setattr(norm_kernel, "available", lambda *of: norm_is_available)
     torch.manual_seed(0)
     config = ModelConfig(n_layer=1, n_head=2, d_model=48, n_ctx=16, vocab_size=57, norm=norm)
     block, x = Block(config, 0), torch.randn(2, 16, 48)

@@ -14,6 +14,7 @@ from gptcli.runs.curves import (
     MAX_HOVER_STRIPS,
     MAX_POINTS,
     MAX_TABLE_ROWS,
+    START_SHARE,
     WIDTH,
     chart_data,
     choose_axes,
@@ -67,6 +68,17 @@ def test_a_start_far_above_the_rest_is_left_out_and_announced():
     assert heading is not None
     assert "".join(heading.itertext()) == "nats, begins at 11"
     assert choose_axes([[(0.0, 1.0), (100.0, 2.0)]]).peak is None
+
+
+@given(curves, st.booleans())
+def test_single_values_outside_of_the_axis_are_told(points, from_zero):
+    mean = [(x, y / 2) for x, y in points]
+    axes = choose_axes([mean], from_zero=from_zero, faint=[points])
+    later = [y for x, y in points if axes.peak is None or axes.x.fraction(x) > START_SHARE]
+    slack = (axes.y.step or 0) * 1e-6
+    above, below = max(later) > axes.y.high + slack, min(later) < axes.y.low - slack
+    assert ("up to" in axes.left_out, "down to" in axes.left_out) == (above, below)
+    assert ("begins at" in axes.left_out) == (axes.peak is not None)
 
 
 @given(curves, st.booleans())

@@ -14,7 +14,7 @@ import pytest
 
 from gptcli.runs.curves import MAX_DATA_POINTS
 from gptcli.runs.record import Record
-from gptcli.runs.report import MAX_COLUMNS, comparison_page, run_page
+from gptcli.runs.report import MAX_COLUMNS, TITLES, comparison_page, run_page
 from tests.runs.example_run import EVALUATION, RUN_TOML, lines
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
@@ -106,9 +106,10 @@ def test_the_page_of_a_run_is_well_formed_and_complete(count):
     ]
 
 
-def test_measured_metrics_are_drawn_and_others_are_shown_as_missing():
+def test_measured_metrics_are_drawn_and_others_are_left_out():
     before = run_page(record(3))
-    assert facts(parsed(before))["MFU"] == "n/a"
+    assert {"MFU", "MFU, causal"}.isdisjoint(facts(parsed(before)))
+    assert "n/a" not in facts(parsed(before)).values()
     assert "<h2>Samples" not in before
     assert "<h2>Evaluations" not in before
     more = [
@@ -125,12 +126,11 @@ def test_measured_metrics_are_drawn_and_others_are_shown_as_missing():
     root = parsed(run_page(Record(folder=Path("x"), resolved="", lines=[*lines(3), *more])))
     assert len(root.findall("body/main/section/svg")) == 6
     known = facts(root)
-    assert (
-        known["MFU"],
-        known["MFU, causal"],
-        known["training loss, 3 steps"],
-        known["updates skipped"],
-    ) == ("40.0%", "35.0%", "n/a", "3")
+    assert (known["MFU"], known["MFU, causal"], known["updates skipped"]) == ("40.0%", "35.0%", "3")
+    assert "training loss, 3 steps" not in known
+    titled = {one.findtext("dt"): one.get("title") for one in root.iterfind(".//dl/div")}
+    assert "Model FLOPs utilization" in (titled["MFU"] or "")
+    assert {*TITLES} <= {*titled}
     assert known["time in steps"] == "12 s"
     assert "slowest process" not in known
     more[-1]["rank_own_seconds"] = [0.2, 0.2, 0.5]
@@ -168,6 +168,7 @@ def test_a_comparison_shows_results_differences_and_shared_charts():
     assert [row[0] for row in table[1:3]] == ["a & b", "c"]
     # what differs first: not out, and not what is the same
     assert table[0][:4] == ["run", "lr", "clip", "validation loss"]
+    assert table[0][6] == "tokens trained"
     assert table[1][1:] == ["0.5", "–", "n/a", "n/a", "3.0556", "192", "3", "1,234", "6 s"]
     assert table[2][1:3] == ["0.25", "1.0"]
     assert [link.get("href") for link in root.iterfind(".//a")] == [
@@ -205,6 +206,10 @@ def test_the_page_shows_the_provenance_of_a_run():
     )
     assert known["data"].startswith("shards, 10 training")
     assert "host" not in known
+    planned = facts(parsed(run_page(record(3, resolved=f"{resolved}tokens = 640\n"))))
+    assert (planned["tokens"], planned["passes"]) == ("192 of 640", "0.15 of 0.5")
+    done = facts(parsed(run_page(record(10, resolved=f"{resolved}tokens = 640\n"))))
+    assert (done["tokens"], done["passes"]) == ("640", "0.5")
     page = run_page(record(3, resolved=resolved))
     assert not re.search("somewhere|someone|host c", page), "pages are published"
     assert "How it was made" not in run_page(record(3))
@@ -221,6 +226,23 @@ def test_the_page_says_on_how_many_tokens_the_validation_loss_is():
     )
     del validated.lines[-1]["val_loss"]
     assert "validation tokens" not in facts(parsed(run_page(validated)))
+
+
+def test_a_comparison_has_one_name_for_each_count_of_tokens_and_names_runs_without_a_curve():
+    """Also where what was planned differs, and where only some runs have measured something."""
+    longer = RUN_TOML.replace("64000", "128000")
+    runs = [record(3, "a <b>"), record(3, "b", longer), record(3, "c"), record(3, "d")]
+    runs[1].lines[-1]["val_loss"] = runs[2].lines[-1]["val_loss"] = 4.0
+    for some, says in ((runs[:3], "in a <b>"), (runs, "in a <b> and d")):
+        root = parsed(comparison_page(some, Path("runs")))
+        heads = rows(root)[0]
+        assert (heads.count("tokens planned"), heads.count("tokens trained")) == (1, 1)
+        assert len({*heads}) == len(heads)
+        loss = root.find(".//section/h2")
+        assert loss is not None
+        assert "".join(loss.itertext()) == f"Validation loss nats per token, not measured {says}"
+    many = [record(3, "e"), *(runs[2:3]), *(record(3, name) for name in "fg")]
+    assert "not measured in 3 of 4 runs" in comparison_page(many, Path("runs"))
 
 
 def test_table_cells_carry_their_heads_for_narrow_screens():
@@ -318,3 +340,25 @@ def test_the_script_draws_the_charts_anew_in_a_browser(tmp_path):
     assert (min(map(int, ticks)) >= 150, ticks[-1]) == (True, "300")
     assert 'type="checkbox" data-curve="training"' in loss
     assert "<del>1</del><ins>200</ins>" in dom
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs chromium")
+def test_the_script_says_what_an_axis_leaves_out(tmp_path):
+    """The running mean of the script is not that of the still picture, nor are the axes."""
+    one = record(300)
+    for number, line in enumerate(one.lines):
+        line["loss"] = 9.0 if number < 9 else 3.0 + number % 2 / 10
+        line["tokens_per_second"] = 900.0 if number == 150 else 100.0
+    page = tmp_path / "report.html"
+    text = run_page(one)
+    page.write_text(text, "utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"]
+    dom = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    for shown in (text, dom):
+        heads = dict(re.findall(r"<h2>([\w ]+) <small>([^<]*)</small></h2>", shown))
+        assert heads["Loss"].startswith("nats per token, begins at ")
+        assert heads["Throughput"] == "tokens per second, single steps up to 900"
+        assert heads["Batch size"] == "tokens"

@@ -64,6 +64,20 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
     ({"logit_bias": {"1": 101}}, "from -100 to 100", "logit_bias"),
     ({"logit_bias": {"400": 1}}, "the vocabulary has 400", "logit_bias"),
     ({"user": 1}, "must be a text", "user"),
+    ({"top_k": -2}, "from -1 to", "top_k"),
+    ({"truncate_prompt_tokens": 0}, "at least 1, or -1", "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "from -1 to", "truncate_prompt_tokens"),
+    (
+        {"prompt": "a", "truncate_prompt_tokens": -1, "max_tokens": 96},
+        "use at most 95",
+        "max_tokens",
+    ),
+    (
+        {"prompt": "word " * 96, "truncate_prompt_tokens": 90},
+        "has 90 tokens and max_tokens is 16",
+        "max_tokens",
+    ),
+    ({"stream": True, "stream_options": {"x": True}}, "include_usage", "stream_options"),
 ]
 
 
@@ -101,7 +115,7 @@ def test_models_have_names_of_their_own(client: TestClient, served: list[ServedM
 
 def test_fields_are_those_of_the_document(client: TestClient) -> None:
     assert DOCUMENTED["Request of /v1/completions"] - {"<|endoftext|>"} == {*FIELDS}
-    made = complete(client, prompt="a", logprobs=1)
+    made = complete(client, prompt="a", logprobs=1, truncate_prompt_tokens=-1)
     [choice] = made["choices"]
     choice["logprobs"]["top_logprobs"] = [{"a": 1}]
     check("Response of /v1/completions", {*keys(made)})

@@ -22,6 +22,7 @@ from gptcli.serving.requests import ServedModel, read_request, serve_names
 from gptcli.serving.responses import Stream, response, token_text
 from gptcli.serving.scheduler import Scheduler
 from gptcli.serving.server import application
+from gptcli.tokenizer.tokenizer import Tokenizer
 from tests.serving.conftest import complete, loaded
 
 
@@ -175,6 +176,30 @@ def test_a_stream_has_the_same_content(client: TestClient, echo: bool) -> None:
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"] == whole["usage"]
     assert joined(chunks) == whole["choices"]
+
+
+def test_a_truncated_prompt_is_its_last_tokens(client: TestClient, tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode_prompt("def naïve(text): return text " * 20)
+    assert len(tokens) > 96
+    fields = {"seed": 3, "max_tokens": 16, "logprobs": 1, "echo": True}
+    for kept, count in ((-1, 80), (7, 7)):
+        cut = complete(client, prompt=tokens, truncate_prompt_tokens=kept, **fields)
+        whole = complete(client, prompt=tokens[-count:], **fields)
+        assert cut["choices"] == whole["choices"]
+        dropped = {"truncated_prompt_tokens": len(tokens) - count}
+        assert cut["usage"] == whole["usage"] | dropped
+    short = complete(client, prompt="a", truncate_prompt_tokens=-1)
+    assert short["usage"]["truncated_prompt_tokens"] == 0
+
+
+def test_a_stream_may_tell_the_usage_with_every_chunk(client: TestClient) -> None:
+    every = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = streamed(client, prompt="a", max_tokens=9, stream_options=every)
+    told = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert told == sorted(told)
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {1}
+    once = streamed(client, prompt="a", max_tokens=9, stream_options={"include_usage": True})
+    assert [chunk["usage"] is None for chunk in once] == [True] * (len(once) - 1) + [False]
 
 
 @settings(max_examples=60)

@@ -116,6 +116,7 @@ async def test_queue_is_limited(one: Loaded) -> None:
     step(scheduler)  # two of them decode
     scheduler.submit(job(one, [4], [5]), 0)
     assert scheduler.waiting == 3
+    assert scheduler.requests == 2
 
 
 @in_a_loop
@@ -126,12 +127,15 @@ async def test_cancelled_rows_make_room(one: Loaded) -> None:
     scheduler.submit(stays, 0)
     step(scheduler)
     assert [row.job for row in scheduler.loops[0].running] == [gone, gone]
+    assert scheduler.requests == 2
     scheduler.cancel(gone)
+    assert scheduler.requests == 1
     step(scheduler)
     assert scheduler.waiting == 0
     assert scheduler.loops[0].running == stays.rows
     step(scheduler)
     assert stays.done
+    assert scheduler.requests == 0
     assert not gone.done
 
 
@@ -151,7 +155,7 @@ async def test_a_failed_pass_ends_its_requests_only(one: Loaded) -> None:
     step(scheduler)
     assert failing.done
     assert str(failing.error) == "broken weights"
-    assert warnings == ["a pass has failed, and with it 1 samples: broken weights"]
+    assert warnings == ["a pass has failed, and with it 1 sample: broken weights"]
     loop.choose = right
     step(scheduler)
     assert waiting.done

@@ -17,10 +17,12 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from gptcli.cli.sample import OPTIONS
 from gptcli.errors import UsageError
 from gptcli.runs.svg import PALETTE, THEME
+from gptcli.sampling.params import sampling_params
 from gptcli.serving import server as module
-from gptcli.serving.requests import ServedModel
+from gptcli.serving.requests import FIELDS, ServedModel
 from gptcli.serving.scheduler import Scheduler
 from gptcli.serving.server import application, is_loopback, listen, page, require_server
 
@@ -253,6 +255,33 @@ def test_page_is_one_file_whose_fields_have_names(client: TestClient) -> None:
         if tag in ("input", "select", "textarea") and attrs.get("type") != "checkbox":
             named = attrs.get("aria-label") or attrs.get("id") in labelled
             assert named or attrs.get("id") == "between", attrs
+
+
+def test_the_page_begins_with_the_defaults_of_the_command() -> None:
+    text = page()
+    assert "/*DEFAULTS*/" not in text
+    defaults = json.loads(found[1]) if (found := re.search("DEFAULTS = (.*);", text)) else {}
+    of_command = {name: OPTIONS[name].shown.split(",")[0] for name in defaults if name != "top_p"}
+    assert {name: str(defaults[name]) for name in of_command} == {
+        name: f"{float(shown)}" if name == "temperature" else shown
+        for name, shown in of_command.items()
+    }
+    assert {*of_command} == {"temperature", "top_k", "max_tokens"}
+    params = sampling_params({"greedy": False})
+    assert (params.temperature, params.top_k) == (defaults["temperature"], defaults["top_k"])
+    assert defaults["top_p"] == 1  # all tokens, as without --top-p
+
+
+def test_the_page_calls_its_settings_by_their_labels_in_errors() -> None:
+    text = page()
+    names = dict(
+        re.findall(r'(\w+): "([^"]+)"', text.partition("const NAMES = {")[2].partition("}")[0])
+    )
+    labels = dict(re.findall(r'<label for="(\w+)">([^<]+)</label>', text))
+    assert {*names} >= {"max_tokens", "top_k", "top_p"}
+    for field, name in names.items():
+        assert field in FIELDS
+        assert labels[field].partition(" (")[0] == name
 
 
 def luminance(color: tuple[float, ...]) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,8 +50,13 @@ def rows(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
     return [row.tolist() for row in np.split(ids, np.cumsum(counts)[:-1])]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_same_ids(tokenizer: Tokenizer, name: EncoderName) -> None:
+@pytest.mark.parametrize(
+    ("name", "first_texts"), [*((name, 50_000) for name in NAMES), ("gigatoken", 0)]
+)
+def test_the_same_ids(
+    tokenizer: Tokenizer, name: EncoderName, first_texts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "FIRST_TEXTS", first_texts)
     encoder = opened(tokenizer, name)
     words = st.text(
         st.sampled_from("the cats 's12 .\n\t'll\u00e9\u3000你👩\ufeff\x00" + "".join(NEWER[::400])),
@@ -99,6 +106,42 @@ def test_documents_with_a_newer_character_go_to_the_reference(tokenizer: Tokeniz
     assert any(backend.encode(text).tolist() != tokenizer.encode(text) for text in texts), (
         "the guard guards against nothing"
     )
+
+
+def test_gigatoken_gets_batches_after_the_first_texts(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = opened(tokenizer, "gigatoken")
+    batches: list[int] = []
+    together = encoders._Gigatoken._together
+
+    def counted(self: encoders._Gigatoken, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        batches.append(len(texts))
+        return together(self, texts)
+
+    monkeypatch.setattr(encoders._Gigatoken, "_together", counted)
+    monkeypatch.setattr(encoders, "FIRST_TEXTS", len(encoders.PROBES) + 3)
+    texts = ["the cat", "", "12 mats"]
+    for _ in range(3):
+        assert rows(encoder, texts) == tokenizer.encode_batch(texts)
+    assert batches == [len(encoders.PROBES), 3, 3]
+    other = opened(tokenizer, "gigatoken")
+    monkeypatch.setattr(encoders, "FIRST_CHARACTERS", 0)
+    monkeypatch.setattr(other, "_together", lambda texts: _Wrong().encode(texts), raising=False)
+    with pytest.raises(RunError, match="other ids for a batch"):
+        other.encode(texts)
+
+
+def test_few_texts_need_no_awkward(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    pytest.importorskip("gigatoken")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    program = (
+        "import sys\nfrom gptcli.tokenizer.encoders import open_encoder\n"
+        "from gptcli.tokenizer.load import load_tokenizer\n"
+        f"encoder = open_encoder(load_tokenizer({str(tmp_path)!r}), 'gigatoken')\n"
+        "encoder.encode(['the cat', ''])\nassert 'awkward' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_gigatoken_forgets(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

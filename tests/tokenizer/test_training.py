@@ -17,13 +17,14 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.errors import InputError, RunError, UsageError
+from gptcli.errors import InputError, UsageError
 from gptcli.events import Events
+from gptcli.optional_kernels import merge_learner
 from gptcli.tokenizer import training
 from gptcli.tokenizer.encoders import UNICODE_17
 from gptcli.tokenizer.gpt1 import train_gpt1_tokenizer
 from gptcli.tokenizer.tokenizer import PATTERN, Tokenizer, byte_alphabet
-from gptcli.tokenizer.training import MIN_VOCAB, PIECE, train_tokenizer
+from gptcli.tokenizer.training import MIN_VOCAB, PIECE, character_classes, train_tokenizer
 
 
 class Heard(Events):
@@ -154,84 +155,66 @@ def test_an_error_of_the_reader_comes_through() -> None:
         train_tokenizer(broken(), 300)
 
 
-pytest.importorskip("gigatoken")
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(InputError, match=r"a lone surrogate, U\+D800, at character 1"):
+        train_tokenizer(["fine", "x\ud800"], 300)
 
 
-def test_a_small_text_needs_no_fast_trainer_and_no_temporary_file(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(training, "SMALL_CHARACTERS", 100)
-    monkeypatch.setattr(training, "scratch_folder", lambda: pytest.fail("a temporary file"))
-    assert train_tokenizer(["the cat sat", " on the mat"] * 2, 300).merges > 3
-
-
-def merges(
-    texts: list[str], size: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[list[list[str]], list[list[str]], int]:
-    """Return our merges, those of tokenizers, and how often the reference was asked."""
-    asked = 0
-    reference = training._reference
-
-    def counted(*arguments: object) -> list[tuple[str, str]]:
-        nonlocal asked
-        asked += 1
-        return reference(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(training, "_reference", counted)
-    monkeypatch.setattr(training, "SMALL_CHARACTERS", 0)
+def by_both(texts: list[str], size: int) -> list[tuple[str, str]]:
+    """Return the merges that the kernel learns, which are those of tokenizers."""
+    if merge_learner(character_classes, bytes(range(256)), 256) is None:
+        pytest.skip("no compiler here")
     learnt = train_tokenizer(texts, size)
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "learn_merges", lambda pieces, _, reference, __: reference(pieces))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "merge_learner", lambda *_: None)
         expected = train_tokenizer(texts, size)
+    assert merges_of(learnt) == merges_of(expected)
     assert learnt.sha256 == expected.sha256
-    ours, theirs = (
-        [merge.split(" ") for merge in json.loads(tokenizer.to_json())["model"]["merges"]]
-        for tokenizer in (learnt, expected)
-    )
-    return ours, theirs, asked - 1
+    return merges_of(learnt)
 
 
-def test_the_same_merges_on_source_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_merges_on_source_code() -> None:
     library = Path(sysconfig.get_paths()["stdlib"])
     texts = [path.read_text(encoding="utf-8") for path in sorted(library.glob("*.py"))[:40]]
-    learnt, expected, asked = merges(texts, 3000, monkeypatch)
-    assert learnt == expected
-    assert len(learnt) == 3000 - 257
-    assert asked == 0, "the fast trainer was not used"
+    assert len(by_both(texts, 3000)) == 3000 - 257
 
 
-def test_pairs_that_occur_once_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    learnt, expected, asked = merges(["the cat sat on the mat"], 5000, monkeypatch)
-    assert learnt == expected == [["a", "t"], ["h", "e"], ["t", "he"]]
-    assert asked == 1
+def test_pairs_that_occur_once_teach_nothing() -> None:
+    text = ["the cat sat on the mat"]
+    learnt = by_both(text, 5000)
+    assert learnt == [("a", "t"), ("h", "e"), ("t", "he")]
     for size in range(257, 257 + 8):  # to the very merge where pairs run out
-        assert merges(["the cat sat on the mat"], size, monkeypatch)[0] == learnt[: size - 257]
+        assert by_both(text, size) == learnt[: size - 257]
 
 
-def test_random_words_with_many_ties(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_words_with_many_ties() -> None:
     chance = random.Random(5)
     texts = [
         " ".join("".join(chance.choices("abcé你", k=chance.randrange(1, 7))) for _ in range(300))
         for _ in range(6)
     ]
     for size in (300, 500, 900):
-        learnt, expected, _ = merges(texts, size, monkeypatch)
-        assert learnt == expected
+        by_both(texts, size)
 
 
-def test_a_character_of_unicode_17_sends_the_text_to_the_reference(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    learnt, expected, asked = merges(
-        [f"a{chr(UNICODE_17[9][0])}b " * 50, "abc " * 20], 300, monkeypatch
+@given(st.lists(st.text(max_size=80), min_size=1, max_size=5).filter(any))
+@settings(max_examples=100, deadline=None)
+def test_any_text_is_divided_as_the_reference_divides_it(texts: list[str]) -> None:
+    by_both(texts * 2, 2000)
+
+
+def test_every_character_is_divided_as_the_reference_divides_it() -> None:
+    """Those of Unicode's newest version too, which libraries know or do not."""
+    points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    characters = "".join(map(chr, random.Random(7).sample(points, 20_000)))
+    newest = "".join(f" a{chr(first)}b1" for first, _ in UNICODE_17)
+    blanks = " ".join(
+        f"x{blank}y{blank}{blank} z" for blank in "\t\n\v\f\r\x1c\x85\xa0\u2028\u3000"
     )
-    assert learnt == expected
-    assert asked == 1
+    by_both([characters, newest * 2, blanks * 2, characters[::-1]], 700)
 
 
-def test_learning_shows_that_it_goes_on_and_is_silent_otherwise(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_learning_shows_that_it_goes_on() -> None:
     class Seen(Events):
         tasks: ClassVar[list[str]] = []
 
@@ -241,26 +224,9 @@ def test_learning_shows_that_it_goes_on_and_is_silent_otherwise(
         def finish(self, task: str) -> None:
             self.tasks.append(f"{task} is over")
 
-    monkeypatch.setattr(training, "SMALL_CHARACTERS", 0)
+    by_both(["the cat sat on the mat " * 9], 262)
     train_tokenizer(["the cat sat on the mat " * 9], 262, events=Seen())
     assert Seen.tasks[-2:] == ["learning merges", "learning merges is over"]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_process_that_cannot_learn_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SMALL_CHARACTERS", 0)
-    monkeypatch.setattr(training, "LEARN", "import sys\nsys.exit('no memory')")
-    with pytest.raises(RunError, match="the process that learns the merges failed: no memory"):
-        train_tokenizer(["the cat sat on the mat " * 9], 262)
-
-
-def test_a_long_spool_is_read_back_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CHUNK", 7)
-    learnt, expected, asked = merges(
-        [f"one {chr(0x16EA0)} two three " * 5, "two", "é" * 20], 280, monkeypatch
-    )
-    assert learnt == expected
-    assert asked == 1
 
 
 @pytest.mark.parametrize("pattern", ["zzz", "x*", r"\d+(?!.)"])

@@ -154,7 +154,9 @@ def test_a_full_disk_leaves_earlier_checkpoints_intact(train_step, tmp_path, mon
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Large enough to be written in the background, which waits until the gate is set."""
+    """Checkpoints of a GPU, large enough to be written in the background, which waits until the gate
+    is set.
+    """
     opened = threading.Event()
     write = checkpoint_storage.write_file
 
@@ -167,13 +169,16 @@ def gate(monkeypatch):
     return opened
 
 
+GPU_CONTEXT = RankContext(torch.device("mps"))
+
+
 def state_at(step):
     return CheckpointState(Position(step, 4 * step), {}, {})
 
 
 def test_a_background_write_has_the_values_at_the_time_of_the_save(train_step, tmp_path, gate):
     checkpoints, parameters = (
-        Checkpoints(tmp_path, CONTEXT, keep=3),
+        Checkpoints(tmp_path, GPU_CONTEXT, keep=3),
         plain_named_parameters(train_step.model),
     )
     before = {name: tensor.clone() for name, tensor in parameters.items()}
@@ -193,7 +198,7 @@ def test_one_write_is_in_flight_at_most_and_its_failure_is_raised_at_the_next_sa
     train_step, tmp_path, gate, monkeypatch
 ):
     checkpoints, parameters = (
-        Checkpoints(tmp_path, CONTEXT, keep=3),
+        Checkpoints(tmp_path, GPU_CONTEXT, keep=3),
         plain_named_parameters(train_step.model),
     )
     checkpoints.save(state_at(5), parameters, train_step.optimizer)
@@ -322,5 +327,25 @@ def test_a_gpus_tensors_are_staged_in_the_same_memory_each_time(train_step, tmp_
     assert stager.cache_staged_state_dict
     assert checkpoints._stager({"a": torch.ones(2)}) is stager
     assert checkpoints._stager({**tensors, "b": torch.zeros(1)}) is not stager
-    on_cpu = Checkpoints(tmp_path, RankContext(torch.device("cpu")), keep=1)
-    assert not on_cpu._stager(tensors).cache_staged_state_dict
+    apples = Checkpoints(tmp_path, GPU_CONTEXT, keep=1)
+    assert not apples._stager(tensors).cache_staged_state_dict
+    assert apples._stager(tensors).stage(tensors)["a"] is not tensors["a"]
+
+
+def test_a_cpus_tensors_are_written_where_they_are_before_the_next_step(
+    train_step, tmp_path, monkeypatch
+):
+    """However many they are: none is copied, and the checkpoint is on disk when `save` returns."""
+    monkeypatch.setattr(checkpoint, "SYNC_BYTES", 0)
+    seen = []
+    write = checkpoint_storage.write_file
+
+    def spied(path, tensors):
+        seen.extend(tensor.data_ptr() for tensor in tensors.values())
+        return write(path, tensors)
+
+    monkeypatch.setattr(checkpoint_storage, "write_file", spied)
+    parameters = plain_named_parameters(train_step.model)
+    Checkpoints(tmp_path, CONTEXT, keep=3).save(state_at(5), parameters, train_step.optimizer)
+    assert checkpoint.checkpoint_folder(tmp_path, 5).exists()
+    assert {parameter.data_ptr() for parameter in parameters.values()} <= set(seen)

@@ -47,7 +47,8 @@ MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 200, 1 << 30
 REGULAR, DIRECTORY = (b"0", b"\0", b"7"), b"5"  # types of members
 WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", DIRECTORY, b"6")  # whatever size their header has
 MAGIC_OFFSET = 257  # of "ustar" in a header
-SPARSE = "GNU.sparse."  # begins the names of pax fields of a file with holes
+SPARSE, OLD_SPARSE = "GNU.sparse.", b"S"  # a file with holes: pax fields' names, type of a member
+SPARSE_CONTINUED, HOLES_CONTINUED = 482, 504  # flags of a header, and of a block of holes after it
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 FindMember = Callable[[str, bytes], "Reader | str"]
@@ -224,6 +225,10 @@ def _tar_members(stream: Any, _: str) -> Iterator[_Member]:
             if header is None:
                 raise StreamDamageError("bytes that are no header of a file")
             is_end = False
+            is_continued = header.type == OLD_SPARSE and block[SPARSE_CONTINUED] != 0
+            while is_continued:
+                holes = archive.read(BLOCK)
+                is_continued = len(holes) == BLOCK and holes[HOLES_CONTINUED] != 0
             facts = always | once
             name = _text(facts.get("path", header.name))
             size = int(facts.get("size", header.size))
@@ -289,11 +294,9 @@ def _text(name: str) -> str:
 
 def _tar_problem(header: TarInfo, facts: dict[str, str]) -> str:
     """Return why a member is left out, or ""."""
-    if header.type not in REGULAR:
-        return "a link or a device"
-    if any(key.startswith(SPARSE) for key in facts):
+    if header.type == OLD_SPARSE or any(key.startswith(SPARSE) for key in facts):
         return "a file with holes"
-    return ""
+    return "" if header.type in REGULAR else "a link or a device"
 
 
 def _zip_members(stream: Any, name: str) -> Iterator[_Member]:

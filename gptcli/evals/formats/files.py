@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from gptcli.encodings import not_utf8, without_bom
 from gptcli.errors import InputError
+from gptcli.files import missing_file
 from gptcli.text.compression import StreamDamageError, decompressed
 from gptcli.toml_json import parse_json, shown
 
@@ -41,8 +42,10 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
         with open(path, "rb") as file:
             compression = path.suffix if path.suffix in COMPRESSED_SUFFIXES else ""
             yield decompressed(file, compression, str(path))
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError("no such file", where=path) from None
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a file", where=path) from None
     except (StreamDamageError, OSError) as error:
         raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
 

@@ -96,9 +96,33 @@ def test_links_are_counted_and_folders_are_not(tmp_path: Path) -> None:
             archive.addfile(member)
     (one,) = scanned(tmp_path / "a.tar")
     assert "a link or a device" in str(one.error)
+    with tarfile.open(tmp_path / "c.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        member = tarfile.TarInfo("image.txt")
+        member.type = tarfile.GNUTYPE_SPARSE
+        archive.addfile(member)
+    (one,) = scanned(tmp_path / "c.tar")
+    assert "a file with holes" in str(one.error)
     (tmp_path / "b.tar").write_bytes(tar_of({}))
     (one,) = scanned(tmp_path / "b.tar")
     assert "the archive has no files" in str(one.error)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_the_map_of_a_file_with_holes_costs_no_member_after_it(tmp_path: Path, blocks: int) -> None:
+    """GNU tar writes 21 holes to a block of its own if there are more than four (`tar -S`)."""
+    member = tarfile.TarInfo("image.txt")
+    member.type, member.size = tarfile.GNUTYPE_SPARSE, 5
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[482] = blocks > 0
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    maps = [bytes(504) + bytes([left > 1]) + bytes(7) for left in range(blocks, 0, -1)]
+    rest = tar_of({"after.txt": b"a text"}, tarfile.GNU_FORMAT)
+    data = b"".join([bytes(header), *maps, b"bytes" + bytes(507), rest])
+    (tmp_path / "a.tar").write_bytes(data)
+    holes, after = scanned(tmp_path / "a.tar")
+    assert "a file with holes" in str(holes.error)
+    assert after.text == "a text"
 
 
 def test_a_format_that_is_asked_for_is_that_of_every_member(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""A whole pre-norm layer as one node of autograd: the kernels of `norm_kernel`, called one by one.
+
+A small layer takes as long in PyTorch's operators, and in the compiler's checks before each of its
+graphs, as in its products. Here nothing but the kernels runs between a layer's input and output, in
+either direction. They are those of the compiled layer, so the numbers are the same.
+
+Shapes: N positions, C d_model, F d_ff, B batch, T positions of a sequence, H heads, D d_head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gptcli.kernels import attention_kernel, linear_fp32, linear_kernel, norm_kernel
+from gptcli.kernels.norm_kernel import fused_block
+from gptcli.model.transformer import Block, Cache, Documents, block_forward
+
+
+def train_layer(
+    block: Block,
+    x_BTC: torch.Tensor,
+    cache: Cache | None = None,
+    documents: Documents | None = None,
+) -> torch.Tensor:
+    """Return the residual stream after one layer in training, as `block_forward` does.
+
+    Compiled, it is `fused_block`; eager, one node where that is supported.
+    """
+    if torch.compiler.is_compiling():
+        return fused_block(block, x_BTC, cache, documents)
+    if supports(block, x_BTC, cache, documents):
+        return layer(block, x_BTC)
+    return block_forward(block, x_BTC, cache, documents)
+
+
+def supports(
+    block: Block, x_BTC: torch.Tensor, cache: Cache | None, documents: Documents | None
+) -> bool:
+    """Return whether `layer` can compute a layer: pre-norm, in fp32 or in bf16 by autocast, no
+    dropout, no mask but that of the causal band.
+    """
+    norms = block.ln_1.weight, block.ln_2.weight
+    return (
+        cache is None
+        and documents is None
+        and not block.post_norm
+        and not (block.training and block.drop.p)
+        and all(tensor.dtype == torch.float32 for tensor in (x_BTC, *norms))
+        and _dtype(x_BTC, block.attn.c_attn.weight) is not None
+    )
+
+
+def _dtype(x_BTC: torch.Tensor, weight: torch.Tensor) -> torch.dtype | None:
+    """Return the dtype of the products of a layer; None if the kernels for it are missing."""
+    if linear_kernel.supports(x_BTC, weight):
+        found, parts = torch.bfloat16, (norm_kernel.available(), attention_kernel.available())
+    elif linear_fp32.supports(x_BTC, weight):
+        found = torch.float32
+        parts = norm_kernel.available(found), attention_kernel.available(found)
+    else:
+        return None
+    return found if all(parts) else None
+
+
+def layer(block: Block, x_BTC: torch.Tensor) -> torch.Tensor:
+    """Return the residual stream after a layer that is supported, (B, T, C)."""
+    attn, mlp = block.attn, block.mlp
+    modules = block.ln_1, attn.c_attn, attn.c_proj, block.ln_2, mlp.c_fc, mlp.c_proj
+    parameters = (p for module in modules for p in (module.weight, module.bias))
+    out_BTC: torch.Tensor = Layer.apply(
+        x_BTC,
+        *parameters,
+        block.ln_1.eps,
+        attn.d_head,
+        attn.band or x_BTC.shape[1],
+        _dtype(x_BTC, attn.c_attn.weight),
+    )
+    return out_BTC
+
+
+class Layer(torch.autograd.Function):
+    """One layer, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTC: torch.Tensor, *rest: Any) -> torch.Tensor:
+        """Return the residual stream after the layer; `rest` are parameters, eps, D, band and
+        the dtype of products.
+        """
+        gain_1, bias_1, attn, attn_bias, proj, proj_bias, *rest_of_mlp, eps, D, band, dtype = rest
+        gain_2, bias_2, fc, fc_bias, out, out_bias = rest_of_mlp
+        B, T, C = x_BTC.shape
+        linear = _linear(dtype)
+        x_NC = x_BTC.reshape(-1, C)
+        _, normed_1, stats_1 = norm_kernel.run_forward(x_NC, None, gain_1, bias_1, eps, dtype)
+        qkv_NC, _ = linear.run_forward(normed_1, attn, attn_bias)
+        qkv = qkv_NC.view(B, T, -1, 3, D)
+        heads, log_sum = attention_kernel.run_forward(qkv, band)
+        branch, _ = linear.run_forward(heads.view(len(x_NC), -1), proj, proj_bias)
+        sum_NC, normed_2, stats_2 = norm_kernel.run_forward(
+            x_NC, branch, gain_2, bias_2, eps, dtype
+        )
+        before, after = linear.run_forward(normed_2, fc, fc_bias, gelu=True)
+        branch_2, _ = linear.run_forward(after, out, out_bias)
+        ctx.band, ctx.dtype = band, dtype
+        ctx.save_for_backward(
+            x_NC, normed_1, stats_1, qkv, heads, log_sum, branch, normed_2, stats_2, before, after,
+            gain_1, attn, proj, gain_2, fc, out,
+        )  # fmt: skip
+        return sum_NC.add_(branch_2).view(x_BTC.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of the layer's input and of its parameters."""
+        (
+            x_NC, normed_1, stats_1, qkv, heads, log_sum, branch, normed_2, stats_2, before, after,
+            gain_1, attn, proj, gain_2, fc, out,
+        ) = ctx.saved_tensors  # fmt: skip
+        shape, dsum_NC = grads[0].shape, grads[0].reshape(x_NC.shape)
+        linear, dbranch_2 = _linear(ctx.dtype), dsum_NC.to(ctx.dtype).contiguous()
+        of_out = linear.run_backward_w(dbranch_2, after)
+        dbefore = linear.run_backward_x(dbranch_2, out, before)
+        of_fc = linear.run_backward_w(dbefore, normed_2)
+        dnormed_2 = linear.run_backward_x(dbefore, fc)
+        dsum_NC, dbranch, *of_norm_2 = norm_kernel.run_backward(
+            dnormed_2, dsum_NC, x_NC, branch, stats_2, gain_2
+        )
+        of_proj = linear.run_backward_w(dbranch, heads.view(len(x_NC), -1))
+        dheads = linear.run_backward_x(dbranch, proj).view(heads.shape)
+        dqkv = attention_kernel.run_backward(dheads, qkv, heads, log_sum, ctx.band)
+        dqkv_NC = dqkv.view(len(x_NC), -1)
+        of_attn = linear.run_backward_w(dqkv_NC, normed_1)
+        dnormed_1 = linear.run_backward_x(dqkv_NC, attn)
+        dx_NC, _, *of_norm_1 = norm_kernel.run_backward(
+            dnormed_1, dsum_NC, x_NC, None, stats_1, gain_1
+        )
+        gradients = *of_norm_1, *of_attn, *of_proj, *of_norm_2, *of_fc, *of_out
+        return dx_NC.view(shape), *gradients, None, None, None, None
+
+
+def _linear(dtype: torch.dtype) -> Any:
+    """Return the module of linear layers for a dtype of products."""
+    return linear_kernel if dtype == torch.bfloat16 else linear_fp32

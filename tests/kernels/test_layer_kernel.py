@@ -1,0 +1,149 @@
+"""A whole layer as one node of autograd, beside PyTorch and beside the operators of the compiled
+layer, whose numbers it has to the last bit.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli import kernels
+from gptcli.kernels import layer_kernel, norm_kernel
+from gptcli.kernels.layer_kernel import train_layer
+from gptcli.kernels.norm_kernel import fused_block
+from gptcli.model import config as model_config
+from gptcli.model.config import ModelConfig
+from gptcli.model.transformer import GPT, Block, document_ids
+from gptcli.trainer.parallelize import apply_ac_and_compile, install_kernels
+
+pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no kernels here")
+
+SHAPES = [(2, 16, 48, 2), (3, 7, 60, 3), (1, 70, 128, 4)]
+
+
+def block_of(
+    T: int, C: int, H: int, dropout: float = 0.0, norm: model_config.Norm = "pre"
+) -> Block:
+    torch.manual_seed(0)
+    return Block(
+        ModelConfig(
+            n_layer=2, n_head=H, d_model=C, n_ctx=T, vocab_size=57, dropout=dropout, norm=norm
+        ),
+        1,
+    )
+
+
+def results(
+    block: Block, x: torch.Tensor, dy: torch.Tensor, bf16: bool = True
+) -> list[torch.Tensor]:
+    """Output and all gradients."""
+    x = x.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        y = block(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, *block.parameters()], dy)]
+
+
+@pytest.mark.parametrize(("B", "T", "C", "H"), SHAPES)
+def test_layer_equals_torch_and_the_compiled_operators(B: int, T: int, C: int, H: int) -> None:
+    block, x, dy = block_of(T, C, H), torch.randn(B, T, C), torch.randn(B, T, C)
+    plain = results(block, x, dy)
+    kernels.install(block, fuse_blocks=True)
+    assert block.block_fn is train_layer
+    got = results(block, x, dy)
+    for one, wanted in zip(got, plain, strict=True):
+        assert one.dtype == wanted.dtype == torch.float32
+        assert (one - wanted).norm() <= 2e-2 * wanted.norm()
+    block.__dict__["block_fn"] = fused_block
+    assert all(map(torch.equal, got, results(block, x, dy)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(train_layer(block, x), got[0])
+
+
+@pytest.mark.parametrize(("B", "T", "C", "H"), SHAPES)
+def test_layer_in_fp32_equals_torch(B: int, T: int, C: int, H: int) -> None:
+    block, x, dy = block_of(T, C, H), torch.randn(B, T, C), torch.randn(B, T, C)
+    plain = results(block, x, dy, bf16=False)
+    kernels.install(block, fuse_blocks=True)
+    got = results(block, x, dy, bf16=False)
+    for one, wanted in zip(got, plain, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - wanted).norm() <= 1e-5 * wanted.norm()
+    assert all(map(torch.equal, got, results(block, x, dy, bf16=False))), "the same bits each time"
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_memory_layout_of_input_and_gradient_has_no_effect(bf16: bool) -> None:
+    block, x, dy = block_of(16, 48, 2), torch.randn(2, 16, 48), torch.randn(2, 16, 48)
+    kernels.install(block, fuse_blocks=True)
+    apart = [torch.empty(48, 16, 2).permute(2, 1, 0).copy_(tensor) for tensor in (x, dy)]
+    assert all(map(torch.equal, results(block, x, dy, bf16), results(block, *apart, bf16)))
+    broadcast = torch.ones(1).expand(2, 16, 48)
+    assert all(
+        map(
+            torch.equal,
+            results(block, x, broadcast, bf16),
+            results(block, x, broadcast.contiguous(), bf16),
+        )
+    )
+
+
+@pytest.mark.parametrize("case", ["fp64", "dropout", "post-norm", "documents"])
+def test_what_the_layer_does_not_support_is_left_to_torch(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def layer(*of: object) -> None:
+        raise AssertionError("not supported")
+
+    monkeypatch.setattr(layer_kernel, "layer", layer)
+    dropout = 0.5 if case == "dropout" else 0.0
+    block = block_of(16, 48, 2, dropout, "post" if case == "post-norm" else "pre")
+    documents = document_ids(torch.tensor([[0, 1] * 8]), 0) if case == "documents" else None
+    x = torch.randn(1, 16, 48)
+    if case == "fp64":
+        block, x = block.double(), x.double()
+
+    def run() -> torch.Tensor:
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=case != "fp64"):
+            return block(x, None, documents)
+
+    wanted = run()
+    kernels.install(block, fuse_blocks=True)
+    assert (run() - wanted).norm() <= 1e-2 * wanted.norm()
+
+
+def loss_and_gradients(model: GPT) -> list[torch.Tensor]:
+    tokens = torch.arange(2 * 16).view(2, 16)
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(tokens, tokens + 1)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize(("recompute", "layers"), [("none", 3), ("full", 6), ("selective", 0)])
+def test_uncompiled_training_computes_layers_by_the_kernels(
+    recompute: str, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Block] = []
+
+    def counted(block: Block, x_BTC: torch.Tensor) -> torch.Tensor:
+        calls.append(block)
+        return layer(block, x_BTC)
+
+    layer = layer_kernel.layer
+    monkeypatch.setattr(layer_kernel, "layer", counted)
+    model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57))
+    model.init_weights(0)
+    plain = loss_and_gradients(model)
+    settings: Any = SimpleNamespace(compile=False, recompute=recompute, precision="bf16")
+    apply_ac_and_compile(model, settings, None)
+    install_kernels(model, settings, None)
+    got = loss_and_gradients(model)
+    assert len(calls) == layers
+    for one, wanted in zip(got, plain, strict=True):
+        assert (one - wanted).norm() <= 3e-2 * wanted.norm() + 1e-6
+    assert all(map(torch.equal, got, loss_and_gradients(model))), "the same bits each time"
