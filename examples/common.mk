@@ -12,3 +12,13 @@ else ifeq ($(filter clean,$(MAKECMDGOALS))$(findstring n,$(firstword $(filter-ou
   $(error gpt is not installed: run `make setup` in $(abspath ../..), or see "Install" in its README.md)
 endif
 python := $(or $(python),python3)
+
+# Recipe: download the target from the URL $(1); $(2) says how to do without.
+define download
+	@mkdir -p $(@D)
+	$(python) -c "from urllib.request import urlretrieve; urlretrieve('$(1)', '$@')" 2> /dev/null || { \
+	  echo "$(1) could not be downloaded: $(2)" >&2; exit 1; }
+endef
+
+# Andrej Karpathy's tiny Shakespeare, 1.1 MB
+SHAKESPEARE := https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt

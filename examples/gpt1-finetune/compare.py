@@ -2,7 +2,7 @@
 
 Usage: python compare.py, after `make out/base/model.safetensors`
 
-It writes out/curves.json, and the learning curves to curves.svg.
+It writes out/curves.json, and the learning curves to out/curves.svg.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def draw(curves: dict[str, list[list[tuple[int, float]]]]) -> None:
-    """Draw the learning curves to curves.svg: a line per seed, and their mean."""
+    """Draw the learning curves to out/curves.svg: a line per seed, and their mean."""
     series = []
     for name, seeds in curves.items():
         means = [
@@ -94,7 +94,7 @@ def draw(curves: dict[str, list[list[tuple[int, float]]]]) -> None:
         Scale("step", 0, steps * 1.05, log=False),
         Scale("accuracy, %", 45, 80, log=False),
     )
-    Path("curves.svg").write_text(svg, encoding="utf-8")
+    Path("out/curves.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

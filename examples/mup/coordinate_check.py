@@ -3,7 +3,7 @@
 Usage: python coordinate_check.py
 
 Each width is trained for a few steps of `gpt train` at one learning rate. The script prints a table
-and draws coordinate_check.svg.
+and draws out/coordinate_check.svg.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def main() -> None:
                 + "".join(f"{value:>10.4f}" for value in row)
                 + f"{row[-1] / row[0]:>15.2f}"
             )
-    Path("coordinate_check.svg").write_text(draw(table), encoding="utf-8")
+    Path("out/coordinate_check.svg").write_text(draw(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Usage: python learning_rates.py, after `make out/shards/manifest.json`
 
 The script runs `gpt train` briefly at three widths and at every rate of a sweep, and continues from
-where it was stopped. It prints a table of final validation losses and draws learning_rates.svg.
+where it was stopped. It says each loss on stderr, prints a table of final validation losses and draws
+out/learning_rates.svg.
 """
 
 from __future__ import annotations
@@ -116,7 +117,11 @@ def main() -> None:
     )
     for kind in KINDS:
         for width in WIDTHS:
-            losses = [final_loss(kind, width, rate) for rate in RATES]
+            losses = []
+            for rate in RATES:
+                losses.append(final_loss(kind, width, rate))
+                done = f"{kind}, width {width}, rate {rate:.4g}: {losses[-1]:.3f}"
+                print(done, file=sys.stderr, flush=True)
             table.setdefault(kind, {})[width] = losses
             best = RATES[losses.index(min(losses))]
             print(
@@ -125,7 +130,7 @@ def main() -> None:
                 + f"  {best:.2g}",
                 flush=True,
             )
-    Path("learning_rates.svg").write_text(draw(table), encoding="utf-8")
+    Path("out/learning_rates.svg").write_text(draw(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

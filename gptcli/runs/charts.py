@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from gptcli.runs.svg import (
 ROW_HEIGHT, BAR_HEIGHT = 26, 16  # px
 PLOT_HEIGHT = 400  # of a line chart, px
 AXIS_HEIGHT = 62  # labels and title below a plot, px
+Point = tuple[float, float]
 NO_AXIS = Scale("", 0, 1, log=False)
 
 
@@ -128,8 +130,8 @@ def line_chart(
 ) -> str:
     """Return a chart of lines and points over two axes.
 
-    A point's label is written next to it if it overlaps nothing there; otherwise the label is the
-    point's tooltip only.
+    A point's label is written next to it if it overlaps no dot or label there, and on a line only
+    if it must; otherwise the label is the point's tooltip only.
     """
     top = TOP + 30.0
     area = PlotArea(LEFT + 56.0, top, float(WIDTH - RIGHT - 10), top + PLOT_HEIGHT, x, y)
@@ -140,6 +142,8 @@ def line_chart(
     canvas.y_axis(area)
     dots = [(area.x_of(a), area.y_of(b)) for one in series if one.dots for a, b in one.points]
     taken: list[Box] = [(a - 5, b - 5, a + 5, b + 5) for a, b in dots]
+    paths = [[(area.x_of(a), area.y_of(b)) for a, b in one.points] for one in series if one.line]
+    segments = [pair for path in paths for pair in itertools.pairwise(path)]
     title_right = area.left + text_width(y.title, SMALL_FONT_SIZE)
     taken.append((area.left, top - 22, title_right, top - 4))
     labels: list[tuple[str, Box, str]] = []  # drawn last, over every line
@@ -153,7 +157,8 @@ def line_chart(
             place = area.x_of(a), area.y_of(b)
             if one.dots:
                 canvas.dot(*place, color, label or one.name)
-            if label and (box := _label_box(label, *place, taken, area)) is not None:
+            box = _label_box(label, *place, taken, segments, area) if label else None
+            if box is not None:
                 taken.append(box)
                 labels.append((label, box, "halo dim" if one.quiet else "halo ink"))
     for label, box, look in labels:
@@ -161,16 +166,25 @@ def line_chart(
     return canvas.render()
 
 
-def _label_box(label: str, x: float, y: float, taken: Sequence[Box], area: PlotArea) -> Box | None:
+def _label_box(
+    label: str,
+    x: float,
+    y: float,
+    taken: Sequence[Box],
+    segments: Sequence[tuple[Point, Point]],
+    area: PlotArea,
+) -> Box | None:
     """Return a free box for a label next to a point: right, left, above, below, or at a corner.
 
-    None if every one of them overlaps a box in `taken` or leaves the area.
+    The first that no line of `segments` crosses, or else the first. None if every one of them
+    overlaps a box in `taken` or leaves the area.
     """
     width, height = text_width(label, SMALL_FONT_SIZE), 15.0
     corners = [
         (x + 8, y - 7.5), (x - 8 - width, y - 7.5), (x - width / 2, y - 22), (x - width / 2, y + 7),
         (x + 6, y - 21), (x + 6, y + 6), (x - 6 - width, y - 21), (x - 6 - width, y + 6),
     ]  # fmt: skip
+    free: list[Box] = []
     for left, top in corners:
         box = (left, top, left + width, top + height)
         inside = (
@@ -180,5 +194,17 @@ def _label_box(label: str, x: float, y: float, taken: Sequence[Box], area: PlotA
             and box[3] <= area.bottom
         )
         if inside and not any(overlap(box, other) for other in taken):
-            return box
-    return None
+            free.append(box)
+    clear = (box for box in free if not any(_crosses(box, *pair) for pair in segments))
+    return next(clear, free[0] if free else None)
+
+
+def _crosses(box: Box, one: Point, other: Point) -> bool:
+    """Tell whether the straight line between two points touches the box."""
+    (x1, y1), (x2, y2) = sorted((one, other))
+    left, right = max(box[0], x1), min(box[2], x2)
+    if left > right:
+        return False
+    slope = (y2 - y1) / (x2 - x1) if x2 > x1 else 0.0
+    heights = (y1 + slope * (left - x1), y1 + slope * (right - x1)) if x2 > x1 else (y1, y2)
+    return min(heights) <= box[3] and max(heights) >= box[1]

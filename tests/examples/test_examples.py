@@ -56,6 +56,7 @@ def test_commands_of_the_makefiles_parse(makefile, parse):
     data = {
         "gpt1-finetune": ("DATA=data",),
         "shakespeare": (f"TEXT={makefile}",),
+        "mup": (f"TEXT={makefile}",),
         "gpt2-eval": ("WEIGHTS=gpt2", "DATA=data"),
         "own-task": ("RUN=runs/book",),
     }.get(makefile.parent.name, ())
@@ -69,7 +70,7 @@ def test_commands_of_the_makefiles_parse(makefile, parse):
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize(
     ("name", "goal"),
-    [("mup", "all"), ("gpt1-finetune", "all"), ("cluster", "submit"), ("cluster", "here")],
+    [("gpt1-finetune", "all"), ("cluster", "submit"), ("cluster", "here")],
 )
 def test_data_that_are_not_there_are_asked_for(name, goal, tmp_path):
     shutil.copy(EXAMPLES / "common.mk", tmp_path)
@@ -80,7 +81,7 @@ def test_data_that_are_not_there_are_asked_for(name, goal, tmp_path):
     command.chmod(0o755)
     environment = {"PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        ["make", "-C", tmp_path / name, goal],
+        ["make", "-C", tmp_path / name, goal, *(["DATA=data"] if name == "gpt1-finetune" else [])],
         env=environment,
         capture_output=True,
         text=True,
@@ -89,6 +90,24 @@ def test_data_that_are_not_there_are_asked_for(name, goal, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("There ")
     assert "make DATA=folder" in done.stderr.splitlines()[0]
+    assert done.stdout.count("FLOP") == 0, "no cost report before the check"
+
+
+@pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
+def test_an_example_writes_below_out(makefile):
+    """So that running it leaves the clone as it was: no tracked picture is drawn over."""
+    texts = [makefile, *makefile.parent.glob("*.py")]
+    for text in (path.read_text(encoding="utf-8") for path in texts):
+        written = re.findall(r"""Path\((?:out, )?["']([\w./-]+)["']\)\.write_text""", text)
+        written += re.findall(r"^OUT *\?= *(\S+)", text, re.MULTILINE)
+        written += re.findall(r"^\t(?!@echo).* ([\w./-]+\.svg)(?: |$)", text, re.MULTILINE)
+        assert all(name.startswith("out") for name in written), written
+
+
+@pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)
+def test_what_a_makefile_says_fits_80_columns(makefile):
+    for line in re.findall(r'^\t@echo "(.*)"$', makefile.read_text(encoding="utf-8"), re.MULTILINE):
+        assert len(line) <= 80, line
 
 
 @pytest.mark.parametrize("makefile", MAKEFILES, ids=lambda path: path.parent.name)

@@ -138,6 +138,26 @@ def test_labels_never_overlap(points: list[tuple[float, float]]) -> None:
     )
 
 
+def test_a_label_is_off_the_lines_if_it_can_be() -> None:
+    """The last point of a line has no space at its right, and its own line is at its left."""
+    root = check_picture(
+        line_chart(
+            "T",
+            "S",
+            [
+                Series("one", [(0, 2.0), (90, 1.1), (100, 1.05)], ["", "", "lowest"], line=True),
+                Series("two", [(0, 2.1), (90, 1.3), (100, 1.15)], ["", "", "highest"], line=True),
+            ],
+            Scale("x", 0, 104, log=False),
+            Scale("y", 0, 3, log=False),
+        )
+    )
+    boxes = dict(label_boxes(root))
+    [low, high] = [dot for dot in root.iter(f"{SVG}circle") if float(dot.get("cx", 0)) > 780]
+    assert boxes["lowest"][1] > float(low.get("cy", 0)), "below both"
+    assert boxes["highest"][3] < float(high.get("cy", 0)), "above both"
+
+
 def test_a_label_without_space_is_a_tooltip_only() -> None:
     crowd = [(10 + 0.01 * n, 10.0) for n in range(40)]
     root = check_picture(
