@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gptcli import optional_kernels
 from gptcli.cost import layout as division
 from gptcli.cost import planner
 from gptcli.cost.hardware import find_gpu
@@ -175,10 +176,10 @@ def test_impossible_numbers_of_processes_are_refused(monkeypatch):
 
 def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch):
     monkeypatch.setattr(auto, "has_fast_bf16", lambda: True)
-    monkeypatch.setattr(auto.optional_kernels, "can_be_built", lambda: True)
+    monkeypatch.setattr(optional_kernels, "can_be_built", lambda: True)
     assert auto.auto_precision(SMALL, False)[0] == "bf16"
     assert auto.auto_precision(replace(SMALL, d_model=64), False)[0] == "fp32"
-    monkeypatch.setattr(auto.optional_kernels, "can_be_built", lambda: False)
+    monkeypatch.setattr(optional_kernels, "can_be_built", lambda: False)
     assert auto.auto_precision(GPT2, False)[0] == "bf16"
     assert auto.auto_precision(SMALL, False)[0] == "fp32"
     assert auto.auto_precision(SMALL, True)[0] == "bf16"
@@ -203,12 +204,12 @@ def test_compile_where_there_is_a_compiler_and_work_enough(monkeypatch):
 def test_nothing_is_compiled_where_the_kernels_compute_whole_layers(monkeypatch):
     monkeypatch.setattr(auto, "has_compiler", lambda: True)
     monkeypatch.setattr(auto, "has_fast_bf16", lambda: True)
-    monkeypatch.setattr(auto.optional_kernels, "can_be_built", lambda: True)
+    monkeypatch.setattr(optional_kernels, "can_be_built", lambda: True)
     assert not auto.auto_compile(GPT2, 10**9, 1)[0]
     for changed in ({"norm": "post"}, {"dropout": 0.1}, {"gelu": "exact"}):
         assert auto.auto_compile(replace(GPT2, **changed), 10**9, 1)[0]
     assert auto.auto_compile(GPT2, 10**9, 1, plain=False)[0]
-    monkeypatch.setattr(auto.optional_kernels, "can_be_built", lambda: False)
+    monkeypatch.setattr(optional_kernels, "can_be_built", lambda: False)
     assert auto.auto_compile(GPT2, 10**9, 1)[0]
 
 
