@@ -112,7 +112,7 @@ def test_bf16_needs_macos_14(mac: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_avoids_what_an_apple_gpu_lacks_and_says_why(mac: pytest.MonkeyPatch) -> None:
-    mac.setattr(auto, "has_compiler", lambda: True)
+    mac.setattr(auto, "compiler_lacks", lambda: "")
     assert auto.auto_compile(GPT2, 10**12, 1) == (
         False,
         "torch.compile does not support Apple GPUs yet",

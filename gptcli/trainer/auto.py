@@ -164,13 +164,10 @@ def auto_compile(
     """
     if device_type() == "mps":
         return False, "torch.compile does not support Apple GPUs yet"
-    if not has_compiler():
-        missing = (
-            "C compiler, with Python's headers," if device_type() == "cuda" else "C++ compiler"
-        )
-        return False, f"no {missing} here"
     if plain and kernels_train(model):
         return False, "the kernels compute whole layers without it"
+    if missing := compiler_lacks():
+        return False, f"no {missing} here"
     seconds = flops_per_token(model, "palm") * tokens / processes / NOMINAL_FLOPS[device_type()]
     if seconds < COMPILE_PAYBACK_S:
         return False, "the run is short"
@@ -189,18 +186,26 @@ def kernels_train(model: ModelConfig) -> bool:
 
 
 def has_compiler() -> bool:
-    """Return whether torch.compile can work here.
+    """Return whether torch.compile can work here."""
+    return not compiler_lacks()
+
+
+def compiler_lacks() -> str:
+    """Return what torch.compile lacks here; empty if it can work.
 
     It needs Python's headers, which distributions package separately, and a compiler: for a CPU of
     C++, for a GPU of C, with which Triton builds what starts its kernels.
     """
-    names = [os.environ.get("CXX") or "g++", "clang++", "cl"]
+    language, names = "C++", [os.environ.get("CXX") or "g++", "clang++", "cl"]
     if device_type() == "cuda":
         if importlib.util.find_spec("triton") is None:
-            return False
-        names = [os.environ.get("CC") or "gcc", "cc", "clang"]
-    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-    return headers and any(shutil.which(name) for name in names)
+            return "package triton"
+        language, names = "C", [os.environ.get("CC") or "gcc", "cc", "clang"]
+    if not any(shutil.which(name) for name in names):
+        return f"{language} compiler"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "headers of Python (Debian: python3-dev)"
+    return ""
 
 
 def auto_micro_batch(

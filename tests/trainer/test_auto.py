@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import sysconfig
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -163,7 +165,7 @@ def test_what_is_chosen_holds_the_average_and_the_optimizer(monkeypatch, make_ru
 
 def test_impossible_numbers_of_processes_are_refused(monkeypatch):
     auto.check_processes(Layout(dp=2))
-    with pytest.raises(UsageError, match="1024 processes on"):
+    with pytest.raises(UsageError, match="1,024 processes on"):
         auto.check_processes(Layout(shard=1024))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -193,16 +195,22 @@ def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch
 
 
 def test_compile_where_there_is_a_compiler_and_work_enough(monkeypatch):
-    monkeypatch.setattr(auto, "has_compiler", lambda: True)
+    monkeypatch.setattr(auto, "compiler_lacks", lambda: "")
     monkeypatch.setattr(auto, "has_fast_bf16", lambda: False)
     assert auto.auto_compile(GPT2, 10**9, 1)[0]
     assert not auto.auto_compile(SMALL, 10**5, 1)[0]
-    monkeypatch.setattr(auto, "has_compiler", lambda: False)
-    assert not auto.auto_compile(GPT2, 10**9, 1)[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(auto, "has_fast_bf16", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert auto.auto_compile(GPT2, 10**9, 1) == (False, "no C++ compiler here")
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nothing")
+    reason = "no headers of Python (Debian: python3-dev) here"
+    assert auto.auto_compile(GPT2, 10**9, 1) == (False, reason)
 
 
 def test_nothing_is_compiled_where_the_kernels_compute_whole_layers(monkeypatch):
-    monkeypatch.setattr(auto, "has_compiler", lambda: True)
+    monkeypatch.setattr(auto, "compiler_lacks", lambda: "")
     monkeypatch.setattr(auto, "has_fast_bf16", lambda: True)
     monkeypatch.setattr(optional_kernels, "can_be_built", lambda: True)
     assert not auto.auto_compile(GPT2, 10**9, 1)[0]
