@@ -88,7 +88,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             raise InputError(
                 "this report has no task, and models are compared on the items of tasks",
                 where=report,
-                hint="gpt eval RUN {option:task} NAME {option:data} FOLDER -o eval.json",
+                hint="gpt eval RUN {option:task} NAME {option:data} FOLDER -o eval.json\n"
+                "the losses of two runs side by side: gpt train --report A B -o compare.html",
             )
         if not path.exists() and report is None:
             raise InputError("no such report or folder of records", where=path)
