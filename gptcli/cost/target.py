@@ -288,7 +288,7 @@ def notes_on(
     *,
     gpus_given: bool,
 ) -> list[str]:
-    """Return what a reader of the figures must know; `gpus_given` if the number of GPUs was given."""
+    """Return what a reader of the figures must know; `gpus_given` if their number was given."""
     found = []
     limit = critical_batch_of(model, tokens)
     if limit is not None and batch > limit:

@@ -150,7 +150,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     tied, dropout = table.get("tie_word_embeddings", True), table.get(DROPOUTS[kind][0], 0.0)
     if not isinstance(tied, bool) or not isinstance(dropout, int | float):
         raise InputError(
-            f"tie_word_embeddings is {shown(tied)} and {DROPOUTS[kind][0]} is {shown(dropout)}; they must be "
+            f"tie_word_embeddings is {shown(tied)} and {DROPOUTS[kind][0]} is "
+            f"{shown(dropout)}; they must be "
             "true or false, and a number",
             where=path,
         )

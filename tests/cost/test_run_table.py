@@ -52,7 +52,7 @@ def test_a_row_that_is_none_is_named(tmp_path: Path, text: str, message: str) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"N": true, "D": 1e8, "loss": 3}', "parameters is True"),
+        ('{"N": true, "D": 1e8, "loss": 3}', "parameters is true"),
         ("[" * 100_000, "not a table of runs"),
         ('{"N": 1' + "0" * 400 + ', "D": 1e8, "loss": 3}', "not a positive number"),
     ],

@@ -154,7 +154,7 @@ def test_a_batch_given_below_one_sequence_is_refused() -> None:
     ) as caught:
         round_batch(small, small, 64)
     assert caught.value.field == "batch_tokens"
-    assert str(caught.value.hint).endswith("32 sequences are 2048")
+    assert str(caught.value.hint).endswith("32 sequences would be 2048")
     round_batch(small, Resolved({}, {}), 64)  # a default
     assert small.values["batch_tokens"] == 64
 

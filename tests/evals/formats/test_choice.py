@@ -152,7 +152,7 @@ def test_labels_that_name_no_single_choice_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=rf"a\.jsonl:1: the answer 'B' is {message}"):
             rows("arc", tmp_path / "a.jsonl", [{**arc, "choices": choices}])
     scene = {"activity_label": "", "ctx_a": "", "ctx_b": "", "endings": ["a", "b", "c", "d"]}
-    with pytest.raises(InputError, match="the correct ending is True"):
+    with pytest.raises(InputError, match="the correct ending is true"):
         rows("hellaswag", tmp_path / "a.jsonl", [{**scene, "label": True}])
 
 
