@@ -398,7 +398,7 @@ def test_cache_that_does_not_fit_is_refused_before_sampling(
 
     monkeypatch.setattr(engine, "free_memory", lambda device: 1000)
     with pytest.raises(
-        GptError, match=r"the cache of 1 sequences of 16 tokens needs 2.05 kB, and 1 kB are free"
+        GptError, match=r"the cache of 1 sequence of 16 tokens needs 2.05 kB, and 1 kB are free"
     ):
         sample(run, "x")
 
