@@ -65,7 +65,7 @@ MIN_FP16_CAPABILITY = (7, 0)  # of Volta, the first GPUs with tensor cores, whic
 # d_model from which bf16 products are faster on a CPU without compilation, conversions included
 # (AMX: slower at 128, faster at 256)
 MIN_BF16_D_MODEL = 256
-# and by kernels that compute whole layers (AMX, d_model 128: half the time of fp32)
+# and by kernels that compute whole layers (AMX: faster at 128)
 MIN_KERNEL_D_MODEL = 128
 # seconds of work, at NOMINAL_FLOPS, from which compiling (about 10 s on a CPU) pays off
 COMPILE_PAYBACK_S = 30
