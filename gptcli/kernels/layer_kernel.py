@@ -77,35 +77,35 @@ class Layer(torch.autograd.Function):
         qkv_NC, _ = linear_kernel.run_forward(normed_1, attn, attn_bias)
         qkv = qkv_NC.view(B, T, -1, 3, D)
         heads, log_sum = attention_kernel.run_forward(qkv, band)
-        branch, _ = linear_kernel.run_forward(heads.view(len(x_NC), -1), proj, proj_bias)
-        sum_NC, normed_2, stats_2 = norm_kernel.run_forward(x_NC, branch, gain_2, bias_2, eps)
+        attention_NC, _ = linear_kernel.run_forward(heads.view(len(x_NC), -1), proj, proj_bias)
+        sum_NC, normed_2, stats_2 = norm_kernel.run_forward(x_NC, attention_NC, gain_2, bias_2, eps)
         before, after = linear_kernel.run_forward(normed_2, fc, fc_bias, gelu=True)
-        branch_2, _ = linear_kernel.run_forward(after, out, out_bias)
+        mlp_NC, _ = linear_kernel.run_forward(after, out, out_bias)
         ctx.band = band
         ctx.save_for_backward(
-            x_NC, normed_1, stats_1, qkv, heads, log_sum, branch, normed_2, stats_2, before, after,
+            x_NC, normed_1, stats_1, qkv, heads, log_sum, attention_NC, normed_2, stats_2, before, after,
             gain_1, attn, proj, gain_2, fc, out,
         )  # fmt: skip
-        return sum_NC.add_(branch_2).view(x_BTC.shape)
+        return sum_NC.add_(mlp_NC).view(x_BTC.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of the layer's input and of its parameters."""
         (
-            x_NC, normed_1, stats_1, qkv, heads, log_sum, branch, normed_2, stats_2, before, after,
+            x_NC, normed_1, stats_1, qkv, heads, log_sum, attention_NC, normed_2, stats_2, before, after,
             gain_1, attn, proj, gain_2, fc, out,
         ) = ctx.saved_tensors  # fmt: skip
         shape, dsum_NC = grads[0].shape, grads[0].reshape(x_NC.shape)
-        dbranch_2 = dsum_NC.bfloat16()
-        of_out = linear_kernel.run_backward_w(dbranch_2, after)
-        dbefore = linear_kernel.run_backward_x(dbranch_2, out, before)
+        dmlp_NC = dsum_NC.bfloat16()
+        of_out = linear_kernel.run_backward_w(dmlp_NC, after)
+        dbefore = linear_kernel.run_backward_x(dmlp_NC, out, before)
         of_fc = linear_kernel.run_backward_w(dbefore, normed_2)
         dnormed_2 = linear_kernel.run_backward_x(dbefore, fc)
-        dsum_NC, dbranch, *of_norm_2 = norm_kernel.run_backward(
-            dnormed_2, dsum_NC, x_NC, branch, stats_2, gain_2
+        dsum_NC, dattention_NC, *of_norm_2 = norm_kernel.run_backward(
+            dnormed_2, dsum_NC, x_NC, attention_NC, stats_2, gain_2
         )
-        of_proj = linear_kernel.run_backward_w(dbranch, heads.view(len(x_NC), -1))
-        dheads = linear_kernel.run_backward_x(dbranch, proj).view(heads.shape)
+        of_proj = linear_kernel.run_backward_w(dattention_NC, heads.view(len(x_NC), -1))
+        dheads = linear_kernel.run_backward_x(dattention_NC, proj).view(heads.shape)
         dqkv = attention_kernel.run_backward(dheads, qkv, heads, log_sum, ctx.band)
         dqkv_NC = dqkv.view(len(x_NC), -1)
         of_attn = linear_kernel.run_backward_w(dqkv_NC, normed_1)
