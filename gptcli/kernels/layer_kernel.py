@@ -83,8 +83,8 @@ class Layer(torch.autograd.Function):
         mlp_NC, _ = linear_kernel.run_forward(after, out, out_bias)
         ctx.band = band
         ctx.save_for_backward(
-            x_NC, normed_1, stats_1, qkv, heads, log_sum, attention_NC, normed_2, stats_2, before, after,
-            gain_1, attn, proj, gain_2, fc, out,
+            x_NC, normed_1, stats_1, qkv, heads, log_sum, attention_NC, normed_2, stats_2,
+            before, after, gain_1, attn, proj, gain_2, fc, out,
         )  # fmt: skip
         return sum_NC.add_(mlp_NC).view(x_BTC.shape)
 
@@ -92,8 +92,8 @@ class Layer(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of the layer's input and of its parameters."""
         (
-            x_NC, normed_1, stats_1, qkv, heads, log_sum, attention_NC, normed_2, stats_2, before, after,
-            gain_1, attn, proj, gain_2, fc, out,
+            x_NC, normed_1, stats_1, qkv, heads, log_sum, attention_NC, normed_2, stats_2,
+            before, after, gain_1, attn, proj, gain_2, fc, out,
         ) = ctx.saved_tensors  # fmt: skip
         shape, dsum_NC = grads[0].shape, grads[0].reshape(x_NC.shape)
         dmlp_NC = dsum_NC.bfloat16()
