@@ -217,10 +217,26 @@ def begin(last_words: str) -> None:
     """
     global _last_words
     _last_words = last_words
+    for number in range(3):  # before the pipe that wakes the handlers gets the number of a stream
+        reserve_descriptor(number)
     Answer().__enter__()
     atexit.register(_end)  # the first to be registered is the last to run
     if LAUNCHED_BY_TORCHRUN in os.environ:
         _thread.start_new_thread(_leave_with_parent, (os.getppid(),))
+
+
+def reserve_descriptor(number: int) -> None:
+    """Keep the next open file from getting the number of a standard stream that is closed.
+
+    Messages, and the output of child processes, would be written to that file.
+    """
+    try:
+        os.fstat(number)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
 
 
 def finish(code: object) -> None:

@@ -122,7 +122,7 @@ def whole_command(name: str) -> Any:
 def words_of(param: Any) -> list[str]:
     """Return an option, or an argument, as it may be typed."""
     if param.param_type_name == "argument":
-        return ["1"]
+        return ["runs/book"]
     return [param.opts[0]] if param.is_flag else [param.opts[0], VALUES.get(param.name, "1")]
 
 

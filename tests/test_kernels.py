@@ -19,6 +19,7 @@ from gptcli.kernels import (
     build,
     head_kernel,
     installation,
+    layer_kernel,
     linear_kernel,
     norm_kernel,
 )
@@ -58,7 +59,7 @@ def test_install_fills_the_places_and_uninstall_empties_them(model: GPT) -> None
     kernels.install(model, fuse_blocks=True)
     installed = {
         "attention": attention_kernel.attention_packed,
-        "block": norm_kernel.fused_block,
+        "block": layer_kernel.train_layer,
         "head": head_kernel,
         "linear": None,
     }

@@ -299,7 +299,7 @@ NOUNS = "|".join(
 NO_COUNTS = {  # a number that is never one, or no number
     "{suffix} files", "{tasks} processes", "{one.parameters} parameters", "{found[2]} files", "{gpu.name} runs", "{gpu.family.title()} GPUs",
     "{tokens.dtype} tokens", "{MAX_TOKENS} tokens", "{MAX_GPUS:,} GPUs", "{max(lengths)} tokens",
-    "{PROFILE_STEPS:,} steps", "{LR_RANGE_STEPS:,} steps", "{window(facts['step'])} steps",
+    "{PROFILE_STEPS:,} steps", "{LR_RANGE_STEPS:,} steps", "{SPEED_STEPS} steps", "{window(facts['step'])} steps",
 }  # fmt: skip
 
 

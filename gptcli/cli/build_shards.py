@@ -494,7 +494,9 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
     kept = (
         {}
         if estimate.documents is None
-        else {"kept": f"about {amount(estimate.documents)} documents, before any comparison"}
+        else {
+            "kept": f"about {counted(estimate.documents, 'document', amount)}, before any comparison"
+        }
     )
     rows = {
         "inputs": files,

@@ -25,7 +25,7 @@ from gptcli.cli.messages import current_messages
 from gptcli.cli.options import option
 from gptcli.errors import name_parameters
 from gptcli.events import Events
-from gptcli.interrupts import Cleanup, write
+from gptcli.interrupts import Cleanup, reserve_descriptor, write
 from gptcli.numbers import amount, duration, percent
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def set_up_streams() -> None:
     lost = sys.stdout is None
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is None:
-            _reserve_descriptor(number)
+            reserve_descriptor(number)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     codecs.register_error(UNENCODABLE, _in_ascii)
     for name, number in (("stdout", 1), ("stderr", 2)):
@@ -133,20 +133,6 @@ def _watched(stream: io.TextIOWrapper, raw: _Output) -> io.TextIOWrapper:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
-
-
-def _reserve_descriptor(number: int) -> None:
-    """Keep the next open file from getting the number of a standard stream.
-
-    A child process would write its output to that file.
-    """
-    try:
-        os.fstat(number)
-    except OSError:
-        null = os.open(os.devnull, os.O_RDWR)
-        if null != number:
-            os.dup2(null, number)
-            os.close(null)
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:

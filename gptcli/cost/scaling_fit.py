@@ -37,6 +37,7 @@ from gptcli.cost.minimize import (
 )
 from gptcli.cost.scaling import PF_DAY
 from gptcli.errors import UsageError
+from gptcli.numbers import counted
 
 MIN_JOINT_RUNS = 6  # fewer cannot determine five unknowns
 MAX_CORRELATION = 0.95  # of log sizes and log tokens; above it they count as one variable
@@ -278,7 +279,7 @@ def _warnings(
     if "E" in intervals and len(runs) in COVERAGE_OF_FEW:
         share = COVERAGE_OF_FEW[len(runs)]
         found.append(
-            f"95 % intervals contain the truth less often: of {len(runs)} runs, {share:.0%}"
+            f"95 % intervals contain the truth less often: of {counted(len(runs), 'run')}, {share:.0%}"
         )
     if "E" in intervals and intervals["E"][0] < NO_FLOOR * min(run.loss for run in runs):
         found.append("the runs do not determine the floor E: larger ones would")

@@ -442,7 +442,7 @@ def _without(curves: dict[str, Curve]) -> str:
     """Return words on the runs that have no curve."""
     names = [name for name, curve in curves.items() if not curve]
     if len(names) > MAX_NAMED:
-        return f", not measured in {len(names)} of {len(curves)} runs"
+        return f", not measured in {len(names)} of {counted(len(curves), 'run')}"
     return f", not measured in {' and '.join(names)}" if names else ""
 
 

@@ -235,5 +235,5 @@ def test_missing_and_broken_files(tmp_path: Path, bundle: Path, tokenizer: Token
     with pytest.raises(InputError, match="the correct choice is 2, but there are 2 choices"):
         evaluate_core(None, tokenizer, tmp_path)  # type: ignore[arg-type]
     path.write_text('{"query": "q", "choices": ["a", "b"], "gold": 1}\n')
-    with pytest.raises(UsageError, match="hellaswag has 1 items, too few for 10 examples"):
+    with pytest.raises(UsageError, match="hellaswag has 1 item, too few for 10 examples"):
         evaluate_core(None, tokenizer, tmp_path)  # type: ignore[arg-type]

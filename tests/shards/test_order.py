@@ -403,7 +403,7 @@ def test_a_truncated_shard_is_found_without_reading_it(folder: Path) -> None:
 
 def test_a_shard_of_another_build_is_found_without_reading_it(folder: Path) -> None:
     (folder / "train-000002.bin").write_bytes((folder / "train-000001.bin").read_bytes())
-    with pytest.raises(InputError, match="has 1 tokens, but the manifest says 3"):
+    with pytest.raises(InputError, match="has 1 token, but the manifest says 3"):
         open_split(folder, "train", verify=False)
 
 
