@@ -120,9 +120,11 @@ def _model_of_arguments(value: str, given: Given) -> str:
 
 
 def _model_unless_kind(value: str, given: Given) -> str:
-    """Return a model, or "" for the name of a kind of model of lm-evaluation-harness."""
+    """Return a model, or "" for a kind of lm-evaluation-harness, or nanoGPT's word for a run."""
     return (
-        "" if value in ("hf", "hf-auto", "hf-causal", "huggingface", "vllm", "nemo_lm") else value
+        ""
+        if value in ("resume", "hf", "hf-auto", "hf-causal", "huggingface", "vllm", "nemo_lm")
+        else value
     )
 
 
@@ -434,14 +436,18 @@ def _translated(
     for word, alias, value in zip(words, aliases, values, strict=True):
         if not word.name:
             text = str(word.value)
-            if dropped and options[-1:] == ["--resume"] and not _is_bool(text):  # from where
+            if command == "gpt train" and text.endswith(".py"):
+                left_out[text] = "a configuration is TOML here, an option: --config FILE.toml"
+            elif dropped and options[-1:] == ["--resume"] and not _is_bool(text):  # from where
                 options += ["--out", text]
             elif not dropped or not (_is_bool(text) or (left_out and _is_value(text, command))):
                 first.append(text)
             dropped = False
             continue
         if known := _option_for(word.name, takes):
-            options += [known] if word.value is None or not takes[known] else [known, word.value]
+            if known == "--compile":  # of Python's settings
+                value = {"true": "on", "false": "off"}.get(str(value).lower(), value)
+            options += [known] if value is None or not takes[known] else [known, value]
             continue
         assert alias is not None  # every other name is an option
         if not alias.target:
@@ -450,6 +456,8 @@ def _translated(
         elif alias.has_value or takes.get(alias.option) is False:
             options += alias.target.split()
             dropped = True
+        elif value is None and alias.option in REPLACED:  # without it, the run would be another
+            return "", {}
         elif value is None:
             left_out[word.name] = alias.note or f"its value has no counterpart in {alias.target}"
         elif alias.target == "RUN":

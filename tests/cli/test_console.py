@@ -186,6 +186,17 @@ def test_closed_streams_do_not_become_output_files(closed: tuple[int, ...], tmp_
     assert int((tmp_path / "file").read_text()) > 2
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_work_goes_on_without_a_standard_error(closed: str, tmp_path: Path) -> None:
+    """Messages went to the pipe that wakes the handlers of signals, as if they were one."""
+    (tmp_path / "text.txt").write_text("one two three four five six seven\n" * 50)
+    words = ["tokenize", "train", "text.txt", "--vocab-size", "270", "-o", "tokenizer.json"]
+    command = shlex.join([sys.executable, "-m", "gptcli", *words])
+    done = subprocess.run(["bash", "-c", f"{command} {closed}"], cwd=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "tokenizer.json").stat().st_size
+
+
 @pytest.mark.parametrize(
     "words",
     [["--version"], ["cost", "--flops", "1e20"], ["train", "--schema"], ["tokenize", "--help"]],
