@@ -417,7 +417,7 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         mean = round(splits["train"]["tokens"] / documents)
         print(
             f"the documents are short, {counted(mean, 'token')} on average: samples of the model "
-            "will\nend as soon; longer documents (--documents file) give longer samples"
+            "will\nend as soon. A document is a file, a line or a paragraph: --documents"
         )
 
 

@@ -15,10 +15,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, nearest
 from gptcli.papers.common_crawl import DOCUMENT_TOKENS, SNAPSHOTS, Snapshot
 
 NAME = re.compile(r"CC-MAIN-\d{4}-\d{2}", re.IGNORECASE)
+MISTYPED = re.compile(r"CC-MAIN[\w-]{0,10}", re.IGNORECASE)
 FILES = "s3://commoncrawl/crawl-data/{}/segments/*/warc/*.warc.gz"
 _FILES = re.compile(re.escape(FILES).replace(r"\{\}", f"({NAME.pattern})"))
 SAMPLE_PAGES = 64
@@ -31,6 +32,12 @@ def find_snapshot(name: str) -> str | None:
     Raises InputError if nothing is known of its size.
     """
     if not NAME.fullmatch(name):
+        if MISTYPED.fullmatch(name) and not Path(name).exists():
+            raise InputError(
+                "no snapshot of Common Crawl has this name",
+                where=name,
+                hint=nearest(name.upper(), SNAPSHOTS, beyond="a name is like CC-MAIN-2024-10"),
+            )
         return None
     if name.upper() not in SNAPSHOTS:
         first, *_, last = SNAPSHOTS

@@ -45,6 +45,17 @@ def test_only_a_name_of_the_table_is_a_snapshot(
     assert find_inputs([NAME]) == [NAME]
 
 
+@pytest.mark.parametrize("name", ["CC-MAIN-2024-1O", "cc-main-2024-1", "CC-MAIN-24-10"])
+def test_a_mistyped_name_gets_the_nearest(name: str) -> None:
+    with pytest.raises(InputError, match="no snapshot of Common Crawl has this name") as caught:
+        find_snapshot(name)
+    assert "CC-MAIN-2024-10" in (caught.value.hint or "")
+
+
+def test_a_file_named_as_the_crawls_are_is_no_snapshot() -> None:
+    assert find_snapshot("CC-MAIN-20240220211055-20240221001055-00000.warc.gz") is None
+
+
 def test_pages_of_a_sample_are_as_large_as_the_snapshots(tmp_path: Path) -> None:
     for name in ("CC-MAIN-2013-20", NAME):
         snapshot, path = SNAPSHOTS[name], tmp_path / "pages.warc.gz"
