@@ -57,6 +57,7 @@ EXACT = 1e-9  # relative errors below it are rounding
 UNDECIDED = 2.0  # difference of the Bayesian information criterion that says little
 NO_FLOOR = 0.1  # share of the lowest loss below which a floor is as good as none
 
+EXPONENTS = ("alpha", "beta", "b")  # of parameters, tokens and compute; above 0 in any law
 LawName = Literal["joint", "compute"]
 
 
@@ -269,6 +270,11 @@ def _warnings(
 ) -> tuple[str, ...]:
     """Return what the runs do not decide: the form of the law, and its floor."""
     found = []
+    if rising := [name for name in EXPONENTS if intervals.get(name, (0, 1))[1] < 0]:
+        found.append(
+            f"the loss grows with compute, parameters or tokens ({', '.join(rising)} below 0): no "
+            "law predicts from such runs; are the columns in the right order?"
+        )
     for other in others:
         if other.bic < UNDECIDED:
             how = "better" if other.bic < -UNDECIDED else "as well"

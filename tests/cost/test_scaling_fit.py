@@ -310,6 +310,14 @@ def test_the_form_without_a_floor_is_fitted_beside() -> None:
     assert any("describes the runs better" in warning for warning in fitted.warnings)
 
 
+def test_runs_whose_loss_grows_are_no_law() -> None:
+    runs = [
+        RunResult(name="", parameters=at * 10**7, tokens=2 * 10**9, loss=3 + at / 10)
+        for at in range(1, 9)
+    ]
+    assert "the loss grows with compute" in fit_law(runs).warnings[0]
+
+
 def test_runs_with_a_floor_need_no_warning() -> None:
     fitted = fit_law(grid(CHINCHILLA, 0.001))
     (other,) = fitted.others
