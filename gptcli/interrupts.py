@@ -196,8 +196,7 @@ def leave(last_words: str | None = None, code: int | None = None) -> NoReturn:
         for number in [*_handlers][:1]:
             _thread.interrupt_main(signal.Signals(number))
             _parked.acquire(timeout=PARK_TIMEOUT_S)
-        for child in _children(os.getpid()):
-            _quietly(os.kill, child, signal.SIGKILL)
+        _kill_children()
         for cleanup in [*reversed(_cleanups), _remove_semaphores]:
             _quietly(cleanup)
         # of the processes that torchrun or Slurm started, the first speaks
@@ -375,6 +374,20 @@ def _show_stack() -> None:
     import faulthandler
 
     _quietly(faulthandler.dump_traceback, 2)
+
+
+def _kill_children() -> None:
+    """Kill all descendants. While one of them ends, /proc may leave out others, and a child may be
+    starting: so they are listed again until there is no new one.
+    """
+    killed: set[int] = set()
+    for _ in range(10):
+        new = [child for child in _children(os.getpid()) if child not in killed]
+        for child in new:
+            _quietly(os.kill, child, signal.SIGKILL)
+        if not new:
+            return
+        killed.update(new)
 
 
 def _children(parent: int) -> list[int]:
