@@ -244,7 +244,7 @@ def _missing(path: Path) -> tuple[str, str]:
         )
     if name in ("scratch", "resume"):  # nanoGPT's words
         what = "random weights are the default: leave it out"
-        return absent, what if name == "scratch" else "--resume continues the run in --out"
+        return absent, what if name == "scratch" else "{option:resume} continues the run in {option:out}"
     if re.search(r"[*?\[]", name):
         return "no such folder", "the shell found nothing for this pattern, and left it as it is"
     if windows := re.match(r"([A-Za-z]):[\\/](.*)", name):
