@@ -242,9 +242,10 @@ def _missing(path: Path) -> tuple[str, str]:
             "the weights of GPT-3, ChatGPT and GPT-4 are not public; OpenAI's largest model that "
             "can be read is GPT-2 XL: openai-community/gpt2-xl"
         )
-    if name in ("scratch", "resume"):  # nanoGPT's words
-        what = "random weights are the default: leave it out"
-        return absent, what if name == "scratch" else "{option:resume} continues the run in {option:out}"
+    if name == "scratch":  # nanoGPT's words, as the next
+        return absent, "random weights are the default: leave it out"
+    if name == "resume":
+        return absent, "{option:resume} continues the run in {option:out}"
     if re.search(r"[*?\[]", name):
         return "no such folder", "the shell found nothing for this pattern, and left it as it is"
     if windows := re.match(r"([A-Za-z]):[\\/](.*)", name):
