@@ -18,6 +18,7 @@ from gptcli.model import config as model_config
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT, Block, document_ids
 from gptcli.trainer.parallelize import apply_ac_and_compile, install_kernels
+from tests.kernels.test_norm_kernel import losses_and_gradients
 
 pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no kernels here")
 
@@ -98,15 +99,6 @@ def test_what_the_layer_does_not_support_is_left_to_torch(
     assert (run() - wanted).norm() <= 1e-2 * wanted.norm()
 
 
-def loss_and_gradients(model: GPT) -> list[torch.Tensor]:
-    tokens = torch.arange(2 * 16).view(2, 16)
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(tokens, tokens + 1)
-    loss.backward()
-    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
-
-
 @pytest.mark.parametrize(("recompute", "layers"), [("none", 3), ("full", 6), ("selective", 0)])
 def test_uncompiled_training_computes_layers_by_the_kernels(
     recompute: str, layers: int, monkeypatch: pytest.MonkeyPatch
@@ -121,12 +113,12 @@ def test_uncompiled_training_computes_layers_by_the_kernels(
     monkeypatch.setattr(layer_kernel, "layer", counted)
     model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57))
     model.init_weights(0)
-    plain = loss_and_gradients(model)
+    plain = losses_and_gradients(model)
     settings: Any = SimpleNamespace(compile=False, recompute=recompute, precision="bf16")
     apply_ac_and_compile(model, settings, None)
     install_kernels(model, settings, None)
-    got = loss_and_gradients(model)
+    got = losses_and_gradients(model)
     assert len(calls) == layers
     for one, wanted in zip(got, plain, strict=True):
         assert (one - wanted).norm() <= 3e-2 * wanted.norm() + 1e-6
-    assert all(map(torch.equal, got, loss_and_gradients(model))), "the same bits each time"
+    assert all(map(torch.equal, got, losses_and_gradients(model))), "the same bits each time"
