@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from gptcli.cli.console import (
@@ -304,7 +304,7 @@ def list_affordable(options: dict[str, Any], output: OutputOptions) -> None:
         )
     sizes, gpu_hours = affordable(estimates, dollars=dollars, hours=hours)
     if output.json:
-        listed = [asdict(row) for row in sizes]
+        listed = [row._asdict() for row in sizes]
         print_json("cost", {"gpu_hours": gpu_hours, "sizes": listed, "unfit": unfit})
         return
     gpus = f"{cluster.count:,} {gpu_label(cluster)}"
@@ -464,8 +464,8 @@ def serve_model(options: dict[str, Any], output: OutputOptions) -> None:
     )
     if output.json:
         constants = {"bandwidth_share": BANDWIDTH, "products_share": PRODUCTS}
-        report = {"name": target.name, "gpu": gpu.name, **asdict(found), **constants}
-        print_json("cost", report | {"price": None if price is None else asdict(price)})
+        report = {"name": target.name, "gpu": gpu.name, **found._asdict(), **constants}
+        print_json("cost", report | {"price": None if price is None else price._asdict()})
         return
     if note := _assumed(hardware):
         print_lines(f"{gpu.name} {note}", dim=True)

@@ -15,7 +15,8 @@ milliseconds before its first step (`gptcli.trainer.machine`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.layout import Layout
@@ -43,8 +44,7 @@ STEP_SECONDS = (0.003, 0.03)  # constant part of a step on a CPU: low, high
 MICRO_BATCH_TOKENS = 4096  # more tokens at a time gain no speed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CpuMemory:
+class CpuMemory(NamedTuple):
     """Peak bytes of a training process on a CPU by what they are for."""
 
     tensors: int

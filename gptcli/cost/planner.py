@@ -73,7 +73,7 @@ class Plan:
             "interleave": self.interleave,
             **asdict(self.work),
             "memory_bytes": {**asdict(self.memory), "total": self.memory.total},
-            "step_seconds": {**asdict(self.time), "total": self.time.total},
+            "step_seconds": {**self.time._asdict(), "total": self.time.total},
             "tokens_per_second": self.tokens_per_second,
         }
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from gptcli.cost.flops import Shape, attention_width, layer_matrices, mean_keys
@@ -67,8 +66,7 @@ DEFAULT_TRAINER: Trainer = "gpt"
 SHARED = ("spread", "fp8", "cast", "latency", "overlap", "weights")  # constants of every trainer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constants:
+class Constants(NamedTuple):
     """Constants of one trainer on one family of GPUs, all positive."""
 
     products: float
@@ -103,8 +101,7 @@ class Constants:
     """Speed of fp8 products over bf16 products."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTime:
+class StepTime(NamedTuple):
     """Seconds of a step by activity, on the slowest pipeline stage."""
 
     products: float
@@ -410,8 +407,7 @@ def _node_factor(gpu: Gpu, span: int, constants: Constants) -> float:
     return 1 + constants.spread * max(0.0, math.log2(span / gpu.node))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTraffic:
+class StepTraffic(NamedTuple):
     """Bytes of a step by the mesh axis over which they are sent."""
 
     tp: int = 0

@@ -261,7 +261,7 @@ def test_a_plan_by_hand() -> None:
         16,
     )
     assert report["memory_bytes"] == {**asdict(plan.memory), "total": plan.memory.total}
-    assert report["step_seconds"] == {**asdict(plan.time), "total": plan.time.total}
+    assert report["step_seconds"] == {**plan.time._asdict(), "total": plan.time.total}
     assert report["tokens_per_second"] == plan.tokens_per_second
 
 
