@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from gptcli.cost.flops import Shape, attention_width, layer_matrices, mean_keys
@@ -407,7 +408,8 @@ def _node_factor(gpu: Gpu, span: int, constants: Constants) -> float:
     return 1 + constants.spread * max(0.0, math.log2(span / gpu.node))
 
 
-class StepTraffic(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTraffic:
     """Bytes of a step by the mesh axis over which they are sent."""
 
     tp: int = 0

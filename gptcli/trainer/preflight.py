@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,7 @@ def role_facts(roles: list[StageRole]) -> dict[str, str]:
         low, high = (f"{held:,}" for held in role.parameters)
         moved = [
             f"{in_bytes(n_bytes)} over {axis}"
-            for axis, n_bytes in role.traffic._asdict().items()
+            for axis, n_bytes in asdict(role.traffic).items()
             if n_bytes
         ]
         facts[f"stage {role.stage}"] = (

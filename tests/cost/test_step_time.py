@@ -475,7 +475,7 @@ def test_uneven_shards_are_filled_up() -> None:
 def test_replicas_of_shards_add_up_a_shard() -> None:
     moved = step_traffic(TINY, Layout(dp=2, shard=2), THRICE, 0)
     one = step_traffic(TINY, Layout(shard=2), THRICE, 0)
-    assert moved == one._replace(dp=4 * TINY.parameters // 2)
+    assert moved == replace(one, dp=4 * TINY.parameters // 2)
 
 
 def test_shards_of_slices_add_up_norms_of_every_micro_batch() -> None:
