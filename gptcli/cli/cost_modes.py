@@ -30,6 +30,7 @@ from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import Precision, hourly_price, read_offers
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
 from gptcli.cost.options import (
+    DEFAULT_GPU,
     DEFAULT_N_CTX,
     HARDWARE_FIELDS,
     LAYOUT_FIELDS,
@@ -214,6 +215,9 @@ def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
     # the article's question keeps the speed that it published; so does its GPU
     published = "flops" in options and "layout" not in options
     estimate = estimate_target(target, options.get("tokens"), hardware, published=published)
+    if is_article:
+        today = f"{ARTICLE_GPU} as of 2020; gpt cost --size 175B prices {DEFAULT_GPU} of today"
+        estimate = replace(estimate, notes=(*estimate.notes, today))
     if not published:
         estimate = with_days(estimate, hardware)
     plan, model = estimate.plan, estimate.model
