@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, ParamSpec, TypeVar, get_args
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_args
 
 import typer
 import typer.core
@@ -59,8 +59,7 @@ def releasing(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
+class Mode(NamedTuple):
     """Use of a command that one of its options selects, such as --report of `gpt train`.
 
     Every other option is used in it, or refused by `check_modes`.

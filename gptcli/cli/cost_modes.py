@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from gptcli.cli.console import (
@@ -30,6 +30,7 @@ from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import Precision, hourly_price, read_offers
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
 from gptcli.cost.options import (
+    DEFAULT_GPU,
     DEFAULT_N_CTX,
     HARDWARE_FIELDS,
     LAYOUT_FIELDS,
@@ -214,6 +215,9 @@ def estimate_model(options: dict[str, Any], output: OutputOptions) -> None:
     # the article's question keeps the speed that it published; so does its GPU
     published = "flops" in options and "layout" not in options
     estimate = estimate_target(target, options.get("tokens"), hardware, published=published)
+    if is_article:
+        today = f"{ARTICLE_GPU} as of 2020; gpt cost --size 175B prices {DEFAULT_GPU} of today"
+        estimate = replace(estimate, notes=(*estimate.notes, today))
     if not published:
         estimate = with_days(estimate, hardware)
     plan, model = estimate.plan, estimate.model
@@ -304,7 +308,7 @@ def list_affordable(options: dict[str, Any], output: OutputOptions) -> None:
         )
     sizes, gpu_hours = affordable(estimates, dollars=dollars, hours=hours)
     if output.json:
-        listed = [asdict(row) for row in sizes]
+        listed = [row._asdict() for row in sizes]
         print_json("cost", {"gpu_hours": gpu_hours, "sizes": listed, "unfit": unfit})
         return
     gpus = f"{cluster.count:,} {gpu_label(cluster)}"
@@ -464,8 +468,8 @@ def serve_model(options: dict[str, Any], output: OutputOptions) -> None:
     )
     if output.json:
         constants = {"bandwidth_share": BANDWIDTH, "products_share": PRODUCTS}
-        report = {"name": target.name, "gpu": gpu.name, **asdict(found), **constants}
-        print_json("cost", report | {"price": None if price is None else asdict(price)})
+        report = {"name": target.name, "gpu": gpu.name, **found._asdict(), **constants}
+        print_json("cost", report | {"price": None if price is None else price._asdict()})
         return
     if note := _assumed(hardware):
         print_lines(f"{gpu.name} {note}", dim=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -54,8 +53,7 @@ SPEED_EVIDENCE: dict[Evidence, str] = {
 """Whose share of the peak a GPU's predicted speed has, in a cell of a table."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputOptions:
+class OutputOptions(NamedTuple):
     """Form of the report, and the file of its plot."""
 
     json: bool

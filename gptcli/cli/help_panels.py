@@ -14,9 +14,8 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 
@@ -33,8 +32,7 @@ Spans = list[tuple[str, bool]]
 """Pieces of one line, and whether each is dim."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """Line of a panel: an argument, an option or a subcommand."""
 
     cells: tuple[str, ...]

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.models import ArgumentInfo
@@ -217,8 +217,7 @@ def precision(kinds: str, panel: str, shown: bool | str) -> Any:
     return value(f"Precision of matrix products: {kinds}.", "KIND", panel, shown)
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """Option of a command that is also a key of its configuration file."""
 
     panel: str | None

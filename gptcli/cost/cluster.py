@@ -6,7 +6,7 @@ If no throughput is given, it is that of the fastest plan, by the step times of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gptcli.cost.cpu import (
     FAMILY,
@@ -25,6 +25,7 @@ from gptcli.cost.hardware import (
     Precision,
     hourly_price,
     peak_flops,
+    read_rows,
     read_table,
     throughput,
     typical_throughput,
@@ -126,7 +127,7 @@ def make_cluster(
             typical_throughput(gpu),
             hourly_price(gpu, price),
             share,
-            read_table("hardware.toml")["default_mfu"]["within"],
+            read_rows("hardware.toml", "default_mfu")[0]["within"],
             precision=precision,
         ), None
     if plan is None:
@@ -298,8 +299,7 @@ def whole_nodes(count: float) -> int:
     return max(1, whole if whole <= NODE else NODE * -(-whole // NODE))
 
 
-@dataclass(frozen=True, slots=True)
-class Affordable:
+class Affordable(NamedTuple):
     """A model of GPT-3 and the tokens that a budget buys for it."""
 
     name: str

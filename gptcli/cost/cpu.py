@@ -15,11 +15,12 @@ milliseconds before its first step (`gptcli.trainer.machine`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from gptcli.cost.hardware import Gpu
-from gptcli.cost.layout import Layout
-from gptcli.cost.rank_memory import ELEMENT_BYTES, StepConfig, rank_memory
+from gptcli.cost.layout import Layout, layers_of_stage
+from gptcli.cost.rank_memory import ELEMENT_BYTES, StepConfig, rank_memory, saved_by_layer
 from gptcli.model.config import ModelConfig
 
 NAME = "cpu"
@@ -43,8 +44,7 @@ STEP_SECONDS = (0.003, 0.03)  # constant part of a step on a CPU: low, high
 MICRO_BATCH_TOKENS = 4096  # more tokens at a time gain no speed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CpuMemory:
+class CpuMemory(NamedTuple):
     """Peak bytes of a training process on a CPU by what they are for."""
 
     tensors: int
@@ -91,6 +91,12 @@ def cpu_memory(
     if work.recompute == "full":
         stream = ELEMENT_BYTES[work.precision] * work.micro_batch * config.n_ctx * config.d_model
         heap += HOLES_OF_LAYER * stream * config.n_layer / (layout.pp * layout.tp)
+    # what a layer frees lies between what it keeps: only the first gradients of a step fit there
+    if work.recompute == "selective" and several:
+        _, again = saved_by_layer(
+            config, layout.tp, work.micro_batch, work.precision, work.recompute, fused=work.fused
+        )
+        heap += again * layers_of_stage(config.n_layer, layout.pp, 0)
     return CpuMemory(
         tensors=found.total + extra,
         checkpoint=4 * config.vocab_size * config.d_model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from gptcli.cost.flops import CONVENTIONS, flops_per_token, parameters_by_part
@@ -266,7 +266,7 @@ class Estimate:
             "gpu_hours_range": self.between(self.gpu_hours),
             "dollars_range": self.between(self.dollars),
             "prices": [
-                asdict(price)
+                price._asdict()
                 | {"dollars": [self.gpu_hours * price.low, self.gpu_hours * price.high]}
                 for price in price_ranges(cluster.offers)
             ],
@@ -276,14 +276,14 @@ class Estimate:
             "losses": None if model is None or tokens is None else predicted_losses(model, tokens),
             "loss_ranges": None
             if model is None or tokens is None
-            else {law: asdict(validity) for law, validity in RANGES.items()},
+            else {law: validity._asdict() for law, validity in RANGES.items()},
             "memory_bytes": memory,
             "least_gpus": each
             and memory
             and {part: min_gpus(memory[part], each) for part in ("training", "inference_16bit")},
-            "inference": None if model is None else asdict(inference(model, cluster.gpu)),
+            "inference": None if model is None else inference(model, cluster.gpu)._asdict(),
             "notes": list(self.notes),
-            "assumptions": [asdict(assumption) for assumption in self.assumptions],
+            "assumptions": [assumption._asdict() for assumption in self.assumptions],
         }
 
     @property

@@ -11,7 +11,7 @@ import re
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from gptcli.errors import InputError, UsageError, close_to, nearest
 
@@ -61,6 +61,12 @@ class Gpu:
 @functools.cache
 def gpus() -> tuple[Gpu, ...]:
     """Return every row of hardware.toml."""
+    return _gpus_with("")
+
+
+@functools.cache
+def _gpus_with(word: str) -> tuple[Gpu, ...]:
+    """Return the rows of hardware.toml in which `word` occurs, as `_bare` has it."""
     return tuple(
         Gpu(
             name=row["name"],
@@ -81,7 +87,7 @@ def gpus() -> tuple[Gpu, ...]:
             date=row["date"],
             node=row.get("node", 8),
         )
-        for row in read_table("hardware.toml")["gpu"]
+        for row in read_rows("hardware.toml", "gpu", word)
     )
 
 
@@ -95,7 +101,7 @@ def find_gpu(name: str) -> Gpu:
 
     Raises UsageError with the nearest names.
     """
-    for gpu in gpus():
+    for gpu in _gpus_with(_bare(name)):
         if _bare(name) in map(_bare, (gpu.name, *gpu.aliases)):
             return gpu
     hint = nearest(name, gpu_names(), lists="gpt cost --gpu list")
@@ -198,8 +204,7 @@ def throughput(
         return Assumption("throughput", mfu * peak, "FLOP/s per GPU", f"MFU {mfu:g} {USER}", "")
     if not published:
         return None
-    table = read_table("hardware.toml")
-    for row in table["sustained"]:
+    for row in read_rows("hardware.toml", "sustained"):
         if gpu.name in row["gpus"]:
             return Assumption(
                 "throughput",
@@ -216,7 +221,7 @@ def typical_throughput(gpu: Gpu) -> Assumption:
     """Return the throughput that training runs of any kind have sustained, failures and pauses
     included, for FLOPs of an unknown model.
     """
-    default = read_table("hardware.toml")["default_mfu"]
+    (default,) = read_rows("hardware.toml", "default_mfu")
     source = f"MFU {default['value']:g}: {default['source']}"
     return Assumption(
         "throughput", default["value"] * gpu.peak_flops, "FLOP/s per GPU", source, default["date"]
@@ -239,24 +244,20 @@ class Offer:
 
 
 @functools.cache
-def published_offers() -> tuple[Offer, ...]:
-    """Return every offer of prices.toml."""
-    rows = read_table("prices.toml")["offer"]
-    return tuple(Offer(**{**row, "gpus": tuple(row["gpus"])}) for row in rows)
+def published_offers(gpu: str = "") -> tuple[Offer, ...]:
+    """Return the offers of prices.toml, or those for the GPU of this name."""
+    offers = (
+        Offer(**{**row, "gpus": tuple(row["gpus"])})
+        for row in read_rows("prices.toml", "offer", _bare(gpu))
+    )
+    return tuple(offer for offer in offers if not gpu or gpu in offer.gpus)
 
 
 def offers_for(gpu: Gpu | None, own: tuple[Offer, ...] = ()) -> tuple[Offer, ...]:
     """Return the offers of a GPU: those of the user if there are any, or the published ones."""
     if gpu is None:
         return ()
-    return next(
-        (
-            found
-            for offers in (own, published_offers())
-            if (found := tuple(offer for offer in offers if gpu.name in offer.gpus))
-        ),
-        (),
-    )
+    return tuple(offer for offer in own if gpu.name in offer.gpus) or published_offers(gpu.name)
 
 
 def hourly_price(
@@ -286,8 +287,7 @@ def hourly_price(
     return Assumption("price", median, "$ per GPU-hour", source, newest.date, newest.url)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriceRange:
+class PriceRange(NamedTuple):
     """Dollars per hour of one GPU, of one kind of offer."""
 
     kind: OfferKind
@@ -337,11 +337,11 @@ def read_offers(path: Path) -> tuple[Offer, ...]:
     """
     # imported for this alone: `gpt cost` answers in a fraction of a second
     from gptcli.files import read_toml
-    from gptcli.schema import read_table as read_rows
+    from gptcli.schema import read_table as read_schema
     from gptcli.settings import Number
 
     readers = {"dollars_per_hour": Number(0, 1e6, above=True)}
-    rows = read_rows(_OfferFile, read_toml(path), path, readers=readers, may_be_empty=True).offer
+    rows = read_schema(_OfferFile, read_toml(path), path, readers=readers, may_be_empty=True).offer
     if not rows:
         raise InputError("no [[offer]]", where=path, hint="[[offer]] with gpus, dollars_per_hour")
     found = []
@@ -369,15 +369,32 @@ def _scaled(row: dict[str, Any], key: str, unit: float) -> float | None:
 @functools.cache
 def read_table(name: str) -> dict[str, Any]:
     """Return one of the TOML files next to this module, parsed."""
-    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    return tomllib.loads(_text(name))
+
+
+def read_rows(name: str, section: str, word: str = "") -> list[dict[str, Any]]:
+    """Return the tables [section] or [[section]] of a TOML file next to this module in which `word`
+    occurs, as `_bare` has it; the other tables are not parsed.
+    """
+    parts = re.split(r"^(?=\[)", _text(name), flags=re.MULTILINE)
+    found = []
+    for part in parts:
+        if part.startswith((f"[{section}]", f"[[{section}]]")) and word in _bare(part):
+            row = tomllib.loads(part)[section]
+            found += row if isinstance(row, list) else [row]
+    return found
+
+
+@functools.cache
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _bare(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name.lower())
+    return "".join(name.lower().replace("-", "").replace("_", "").split())
 
 
-@dataclass(frozen=True, slots=True)
-class Assumption:
+class Assumption(NamedTuple):
     """A constant that an estimate depends on, with its source; every estimate lists its own."""
 
     name: str
@@ -393,8 +410,7 @@ class Assumption:
 USER = "given on the command line"
 
 
-@dataclass(frozen=True, slots=True)
-class Energy:
+class Energy(NamedTuple):
     """Energy and emissions of a number of GPU-hours."""
 
     kwh: float
@@ -418,7 +434,7 @@ def energy(
     """
     if gpu is None or gpu.watts is None:
         return None
-    table = read_table("prices.toml")["energy"]
+    (table,) = read_rows("prices.toml", "energy")
     known = (table["source"], table["date"], table["url"])
     factors = [
         (table[key], *known) if given is None else (given, USER, "", "")

@@ -13,7 +13,7 @@ for each. BANDWIDTH and PRODUCTS are the shares of the peak that it reaches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gptcli.cost.flops import mean_keys
 from gptcli.cost.hardware import Gpu, Precision, peak_flops
@@ -29,8 +29,7 @@ PRODUCTS = 0.6  # of a prompt's products: an assumption
 SERVED_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}  # per weight
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inference:
+class Inference(NamedTuple):
     """One sequence of a full context in 16 bits. Figures of the GPU are None if no GPU is named."""
 
     prefill_flops: float
@@ -62,8 +61,7 @@ def inference(config: ModelConfig, gpu: Gpu | None) -> Inference:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class Serving(NamedTuple):
     """A batch of sequences of one length on the fewest GPUs that hold it."""
 
     batch: int

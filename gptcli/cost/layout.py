@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from gptcli.cost.memory import SCHEDULES, PipelineSchedule
 from gptcli.errors import UsageError, nearest
@@ -191,8 +192,7 @@ def layers_of_stage(n_layer: int, pp: int, stage: int) -> int:
     return n_layer // pp + (stage < n_layer % pp)
 
 
-@dataclass(frozen=True, slots=True)
-class ShardedTensor:
+class ShardedTensor(NamedTuple):
     """A parameter of shape (rows, columns), and how tensor parallelism shards it."""
 
     rows: int

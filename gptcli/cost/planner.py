@@ -12,19 +12,33 @@ import heapq
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptcli.cost.hardware import Gpu, Precision
-from gptcli.cost.layout import AXES, Layout, check_layout, division_problem
-from gptcli.cost.memory import RECOMPUTE, Recompute, StateRecipe, padded_micro_batches
-from gptcli.cost.rank_memory import RankMemory, StepConfig, rank_memory, undivided_bytes
+from gptcli.cost.layout import AXES, Layout, check_layout, division_problem, layers_of_stage
+from gptcli.cost.memory import (
+    RECOMPUTE,
+    Recompute,
+    StateRecipe,
+    layers_in_flight,
+    padded_micro_batches,
+)
+from gptcli.cost.rank_memory import (
+    RankMemory,
+    StepConfig,
+    rank_memory,
+    saved_by_layer,
+    undivided_bytes,
+)
 from gptcli.cost.step_time import (
     DEFAULT_TRAINER,
+    FP32,
     NODE,
     Constants,
     StepTime,
     Trainer,
     constants_for,
+    head_time,
     layer_time,
     step_time,
 )
@@ -59,7 +73,7 @@ class Plan:
             "interleave": self.interleave,
             **asdict(self.work),
             "memory_bytes": {**asdict(self.memory), "total": self.memory.total},
-            "step_seconds": {**asdict(self.time), "total": self.time.total},
+            "step_seconds": {**self.time._asdict(), "total": self.time.total},
             "tokens_per_second": self.tokens_per_second,
         }
 
@@ -144,88 +158,112 @@ def plans(
     if least > gpus:
         return []
     sizes = (micro_batch,) if micro_batch else MICRO_BATCHES
+    kinds = RECOMPUTE if recompute is None else (recompute,)
     constants = constants_for(trainer, gpu)
-    groups = []
+    # what may be the fastest, the least lower bound first; more recomputation only where less does
+    # not fit
+    queue: list[tuple[float, int, int, _MicroBatch, int, int]] = []
+
+    def consider(tp: int, pp: int, micro: _MicroBatch, v: int, replicas: int) -> None:
+        if replicas and replicas * tp * pp >= least:
+            seconds = micro.least_seconds(config.n_layer, pp, v, -(-sequences // replicas))
+            heapq.heappush(queue, (seconds, tp, pp, micro, v, replicas))
+
     for tp, pp, limit in grids(config, gpus, sequences, precision):
-        if tp * pp * limit < least:
-            continue
-        layers, share = -(-config.n_layer // pp), -(-sequences // limit)
-        for kind in RECOMPUTE if recompute is None else (recompute,):
-            for size in sizes:
-                if size <= sequences:
-                    each = _layer_seconds(config, tp, size, precision, kind, gpu, constants)
-                    for v in interleaves(config.n_layer, pp, recipe):
-                        floor = _least_seconds(config, layers, pp, share, size, each, v)
-                        groups.append((floor, tp, pp, limit, kind, size, each, v))
+        for size in sizes:
+            # more replicas do not have as many sequences
+            replicas = limit if size == 1 else min(limit, (sequences - 1) // (size - 1))
+            if size <= sequences and replicas * tp * pp >= least:
+                micro = _micro_batch(config, tp, size, kinds[0], precision, gpu, constants)
+                for v in interleaves(config.n_layer, pp, recipe):
+                    consider(tp, pp, micro, v, _useful(sequences, replicas))
     best: dict[Layout, Plan] = {}
     too_large: dict[tuple[Layout, Recompute, int], int] = {}  # micro-batches that did not fit
     slowest = math.inf  # seconds that a further plan must beat
-    for floor, tp, pp, limit, kind, size, each, v in sorted(groups):
-        if floor >= slowest:
-            break
-        layers = -(-config.n_layer // pp)
-        for replicas in _replicas(sequences, limit):
-            share = -(-sequences // replicas)
-            if tp * pp * replicas < least or size > share:
+    while queue and queue[0][0] < slowest:
+        _, tp, pp, micro, v, replicas = heapq.heappop(queue)
+        size, kind, share = micro.size, micro.recompute, -(-sequences // replicas)
+        if kind == kinds[0] and replicas > 1:
+            consider(tp, pp, micro, v, _useful(sequences, replicas - 1))
+        work = StepConfig(
+            micro_batch=size,
+            micro_batches=rounds_of(-(-share // size), pp, v),
+            precision=precision,
+            recompute=kind,
+        )
+        needs = micro.saved * layers_in_flight(
+            layers_of_stage(config.n_layer, pp, 0), pp, 0, work.micro_batches
+        )
+        needs += (STATE_BYTES - FP32) * config.parameters / (replicas * tp * pp)
+        # a lower bound for `gpt train`: the gradients may come after the activations
+        fits = recipe == "megatron" or needs <= gpu.memory_bytes
+        for layout in _shardings(config, replicas, tp, pp, recipe) if fits else ():
+            holders = layout.shard * tp * pp if recipe == "fp32" else layout.processes
+            if holders < least:
                 continue
-            if _least_seconds(config, layers, pp, share, size, each, v) >= slowest:
-                break
-            rounds = rounds_of(-(-share // size), pp, v)
-            work = StepConfig(
-                micro_batch=size, micro_batches=rounds, precision=precision, recompute=kind
-            )
-            for layout in _shardings(config, replicas, tp, pp, recipe):
-                holders = layout.shard * tp * pp if recipe == "fp32" else layout.processes
-                if holders < least or size >= too_large.get((layout, kind, v), size + 1):
-                    continue
-                time = step_time(
-                    config, layout, work, gpu, constants, trainer=trainer, interleave=v
-                )
-                known = best.get(layout)
-                if time.total >= (slowest if known is None else known.time.total):
-                    continue
-                memory = rank_memory(config, layout, work, recipe, interleave=v)
-                if memory.total > gpu.memory_bytes:
-                    too_large[layout, kind, v] = size
-                    continue
-                speed = sequences * config.n_ctx / time.total
-                best[layout] = Plan(layout, work, memory, time, speed, sequences, v)
-                if most is not None and len(best) >= most:
-                    times = (plan.time.total for plan in best.values())
-                    slowest = heapq.nsmallest(most, times)[-1]
+            if size >= too_large.get((layout, kind, v), size + 1):
+                fits = False
+                continue
+            time = step_time(config, layout, work, gpu, constants, trainer=trainer, interleave=v)
+            known = best.get(layout)
+            if time.total >= (slowest if known is None else known.time.total):
+                continue
+            memory = rank_memory(config, layout, work, recipe, interleave=v)
+            if memory.total > gpu.memory_bytes:
+                too_large[layout, kind, v] = size
+                fits = False
+                continue
+            speed = sequences * config.n_ctx / time.total
+            best[layout] = Plan(layout, work, memory, time, speed, sequences, v)
+            if most is not None and len(best) >= most:
+                times = (plan.time.total for plan in best.values())
+                slowest = heapq.nsmallest(most, times)[-1]
+        if not fits and kind != kinds[-1]:
+            again = kinds[kinds.index(kind) + 1]
+            micro = _micro_batch(config, tp, size, again, precision, gpu, constants)
+            consider(tp, pp, micro, v, replicas)
     ranked = sorted(best.values(), key=lambda plan: (plan.time.total, plan.layout.processes))
     return [_filled(plan, config, gpu, trainer) for plan in ranked[:most]]
 
 
-@functools.lru_cache(maxsize=4096)
-def _layer_seconds(
+class _MicroBatch(NamedTuple):
+    """A micro-batch of tensor-parallel ranks, with its seconds but for the collectives of shards."""
+
+    size: int
+    """Sequences."""
+    recompute: Recompute
+    layer: float
+    """Seconds of one layer."""
+    head: float
+    """Seconds of the head."""
+    saved: float
+    """Bytes that a layer saves for its backward pass."""
+
+    def least_seconds(self, n_layer: int, pp: int, interleave: int, share: int) -> float:
+        """Return a lower bound of a step in which every replica has `share` sequences: the slowest
+        stage and the pipeline's bubble, without collectives of shards and replicas, and the update.
+        """
+        first, last = layers_of_stage(n_layer, pp, 0), layers_of_stage(n_layer, pp, pp - 1)
+        busy = max(first * self.layer, last * self.layer + self.head)
+        rounds = rounds_of(-(-share // self.size), pp, interleave)
+        return rounds * busy + (n_layer * self.layer + self.head - busy) / interleave
+
+
+@functools.lru_cache(maxsize=1024)
+def _micro_batch(
     config: ModelConfig,
     tp: int,
     size: int,
-    precision: Precision,
     recompute: Recompute,
+    precision: Precision,
     gpu: Gpu,
     constants: Constants,
-) -> float:
-    """Return the seconds of one layer and micro-batch, without the collectives of shards."""
+) -> _MicroBatch:
     work = StepConfig(micro_batch=size, precision=precision, recompute=recompute)
-    return layer_time(config, tp, work, gpu, constants).total
-
-
-def _least_seconds(
-    config: ModelConfig,
-    layers: int,
-    pp: int,
-    share: int,
-    size: int,
-    each: float,
-    interleave: int,
-) -> float:
-    """Return a lower bound of a step: the layers of the slowest stage, and of the others once, or
-    if stages are interleaved a part of that.
-    """
-    rounds = rounds_of(-(-share // size), pp, interleave)
-    return (rounds * layers + (config.n_layer - layers) / interleave) * each
+    layer = layer_time(config, tp, work, gpu, constants).total
+    head = sum(head_time(config, tp, work, gpu, constants))
+    saved, _ = saved_by_layer(config, tp, size, precision, recompute, fused=work.fused)
+    return _MicroBatch(size, recompute, layer, head, saved)
 
 
 def grids(
@@ -236,7 +274,7 @@ def grids(
     Tensor parallelism stays inside a node. Of the numbers of stages whose largest has as many
     layers, only the smallest is of use.
     """
-    stages = sorted(_useful_parts(config.n_layer))
+    stages = sorted(_all_useful(config.n_layer, config.n_layer))
     for tp in range(1, NODE + 1):
         if division_problem(Layout(tp=tp), config, sequences, precision=precision) is not None:
             continue
@@ -245,19 +283,18 @@ def grids(
                 yield tp, pp, limit
 
 
-def _replicas(sequences: int, limit: int) -> Iterator[int]:
-    """Yield the numbers of replicas up to `limit` that are of use for a batch, largest first.
-
-    More replicas with as many sequences each would only be padded.
+def _useful(n: int, limit: int) -> int:
+    """Return the largest number of parts of `n`, at most `limit`, of which no smaller one has parts
+    as small: more replicas with as many sequences each would only be padded.
     """
-    return (n for n in _useful_parts(sequences) if n <= limit)
+    return -(-n // -(-n // min(n, limit)))
 
 
-@functools.lru_cache(maxsize=64)
-def _useful_parts(n: int) -> tuple[int, ...]:
-    """Return the numbers of parts of `n` of which no smaller one has parts as small, falling."""
-    few = range(1, math.isqrt(n) + 1)
-    return tuple(sorted({*few, *(-(-n // share) for share in few)}, reverse=True))
+def _all_useful(n: int, limit: int) -> Iterator[int]:
+    """Yield the useful numbers of parts of `n` up to `limit`, the largest first."""
+    while limit:
+        yield (found := _useful(n, limit))
+        limit = found - 1
 
 
 def _shardings(
@@ -293,7 +330,7 @@ def fewest_gpus(
     found = sorted(
         (replicas * tp * pp, tp, pp, replicas)
         for tp, pp, limit in grids(config, 10**9, sequences, precision)
-        for replicas in _replicas(sequences, limit)
+        for replicas in _all_useful(sequences, limit)
         if replicas * tp * pp >= least
     )
     for _, tp, pp, replicas in found:

@@ -244,7 +244,7 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
     parameters = rank_parameters(config, layout, stage, 0, 0)
 
     e, r = ELEMENT_BYTES[work.precision], RESIDUAL
-    each, again = _saved_by_layer(
+    each, again = saved_by_layer(
         config, tp, work.micro_batch, work.precision, work.recompute, fused=work.fused
     )
     tokens = work.micro_batch * config.n_ctx
@@ -301,7 +301,7 @@ def stage_memory(config: ModelConfig, layout: Layout, work: StepConfig, stage: i
 
 
 @lru_cache(maxsize=4096)  # a search for layouts repeats its calls
-def _saved_by_layer(
+def saved_by_layer(
     config: ModelConfig,
     tp: int,
     micro_batch: int,

@@ -373,7 +373,7 @@ def rank_rows(plan: Plan, config: ModelConfig, gpu: Gpu | None) -> list[Row]:
             rows.append(("  nearest that fits", "", str(nearest[0])))
             rows.append(("    run with", "", _step_options(nearest[1])))
     batch = step.micro_batch * step.micro_batches * plan.layout.replicas * config.n_ctx
-    part, seconds = max(asdict(plan.time).items(), key=lambda item: item[1])
+    part, seconds = max(plan.time._asdict().items(), key=lambda item: item[1])
     share = percent(seconds / plan.time.total, 0)
     speed = f"{amount(plan.tokens_per_second)} tokens/s; {part} {share}"
     rows.append((f"  step of {counted(batch, 'token', amount)}", _step_time(plan), speed))

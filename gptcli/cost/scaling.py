@@ -13,8 +13,7 @@ that range no figure is given.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import amount, short
@@ -23,15 +22,14 @@ PF_DAY = 8.64e19  # FLOP
 Span = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
+class Range(NamedTuple):
     """Range of models for which a law was fitted or tested, both ends included; None for a quantity
     that it does not depend on.
     """
 
-    parameters: Span | None = None
+    parameters: Span | None
     """Parameters, as the law counts them."""
-    tokens: Span | None = None
+    tokens: Span | None
     pf_days: Span
     """Compute of the frontier, for which the law gives an optimal size or a loss."""
     source: str
@@ -70,8 +68,7 @@ def _span(span: Span) -> str:
     return " to ".join(map(amount, span))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Optimum:
+class Optimum(NamedTuple):
     """Compute-optimal model for a number of FLOPs, by 6·N·D."""
 
     law: str
@@ -80,8 +77,7 @@ class Optimum:
     loss: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JointLaw:
+class JointLaw(NamedTuple):
     """A law of the form L(N, D) = E + A/N^alpha + B/D^beta."""
 
     name: str
@@ -109,8 +105,7 @@ class JointLaw:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KaplanLaw:
+class KaplanLaw(NamedTuple):
     """Kaplan et al.'s law with their constants; their N leaves embeddings out."""
 
     name: str = "kaplan"
@@ -162,6 +157,8 @@ class KaplanLaw:
 
 KAPLAN = KaplanLaw()
 GPT3_RANGE = Range(
+    parameters=None,
+    tokens=None,
     pf_days=(1e-6, 3640),
     source="GPT-3, figure 3.1: its axis from 1e-6 PF-days, its largest model at 3.64e3 (Table D.1)",
 )
@@ -246,7 +243,7 @@ def optimal_report(flops: float) -> dict[str, Any]:
     """
     rows = []
     for law in LAWS:
-        row: dict[str, Any] = asdict(law.optimum(flops))
+        row: dict[str, Any] = law.optimum(flops)._asdict()
         row["tokens_per_parameter"] = row["tokens"] / row["parameters"]
         if not law.range.holds_for(flops):
             row |= dict.fromkeys(row.keys() - {"law"})

@@ -67,8 +67,7 @@ DEFAULT_TRAINER: Trainer = "gpt"
 SHARED = ("spread", "fp8", "cast", "latency", "overlap", "weights")  # constants of every trainer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constants:
+class Constants(NamedTuple):
     """Constants of one trainer on one family of GPUs, all positive."""
 
     products: float
@@ -103,8 +102,7 @@ class Constants:
     """Speed of fp8 products over bf16 products."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTime:
+class StepTime(NamedTuple):
     """Seconds of a step by activity, on the slowest pipeline stage."""
 
     products: float
@@ -232,6 +230,18 @@ def layer_time(
     )
 
 
+def head_time(
+    config: ModelConfig | Shape, tp: int, work: StepConfig, gpu: Gpu, k: Constants
+) -> tuple[float, float]:
+    """Return the seconds of the head's products and of the loss's memory traffic, of one micro-batch
+    on each of `tp` ranks.
+    """
+    logits = work.micro_batch * config.n_ctx * config.vocab_size / tp
+    return 6 * logits * config.d_model / _product_speed(
+        gpu, work, k
+    ), logits * k.head / gpu.bandwidth
+
+
 def weight_bytes(work: StepConfig) -> int:
     """Return the bytes per weight that the products of a micro-batch move: the weight, read forward
     and backward, and again if that is recomputed; and its gradient, added to an fp32 sum.
@@ -274,11 +284,10 @@ def step_time(
     exchange in each direction: the gradient reduced and the sum, or a weight, gathered.
     """
     k = constants or constants_for(trainer, gpu)
-    C, T, L, tp, pp = config.d_model, config.n_ctx, config.n_layer, layout.tp, layout.pp
-    tokens, e = work.micro_batch * T, ELEMENT_BYTES[work.precision]
+    C, L, tp, pp = config.d_model, config.n_layer, layout.tp, layout.pp
+    e = ELEMENT_BYTES[work.precision]
     one = layer_time(config, tp, work, gpu, k, overlap=overlap)
-    products_of_head = 6 * tokens * config.vocab_size * C / tp / _product_speed(gpu, work, k)
-    memory_of_head = tokens * config.vocab_size * k.head / tp / gpu.bandwidth
+    products_of_head, memory_of_head = head_time(config, tp, work, gpu, k)
     # parameters of the rank under tp and pp, before sharding
     per_layer, table = _layer_parameters(config, tp), config.vocab_size * C / tp
     exposed = k.tensor if overlap == "none" else k.exposed

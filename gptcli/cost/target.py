@@ -7,7 +7,8 @@ of GPT-3's Table D.1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from gptcli.cost.cluster import MAX_GPUS
 from gptcli.cost.estimate import Cluster, Estimate, price_paper, price_training
@@ -39,8 +40,7 @@ OTHER_FAMILIES = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Model to price, with the number of tokens it is usually trained on."""
 
     name: str
@@ -203,7 +203,7 @@ def estimate_target(
         if cluster.trainer is not None:
             speed = cluster.throughput
             source_of_speed = f"that of {near.name}, the GPT nearest in parameters: {speed.source}"
-            cluster = replace(cluster, throughput=replace(speed, source=source_of_speed))
+            cluster = replace(cluster, throughput=speed._replace(source=source_of_speed))
         return price_paper(row, n, cluster, tokens_source=source)
     if isinstance(target.shape, Shape):
         return estimate_shape(target.shape, n, source, hardware)
@@ -263,7 +263,7 @@ def estimate_shape(
             f"that of a GPT of {counted(alike.n_layer, 'layer')}, as wide and as large: "
             f"{speed.source}"
         )
-        cluster = replace(cluster, throughput=replace(speed, source=what))
+        cluster = replace(cluster, throughput=speed._replace(source=what))
     layers = (
         f"{counted(shape.n_layer, 'layer')}, {counted(shape.n_head, 'head')}, {shape.n_kv_head} "
         "of keys and values, "

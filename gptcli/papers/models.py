@@ -14,12 +14,10 @@ the tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaperModel:
+class PaperModel(NamedTuple):
     """Architecture, batch and learning rate of one model."""
 
     name: str
@@ -30,7 +28,6 @@ class PaperModel:
     d_model: int
     n_head: int
     n_ctx: int
-    vocab_size: int = 50257
     attention: str
     """"dense", or "banded": alternating dense and locally banded layers."""
     parameters: int
@@ -39,6 +36,7 @@ class PaperModel:
     """Parameter count as printed."""
     batch_tokens: int
     lr: float
+    vocab_size: int = 50257
     norm: Literal["pre", "post"] = "pre"
     """Position of LayerNorm: see `gptcli.model.config`."""
     dropout: float = 0.0
@@ -105,8 +103,7 @@ MODELS: tuple[PaperModel, ...] = (
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True)
-class PaperCompute:
+class PaperCompute(NamedTuple):
     """A row of Table D.1."""
 
     name: str
@@ -156,8 +153,7 @@ GPT_1 = PaperCompute(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedRun:
+class PublishedRun(NamedTuple):
     """A training run with published size and tokens: 6·N·D FLOPs."""
 
     name: str
@@ -186,8 +182,7 @@ PUBLISHED_RUNS: tuple[PublishedRun, ...] = (
 # fmt: on
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PaperTraining:
+class PaperTraining(NamedTuple):
     """Recipe of one paper."""
 
     tokens: int

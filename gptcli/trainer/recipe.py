@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -33,7 +32,7 @@ def paper_recipe(
     A different number of `tokens` scales the schedule in proportion. Fewer than the paper's also
     reduce batch and ramp, unless `scale_batch` is false (see `batch_share`).
     """
-    values = {**asdict(TRAINING[paper.paper]), "batch_tokens": paper.batch_tokens, "lr": paper.lr}
+    values = {**TRAINING[paper.paper]._asdict(), "batch_tokens": paper.batch_tokens, "lr": paper.lr}
     values["ramp_tokens"] = RAMP_TOKENS.get(paper.name, values["ramp_tokens"])
     if tokens is not None:
         for name in SCALED:

@@ -118,6 +118,8 @@ def test_tiny_runs_are_reported_in_small_units(gpt: Any, tmp_path: Path) -> None
 def test_flops_alone_prints_the_estimate_and_its_sources(gpt: Any) -> None:
     text = gpt("cost", "--flops").stdout
     assert "v100                 the cost article's, of 2020" in text
+    assert "gpt cost --size 175B prices h100 of today" in " ".join(text.split())
+    assert "of today" not in gpt("cost", "--flops", "--gpu", "v100").stdout
     assert figure(text, "FLOP, 6ND") == "3.14e23"
     assert figure(text, "GPU-years") == "355.9"
     assert figure(text, "dollars") == "$4.68M"

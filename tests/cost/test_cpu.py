@@ -21,6 +21,7 @@ from gptcli.cost.cpu import (
     on_cpu,
     seconds_per_token,
 )
+from gptcli.cost.hardware import Precision
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import RECOMPUTE, Recompute
 from gptcli.cost.rank_memory import StepConfig, loss_memory, rank_memory
@@ -61,6 +62,24 @@ def test_gradients_of_several_micro_batches_divide_the_heap() -> None:
     temporary = tensors.activations + tensors.logits + tensors.workspace
     assert found.heap == round(HEAP_OF_SEVERAL * temporary)
     assert found.total > cpu_memory(SMALL, Layout(), WORK).total
+
+
+@pytest.mark.parametrize(("precision", "freed"), [("fp32", 20), ("bf16", 12)])
+def test_selective_recomputation_of_several_micro_batches_frees_what_is_lost(
+    precision: Precision, freed: int
+) -> None:
+    """The outputs of two norms and of GELU, and the second stream, but for the outputs in full of two
+    branches; bytes per token and width of every layer. A single micro-batch loses none of it.
+    """
+    for rounds, lost in ((1, 0), (2, freed * 8 * SMALL.n_ctx * SMALL.d_model * SMALL.n_layer)):
+        step = StepConfig(
+            micro_batch=8, micro_batches=rounds, precision=precision, recompute="selective"
+        )
+        work = on_cpu(step, SMALL, has_kernels=False)
+        found, tensors = cpu_memory(SMALL, Layout(), work), rank_memory(SMALL, Layout(), work)
+        temporary = tensors.activations + tensors.logits + tensors.workspace
+        share = HEAP if rounds == 1 else HEAP_OF_SEVERAL
+        assert found.heap == round(share * temporary + lost)
 
 
 def test_replicas_keep_the_buckets_of_their_gradients() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import re
 import statistics
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,8 @@ from gptcli.cost.hardware import (
     price_ranges,
     published_offers,
     read_offers,
+    read_rows,
+    read_table,
     throughput,
     typical_throughput,
 )
@@ -392,3 +396,31 @@ def test_published_energy(
     assert found.kwh / 1000 == pytest.approx(mwh, rel=0.005)
     assert found.co2_kg / 1000 == pytest.approx(tonnes, rel=0.005)
     assert {row.source for row in found.assumptions[1:]} == {USER}
+
+
+@pytest.mark.parametrize("name", ["hardware.toml", "prices.toml"])
+def test_sections_are_those_of_the_whole_file(name: str) -> None:
+    for section, whole in read_table(name).items():
+        rows = whole if isinstance(whole, list) else [whole]
+        assert read_rows(name, section) == rows
+        assert read_rows(name, section, "h100") == [row for row in rows if "h100" in _bare(row)]
+
+
+def _bare(row: dict[str, Any]) -> str:
+    return re.sub(r"[\s_-]", "", json.dumps(row).lower())
+
+
+def test_a_gpu_is_parsed_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gpt cost` of one GPU answers in a fraction of a second."""
+    parsed: list[str] = []
+
+    def loads(text: str) -> dict[str, Any]:
+        parsed.append(text)
+        return tomllib.loads(text)
+
+    monkeypatch.setattr("gptcli.cost.hardware.tomllib", SimpleNamespace(loads=loads))
+    published_offers.cache_clear()
+    assert find_gpu("a1 00-80_gb").name == "a100"
+    assert published_offers("a100")
+    assert 2 <= len(parsed) < 40
+    assert len("".join(parsed)) < 10_000, "of 40,000 characters"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from gptcli.cost.planner import (
     step_configs,
 )
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.cost.step_time import Trainer, step_time
+from gptcli.cost.step_time import StepTime, Trainer, step_time
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS
@@ -260,7 +261,7 @@ def test_a_plan_by_hand() -> None:
         16,
     )
     assert report["memory_bytes"] == {**asdict(plan.memory), "total": plan.memory.total}
-    assert report["step_seconds"] == {**asdict(plan.time), "total": plan.time.total}
+    assert report["step_seconds"] == {**plan.time._asdict(), "total": plan.time.total}
     assert report["tokens_per_second"] == plan.tokens_per_second
 
 
@@ -368,3 +369,55 @@ def test_a_change_keeps_the_batch_and_never_grows_the_micro_batch() -> None:
         assert (
             way.micro_batch * way.micro_batches * layout.replicas == 8 * micro_batch * micro_batches
         )
+
+
+@pytest.mark.parametrize(("size", "gpus"), [("1.3B", 5), ("gpt2-xl", 7)])
+def test_stages_just_above_the_root_of_the_layers_are_tried(size: str, gpus: int) -> None:
+    """24 layers over 5 stages, 48 over 7: the slowest has fewer layers than with one stage less."""
+    layers = paper(size).n_layer
+    assert -(-layers // gpus) < -(-layers // (gpus - 1))
+    found = plans(paper(size), H100, gpus, 512, "bf16")
+    assert Layout(pp=gpus) in {plan.layout for plan in found}
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_useful_numbers_of_replicas_by_trying_all(sequences: int, gpus: int) -> None:
+    """A model of one layer on GPUs without links: each number of sequences a replica, once."""
+    config = ModelConfig(n_layer=1, n_head=1, d_model=64, n_ctx=8, vocab_size=64)
+    limit = min(sequences, gpus)
+    wanted = {
+        min(n for n in range(1, limit + 1) if -(-sequences // n) == share)
+        for share in {-(-sequences // n) for n in range(1, limit + 1)}
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        seen: set[int] = set()
+
+        def priced(config: ModelConfig, layout: Layout, *args: Any, **kwargs: Any) -> StepTime:
+            seen.add(layout.replicas)
+            return step_time(config, layout, *args, **kwargs)
+
+        patch.setattr("gptcli.cost.planner.step_time", priced)
+        plans(config, H100, gpus, sequences, "bf16", micro_batch=1, recompute="none")
+    assert seen == wanted
+
+
+@pytest.mark.parametrize(
+    ("trainer", "gpus", "most"),
+    [("gpt", 44, 100), ("gpt", 1024, 140), ("gpt", 4096, 170), ("megatron", 1024, 140)],
+)
+def test_few_layouts_of_175b_are_priced(
+    monkeypatch: pytest.MonkeyPatch, trainer: Trainer, gpus: int, most: int
+) -> None:
+    """Only those whose lower bound is under the best: 70, 95 and 116 with `gpt train`, of some
+    thousands. `gpt cost` answers in a fraction of a second for it.
+    """
+    counts = {"step_time": 0, "rank_memory": 0}
+    for name, function in (("step_time", step_time), ("rank_memory", rank_memory)):
+
+        def counted(*args: Any, name: str = name, function: Any = function, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(f"gptcli.cost.planner.{name}", counted)
+    assert plans(paper("175B"), H100, gpus, 1536, "bf16", most=1, trainer=trainer)
+    assert 1 <= counts["rank_memory"] <= counts["step_time"] <= most

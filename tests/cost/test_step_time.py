@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,7 +86,7 @@ def test_published_runs(real_data: Path) -> None:
 
 def test_parts_add_up_to_the_speed() -> None:
     time = step_time(CONFIG, Layout(shard=8), WORK, A100)
-    assert time.total == pytest.approx(sum(asdict(time).values()))
+    assert time.total == pytest.approx(sum(time._asdict().values()))
     assert tokens_per_second(CONFIG, Layout(shard=8), WORK, A100) == pytest.approx(
         4 * 8 * 2048 / time.total
     )
@@ -138,7 +138,7 @@ def test_the_range_is_wider_where_nothing_was_measured() -> None:
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_every_trainer_on_every_gpu_has_positive_constants(trainer: Trainer) -> None:
     for gpu in gpus():
-        assert all(value > 0 for value in asdict(constants_for(trainer, gpu)).values())
+        assert all(value > 0 for value in constants_for(trainer, gpu)._asdict().values())
         assert step_time(CONFIG, Layout(), replace(WORK, precision=usual_precision(gpu)), gpu, trainer=trainer).total > 0  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def test_fp8_and_fp32_products() -> None:
 def test_products_move_weights_and_casts_move_activations_by_hand() -> None:
     """A weight is read twice in 16 bits, and its fp32 gradient is read and written, or of a single
     micro-batch written; casts move 40 bytes of a unit of width."""
-    moving = replace(ROUND, weights=0.5, cast=40.0)
+    moving = ROUND._replace(weights=0.5, cast=40.0)
     for work, each in (
         (DO, 12),
         (replace(DO, micro_batches=1), 8),
@@ -260,7 +260,7 @@ def test_scores_that_are_written_by_hand() -> None:
 def test_collectives_that_are_overlapped_by_hand() -> None:
     """Eight collectives a layer of 1 ms each, a quarter of which is left; replicas' are hidden by
     half, or not at all."""
-    slow = replace(ROUND, latency=0.001, tensor=1.5)
+    slow = ROUND._replace(latency=0.001, tensor=1.5)
 
     def time(layout: Layout, overlap: Overlap) -> StepTime:
         return step_time(FEW, layout, DO, GPU, slow, overlap=overlap)
@@ -474,9 +474,8 @@ def test_uneven_shards_are_filled_up() -> None:
 
 def test_replicas_of_shards_add_up_a_shard() -> None:
     moved = step_traffic(TINY, Layout(dp=2, shard=2), THRICE, 0)
-    assert moved == replace(
-        step_traffic(TINY, Layout(shard=2), THRICE, 0), dp=4 * TINY.parameters // 2
-    )
+    one = step_traffic(TINY, Layout(shard=2), THRICE, 0)
+    assert moved == replace(one, dp=4 * TINY.parameters // 2)
 
 
 def test_shards_of_slices_add_up_norms_of_every_micro_batch() -> None:
