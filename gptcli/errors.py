@@ -128,7 +128,9 @@ def _rebuild(
 
 MAX_LISTED = 16  # names in a hint; a reader looks for his own among more in vain
 SAME_WORDS = {
-    "float32": "fp32", "single": "fp32", "float16": "fp16", "half": "fp16",
+    "float32": "fp32", "32": "fp32", "32-true": "fp32", "single": "fp32", "16": "fp16",
+    "16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16",
+    "fp8-hybrid": "fp8", "transformer-engine": "fp8", "float16": "fp16", "half": "fp16",
     "bfloat16": "bf16", "mixed": "bf16", "amp": "bf16", "float8": "fp8", "yes": "on", "true": "on",
     "1": "on", "no": "off", "false": "off", "0": "off",
     "adam": "adamw", "sentence": "line", "sentences": "line", "lines": "line",
