@@ -111,7 +111,15 @@ def name_parameters(text: str, spell: Callable[[str], str] = str) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """Return the message of any error for use in another message, which may be shown later."""
+    """Return the message of any error for use in another message, which may be shown later.
+
+    Of an error of the system it is the file and the fault, without the number of the fault.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        where = (
+            f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        )
+        return f"{where}{error.strerror.lower()}"
     return error.message if isinstance(error, GptError) else str(error)
 
 

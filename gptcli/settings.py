@@ -199,7 +199,7 @@ NUMBERS: dict[str, Number] = {
     "ema": Number(0, 1, below=True),
     "eps": Number(0, 1, above=True),
     "clip": Number(0, 10**9, above=True),
-    "spike": Number(0, 10**9),
+    "spike": Number(0, 10**9, unit="sigmas", advice="6 is usual, and 0 skips none"),
     "checkpoint_minutes": Number(0, 10**6, unit="minutes"),
     "val_fraction": Number(0, 1, below=True),
     "temperature": Number(

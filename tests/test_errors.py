@@ -298,3 +298,18 @@ def test_words_of_other_tools_for_a_choice_are_translated() -> None:
         "32-true": "fp32",
     }.items():
         assert nearest(word, ["auto", "bf16", "fp32", "fp16"]) == f"did you mean {ours}?"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), "/a/b: no space left on device"),
+        (OSError(28, "No space left on device"), "no space left on device"),
+        (ValueError("of a library"), "of a library"),
+        (UsageError("wrong", where="x"), "x: wrong"),
+    ],
+)
+def test_errors_in_other_messages_have_no_number_of_the_system(
+    error: Exception, message: str
+) -> None:
+    assert message_of(error) == message

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -109,7 +110,7 @@ def main() -> None:
     except SystemExit as stop:  # the reader of stdout has closed it
         code = stop.code
     except GptError as error:
-        code = _print_error(error.message, error.exit_code)
+        code = _print_error(error.message, error.exit_code, error.where or "")
     except OSError as error:
         code = _print_error(
             _os_error(error),
@@ -117,6 +118,7 @@ def main() -> None:
             if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
             or error.errno == errno.ENAMETOOLONG
             else FAILED,
+            str(error.filename or ""),
         )
     except Exception as error:
         if (on_apple := MPS_OUT_OF_MEMORY in str(error)) or type(error).__name__ == OUT_OF_MEMORY:
@@ -126,6 +128,8 @@ def main() -> None:
                 + ("" if on_apple else "; nvidia-smi shows other programs that occupy the GPU"),
                 FAILED,
             )
+        elif os.strerror(errno.ENOSPC) in str(error):  # of a library that hides the system's error
+            code = _print_error(_os_error(OSError(errno.ENOSPC, "", _path_in(str(error)))), FAILED)
         elif str(error).startswith(NO_HOME):
             code = _print_error(
                 "this user has no home folder, which is needed here\n  set one: HOME=/path gpt ...",
@@ -155,14 +159,21 @@ def run_command(argv: list[str]) -> Any:
         return stop.code
 
 
-def _print_error(text: str, code: int) -> int:
+def _print_error(text: str, code: int, where: str = "") -> int:
+    """Print an error about the path or word `where`, and log it; return its exit code."""
     from gptcli.cli.console import as_options, wrapped
 
     line = f"gpt: {as_options(text)}"
     if (log := current_messages().log) is not None:
         log.write(line)
-    print(wrapped(line), file=sys.stderr)
+    print(wrapped(line, as_options(where)), file=sys.stderr)
     return code
+
+
+def _path_in(text: str) -> str | None:
+    """Return the first path in quotes in a message of a library; None if there is none."""
+    found = re.search(r"""['"](/[^'"]+)['"]""", text)
+    return found[1] if found else None
 
 
 def _os_error(error: OSError) -> str:

@@ -352,7 +352,8 @@ def key_hint(command: str, key: str, names: Iterable[str]) -> str:
     if (alias := find_alias(name, table)) is not None and alias.option in takes:
         key, _, value = alias.target.removeprefix("--").replace("-", "_").partition(" ")
         target = f'{key} = "{value}"' if value else key
-        return f"it is called {target} here" + (f": {alias.note}" if alias.note else "")
+        here = "" if " here" in alias.note else " here"
+        return f"it is called {target}{here}" + (f": {alias.note}" if alias.note else "")
     if alias is not None and alias.note:
         return alias.note
     if command.startswith("gpt ") and "--" + name in options_of(command):

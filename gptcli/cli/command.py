@@ -332,7 +332,9 @@ def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> d
         raise InputError(
             "no such configuration file",
             where=path,
-            hint=None if close is None else f"did you mean {close}?",
+            hint=f"did you mean {close}?"
+            if close is not None
+            else "name a TOML file; a line of it is an option: seed = 1",
         )
     table, text = read_toml(path), read_text(path)
     values: dict[str, Any] = {}

@@ -12,10 +12,12 @@ import contextlib
 import errno
 import io
 import os
+import re
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -55,6 +57,16 @@ CONTROLS = (
     | {0x7F: 0x2421}
     | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 )
+
+UNBROKEN = "\x1f"  # stands for a blank at which a line is not broken
+TO_COPY = re.compile(
+    r"(?<!\S)(?:gpt (?:tokenize|build-shards|train|sample|eval|cost)|uv pip|torchrun|make|"
+    r"hf (?:up|down)load|git|\S*python\S* -m \w+(?: install)?)"
+    r"(?:(?<![;,:]) (?:-\S*[^\s;,:](?: [^-\s]\S*)?|\S*[/.=\d\"']\S*|[A-Z][A-Z_.]+\S*|[<>|-](?= )|"
+    r"[\w-]+(?=(?: [\w-]+){0,4} -)))+"
+    r"|(?<!\w)'[^']*'(?!\w)"
+)
+"""Command line within a sentence, and words in quotes."""
 
 Row = tuple[str, str, str]
 """Name, value and note of a line of a report. A name without indentation heads a section."""
@@ -164,16 +176,14 @@ def time_left(done: float, total: float | None, done_here: float, elapsed: float
     return duration(round((total - done) * elapsed / done_here))
 
 
-def screen(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
+def screen(*, stderr: bool = False, width: int | None = None) -> Console:
     """Return a rich console that prints text literally, without markup, emoji or highlighting.
 
     All consoles are made here, because names and paths may contain brackets and colons.
     """
     from rich.console import Console
 
-    return Console(
-        stderr=stderr, width=width, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False
-    )
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 class ConsoleEvents(Events):
@@ -309,24 +319,39 @@ def as_options(text: str) -> str:
     return name_parameters(text, option)
 
 
-def wrapped(text: str) -> str:
-    """Return a message for stderr with lines broken between words, if stderr is a terminal.
+def wrapped(text: str, *kept: str) -> str:
+    """Return a message for stderr with lines broken between words, at the width of the terminal, or
+    at 80 columns elsewhere.
 
-    Command lines to paste, which begin with "  gpt ", are not broken.
+    Command lines to paste, quoted words and the texts in `kept`, such as a path, are not broken.
     """
-    if not sys.stderr.isatty():
-        return text
-    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 if unknown
+    return wrap_lines(text, columns(sys.stderr), *kept)
+
+
+def columns(stream: Any) -> int:
+    """Return the columns of lines of text on stdout or stderr."""
+    if not stream.isatty():
+        return REPORT_COLUMNS
+    return os.get_terminal_size(stream.fileno()).columns or REPORT_COLUMNS  # 0 if unknown
+
+
+def wrap_lines(text: str, width: int, *kept: str) -> str:
+    """Return text with lines of at most `width` columns, if no command, quotation or one of the
+    texts `kept` is longer. The lines of a paragraph have the indentation of its first.
+    """
+    for whole in filter(None, kept):
+        text = text.replace(whole, whole.replace(" ", UNBROKEN))
     lines = []
     for line in text.splitlines():
         if line.startswith("  gpt "):
             lines.append(line)
             continue
         indent = line[: len(line) - len(line.lstrip())]
+        line = TO_COPY.sub(lambda found: found[0].replace(" ", UNBROKEN), line)
         lines += textwrap.wrap(
             line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         ) or [""]
-    return "\n".join(lines)
+    return "\n".join(lines).replace(UNBROKEN, " ")
 
 
 def print_json(command: str, report: dict[str, Any]) -> None:
@@ -341,6 +366,28 @@ def print_json(command: str, report: dict[str, Any]) -> None:
     except UnicodeEncodeError:
         text = toml_json.dumps(report, ascii_only=True)
     print(text)
+
+
+@contextlib.contextmanager
+def told_by_files() -> Iterator[None]:
+    """Print lines about files that a command has written. They tell the same, so that nothing is
+    lost if stdout was closed before the command began.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+
+
+def print_made(path: str | Path, report: dict[str, Any], *, as_json: bool) -> None:
+    """Print the path of what `gpt train` has written, or its report as one JSON object."""
+    if as_json:
+        print_json("train", report)
+        return
+    with told_by_files():
+        print(path)
 
 
 def print_file(text: str) -> None:
@@ -444,9 +491,11 @@ def _column_groups(first: int, widths: list[int]) -> Iterator[tuple[int, int]]:
         at = max(end, 1)
 
 
-def print_lines(text: str, **style: bool) -> None:
-    """Print a paragraph, wrapped at 80 columns; long words such as addresses are not broken."""
-    for line in textwrap.wrap(text, REPORT_COLUMNS, break_long_words=False, break_on_hyphens=False):
+def print_lines(text: str, *kept: str, **style: bool) -> None:
+    """Print a paragraph, wrapped at 80 columns; long words, such as addresses, and the texts in
+    `kept` are not broken.
+    """
+    for line in wrap_lines(text, REPORT_COLUMNS, *kept).splitlines():
         typer.echo(styled(line, **style))
 
 

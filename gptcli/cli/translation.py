@@ -30,6 +30,10 @@ from gptcli.errors import GptError, message_of
 FALSE, TRUE = ("false", "0", "no", "off"), ("true", "1", "yes", "on")
 LISTS = ("--layout", "--task", "--eval-task", "--track")
 """Options whose values are joined by commas."""
+CHECKPOINT = re.compile(
+    r"/?(checkpoints(/.*)?|(checkpoint|step|iter)[-_]?\d+|\w+\.(pt|pth|ckpt))/?$"
+)
+"""End of a path that names a checkpoint in a run folder."""
 FLAGS_ELSEWHERE = ("--compile",)
 """Options with a value here that are flags of other tools."""
 DETERMINISTIC, SAMPLING = ("--beam", "--greedy"), ("--temperature", "--top-k", "--top-p")
@@ -208,7 +212,7 @@ def _add_flag(result: Translation, word: Word, alias: Alias, value: str | None) 
         if alias.option == "--resume" and value.lower() not in FALSE:  # from where
             result.add("--resume", None)
             if value.lower() not in ("auto", "latest", "last"):
-                result.add("--out", value)
+                result.add("--out", CHECKPOINT.sub("", value) or ".")
             return
         if value.lower() in FALSE:
             result.left_out[word.name] = "it is false"

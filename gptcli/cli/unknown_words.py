@@ -82,6 +82,8 @@ def unknown_word(
     if line := translation.text(word.name):  # of another tool
         help_hint = f"{help_hint}; without it and what is named below:\n{line}"
     close = nearest_option(word.name, takes, table)
+    if not close and (near := close_to(word.name, table)) and table[near[0]].note:
+        help_hint = f"{table[near[0]].note}\n{help_hint}"
     return UsageError(
         f"{command} has no such option",
         where=word.name,
@@ -291,7 +293,10 @@ def further_command(command: str, args: list[str], word: str) -> UsageError | No
         return None
     rest = list(args)
     rest.remove(word)
-    target = alias.target if alias is not None and alias.target.split()[:1] == [name] else name
+    is_ours = alias is not None and alias.target.split()[:1] == [name]
+    target = alias.target if alias is not None and is_ours else name
+    if not is_ours and options_of(command).get(f"--{word}") is False:
+        target = f"{name} --{word}"
     return UsageError(f"{command} is the whole command", where=word, hint=_line_of(target, rest))
 
 

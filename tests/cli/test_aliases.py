@@ -62,7 +62,7 @@ def test_aliases_are_found_in_every_spelling() -> None:
         ("learning_rate", "it is called lr here"),
         (
             "batch-size",
-            "it is called batch_tokens here: a batch is counted in tokens here, not in sequences",
+            "it is called batch_tokens: a batch is counted in tokens here, not in sequences",
         ),
         ("bf16", 'it is called precision = "bf16" here'),
         ("n_layr", "did you mean n_layer?"),

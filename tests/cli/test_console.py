@@ -108,6 +108,30 @@ def test_messages_are_wrapped_between_words_on_a_terminal(
     assert console.wrapped(text) == text
 
 
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "gpt eval a b --compare --task NAME --data FOLDER -o /folder/compare.json --limit 10 --seed 1",
+        "/opt/python3 -m pip install 'a_package>=1.2' --find-links /a/long/folder/of/packages/ --quiet",
+        "'a quoted prompt of several words that is longer than a line of eighty columns by some'",
+        "https://example.com/an/address/that/is/long/enough/to/be/wider/than/a/terminal/of/80/columns",
+    ],
+)
+def test_messages_are_wrapped_at_80_columns_but_what_is_copied_is_whole(whole: str) -> None:
+    prose = "words of a message before and after it, enough of them for lines of their own"
+    lines = console.wrapped(f"gpt: {prose}: {whole}; {prose}").splitlines()
+    (line,) = (line for line in lines if whole in line)
+    assert all(len(one) <= 80 for one in lines if one != line)
+    assert len(line) <= len(whole) + 1
+    assert " ".join(lines) == f"gpt: {prose}: {whole}; {prose}"
+
+
+def test_a_path_with_blanks_is_not_broken() -> None:
+    path = "/a folder/with blanks/in all of its names/and in that of the file/named at last.txt"
+    lines = console.wrapped(f"gpt: {path}: no such file, and nothing like it", path).splitlines()
+    assert [path in line for line in lines] == [False, True, False][: len(lines)]
+
+
 def test_every_rich_console_is_made_in_one_place() -> None:
     """Names are shown as they are only by `console.screen`."""
     files = Path(console.__file__).parents[1].rglob("*.py")
@@ -207,6 +231,23 @@ def test_a_result_that_is_printed_to_a_closed_stdout_is_lost_and_said_so(words: 
     done = subprocess.run(["bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True)
     assert done.returncode == 1
     assert done.stderr.startswith(b"gpt: standard output is closed, so what was printed is lost\n")
+
+
+def test_a_closed_stdout_loses_nothing_that_files_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    def closed(number: int) -> io.TextIOWrapper:
+        return io.TextIOWrapper(
+            io.BufferedWriter(console._ClosedOutput(number, "wb", closefd=False))
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", closed(1))
+        console.print_made("runs/a", {}, as_json=False)
+        with console.told_by_files():
+            print("a second line")
+        patch.setattr(sys, "stdout", closed(1))
+        with pytest.raises(OSError, match="closed"):
+            console.print_made("runs/a", {}, as_json=True)
+            sys.stdout.flush()
 
 
 def test_a_command_that_prints_nothing_needs_no_stdout(tmp_path: Path) -> None:

@@ -93,6 +93,13 @@ def test_lines_after_a_wrong_command_can_be_run(
         ("serve R --host 0.0.0.0 --port 80", "serve", "gpt sample R --serve --host 0.0.0.0 --port 80"),
         ("serve --port 80 R", "serve", "gpt sample R --serve --port 80"),
         ("eval --tasks list", "--tasks", "gpt eval --list"),
+        ("eval list", "list", "gpt eval --list"),
+        ("eval compare ra rb", "compare", "gpt eval --compare ra rb"),
+        ("train --resume_from runs/a/checkpoints/step-100", "--resume-from", "gpt train --resume --out runs/a"),
+        ("train --resume_from_checkpoint out/checkpoint-500", "--resume-from-checkpoint", "gpt train --resume --out out"),
+        ("sample R --typical_q 0.9", "--typical-q", "samples are drawn by --temperature, --top-k and --top-p"),
+        ("tokenize train a.txt --special-tokens x", "--special-tokens", "gpt tokenize train a.txt --special-token x"),
+        ("build-shards a.txt --train-split 0.9", "--train-split", "--val-fraction F is the share of documents for validation"),
     ],
 )  # fmt: skip
 def test_commands_of_other_tools_within_ours_are_left_out(
