@@ -424,9 +424,7 @@ def _print_summary(path: Path, manifest: Manifest, splits: Mapping[str, Mapping[
         read = sum(source.documents_in for source in manifest.sources)
         if dropped := read - sum(source.documents_kept for source in manifest.sources):
             print(f"dropped: {dropped:,} of {counted(read, 'document')}; report.md says why")
-    print_lines(
-        f"{path} lists the shards, and report.md in the same folder describes them", str(path)
-    )
+    print_lines(f"{path} lists the shards; report.md next to it describes them", str(path))
     documents = splits["train"]["documents"]
     if documents and splits["train"]["tokens"] / documents < SHORT_DOCUMENT_TOKENS:
         mean = round(splits["train"]["tokens"] / documents)
