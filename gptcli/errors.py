@@ -111,7 +111,15 @@ def name_parameters(text: str, spell: Callable[[str], str] = str) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """Return the message of any error for use in another message, which may be shown later."""
+    """Return the message of any error for use in another message, which may be shown later.
+
+    Of an error of the system it is the file and the fault, without the number of the fault.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        where = (
+            f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        )
+        return f"{where}{error.strerror.lower()}"
     return error.message if isinstance(error, GptError) else str(error)
 
 
@@ -128,7 +136,9 @@ def _rebuild(
 
 MAX_LISTED = 16  # names in a hint; a reader looks for his own among more in vain
 SAME_WORDS = {
-    "float32": "fp32", "single": "fp32", "float16": "fp16", "half": "fp16",
+    "float32": "fp32", "32": "fp32", "32-true": "fp32", "single": "fp32", "16": "fp16",
+    "16-mixed": "fp16", "16-true": "fp16", "bf16-mixed": "bf16", "bf16-true": "bf16",
+    "fp8-hybrid": "fp8", "transformer-engine": "fp8", "float16": "fp16", "half": "fp16",
     "bfloat16": "bf16", "mixed": "bf16", "amp": "bf16", "float8": "fp8", "yes": "on", "true": "on",
     "1": "on", "no": "off", "false": "off", "0": "off",
     "adam": "adamw", "sentence": "line", "sentences": "line", "lines": "line",

@@ -314,6 +314,15 @@ KINDS = {  # file of a folder: contents that only its own command replaces
 }
 
 
+def contradiction() -> UsageError:
+    """Return the error for `resume` and `force` together."""
+    return UsageError(
+        "{option:resume} and {option:force} contradict each other",
+        hint="leave out {option:force} to continue what is there; leave out {option:resume} to "
+        "delete it and start over",
+    )
+
+
 def check_output(folder: Path, *, resume: bool, force: bool, own: str = "") -> None:
     """Raise UsageError if an output folder is not empty and neither `resume` nor `force` is given.
 
@@ -321,9 +330,7 @@ def check_output(folder: Path, *, resume: bool, force: bool, own: str = "") -> N
     """
     folder = Path(folder)
     if resume and force:
-        raise UsageError(
-            "{option:resume} and {option:force} contradict each other", hint="choose one"
-        )
+        raise contradiction()
     check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError("is not a folder", where=folder, hint="choose another {option:out}")

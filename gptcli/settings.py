@@ -199,11 +199,11 @@ NUMBERS: dict[str, Number] = {
     "ema": Number(0, 1, below=True),
     "eps": Number(0, 1, above=True),
     "clip": Number(0, 10**9, above=True),
-    "spike": Number(0, 10**9),
+    "spike": Number(0, 10**9, unit="sigmas", advice="6 is usual, and 0 skips none"),
     "checkpoint_minutes": Number(0, 10**6, unit="minutes"),
     "val_fraction": Number(0, 1, below=True),
     "temperature": Number(
-        0, 10**6, above=True, advice="{option:greedy} takes the most probable token every time"
+        0, 10**6, advice="0, as {option:greedy}, takes the most probable token every time"
     ),
     "top_k": Number(1, 10**9, whole=True, advice="{option:top_p} 1 samples from all tokens"),
     "top_p": Number(0, 1, above=True),

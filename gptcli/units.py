@@ -57,6 +57,7 @@ UNITS: dict[str, dict[str, float]] = {
         "g": 1e-3, "t": 1.0, "p": 1e3,
     },
     "dollars": dict.fromkeys(("$", "usd", "us$", "dollar", "dollars"), 1.0),
+    "sigmas": dict.fromkeys(("sigma", "sigmas", "std", "stds", "sd"), 1.0),
     "tokens": dict.fromkeys(("tok", "token", "tokens"), 1.0),
     "steps": dict.fromkeys(("step", "steps"), 1.0),
     "GPUs": dict.fromkeys(("gpu", "gpus"), 1.0),
@@ -130,6 +131,8 @@ def spelling(text: str, unit: str = "", *, whole: bool = False) -> str:
         return "leave the option out for the newest"
     if text in ("auto", "none"):
         return "leave the option out, and a value is chosen"
+    if of_kind := re.fullmatch(r"([0-9]+) ?[x*] ?([a-z][\w-]*)", text):  # 8xA100
+        return f"write {of_kind[1]}; the kind, {of_kind[2]}, is another option"
     if (value := _product(text)) is not None:
         return f"write {value:.12g}"
     return _without_unit(text, unit)

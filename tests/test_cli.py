@@ -59,6 +59,11 @@ def test_unknown_command_is_one_message(gpt: Any) -> None:
         (RunError("lost a worker"), 1, "gpt: lost a worker\n"),
         (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 1, "the disk is full"),
         (
+            RuntimeError("I/O error: No space left on device"),
+            1,
+            "left on device\n  free some space",
+        ),
+        (
             FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
             2,
             "gpt: x: no such file or directory",

@@ -291,3 +291,25 @@ def test_a_long_list_of_choices_is_left_to_the_command_that_prints_it() -> None:
 def test_words_of_other_tools_for_a_choice_are_translated() -> None:
     assert nearest("float32", ["fp32", "bf16"]) == "did you mean fp32?"
     assert nearest("yes", ["auto", "on", "off"]) == "did you mean on?"
+    for word, ours in {
+        "bf16-true": "bf16",
+        "bf16-mixed": "bf16",
+        "16-mixed": "fp16",
+        "32-true": "fp32",
+    }.items():
+        assert nearest(word, ["auto", "bf16", "fp32", "fp16"]) == f"did you mean {ours}?"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), "/a/b: no space left on device"),
+        (OSError(28, "No space left on device"), "no space left on device"),
+        (ValueError("of a library"), "of a library"),
+        (UsageError("wrong", where="x"), "x: wrong"),
+    ],
+)
+def test_errors_in_other_messages_have_no_number_of_the_system(
+    error: Exception, message: str
+) -> None:
+    assert message_of(error) == message

@@ -29,6 +29,7 @@ COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --hel
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 OUT_OF_MEMORY = "OutOfMemoryError"  # of torch, which need not be imported here
 NO_HOME = "Could not determine home directory"  # RuntimeError of pathlib
+FREE_SPACE = "free some space and run the command again; complete files are kept"
 
 
 def build_app(argv: list[str]) -> typer.Typer:
@@ -126,6 +127,8 @@ def main() -> None:
                 + ("" if on_apple else "; nvidia-smi shows other programs that occupy the GPU"),
                 FAILED,
             )
+        elif os.strerror(errno.ENOSPC) in str(error):  # of a library that hides the system's error
+            code = _print_error(f"{error}\n  {FREE_SPACE}", FAILED)
         elif str(error).startswith(NO_HOME):
             code = _print_error(
                 "this user has no home folder, which is needed here\n  set one: HOME=/path gpt ...",
@@ -156,6 +159,7 @@ def run_command(argv: list[str]) -> Any:
 
 
 def _print_error(text: str, code: int) -> int:
+    """Print an error, and log it; return its exit code."""
     from gptcli.cli.console import as_options, wrapped
 
     line = f"gpt: {as_options(text)}"
@@ -172,10 +176,7 @@ def _os_error(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         # writers of files name them
         where = where or "standard output: "
-        return (
-            f"{where}the disk is full\n"
-            "  free some space and run the command again; complete files are kept"
-        )
+        return f"{where}the disk is full\n  {FREE_SPACE}"
     if error.errno == errno.EBADF and not where:  # `_ClosedOutput`
         return (
             "standard output is closed, so what was printed is lost\n"

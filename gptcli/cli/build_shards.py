@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli.command import Command, Mode, hold, read_config, releasing
-from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.console import (
+    REPORT_COLUMNS,
+    ConsoleEvents,
+    print_json,
+    print_lines,
+    told_by_files,
+    wrap_lines,
+)
 from gptcli.cli.options import (
     INPUT,
     OUTPUT,
@@ -30,7 +37,7 @@ from gptcli.cli.options import (
 from gptcli.errors import UsageError, nearest
 from gptcli.files import claim_file
 from gptcli.locks import own_folder, own_part
-from gptcli.numbers import amount, counted, duration, in_bytes
+from gptcli.numbers import WEEK, amount, counted, duration, in_bytes
 from gptcli.runtime import available_cores
 from gptcli.settings import NUMBERS, Resolved, boolean, nonempty_text
 
@@ -379,7 +386,6 @@ def _read_texts(value: object) -> list[str]:
 
 def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
     """Print the size of each split, and the documents of each source if there are several."""
-    from gptcli.papers.models import GPT3_MIXTURE
     from gptcli.shards.manifest import SPLITS
 
     splits: dict[str, dict[str, int]] = {
@@ -394,6 +400,13 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         sources = [asdict(source) for source in manifest.sources]
         print_json("build-shards", {"manifest": str(path), **splits, "sources": sources})
         return
+    with told_by_files():
+        _print_summary(path, manifest, splits)
+
+
+def _print_summary(path: Path, manifest: Manifest, splits: Mapping[str, Mapping[str, int]]) -> None:
+    from gptcli.papers.models import GPT3_MIXTURE
+
     for split, counts in splits.items():
         sizes = [counted(count, name.removesuffix("s")) for name, count in counts.items()]
         print(f"{split + ':':<7}{', '.join(sizes)}")
@@ -401,7 +414,7 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         shares = manifest.shares()
         for source in manifest.sources:
             paper = GPT3_MIXTURE.get(source.name)
-            print(
+            print_lines(
                 f"{source.name}: {source.documents_kept:,} of "
                 f"{counted(source.documents_in, 'document')} "
                 f"kept, {shares.get(source.name, 0):.1%} of the mixture, {source.epochs:.3g} epochs"
@@ -411,13 +424,13 @@ def print_build(path: Path, manifest: Manifest, *, as_json: bool) -> None:
         read = sum(source.documents_in for source in manifest.sources)
         if dropped := read - sum(source.documents_kept for source in manifest.sources):
             print(f"dropped: {dropped:,} of {counted(read, 'document')}; report.md says why")
-    print(f"{path} lists the shards, and report.md in the same folder describes them")
+    print_lines(f"{path} lists the shards; report.md next to it describes them")
     documents = splits["train"]["documents"]
     if documents and splits["train"]["tokens"] / documents < SHORT_DOCUMENT_TOKENS:
         mean = round(splits["train"]["tokens"] / documents)
-        print(
+        print_lines(
             f"the documents are short, {counted(mean, 'token')} on average: samples of the model "
-            "will\nend as soon. A document is a file, a line or a paragraph: --documents"
+            "will end as soon. A document is a file, a line or a paragraph: --documents"
         )
 
 
@@ -498,6 +511,10 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
             "kept": f"about {counted(estimate.documents, 'document', amount)}, before any comparison"
         }
     )
+    workers = resolved.values["workers"]
+    by = f"by {counted(workers, 'worker')}"
+    longest = max(estimate.seconds or 0, (estimate.cpu_seconds or 0) / workers)
+    more = "; more --workers, or --part I/N on N machines, divide it" if longest > WEEK else ""
     rows = {
         "inputs": files,
         **crawl,
@@ -510,10 +527,13 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
         "memory": known(
             estimate.memory_bytes, lambda n: f"about {in_bytes(n)} for tokens in all workers"
         ),
-        "time": known(estimate.seconds, lambda n: f"about {duration(n)} to tokenize"),
+        "time": known(estimate.seconds, lambda n: f"about {duration(n)} to tokenize {by}{more}"),
         "cpu": known(
             estimate.cpu_seconds,
-            lambda n: f"about {cpu_hours(n)} CPU hours to read, filter, compare and tokenize",
+            lambda n: (
+                f"about {cpu_hours(n)} CPU hours to read, filter, compare and tokenize, "
+                f"{duration(n / workers)} {by}"
+            ),
         ),
         "worker": known(
             estimate.worker_bytes, lambda n: f"about {in_bytes(n)} of memory beside the program"
@@ -524,4 +544,4 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
         ),
     }
     for name, text in rows.items():
-        print(f"{name:<8}{text}")
+        print(f"{name:<8}" + wrap_lines(text, REPORT_COLUMNS - 8).replace("\n", "\n" + " " * 8))

@@ -1,7 +1,7 @@
 """Commands of the command line: how arguments are parsed, and how outputs are locked.
 
 `Command` and `Group` are typer's, with one message for every error, flags without a type, no empty
-values, and lists split at commas. Options of other tools are answered by `gptcli.cli.aliases`,
+values, and lists split at commas. Words of other tools are answered by `gptcli.cli.unknown_words`,
 which is imported only for a command line that is not understood.
 """
 
@@ -27,7 +27,7 @@ from gptcli.cli.help_panels import panels, terminal_width
 from gptcli.cli.messages import message_options
 from gptcli.cli.options import SYNONYMS, Word, is_option, option, read_words
 from gptcli.errors import GptError, InputError, UsageError, message_of
-from gptcli.files import read_text, read_toml, similar
+from gptcli.files import contradiction, read_text, read_toml, similar
 from gptcli.settings import NUMBERS
 from gptcli.units import read_quantity
 
@@ -37,8 +37,12 @@ R = TypeVar("R")
 FREE_TEXT = ("TEXT", "PROMPT")  # metavars of values that may be empty or contain commas
 DASHES = "–—−‐‑"
 """Signs that an editor or a page makes of hyphens."""
+WITHOUT_COMMANDS = ("gpt train", "gpt sample", "gpt eval", "gpt cost")
+"""Commands whose first argument may be meant as a further command."""
 SUFFIXES = ("k", "K", "m", "M", "b", "B", "g", "G", "t", "T")
-FALSE_VALUES = ("false", "no", "off", "0")
+FALSE_VALUES = ("false", "no", "off", "0", "none")
+
+FLAG_VALUES = ("true", "false", "auto", "latest", "newest", "last", "none")
 
 _locks = contextlib.ExitStack()
 
@@ -148,7 +152,7 @@ def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
             elif word.value is not None:
                 raise _flag_with_value(word.name, word.value)
         else:
-            if previous.takes_value is False and str(word.value).lower() in ("true", "false"):
+            if previous.takes_value is False and _is_flag_value(str(word.value)):
                 raise _flag_with_value(previous.name, str(word.value))
             is_text = position < len(arguments) and arguments[position].metavar in FREE_TEXT
             if previous.takes_value and not is_text:
@@ -168,6 +172,8 @@ def check_words(command: Any, ctx: typer.Context, args: list[str]) -> None:
                     where=f"{previous.name} {previous.value} {word.value}",
                     hint=f"{previous.name} {previous.value}{word.value}",
                 )
+            if position == 0 and ctx.command_path in WITHOUT_COMMANDS:
+                _check_further_command(ctx, args, str(word.value))
             if "=" in str(word.value):
                 _check_assignment(command, ctx, args, options, word)
             position += 1
@@ -234,7 +240,7 @@ def _is_slip(word: str, options: Mapping[str, Any]) -> bool:
     if not word.strip():
         return True
     name = word.partition("=")[0]
-    is_option_here = name in options or (name[0] == "/" and "--" + name[1:] in options)
+    is_option_here = name in options or (name[:1] == "/" and "--" + name[1:] in options)
     return (word[0] in DASHES or is_option_here) and not Path(word).exists()
 
 
@@ -272,9 +278,27 @@ def _empty(where: str) -> UsageError:
     )
 
 
+def _is_flag_value(word: str) -> bool:
+    """Tell whether a word behind a flag is meant as its value, as other tools have it."""
+    return word.lower() in FLAG_VALUES and not Path(word).exists()
+
+
 def _flag_with_value(name: str, value: str) -> UsageError:
     hint = f"leave out {name}" if value.lower() in FALSE_VALUES else f"use {name} alone"
     return UsageError(f"is a flag and takes no value, but got {value!r}", where=name, hint=hint)
+
+
+def _check_further_command(ctx: typer.Context, args: list[str], word: str) -> None:
+    """Raise UsageError if the first argument is a command of another tool, and no file.
+
+    A folder may be called "run": that word is left to the command.
+    """
+    is_path = word == "run" or Path(word).exists() or Path("runs", word).exists()
+    if re.fullmatch(r"[A-Za-z_-]+", word) and not is_path:
+        from gptcli.cli.unknown_words import further_command
+
+        if (error := further_command(ctx.command_path, args, word)) is not None:
+            raise error
 
 
 def _check_assignment(
@@ -290,7 +314,7 @@ def _check_assignment(
 def _unknown_word(
     command: Any, ctx: typer.Context, args: list[str], options: Mapping[str, Any], word: Word
 ) -> UsageError:
-    from gptcli.cli.aliases import unknown_word
+    from gptcli.cli.unknown_words import unknown_word
 
     takes = {name: not param.is_flag for name, param in options.items()}
     return unknown_word(ctx.command_path, args, takes, word)
@@ -307,7 +331,9 @@ def read_config(path: Path, names: Mapping[str, Any], command: str = "gpt") -> d
         raise InputError(
             "no such configuration file",
             where=path,
-            hint=None if close is None else f"did you mean {close}?",
+            hint=f"did you mean {close}?"
+            if close is not None
+            else "name a TOML file; a line of it is an option: seed = 1",
         )
     table, text = read_toml(path), read_text(path)
     values: dict[str, Any] = {}
@@ -399,6 +425,8 @@ class _Parsing:
                 ctx.params[param.name] = [
                     type(value)(name) for value in values for name in split_list(str(value))
                 ]
+        if {"resume", "force"} <= given_parameters(ctx):
+            raise contradiction()
         check_modes(self, ctx, self.modes)
         return rest
 
@@ -521,14 +549,14 @@ class Group(_Parsing, typer.core.TyperGroup):
             if not is_option(word):
                 return
             if word.partition("=")[0] not in options:
-                from gptcli.cli.aliases import early_option
+                from gptcli.cli.unknown_words import early_option
 
                 raise early_option(ctx.command_path, args, list(self.commands), word)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Return the subcommand. Raises UsageError for an unknown one."""
         if not ctx.resilient_parsing and args[0].replace("_", "-") not in self.commands:
-            from gptcli.cli.aliases import unknown_command
+            from gptcli.cli.unknown_words import unknown_command
 
             raise unknown_command(ctx.command_path, args, list(self.commands))
         return super().resolve_command(ctx, args)

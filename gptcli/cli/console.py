@@ -16,6 +16,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -164,16 +165,14 @@ def time_left(done: float, total: float | None, done_here: float, elapsed: float
     return duration(round((total - done) * elapsed / done_here))
 
 
-def screen(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
+def screen(*, stderr: bool = False, width: int | None = None) -> Console:
     """Return a rich console that prints text literally, without markup, emoji or highlighting.
 
     All consoles are made here, because names and paths may contain brackets and colons.
     """
     from rich.console import Console
 
-    return Console(
-        stderr=stderr, width=width, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False
-    )
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 class ConsoleEvents(Events):
@@ -310,13 +309,23 @@ def as_options(text: str) -> str:
 
 
 def wrapped(text: str) -> str:
-    """Return a message for stderr with lines broken between words, if stderr is a terminal.
+    """Return a message for stderr with lines broken between words, if stderr is a terminal."""
+    return wrap_lines(text, columns(sys.stderr)) if sys.stderr.isatty() else text
 
-    Command lines to paste, which begin with "  gpt ", are not broken.
+
+def columns(stream: Any) -> int:
+    """Return the columns of lines of text on stdout or stderr: 80 off a terminal."""
+    if not stream.isatty():
+        return REPORT_COLUMNS
+    return os.get_terminal_size(stream.fileno()).columns or REPORT_COLUMNS  # 0 if unknown
+
+
+def wrap_lines(text: str, width: int) -> str:
+    """Return text with lines of at most `width` columns, if no word is longer.
+
+    Command lines to paste, which begin with "  gpt ", are not broken; the lines of a paragraph have
+    the indentation of its first.
     """
-    if not sys.stderr.isatty():
-        return text
-    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0 if unknown
     lines = []
     for line in text.splitlines():
         if line.startswith("  gpt "):
@@ -341,6 +350,28 @@ def print_json(command: str, report: dict[str, Any]) -> None:
     except UnicodeEncodeError:
         text = toml_json.dumps(report, ascii_only=True)
     print(text)
+
+
+@contextlib.contextmanager
+def told_by_files() -> Iterator[None]:
+    """Print lines about files that a command has written. They tell the same, so that nothing is
+    lost if stdout was closed before the command began.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+
+
+def print_made(path: str | Path, report: dict[str, Any], *, as_json: bool) -> None:
+    """Print the path of what `gpt train` has written, or its report as one JSON object."""
+    if as_json:
+        print_json("train", report)
+        return
+    with told_by_files():
+        print(path)
 
 
 def print_file(text: str) -> None:
@@ -446,7 +477,7 @@ def _column_groups(first: int, widths: list[int]) -> Iterator[tuple[int, int]]:
 
 def print_lines(text: str, **style: bool) -> None:
     """Print a paragraph, wrapped at 80 columns; long words such as addresses are not broken."""
-    for line in textwrap.wrap(text, REPORT_COLUMNS, break_long_words=False, break_on_hyphens=False):
+    for line in wrap_lines(text, REPORT_COLUMNS).splitlines():
         typer.echo(styled(line, **style))
 
 

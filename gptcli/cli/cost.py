@@ -103,7 +103,7 @@ def cost(
             metavar="RUN",
             parser=model_path,
             show_default=False,
-            help="Run or model to price; with --fit, several, or tables of runs (.csv, .jsonl).",
+            help="Run or model to price; with --fit, several, or tables of runs (.csv, .tsv, .jsonl).",
         ),
     ] = None,
     size: Annotated[str | None, shared("size", MODEL, "175B", complete=_complete_size)] = None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from gptcli.cli.console import (
@@ -60,7 +62,7 @@ from gptcli.cost.target import (
     with_days,
 )
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import ModelConfig, size_hint, size_names
 from gptcli.numbers import amount, counted, short
 from gptcli.papers.models import GPT3_TRAINING
 
@@ -198,6 +200,12 @@ def check_not_a_size(argument: str) -> None:
             "is a model size, not a run folder",
             where=argument,
             hint=f"gpt cost --size {shlex.quote(size)}",
+        )
+    if re.fullmatch(r"\d+(\.\d+)?[MmBb]", argument) and not Path(argument).exists():
+        raise UsageError(
+            "is neither a run folder nor a size of the papers",
+            where=argument,
+            hint=size_hint(argument, size_names()),
         )
 
 

@@ -380,8 +380,6 @@ def evaluate(
         raise UsageError("--convention needs --suite core: it chooses the form of its prompts")
     if show is not None and chosen == "core":
         raise UsageError("--show cannot print the prompts of --suite core", hint="leave out one")
-    if resume and force:
-        raise UsageError("--resume and --force contradict each other", hint="choose one")
     if as_json and markdown:
         raise UsageError("--json and --markdown contradict each other", hint="choose one")
     if output == Path("-"):

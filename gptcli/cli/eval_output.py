@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import REPORT_COLUMNS, print_json, screen
+from gptcli.cli.console import REPORT_COLUMNS, columns, print_json, screen, wrap_lines
 from gptcli.errors import GptError, UsageError
 from gptcli.files import atomic_write, write_json
 from gptcli.model.source import RUN_TOML
@@ -135,10 +135,10 @@ def _print_parts(parts: list[TableRows | str], *, markdown: bool) -> None:
         texts = [part if isinstance(part, str) else markdown_table(part) for part in parts]
         print("\n\n".join(texts))
         return
-    console = _console(PIPE_WIDTH, soft_wrap=True)
+    console = _console(PIPE_WIDTH)
     for part in parts:
         if isinstance(part, str):
-            console.print(part, soft_wrap=not console.is_terminal)
+            print(wrap_lines(part, columns(sys.stdout)))
         else:
             _print_table(console, part)
 
@@ -162,9 +162,9 @@ def print_task_details(tasks: list[tuple[Task, Path | None]]) -> None:
             print(f"  {name:<9} {text}{option}")
 
 
-def _console(width: int, *, soft_wrap: bool = False) -> Console:
+def _console(width: int) -> Console:
     """Return the console of stdout, of this width in a pipe; nothing is cut there."""
-    return screen(width=None if sys.stdout.isatty() else width, soft_wrap=soft_wrap)
+    return screen(width=None if sys.stdout.isatty() else width)
 
 
 def _print_table(console: Console, rows: TableRows) -> None:
@@ -230,7 +230,7 @@ def print_forecast(report: dict[str, Any], source: ModelSource) -> None:
             facts.append(f"{one['cut']:,} cut to the context")
         left_out = one.get("left_out", {})
         facts += [f"{count:,} left out: {reason}" for reason, count in left_out.items()]
-        print("; ".join(facts))
+        print(wrap_lines("; ".join(facts), columns(sys.stdout)))
     print(
         f"work: at most {report['flops']:.2e} FLOP; "
         f"memory: {in_bytes(report['memory_bytes'])} of weights in fp32"

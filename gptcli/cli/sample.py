@@ -91,7 +91,8 @@ OPTIONS = {  # also the keys of --config, which may name a preset too
         "articles).", "NAME"),
     "temperature": Option(
         CHOOSING, f"{TEMPERATURE:g}",
-        "Sampling temperature: text is more predictable below 1 and more varied above it.", "X"),
+        "Sampling temperature: text is more predictable below 1 and more varied above it; 0 is "
+        "greedy.", "X"),
     "top_k": Option(
         CHOOSING, f"{TOP_K}, or all with --top-p",
         "Sample only from the N most probable tokens; --top-p 1 samples from all."),

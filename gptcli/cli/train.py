@@ -20,7 +20,7 @@ import typer
 
 from gptcli import toml_json
 from gptcli.cli.command import Command, Mode, hold, releasing
-from gptcli.cli.console import ConsoleEvents, print_json
+from gptcli.cli.console import ConsoleEvents, print_json, print_made
 from gptcli.cli.dashboard import Dashboard, print_forecast, print_plan
 from gptcli.cli.options import (
     command_line,
@@ -307,7 +307,7 @@ def train(
     else:
         done = train_and_tell(replace(run, profile=profile), events)
         if is_main():
-            print_json("train", done) if json else print(run.out)
+            print_made(run.out, done, as_json=json)
 
 
 def fetch_initial_model(given: Resolved, *, dry_run: bool = False) -> Path | None:
@@ -435,7 +435,7 @@ def _finetune(
             f"{counted(report['steps'], 'step')} on {counted(report['examples'], 'example')}, "
             f"validation accuracy {report['val_accuracy']:.2%}"
         )
-        print_json("train", {**report, "out": str(out)}) if as_json else print(out)
+        print_made(out, {**report, "out": str(out)}, as_json=as_json)
 
 
 def _unexpected(argument: str) -> UsageError:

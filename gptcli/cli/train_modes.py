@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptcli.cli.console import ConsoleEvents, print_file, print_json
+from gptcli.cli.console import ConsoleEvents, print_file, print_made
 from gptcli.cli.dashboard import Dashboard
 from gptcli.cli.options import option, read_option
 from gptcli.cli.train import (
@@ -94,7 +94,7 @@ def train_seeds(
     }
     write_json(out / SEEDS_REPORT, {"schema": "gpt.train.seeds/1", **summary})
     events.info(f"loss {mean} (95 %, {count} seed{'s' * (count > 1)})")
-    print_json("train", summary) if as_json else print(out)
+    print_made(out, summary, as_json=as_json)
 
 
 def write_sweep_files(
@@ -134,9 +134,7 @@ def write_sweep_files(
     claim_file(out / MAKEFILE, force=force)
     runs = write_sweep(out, sweep, arguments, seeds=seeds, store=whole.get("checkpoint_to"))
     path = out / MAKEFILE
-    print_json(
-        "train", {"makefile": str(path), "runs": list(map(str, runs))}
-    ) if as_json else print(path)
+    print_made(path, {"makefile": str(path), "runs": list(map(str, runs))}, as_json=as_json)
 
 
 def parse_sweep(items: Sequence[str]) -> dict[str, list[str]]:
@@ -271,7 +269,7 @@ def export_model(
         force=force,
         events=ConsoleEvents(),
     )
-    print_json("train", {"model": str(models[0]), "export": out}) if as_json else print(out)
+    print_made(out, {"model": str(models[0]), "export": out}, as_json=as_json)
 
 
 def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool) -> None:
@@ -300,6 +298,4 @@ def draw_report(runs: list[Path], out: str | None, *, force: bool, as_json: bool
         claim_file(path, force=force)
     with atomic_write(path, "w") as file:
         file.write(text)
-    print_json(
-        "train", {"report": str(path), "runs": [str(run) for run in runs]}
-    ) if as_json else print(path)
+    print_made(path, {"report": str(path), "runs": [str(run) for run in runs]}, as_json=as_json)

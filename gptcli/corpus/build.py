@@ -339,9 +339,9 @@ def _thin_validation(build: BuildConfig, train: int, val: int) -> str:
     elif documents < 2:
         advice = "add documents: at least one is needed for each split"
     else:
-        share = min(0.5, MIN_VALIDATION_DOCUMENTS / documents)
+        share = float(f"{min(0.5, MIN_VALIDATION_DOCUMENTS / documents):.2g}")
         chosen = counted(round(share * documents), "document")
-        advice = f"raise it: {share:.1g} would choose about {chosen}"
+        advice = f"raise it: {share:g} would choose about {chosen}"
     what, chose = "is empty", f"none of {counted(documents, 'document')}"
     if val:
         what = "is small, and a loss on it says little"

@@ -1,7 +1,8 @@
 """Results of training runs from a table: CSV with a header, or JSONL.
 
 A row has a loss in nats per token, and two of parameters, tokens and FLOPs, of which the third
-follows by 6ND; a name if it likes. Other columns are ignored.
+follows by 6ND; a name if it likes. Other columns are ignored. The columns of CSV are separated by
+commas, semicolons, tabs, bars or blanks: by what divides the header into most known names.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from gptcli.cost.scaling_fit import RunResult
 from gptcli.errors import InputError
 from gptcli.toml_json import shown
+from gptcli.units import read_quantity
 
 COLUMNS = {  # names that a column may have
     "parameters": ("parameters", "params", "n", "model size", "model_size"),
@@ -24,7 +26,9 @@ COLUMNS = {  # names that a column may have
     "loss": ("loss", "val_loss"),
     "name": ("name", "run"),
 }
-SUFFIXES = (".csv", ".jsonl")
+DELIMITERS = ",;\t| "
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+FORMS = "columns: loss, and two of parameters, tokens and flops"
 
 
 def read_run_table(path: Path) -> list[RunResult]:
@@ -41,10 +45,19 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each row by the names of COLUMNS, with its line."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".csv":
-                reader = csv.DictReader(file)
+            if path.suffix != ".jsonl":
+                header = next((text for text in file if text.strip()), "")
+                delimiter = _delimiter(header)
+                names = next(csv.reader([header], delimiter=delimiter), [])
+                if header and not _named(dict.fromkeys(names, 0)):
+                    raise InputError(
+                        f"the first line names no column of runs: {shown(header.strip())}",
+                        where=f"{path}:1",
+                        hint=f"begin the table with a header: parameters,tokens,loss\n{FORMS}",
+                    )
+                reader = csv.DictReader(file, names, delimiter=delimiter)
                 for row in reader:
-                    yield reader.line_num, _named(row)
+                    yield reader.line_num + 1, _named(row)
                 return
             for line, text in enumerate(file, 1):
                 if text.strip():
@@ -54,6 +67,16 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(
             f"not a table of runs: {error}", where=path, hint="CSV with a header, or JSONL"
         ) from None
+
+
+def _delimiter(header: str) -> str:
+    """Return the character that divides a header into most names of COLUMNS."""
+
+    def known(delimiter: str) -> int:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        return len(_named(dict.fromkeys(names, 0)))
+
+    return max(DELIMITERS, key=known)
 
 
 def _named(row: dict[Any, Any]) -> dict[str, Any]:
@@ -72,13 +95,15 @@ def _run(row: dict[str, Any], where: str, line: int) -> RunResult:
         if name in row:
             try:
                 value = math.nan if isinstance(row[name], bool) else float(row[name])
-            except (TypeError, ValueError, OverflowError):
+            except ValueError:
+                value = read_quantity(str(row[name])) or math.nan
+            except (TypeError, OverflowError):
                 value = math.nan
             if not 0 < value < 1e40:
                 raise InputError(
                     f"{name} is {shown(row[name])}, not a positive number",
                     where=where,
-                    hint="mend the row",
+                    hint="write it as 4.25, 1e9 or 124M",
                 )
             numbers[name] = value
     sizes = [name for name in ("parameters", "tokens", "flops") if name in numbers]
@@ -86,7 +111,7 @@ def _run(row: dict[str, Any], where: str, line: int) -> RunResult:
         raise InputError(
             f"a row of {', '.join(numbers) or 'nothing'}",
             where=where,
-            hint="columns: loss, and two of parameters, tokens and flops",
+            hint=FORMS,
         )
     parameters = numbers.get("parameters") or numbers["flops"] / 6 / numbers["tokens"]
     tokens = numbers.get("tokens") or numbers["flops"] / 6 / parameters

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError, UsageError, message_of
 from gptcli.files import find_nanogpt_meta
 from gptcli.model.config import ModelConfig
 from gptcli.model.hf import BUFFERS, HEAD, Tensors, qkv_rows_from_hf
@@ -95,7 +95,7 @@ def read_pickle(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:
-        reason = str(error)
+        reason = message_of(error)
         if "Unsupported" in reason or "GLOBAL" in reason or "weights_only" in reason:
             what = (
                 "contains more than tensors, numbers and texts: it could run code, and is refused"

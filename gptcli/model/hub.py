@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from gptcli.errors import InputError, UsageError, install_hint
+from gptcli.errors import InputError, UsageError, install_hint, message_of
 from gptcli.events import SILENT, Events
 from gptcli.files import read_json, similar
 from gptcli.numbers import counted, in_bytes
@@ -317,7 +317,7 @@ class HubFiles:
             what = f"the download of {file} from {self.repository} was cut short"
             hint = "run the command again: complete files are kept"
         else:
-            reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            reason = next(iter(message_of(error).strip().splitlines()), "") or type(error).__name__
             subject = self.repository if file is None else f"{file} of {self.repository}"
             what = f"{self.preface}the Hub cannot be reached for {subject}: {reason}"
             hint = self.by_hand

@@ -75,10 +75,12 @@ class SamplingParams:
 def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
     """Return the sampling parameters of options; without any, the TOP_K most probable tokens.
 
+    Temperature 0 is greedy, whatever top-k and top-p are: its limit is the most probable token.
     Raises UsageError for options that cannot be combined.
     """
     penalty = values.get("repetition_penalty", 1.0)
-    if not values["greedy"] and "beam" not in values:
+    is_cold = values.get("temperature") == 0 and "beam" not in values
+    if not (values["greedy"] or is_cold or "beam" in values):
         top_k = values.get("top_k")
         if top_k is None and "top_p" not in values:
             top_k = TOP_K
@@ -90,15 +92,16 @@ def sampling_params(values: Mapping[str, Any]) -> SamplingParams:
         )
     deterministic = "{option:greedy}" if values["greedy"] else "{option:beam}"
     for name in ("temperature", "top_k", "top_p"):
-        if name in values:
+        if name in values and not is_cold:
             raise UsageError(
                 f"{deterministic} cannot be combined with {{option:{name}}}",
                 hint=f"leave out {deterministic} to sample, or {{option:{name}}}",
             )
     for name in ("num_samples", "best_of"):
-        if values["greedy"] and values.get(name, 1) > 1:
+        if (values["greedy"] or is_cold) and values.get(name, 1) > 1:
+            deterministic = "{option:temperature} 0" if is_cold else "{option:greedy}"
             raise UsageError(
-                f"{{option:greedy}} cannot be combined with {{option:{name}}} {values[name]}",
+                f"{deterministic} cannot be combined with {{option:{name}}} {values[name]}",
                 hint="all greedy samples have the same text",
             )
     if "beam" in values and (penalty != 1 or values["greedy"] or values["stop"]):

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from gptcli.errors import InputError
+from gptcli.errors import InputError, message_of
 from gptcli.numbers import counted
 from gptcli.tokenizer.tokenizer import Tokenizer, refuse_surrogates
 
@@ -109,7 +109,7 @@ def read_meta(path: Path) -> CharacterTokenizer:
     except Exception as error:
         # a broken pickle raises nearly anything
         raise InputError(
-            f"cannot be read as nanoGPT's vocabulary: {error}",
+            f"cannot be read as nanoGPT's vocabulary: {message_of(error)}",
             where=path,
             hint="it may contain code, and none was run; copy it again from nanoGPT's data folder",
         ) from None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import InputError, UsageError
+from gptcli.errors import InputError, UsageError, message_of
 from gptcli.files import NANOGPT_META, find_nanogpt_meta, read_json, read_text, similar
 from gptcli.tokenizer.characters import CharacterTokenizer, is_character_json, read_meta
 from gptcli.tokenizer.gpt1 import Gpt1Tokenizer
@@ -229,7 +229,7 @@ def _load_gpt2() -> Tokenizer:
             path = hf_hub_download(HUB_REPOSITORY, "tokenizer.json")
         except OSError as error:
             raise InputError(
-                f"cannot reach the Hub for GPT-2's vocabulary: {error}",
+                f"cannot reach the Hub for GPT-2's vocabulary: {message_of(error)}",
                 hint=f"download {url} on another machine, and name that file as the tokenizer or "
                 "copy it next to the model",
             ) from None

@@ -502,7 +502,7 @@ def test_a_number_behind_an_option_may_be_an_argument(
 
 def test_the_line_with_our_names_has_no_option_as_a_value() -> None:
     error = refused("train", "--learning-rate", "--size", "gpt2")
-    assert error.hint == "gpt train --help lists all options"
+    assert error.hint == "gpt train --size gpt2\nwithout --learning-rate: its value is missing"
 
 
 def test_the_warning_of_an_option_given_twice_is_printed(
@@ -560,3 +560,27 @@ def test_words_that_a_shell_joined_are_taken_apart_in_the_hint(
         run(*argv)
     assert caught.value.exit_code == 2
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--resume", "auto"], "--resume is a flag and takes no value, but got 'auto'"),
+        (["train", "--force", "--resume"], "--resume and --force contradict each other"),
+        (["eval", "R", "--resume", "--force"], "--resume and --force contradict each other"),
+        (
+            ["build-shards", "a", "--force", "--resume"],
+            "--resume and --force contradict each other",
+        ),
+    ],
+)
+def test_flags_are_refused_before_anything_is_read(argv: list[str], message: str) -> None:
+    error = refused(*argv)
+    assert message in error.message
+    assert "--resume" in str(error.hint)
+
+
+def test_an_argument_that_begins_with_an_equals_sign_is_no_option() -> None:
+    command, ctx = command_at(("sample",))
+    command.parse_args(ctx, ["=x"])
+    assert str(ctx.params["run"]) == "=x"

@@ -209,6 +209,23 @@ def test_a_result_that_is_printed_to_a_closed_stdout_is_lost_and_said_so(words: 
     assert done.stderr.startswith(b"gpt: standard output is closed, so what was printed is lost\n")
 
 
+def test_a_closed_stdout_loses_nothing_that_files_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    def closed(number: int) -> io.TextIOWrapper:
+        return io.TextIOWrapper(
+            io.BufferedWriter(console._ClosedOutput(number, "wb", closefd=False))
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", closed(1))
+        console.print_made("runs/a", {}, as_json=False)
+        with console.told_by_files():
+            print("a second line")
+        patch.setattr(sys, "stdout", closed(1))
+        with pytest.raises(OSError, match="closed"):
+            console.print_made("runs/a", {}, as_json=True)
+            sys.stdout.flush()
+
+
 def test_a_command_that_prints_nothing_needs_no_stdout(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("some words, and some more words")
     words = ["tokenize", "train", "text", "--vocab-size", "260", "-o", "tokenizer.json", "-q"]

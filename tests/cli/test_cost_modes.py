@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from gptcli.cli import build_app
-from gptcli.cli.cost_modes import requested_target, train_command
+from gptcli.cli.cost_modes import check_not_a_size, requested_target, train_command
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.planner import make_plan
@@ -166,3 +166,13 @@ def test_the_plans_of_megatron_have_no_command_of_ours(gpt: Any) -> None:
     report = json.loads(gpt("cost", *words.split(), "--json").stdout)
     assert {plan["command"] for plan in report["plans"]} == {None}
     assert "gpt train" not in gpt("cost", *words.split()).stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [("7B", "the nearest are 2.7B, 6.7B, 13B"), ("gpt3", "gpt cost --size gpt3")],
+)
+def test_a_size_as_argument_is_told_as_such(argument: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_not_a_size(argument)
+    assert str(caught.value.hint).startswith(hint)

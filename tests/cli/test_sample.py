@@ -131,6 +131,8 @@ def test_options_reach_the_model(run: Path) -> None:
         ("--greedy",): SamplingParams(greedy=True),
         ("--top-k", 3): SamplingParams(top_k=3),
         ("--top-p", 0.5, "--temperature", 2): SamplingParams(top_p=0.5, temperature=2.0),
+        ("--temperature", 0): SamplingParams(greedy=True),
+        ("--temperature", 0, "--top-k", 9, "--top-p", 0.5): SamplingParams(greedy=True),
     }.items():
         made = report(run, "words", "--max-tokens", 30, *options)
         row = TokenSequence(
@@ -169,7 +171,11 @@ def test_prompt_longer_than_the_context_is_a_warning(run: Path) -> None:
         (["--top-k", "-1"], "--top-k: -1 is out of range"),
         (["--top-p", "0"], "--top-p: 0 is out of range"),
         (["--top-p", "1.1"], "--top-p: 1.1 is out of range"),
-        (["--temperature", "0"], "--greedy takes the most probable token"),
+        (["--temperature", "-1"], "0, as --greedy, takes the most probable token"),
+        (
+            ["--temperature", "0", "--num-samples", "2"],
+            "--temperature 0 cannot be combined with --num-samples 2",
+        ),
         (["--max-tokens", "many"], "not a number"),
         (["--max-tokens", "0"], "--max-tokens: 0 is out of range"),
         (["--num-samples", "0"], "--num-samples: 0 is out of range"),

@@ -26,9 +26,24 @@ def test_csv_and_jsonl_with_two_of_three(tmp_path: Path) -> None:
     assert [row.name for row in read_run_table(table)] == ["a", "b"]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", " "])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_the_header_tells_how_columns_are_separated(
+    delimiter: str, suffix: str, tmp_path: Path
+) -> None:
+    path = (tmp_path / "runs").with_suffix(suffix)
+    rows = (("name", "params", "tokens", "loss"), ("a", "124M", "2e9", "3.5"))
+    path.write_text("".join(delimiter.join(row) + "\n" for row in rows))
+    (run,) = read_run_table(path)
+    assert (run.name, run.parameters, run.tokens, run.loss) == ("a", 124 * 10**6, 2 * 10**9, 3.5)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("1e6,2e7,4.5\n2e6,4e7,4.2\n", ":1: the first line names no column of runs: '1e6,2e7,4.5'"),
+        ("x;y;z\n1;2;3\n", ":1: the first line names no column of runs: 'x;y;z'"),
+        ("N;D;loss\n1e6;2e7;4,25\n", ":2: loss is '4,25', not a positive number"),
         ("N,D,loss\n1e6,2e7,nan\n", ":2: loss is 'nan'"),
         ("N,D,loss\n1e6,x,3\n", ":2: tokens is 'x'"),
         ("N,loss\n1e6,3\n", ":2: a row of parameters, loss"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.encodings import not_utf8, without_bom
-from gptcli.errors import InputError
+from gptcli.errors import InputError, message_of
 from gptcli.files import missing_file
 from gptcli.text.compression import StreamDamageError, decompressed
 from gptcli.toml_json import parse_json, shown
@@ -47,7 +47,9 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
     except IsADirectoryError:
         raise InputError("is a folder, not a file", where=path) from None
     except (StreamDamageError, OSError) as error:
-        raise InputError(f"the file is damaged or cut short: {error}", where=path) from None
+        raise InputError(
+            f"the file is damaged or cut short: {message_of(error)}", where=path
+        ) from None
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -63,7 +65,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
                 line = file.readline(MAX_LINE_BYTES + 1)
             except (StreamDamageError, OSError) as error:
                 raise InputError(
-                    f"the file is damaged or cut short: {error}", where=f"{path}:{number}"
+                    f"the file is damaged or cut short: {message_of(error)}",
+                    where=f"{path}:{number}",
                 ) from None
             if not line:
                 return
