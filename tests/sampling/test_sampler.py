@@ -252,7 +252,7 @@ def draft(model: GPT) -> GPT:
 
 
 def test_greedy_tokens_equal_those_without_a_draft(model: GPT, draft: GPT) -> None:
-    """Use prompts of 1 to 60 tokens, two in three longer than the context of 24."""
+    """Use prompts of 1 to 60 tokens, some longer than the context."""
     count = 200 if WHOLE else 60
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 61, (count,), generator=generator).tolist()
