@@ -12,6 +12,9 @@ endif
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
+# Tests start gpt hundreds of times: without bytecode each start compiles its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 ## demo: build a corpus, a tokenizer and shards; train a small GPT for a few minutes; sample from
 ## it, evaluate it and estimate its cost
 demo: setup

@@ -36,6 +36,12 @@ CONTRACT_KEYS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def gpt(gpt_here: Any) -> Any:
+    """Run the command line in this process."""
+    return gpt_here
+
+
 def report(gpt: Any, *args: object) -> dict[str, Any]:
     done = gpt("cost", *args, "--json")
     assert done.stdout.count("\n") == 1, "one object on one line"

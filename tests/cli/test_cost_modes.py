@@ -23,6 +23,12 @@ from gptcli.errors import UsageError
 from gptcli.papers.models import MODELS
 
 
+@pytest.fixture
+def gpt(gpt_here: Any) -> Any:
+    """Run the command line in this process."""
+    return gpt_here
+
+
 def test_shape_options_change_a_size() -> None:
     one = requested_target({"size": "125M", "n_ctx": 1024, "attention": "dense"})
     assert one.model.parameters == 124_439_808

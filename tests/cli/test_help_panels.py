@@ -20,6 +20,12 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 LINES = [*COMMANDS, *(f"tokenize {name}" for name in ("train", "encode", "decode"))]
 
 
+@pytest.fixture
+def gpt(gpt_here: Any) -> Any:
+    """Run the command line in this process."""
+    return gpt_here
+
+
 def context(line: str) -> Any:
     """Return the context of a command, as `gpt LINE` has it."""
     command: Any = get_command(build_app(line.split()))

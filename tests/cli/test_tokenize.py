@@ -26,6 +26,12 @@ from tests.waiting import HANG_S
 AWKWARD = "one\r\ntwo \x00\x1c\u2028 café 😀\n\n\n<|endoftext|>  \t last"
 
 
+@pytest.fixture
+def gpt(gpt_here: Any) -> Any:
+    """Run the command line in this process."""
+    return gpt_here
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer([Path(json.__file__).read_text(encoding="utf-8")], 400)

@@ -47,8 +47,13 @@ def test_every_document_is_a_line_of_its_ids(
     assert found.decode() == "".join(lines)
 
 
-@pytest.mark.parametrize("before", [0, 1 << 30])
-@pytest.mark.parametrize("largest", [9_999, 99_999, 10_000_001])
+@pytest.mark.parametrize(
+    ("largest", "before"),
+    [
+        *((largest, before) for largest in (9_999, 99_999) for before in (0, 1 << 30)),
+        (10_000_001, 0),  # too many for the kernel
+    ],
+)
 def test_ids_of_every_width_are_spelt(
     largest: int, before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,19 +1,22 @@
-"""One of four processes that run every layout of 1, 2 and 4 processes; test_layouts.py starts
-them.
+"""Four processes that run every layout of 1, 2 and 4 processes, for test_layouts.py. They are forks
+of one that has imported everything.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import sys
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor.config as inductor
 import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.distributed.tensor import DTensor
@@ -34,7 +37,9 @@ from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.step import micro_batch_sources, micro_batches
 from gptcli.trainer.step_statistics import NOISE_RERUN_EVERY, small_batch_sequences
 from tests.extent import WHOLE
+from tests.fork_server import FORKS
 
+PROCESSES = 4
 STEPS, SEQUENCES, N_CTX, EOT = 20 if WHOLE else 10, 4, 8, 0
 # no layout divides either evenly: GPT-2's vocabulary, and a smaller one
 VOCAB_SIZE = {"dense": 50257, "banded": 1009}
@@ -307,8 +312,10 @@ def part_norm(layout: str, rank: int, world: int) -> dict[str, Any]:
     return {"layout": layout, "held": held, "sliced": [part, whole], "plain": plain}
 
 
-def main(rank: int, folder: Path) -> None:
+def work(rank: int, folder: Path) -> None:
+    """Run all cases of one process, and write their results to `folder`."""
     torch.set_num_threads(1)
+    inductor.compile_threads = 1  # a process to compile one kernel would import torch anew
     results = []
     if rank == 0:
         model = GPT(make_run("dp=1", n_layer=5).model)
@@ -354,5 +361,23 @@ def main(rank: int, folder: Path) -> None:
         (folder / "results.json").write_text(json.dumps(results))
 
 
+def main(folder: Path) -> int:
+    """Run all processes; as soon as one fails, end the others and return 1."""
+    context: Any = multiprocessing.get_context("fork" if FORKS else "spawn")
+    processes = [context.Process(target=work, args=(rank, folder)) for rank in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    left = {process.sentinel: process for process in processes}
+    while left:
+        for sentinel in wait(list(left)):
+            ended = left.pop(sentinel)
+            ended.join()
+            if ended.exitcode:
+                for process in left.values():
+                    process.kill()
+                return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1])))

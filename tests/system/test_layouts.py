@@ -8,47 +8,29 @@ divides evenly. One set of processes runs them all.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptcli.cost.memory import SCHEDULES
+from tests.fork_server import python
 from tests.system.layout_worker import N_CTX, SEQUENCES
 
 # sequences in the part of the batch that the noise scale measures
 SLICED = {2: {"tp=2": 1, "pp=2": 2}, 4: {"shard=2,tp=2": 2, "tp=2,pp=2": 2, "dp=2,pp=2": 4}}
 MASK = 5  # of layout_worker.MODEL's fields, the document mask's place
-PROCESSES, ROOT = 4, Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the processes; return the folder of their results."""
     folder = tmp_path_factory.mktemp("layouts")
-    started = []
-    for rank in range(PROCESSES):
-        with open(folder / f"{rank}.log", "w") as log:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.system.layout_worker", str(rank), folder],
-                    cwd=ROOT,
-                    stdout=log,
-                    stderr=log,
-                )
-            )
-    try:
-        while None in (codes := [process.poll() for process in started]) and not any(codes):
-            time.sleep(0.2)
-    finally:
-        for process in started:
-            process.kill()
-    assert codes == [0] * PROCESSES, "\n".join(
-        (folder / f"{rank}.log").read_text()[-2000:] for rank in range(PROCESSES)
+    done = python(
+        "-m", "tests.system.layout_worker", folder, cwd=ROOT, env={"OMP_NUM_THREADS": "1"}
     )
+    assert done.returncode == 0, done.stderr.decode()[-8000:]
     return folder
 
 
