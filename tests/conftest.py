@@ -20,6 +20,9 @@ from tests.fork_server import python
 # what is right does not depend on how busy the machine is
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+# Two workers share the cores: a thread of OpenMP that spins takes the other worker's time. Before
+# torch is imported; GNU's runtime takes the same number if it has more threads than cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "100")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "120")
 # torch.compile imports setuptools, which fails once a test has made the import of trafilatura fail
