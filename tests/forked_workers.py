@@ -22,6 +22,7 @@ LIBRARIES = (
     "gptcli.cli.train",
     "gptcli.corpus.build",
     "gptcli.distributed.launch",
+    "gptcli.kernels.installation",
     "gptcli.trainer.loop",
 )
 

@@ -237,10 +237,17 @@ def preload() -> None:
         "gptcli.cli.tokenize",
         "gptcli.cli.train",
         "gptcli.corpus.build",
+        "gptcli.cost.report",
         "gptcli.distributed.launch",
+        "gptcli.evals.evaluate",
+        "gptcli.evals.report",
         "gptcli.evals.rolling",
         "gptcli.evals.runner",
+        "gptcli.evals.suites",
+        "gptcli.kernels.installation",
+        "gptcli.runs.report",
         "gptcli.sampling.batch",
         "gptcli.trainer.loop",
+        "gptcli.trainer.train",
     ):
         importlib.import_module(module)
