@@ -41,7 +41,7 @@ def start() -> None:
 def install_in_fork() -> None:
     """Let this process, a fork of the one that started the server, start workers through it."""
     # looks for a child of its own, and would start another server
-    vars(forkserver._forkserver)["ensure_running"] = lambda: None  # type: ignore[attr-defined]
+    vars(forkserver._forkserver)["ensure_running"] = lambda: None
     CONTEXTS["spawn"] = Context()
 
 
@@ -78,7 +78,7 @@ class Context(context.ForkServerContext):
     """Context that stands in for the one named "spawn"."""
 
     _name = "spawn"
-    Process = _Process  # type: ignore[assignment]
+    Process = _Process
 
 
 CONTEXTS: dict[str, Any] = context._concrete_contexts  # type: ignore[attr-defined]
