@@ -25,9 +25,18 @@ from gptcli.runs.metrics import read_metrics
 from gptcli.trainer.checkpoint import newest_state, newest_step
 from gptcli.trainer.loop import train
 from gptcli.trainer.step import TrainStep
+from tests import forked_workers
 from tests.waiting import wait_until
 
 TOLERANCE = 1e-4
+
+
+@pytest.fixture
+def workers_are_forks(monkeypatch):
+    """Start workers in milliseconds, where their imports are not the subject."""
+    if sys.platform == "linux":  # macOS's own libraries do not survive a fork
+        forked_workers.start()
+        monkeypatch.setitem(forked_workers.CONTEXTS, "spawn", forked_workers.Context())
 
 
 class Warnings(Events):
@@ -55,6 +64,7 @@ def losses(run):
     return [line["loss"] for line in read_metrics(run.out)]
 
 
+@pytest.mark.usefixtures("workers_are_forks")
 def test_a_workers_error_is_raised_by_the_parent(make_run, tmp_path):
     with pytest.raises(InputError, match="no such shard folder") as caught:
         launch(replace(make_run(layout="dp=2"), data=tmp_path / "gone"), SILENT, train, newest_step)
@@ -102,6 +112,7 @@ def dies_in_warm_up(run, context, events):
     return train(run, context, events)
 
 
+@pytest.mark.usefixtures("workers_are_forks")
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import forked_workers
 from tests.faults.commands import Command, call, leftovers, prepare
 from tests.faults.inject import HELD, KINDS, Faults
 from tests.faults.lost import LostWorker
@@ -59,6 +60,7 @@ class Harness:
         """Operations of each rank, by command with workers."""
         self.counted: dict[tuple[str, str], int] = {}
         """Number of operations of an undisturbed run, by command and kind."""
+        self.has_workers = False
 
     def spread(self, command: Command, kind: str, most: int) -> tuple[int, list[Result]]:
         """Up to `most` faults of a kind, evenly over the operations of one run; how many operations
@@ -74,6 +76,9 @@ class Harness:
 
     def count(self, command: Command, kind: str) -> int:
         """Run it undisturbed; how many operations a fault of this kind could strike."""
+        if kind == LOST and not self.has_workers:
+            forked_workers.start()
+            self.has_workers = True
         if command.like in self.ranks:
             self.ranks[command.name] = self.ranks[command.like]
             self.wanted[command.name] = self.wanted[command.like]
@@ -178,6 +183,8 @@ class Harness:
     def _run(
         self, line: list[str], folder: Path, faults: Faults | LostWorker | None, told: Path | None
     ) -> int:
+        if self.has_workers:
+            forked_workers.install_in_fork()
         if faults is not None:
             faults.install()
         code = call(line, folder)
@@ -230,10 +237,17 @@ def preload() -> None:
         "gptcli.cli.tokenize",
         "gptcli.cli.train",
         "gptcli.corpus.build",
+        "gptcli.cost.report",
         "gptcli.distributed.launch",
+        "gptcli.evals.evaluate",
+        "gptcli.evals.report",
         "gptcli.evals.rolling",
         "gptcli.evals.runner",
+        "gptcli.evals.suites",
+        "gptcli.kernels.installation",
+        "gptcli.runs.report",
         "gptcli.sampling.batch",
         "gptcli.trainer.loop",
+        "gptcli.trainer.train",
     ):
         importlib.import_module(module)

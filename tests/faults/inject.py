@@ -9,6 +9,7 @@ through here; the fsync and the rename that end each of their files do.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import io
 import os
@@ -120,7 +121,11 @@ class Faults:
                 for where, _, names in os.walk(self.folder)
                 for name in names
             )
-            with OPEN(f"{self.folder}/{HELD}", "w") as file:
+            # one of several workers that are struck at the same time
+            with (
+                contextlib.suppress(FileExistsError),
+                OPEN(f"{self.folder}/{HELD}", "x") as file,
+            ):
                 file.writelines(
                     f"{name}\0" for name in names if not (PARTIAL in name or is_lock(Path(name)))
                 )

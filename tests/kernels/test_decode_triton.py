@@ -144,7 +144,8 @@ def test_small_layers_have_enough_programs(N: int) -> None:
 if __name__ == "__main__":
     torch.manual_seed(0)
     with torch.inference_mode():
-        compare_products()
+        compare_products()  # of two outputs a program; a layer's are of 8 and 16, far fewer programs
+        decode_triton.MIN_PROGRAMS = 4
         compare_layers()
         compare_with_pytorch()
     print("equal")

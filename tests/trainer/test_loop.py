@@ -87,7 +87,6 @@ def test_a_run_learns_and_leaves_a_complete_folder(make_run, train_here):
     assert lines[-1]["lr"] == pytest.approx(3e-4)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -96,23 +95,23 @@ def test_a_run_learns_and_leaves_a_complete_folder(make_run, train_here):
         {"optimizer": "muon", "lr_schedule": "wsd", "ema": 0.9},
     ],
 )
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
-    make_run, train_here, number, changes
-):
-    whole, halved = make_run("whole", **changes), make_run("halved", **changes)
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(make_run, train_here, changes):
+    whole = make_run("whole", **changes)
     train_here(whole)
     tokens = read_metrics(whole.out)[9]["tokens"]
-    before = signal.getsignal(number)
-    report = train(halved, CPU, SignalAt(tokens, number))
-    assert report["interrupted"]
-    assert report["step"] == 11  # the signal came after step 10; the next one was finished
-    assert signal.getsignal(number) is before
-    assert not (halved.out / "model.safetensors").exists()
-    train_here(replace(halved, resume=True))
-    assert (whole.out / "model.safetensors").read_bytes() == (
-        halved.out / "model.safetensors"
-    ).read_bytes()
-    assert without_time(whole) == without_time(halved)
+    for number in SIGNALS:
+        halved = make_run(f"halved by {number.name}", **changes)
+        before = signal.getsignal(number)
+        report = train(halved, CPU, SignalAt(tokens, number))
+        assert report["interrupted"]
+        assert report["step"] == 11  # the signal came after step 10; the next one was finished
+        assert signal.getsignal(number) is before
+        assert not (halved.out / "model.safetensors").exists()
+        train_here(replace(halved, resume=True))
+        assert (whole.out / "model.safetensors").read_bytes() == (
+            halved.out / "model.safetensors"
+        ).read_bytes()
+        assert without_time(whole) == without_time(halved)
 
 
 def test_a_signal_after_the_last_step_stops_the_run_before_its_export(make_run, train_here):

@@ -188,9 +188,9 @@ def check_traffic(run, sequences, roles):
 def test_processes_hold_and_send_what_cost_counts(make_large, layout):
     for untied in (False, True):
         run = make_large("gpt2", layout)
-        run = replace(
-            run, model=replace(run.model, tied=not untied, n_layer=7 if "pp" in layout else 2)
-        )
+        # stages of one layer and of two
+        n_layer = run.layout.pp + 1
+        run = replace(run, model=replace(run.model, tied=not untied, n_layer=n_layer))
         roles = dry_run(run, 24, SILENT)  # raises RunError if parameters differ
         assert sum(role.processes for role in roles) == len(roles) * roles[0].processes
         assert all(role.traffic != StepTraffic() for role in roles)
