@@ -84,9 +84,7 @@ def stage_order(source: SourceConfig) -> Callable[[str], tuple[int, str]]:
 
 def _extract(document: Document, source: SourceConfig) -> str:
     if document.html is not None or source.html:
-        html = document.html if document.html is not None else document.text
-        document.text = extract_text(html, source.extractor, document.charset)
-        document.html = None
+        document.text = extract_text(document.take_page(), source.extractor, document.charset)
         return "" if document.text.strip() else "no content"
     return "" if document.text.strip() else "blank"
 

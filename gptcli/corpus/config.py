@@ -143,8 +143,8 @@ class BuildConfig:
         """Return how many workers to start if nobody asks for a number: one for each core, fewer for
         inputs that are read sooner than another worker starts.
 
-        Two workers would each decompress all of a single small compressed file: half as much
-        processor time again, for seconds.
+        Two workers start in the processor time that a single small compressed file takes: half as
+        much again, for seconds.
         """
         size = self.input_bytes() or 0
         is_packed = self.is_compressed()

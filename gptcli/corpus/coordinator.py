@@ -8,6 +8,7 @@ memory does not grow with the corpus.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,17 +18,21 @@ from gptcli.corpus.chunks import Chunk, Tally, TextChunk
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.decontaminate import MAX_NGRAM_DOCUMENTS, evaluation_ngrams
 from gptcli.corpus.dedup import DedupTask, dedup_tasks, find_duplicates, is_duplicate
-from gptcli.corpus.input_splits import InputSplit, split_inputs
-from gptcli.corpus.inputs import STDIN, fingerprint
+from gptcli.corpus.formats import find_format, has_lines
+from gptcli.corpus.formats.recognize import disguise
+from gptcli.corpus.input_splits import InputSplit, damaged_rest, split_inputs
+from gptcli.corpus.inputs import STDIN, fingerprint, open_input
+from gptcli.corpus.line_blocks import write_line_blocks
 from gptcli.corpus.pool import Pool
 from gptcli.corpus.quality import train_classifier
-from gptcli.corpus.reading_progress import ReadingProgress
+from gptcli.corpus.reading_progress import ReadingProgress, reported
 from gptcli.corpus.repeats import RepeatsTask, find_repeats, repeats_tasks
 from gptcli.corpus.worker_tasks import (
     HandedOut,
     RemovalTask,
     TextChunkTask,
     WorkerContext,
+    chunk_path,
     classifier_path,
     finish_text_chunk,
     finished_chunks,
@@ -37,8 +42,10 @@ from gptcli.corpus.worker_tasks import (
     remove_repeats,
     sample_texts,
 )
+from gptcli.errors import InputError
 from gptcli.events import Events
 from gptcli.files import atomic_write
+from gptcli.text.compression import SNIFFED_BYTES, MissingPackageError
 
 WORK_FOLDER = ".work"  # of an unfinished build, inside the output folder
 # Below this size, importing a faster encoder takes longer than encoding with the slowest one.
@@ -67,7 +74,8 @@ def make_context(build: BuildConfig, out: Path) -> WorkerContext:
 def all_input_splits(context: WorkerContext, jobs: int, workers: int = 1) -> Iterator[InputSplit]:
     """Yield the input splits of all sources, in order.
 
-    A large file that cannot be divided by bytes is read in at most `jobs` stripes, or handed out.
+    A large file that cannot be divided by bytes is read in at most `jobs` stripes, or, in a single
+    job of several `workers`, handed out.
     """
     return chain.from_iterable(
         _input_splits(context, source, jobs, workers) for source in range(len(context.sources))
@@ -171,18 +179,45 @@ def _read_tasks(
     splits: Iterator[InputSplit],
     reading: ReadingProgress,
 ) -> Iterator[InputSplit | HandedOut]:
-    """Yield the splits, and the documents of those that are read here, a chunk at a time.
+    """Yield the splits; of those that are read here, the documents, a chunk at a time, or blocks of
+    lines.
 
     A worker holds no more of them than one, and the pool two for each worker.
     """
     for split in splits:
+        source = context.sources[split.source]
         if not split.part.is_handed_out or finished_chunks(context, split) is not None:
             yield split
+            continue
+        if has_lines(split.paths[0], source.documents, source.input_format):
+            yield from _line_tasks(context, split)
+            reading.finish(split.name)
             continue
         with read_groups(context, split) as groups:
             for path, group in groups:
                 yield HandedOut(split.source, path, [] if path.exists() else group)
         reading.finish(split.name)
+
+
+def _line_tasks(context: WorkerContext, split: InputSplit) -> Iterator[InputSplit | HandedOut]:
+    """Yield the blocks of lines of a split that is handed out.
+
+    A file that is empty or no text is left to its reader.
+    """
+    source, path = context.sources[split.source], split.paths[0]
+    try:
+        with reported(context.work, split, ()), open_input(path) as stream:
+            head = stream.peek(SNIFFED_BYTES)
+            is_text = find_format(path, source.input_format) == "text"
+            if not head or (is_text and source.input_format == "auto" and disguise(head)):
+                yield replace(split, part=replace(split.part, is_handed_out=False))
+                return
+            yield from write_line_blocks(stream, split, context.work)
+    except MissingPackageError:
+        raise
+    except InputError as error:
+        rest = [damaged_rest(split.first, path, error)]
+        yield HandedOut(split.source, chunk_path(context, split.source, rest), rest)
 
 
 def read_task(context: WorkerContext, task: InputSplit | HandedOut) -> tuple[int, list[Path], str]:

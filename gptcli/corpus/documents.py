@@ -90,14 +90,23 @@ class Document:
     error: InputError | None = None
     """Full error message of an unreadable document."""
 
+    def take_page(self) -> bytes | str:
+        """Return the page, or the text where that is a page, of which the document keeps nothing.
+
+        A page of the greatest length takes several times its size while it is converted.
+        """
+        page = self.text if self.html is None else self.html
+        self.text, self.html = "", None
+        return page
+
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
     """Documents of one file that one worker reads.
 
-    A text file is divided by bytes, a Parquet file by row groups. Any other large file is divided
-    into stripes, where it is not handed out: the worker reads the whole file and keeps every
-    `stripes`-th block of documents.
+    A text file is divided by bytes, a Parquet file by row groups. Any other large file is handed
+    out, or divided into stripes: the worker reads the whole file and keeps every `stripes`-th block
+    of documents.
     """
 
     start: int = 0
@@ -111,7 +120,9 @@ class FileRange:
     stripes: int = 1
     """Number of stripes that the file is divided into."""
     is_handed_out: bool = False
-    """True if one process reads the file and hands its documents to the workers."""
+    """True if one process reads the file and hands its documents or lines to the workers."""
+    lines_before: int = 0
+    """Number of lines before `start`, or 0 if that is not known."""
     block: int = 1 << 62
     """Positions per block. Chunks do not cross the border between two blocks."""
 
@@ -245,18 +256,27 @@ def extract_text(html: bytes | str, extractor: Extractor = "resiliparse", charse
     """
     if isinstance(html, bytes):
         html = decode_page(html, charset, is_html=True)
-    if html.count("<") > MAX_DEPTH and _may_be_deep(html):
-        html = flattened(html)
-    text = _by_trafilatura(html) if extractor == "trafilatura" else _by_resiliparse(html)
-    return "\n".join(line for line in text.splitlines() if line.strip()).replace("\x00", "")
+    # Each form of the page is dropped as soon as the next is made.
+    data = html.encode("utf-8", "replace")
+    html = ""
+    if data.count(b"<") > MAX_DEPTH and _may_be_deep(data):
+        data = flattened(data.decode()).encode()
+    if extractor == "trafilatura":
+        lines = _by_trafilatura(data.decode()).splitlines()
+    else:
+        tree = _resiliparse_tree(data)
+        data = b""
+        lines = _by_resiliparse(tree).splitlines()
+        del tree
+    return "\n".join([line for line in lines if line.strip()]).replace("\x00", "")
 
 
-def _may_be_deep(html: str) -> bool:
+def _may_be_deep(html: bytes) -> bool:
     """Return False if no tag is nested in MAX_DEPTH others, by a quick count of starts and ends."""
     import numpy as np  # here: no other format needs it to be read
 
-    data = np.frombuffer(html.encode("utf-8", "replace") + b" ", np.uint8)
-    after = data[np.flatnonzero(data == ord("<")) + 1]
+    data = np.frombuffer(html, np.uint8)
+    after = data[np.flatnonzero(data[:-1] == ord("<")) + 1]
     is_letter = (after | 0x20 >= ord("a")) & (after | 0x20 <= ord("z"))
     depth = (is_letter.astype(np.int64) - (after == ord("/"))).cumsum()
     lowest = np.minimum.accumulate(np.minimum(depth, 0))
@@ -282,12 +302,18 @@ def flattened(html: str) -> str:
     return _TAG.sub(tag, html)
 
 
-def _by_resiliparse(html: str) -> str:
+def _resiliparse_tree(html: bytes) -> Any:
     try:
-        from resiliparse.extract.html2text import extract_plain_text
+        from resiliparse.parse.html import HTMLTree
     except ImportError:
         raise _missing_package("resiliparse") from None
-    return str(extract_plain_text(html, main_content=True, alt_texts=False, comments=False))
+    return HTMLTree.parse_from_bytes(html)
+
+
+def _by_resiliparse(tree: Any) -> str:
+    from resiliparse.extract.html2text import extract_plain_text
+
+    return str(extract_plain_text(tree, main_content=True, alt_texts=False, comments=False))
 
 
 def _by_trafilatura(html: str) -> str:

@@ -1,9 +1,9 @@
 """Input splits: the pieces of work that reading is divided into.
 
 Many small files make one split. A large file of lines is divided by byte ranges, a large Parquet
-file by row groups, a compressed file of lines into stripes. A large file of records is read once,
-by the coordinator, which hands its documents to the workers; the jobs of a job array divide it into
-stripes, too.
+file by row groups. A large file of records, or of lines that are compressed, is read once, by the
+coordinator, which hands the documents or the lines to the workers. The jobs of a job array divide
+it into stripes, and so do workers a file of paragraphs.
 
 Within a source, a document's number is the number of its file times 2^40 plus its position in the
 file. Neither the numbers nor the groups of documents that become chunks depend on how the work is
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from gptcli.corpus.documents import BLOCK_RECORDS, WHOLE_FILE, Document, FileRange, Reader
-from gptcli.corpus.formats import DocumentKind, find_format, is_splittable, scan
+from gptcli.corpus.formats import DocumentKind, find_format, has_lines, is_splittable, scan
 from gptcli.corpus.formats.tables import row_group_bytes
 from gptcli.corpus.inputs import file_suffixes
 from gptcli.errors import InputError
@@ -24,8 +25,7 @@ from gptcli.text.compression import MissingPackageError
 
 POSITION_BITS = 40
 LAST_POSITION = (1 << POSITION_BITS) - 1  # of what stands for the rest of a damaged file
-# Every stripe decompresses the whole file, and passes over the blocks of others: a tenth of what is
-# done with them. Parsing a record to find its end costs more than passing it on to a worker.
+# Every stripe decompresses the whole file, and passes over the blocks of others.
 MAX_STRIPES = 8
 MAX_FILES = 4096  # in one split
 RECORD_FORMATS = (
@@ -54,6 +54,8 @@ class InputSplit:
     """Files, in order."""
     part: FileRange = WHOLE_FILE
     """Range of the one file, or WHOLE_FILE."""
+    lines: Path | None = None
+    """File with the lines of the range, decompressed, as `gptcli.corpus.line_blocks` writes it."""
 
     @property
     def name(self) -> str:
@@ -62,7 +64,10 @@ class InputSplit:
         files = len(self.paths)
         groups = "-groups{}to{}".format(*part.groups) if part.groups else ""
         stripe = f"{part.stripe}of{part.stripes}"
-        return f"{self.source:03d}-{self.first:06x}-{part.start:010x}-{stripe}-{files}{groups}"
+        block = "-block" if self.lines is not None else ""
+        return (
+            f"{self.source:03d}-{self.first:06x}-{part.start:010x}-{stripe}-{files}{groups}{block}"
+        )
 
 
 def split_inputs(
@@ -78,7 +83,7 @@ def split_inputs(
 
     A large file that cannot be divided by bytes or row groups is divided into at most as many
     stripes as there are `jobs`, or `workers` in a single job, which hands out one of
-    RECORD_FORMATS; unless there are enough files to keep them busy.
+    RECORD_FORMATS or of lines; unless there are enough files to keep them busy.
     """
     group: list[str] = []
     first = group_bytes = 0
@@ -86,7 +91,15 @@ def split_inputs(
     stripes = readers if len(inputs) < 2 * readers else 1
     for number, (path, length) in enumerate(inputs):
         parts = _file_ranges(path, length, size, stripes, documents, input_format)
-        if len(parts) > 1 and jobs == 1 and find_format(path, input_format) in RECORD_FORMATS:
+        if (
+            parts
+            and parts[0].stripes > 1
+            and jobs == 1
+            and (
+                find_format(path, input_format) in RECORD_FORMATS
+                or has_lines(path, documents, input_format)
+            )
+        ):
             parts = [replace(parts[0], stripes=1, is_handed_out=True)]
         splits = [InputSplit(source, number, (path,), part) for part in parts]
         if splits or group_bytes + length > size or len(group) == MAX_FILES:
@@ -151,7 +164,7 @@ def numbered_documents(
     for number, path in enumerate(split.paths, split.first):
         first = number << POSITION_BITS
         try:
-            for document in scan(path, reader_of(path), split.part):
+            for document in _scan(path, reader_of(path), split):
                 origin = document.position if document.origin < 0 else document.origin
                 if split.part.selects(origin):
                     yield first + document.position, document
@@ -159,10 +172,21 @@ def numbered_documents(
             raise
         except InputError as error:
             if split.part.stripe == 0:
-                yield (
-                    first + LAST_POSITION,
-                    Document("", path, LAST_POSITION, error_kind="damaged file", error=error),
-                )
+                yield damaged_rest(number, path, error)
+
+
+def damaged_rest(number: int, path: str, error: InputError) -> NumberedDocument:
+    """Return the bad document that stands for the rest of the source's file `number`."""
+    document = Document("", path, LAST_POSITION, error_kind="damaged file", error=error)
+    return (number << POSITION_BITS) + LAST_POSITION, document
+
+
+def _scan(path: str, reader: Reader, split: InputSplit) -> Iterator[Document]:
+    if split.lines is None:
+        yield from scan(path, reader, split.part)
+        return
+    with open(split.lines, "rb") as stream:
+        yield from reader(stream, path, split.part)
 
 
 def group_into_chunks(

@@ -154,6 +154,8 @@ def read_split(context: WorkerContext, split: InputSplit) -> list[Path]:
         with read_groups(context, split) as groups:
             paths = [make_chunk(context, split.source, group, path) for path, group in groups]
         write_json(_done_file(context, split), [path.name for path in paths])
+    if split.lines is not None:
+        split.lines.unlink(missing_ok=True)
     return paths
 
 
@@ -173,11 +175,16 @@ def read_groups(
 ) -> Iterator[Iterator[tuple[Path, list[NumberedDocument]]]]:
     """Return the documents of a split, a chunk at a time, each with the path of its chunk."""
     source = context.sources[split.source]
-    kind = "text" if context.needs_text_chunks(split.source) else "unit"
     with reported(context.work, split, numbered_documents(split, source.reader)) as documents:
         groups = group_into_chunks(documents, split.part.block, context.chunk_characters)
-        prefix = f"{kind}-{context.chunk_characters}-{split.source:03d}"
-        yield ((context.work / f"{prefix}-{group[0][0]:016x}", group) for group in groups)
+        yield ((chunk_path(context, split.source, group), group) for group in groups)
+
+
+def chunk_path(context: WorkerContext, source: int, group: list[NumberedDocument]) -> Path:
+    """Return the path of the chunk, or text chunk, of consecutive documents of a source."""
+    kind = "text" if context.needs_text_chunks(source) else "unit"
+    name = f"{kind}-{context.chunk_characters}-{source:03d}-{group[0][0]:016x}"
+    return context.work / name
 
 
 @dataclass(frozen=True, slots=True)

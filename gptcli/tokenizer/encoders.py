@@ -36,14 +36,28 @@ UNICODE_17 = (  # first and last of each run
     (0x323B0, 0x33479),
 )
 # fmt: on
-_NEWER = re.compile("[" + "".join(f"{chr(first)}-{chr(last)}" for first, last in UNICODE_17) + "]")
-# Beginnings of their UTF-8: one byte is looked for with memchr, many times faster than a character
-# class looks at each character.
-_LEADS: dict[int, set[bytes]] = {}
-for _first, _last in UNICODE_17:
-    for _point in range(_first, _last + 1):
-        _data = chr(_point).encode()
-        _LEADS.setdefault(_data[0], set()).add(_data[:2])
+
+
+def _patterns() -> dict[int, dict[bytes, re.Pattern[bytes]]]:
+    """Return patterns of their UTF-8 by its first byte and its first two.
+
+    Bytes are looked for with memchr, many times faster than a character class looks at each
+    character; and a pattern of bytes begins with two that are looked for likewise.
+    """
+    ends: dict[bytes, dict[bytes, list[bytes]]] = {}
+    for first, last in UNICODE_17:
+        for point in range(first, last + 1):
+            data = chr(point).encode()
+            ends.setdefault(data[:2], {}).setdefault(data[2:-1], []).append(data[-1:])
+    patterns: dict[int, dict[bytes, re.Pattern[bytes]]] = {}
+    for two, tails in ends.items():
+        choices = [middle + b"[" + b"".join(lasts) + b"]" for middle, lasts in tails.items()]
+        pattern = re.compile(two + b"(?:" + b"|".join(choices) + b")")
+        patterns.setdefault(two[0], {})[two] = pattern
+    return patterns
+
+
+_NEWER = _patterns()
 
 PROBES = (
     "Hello, world! It's 1234.5 o'clock; they'll've won't.",
@@ -135,9 +149,9 @@ def knows_more(text: str) -> bool:
     if text.isascii():
         return False
     data = text.encode()
-    return (
-        any(lead in data and any(two in data for two in twos) for lead, twos in _LEADS.items())
-        and _NEWER.search(text) is not None
+    return any(
+        lead in data and any(two in data and found.search(data) for two, found in twos.items())
+        for lead, twos in _NEWER.items()
     )
 
 

@@ -537,7 +537,7 @@ def sliced_build(
 ) -> BuildConfig:
     """Return a build of two sources of many chunks.
 
-    The lines of one can be split by bytes. The other is compressed, read in stripes and deduplicated.
+    The lines of one can be split by bytes. The other is compressed and deduplicated.
     """
     monkeypatch.setattr(config, "CHUNK_CHARACTERS", (2000, 2000))
     chance = random.Random(1)

@@ -9,6 +9,8 @@ import gzip
 import json
 import random
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.coordinator import WORK_FOLDER, all_input_splits, make_context
 from gptcli.corpus.documents import Document
 from gptcli.corpus.formats import scan
+from gptcli.corpus.inputs import open_input
 from gptcli.corpus.recipe import Comparison, DedupConfig, SourceConfig
 from gptcli.shards.order import open_split
 from gptcli.tokenizer.tokenizer import Tokenizer
@@ -64,7 +67,7 @@ def test_the_worker_context_has_the_configuration_of_the_build(
     )
 
 
-def test_lines_are_split_by_bytes_and_compressed_files_in_stripes(
+def test_lines_are_split_by_bytes_and_jobs_share_compressed_files_in_stripes(
     build: BuildConfig, tmp_path: Path
 ) -> None:
     context = make_context(build, tmp_path)
@@ -107,8 +110,10 @@ def test_copies_of_a_page_do_not_make_its_test_item_ordinary(
     assert "lazy dog" not in byte_tokenizer.decode(stream[0 : len(stream)].tolist())
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.json.gz", "a.wet", "a.tar.zst"])
-def test_a_large_file_of_records_is_read_once_and_handed_out(
+@pytest.mark.parametrize(
+    "name", ["a.csv", "a.json.gz", "a.wet", "a.tar.zst", "a.jsonl.gz", "a.txt.zst"]
+)
+def test_a_large_file_is_read_once_and_handed_out(
     tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Whatever the workers, and after a stop in the middle; a document that is bad stops it."""
@@ -124,9 +129,16 @@ def test_a_large_file_of_records_is_read_once_and_handed_out(
         reads.append(path)
         return scan(path, *others)
 
+    def counted_open(path: str) -> AbstractContextManager[BufferedReader]:
+        reads.append(path)
+        return open_input(path)
+
     monkeypatch.setattr(input_splits, "scan", counted_scan)
+    monkeypatch.setattr(coordinator, "open_input", counted_open)
     build = BuildConfig(
-        sources=[SourceConfig(inputs=[str(path)])], tokenizer=byte_tokenizer, val_fraction=0.0
+        sources=[SourceConfig(inputs=[str(path)], documents="line")],
+        tokenizer=byte_tokenizer,
+        val_fraction=0.0,
     )
 
     def shards(out: Path, workers: int, *, resume: bool = False) -> list[str]:
@@ -151,7 +163,45 @@ def test_a_large_file_of_records_is_read_once_and_handed_out(
             raise KeyboardInterrupt
         return make_chunk(*given)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(coordinator, "make_chunk", stopping)
-        shards(tmp_path / "again", 3)
-    assert shards(tmp_path / "again", 3, resume=True) == expected
+    for workers in (3, 1):
+        made.clear()
+        again = tmp_path / f"again{workers}"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            for module in (coordinator, worker_tasks):
+                patch.setattr(module, "make_chunk", stopping)
+            shards(again, 3)
+        assert shards(again, workers, resume=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"\0" * 900, "empty file"), (b"filedesc://a.arc 0\n" * 200, "not text")]
+)
+def test_a_large_compressed_file_without_lines_is_left_to_its_reader(
+    tmp_path: Path,
+    byte_tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    data: bytes,
+    reason: str,
+) -> None:
+    """Padding alone, or what no text begins with."""
+    monkeypatch.setattr(config, "CHUNK_CHARACTERS", (100, 100))
+    monkeypatch.setattr(building, "open_pool", lambda _, count, state: InProcess(count, state))
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(data if reason == "empty file" else gzip.compress(data, 0))
+    (tmp_path / "b.txt").write_text("kept")
+    build = BuildConfig(
+        sources=[
+            SourceConfig(
+                inputs=[str(path), str(tmp_path / "b.txt")], documents="line", on_error="skip"
+            )
+        ],
+        tokenizer=byte_tokenizer,
+        val_fraction=0.0,
+    )
+    for readers in (1, 4):
+        InProcess.readers = readers
+        out = tmp_path / str(readers)
+        begin_build(build, out, resume=False, force=False)
+        (made,) = finish_build(build, out, workers=readers).sources
+        assert made.dropped == {reason: 1}
+        assert made.documents_kept == 1

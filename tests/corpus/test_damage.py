@@ -1,7 +1,8 @@
 """Damaged inputs of every format, built with 1, 2 and 4 readers: nothing is lost without a count,
 and the bytes do not depend on the readers.
 
-GPT_DAMAGE=2000 tries that many inputs instead of a small share of them.
+GPT_DAMAGE=2000 tries that many inputs instead of a small share of them; GPT_DAMAGE_FIRST=5000
+begins at another number, which is the seed of an input.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from gptcli.shards.order import open_split
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 INPUTS = int(os.environ.get("GPT_DAMAGE", "32"))
+FIRST = int(os.environ.get("GPT_DAMAGE_FIRST", "0"))
 DOCUMENTS = 24
 READERS = (1, 2, 4)
 
@@ -151,7 +153,7 @@ def damage(data: bytes, random: Random) -> tuple[str, int, bytes]:
 
 
 class InProcess(LocalPool):
-    """Pool that reads in stripes for several workers and runs them one after another."""
+    """Pool that divides reading as for several workers and runs the tasks one after another."""
 
     readers = 1
 
@@ -218,7 +220,7 @@ def test_nothing_is_lost_without_a_count(
 ) -> None:
     monkeypatch.setattr(config, "CHUNK_CHARACTERS", (300, 300))
     monkeypatch.setattr(build_module, "open_pool", lambda _, count, state: InProcess(count, state))
-    for number in range(share, INPUTS, 8):
+    for number in range(FIRST + share, FIRST + INPUTS, 8):
         random = Random(number)
         name = NAMES[number % len(NAMES)]
         documents = texts(random)

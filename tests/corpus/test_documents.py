@@ -5,6 +5,7 @@ text without navigation.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from gptcli.corpus.documents import (
     stopping,
 )
 from gptcli.errors import InputError
+from tests.run_python import run_python
 
 
 def test_a_bad_document_says_what_and_where() -> None:
@@ -98,8 +100,39 @@ def test_a_page_that_is_nested_without_end_is_flattened() -> None:
     assert extract_text(deep) == words
     flat = "<ul>" + "<li><p>one<br>" * 5000 + "</ul>" + "<div><b>two</b></div>" * 5000
     assert flattened(flat) == flat
-    assert _may_be_deep(deep)
-    assert not _may_be_deep("<div><b>two</b></div>" * 5000)
-    assert not _may_be_deep("</div>" * 5000 + "<div>" * 1000 + "<" * 5000)
-    assert _may_be_deep("</div>" * 5000 + "<div>" * 1001)
+    assert _may_be_deep(deep.encode())
+    assert not _may_be_deep(b"<div><b>two</b></div>" * 5000)
+    assert not _may_be_deep(b"</div>" * 5000 + b"<div>" * 1000 + b"<" * 5000)
+    assert _may_be_deep(b"</div>" * 5000 + b"<div>" * 1001)
     assert flattened("<a" * 100_000 + "<div" * 100_000) == "<a" * 100_000 + "<div" * 100_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+def test_a_long_page_takes_few_times_its_size(tmp_path: Path) -> None:
+    """A record of 20 MB, in characters that Python keeps in two bytes: 5.5 times that were seen."""
+    pytest.importorskip("resiliparse")
+    paragraph = f"<p>{'wört 日本 plain text ' * 40}</p>\n".encode()
+    page = b"<meta charset=utf-8><main>" + paragraph * (20_000_000 // len(paragraph))
+    response = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + page
+    path = tmp_path / "a.warc"
+    path.write_bytes(
+        b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\n"
+        b"Content-Length: %d\r\n\r\n%s\r\n\r\n" % (len(response), response)
+    )
+    program = """if True:
+        import sys
+        from gptcli.corpus.formats import read_documents
+        from gptcli.corpus.documents import extract_text
+
+        def memory(name):
+            with open("/proc/self/status") as file:
+                return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+        extract_text(b"<p>text</p>" * 2000)
+        before = memory("VmRSS")
+        (text,) = [document.text for document in read_documents(sys.argv[1])]
+        print(len(text), memory("VmHWM") - before)
+    """
+    characters, peak = map(int, run_python("-c", program, path, cwd=tmp_path, started=True).split())
+    assert characters > 15_000_000
+    assert peak < 7 * len(page)

@@ -104,7 +104,7 @@ def _readable(documents: Iterator[Document], counts: Counter[str] | None) -> Ite
         ):
             raise document.error
         if document.html is not None:
-            document.text = extract_text(document.html, charset=document.charset)
+            document.text = extract_text(document.take_page(), charset=document.charset)
         if document.text:
             yield document
         else:
@@ -289,6 +289,11 @@ def is_splittable(path: str, documents: DocumentKind, input_format: str = "auto"
     """Return True if a byte range of the file can be read without the bytes before it."""
     if path == STDIN or file_suffixes(path)[1]:
         return False
+    return has_lines(path, documents, input_format)
+
+
+def has_lines(path: str, documents: DocumentKind, input_format: str = "auto") -> bool:
+    """Return True if each line of the file, decompressed, is a document or none."""
     found = find_format(path, input_format)
     return found == "jsonl" or (found == "text" and documents == "line")
 

@@ -197,18 +197,18 @@ def read_paragraphs(stream: IO[bytes], name: str, part: FileRange) -> Iterator[D
 def lines(stream: IO[bytes], part: FileRange) -> Iterator[tuple[int, int, bytes | None]]:
     """Yield (line number, byte position, line) for each line that begins in the range.
 
-    The number is 0 if the range does not begin at the start of the file, and the line is None if it
-    is longer than MAX_DOCUMENT_BYTES. Only \\n ends a line. The stream is at the byte before
+    The number is 0 if it is not known how many lines come before the range, and the line is None if
+    it is longer than MAX_DOCUMENT_BYTES. Only \\n ends a line. The stream is at the byte before
     `part.start`: if that is not a newline, a line of the previous range has to be skipped.
     """
-    number = position = 0
+    number, position = part.lines_before, 0
     if part.start:
         position = part.start - 1 + _skip_line(stream)
     while part.stop is None or position < part.stop:
         line, length = _read_line(stream)
         if not length:
             return
-        number += not part.start
+        number += bool(part.lines_before or not part.start)
         yield number, position, line
         position += length
 

@@ -83,7 +83,9 @@ def read_warc(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Documen
             )
             yield bad_document(record.kind, what, where, number)
         else:
-            yield _record_document(record, where, number)
+            document = _record_document(record, where, number)
+            record.block = None  # is not kept in memory while the document is used
+            yield document
     if number < 0 and part.selects(0):
         kind, what = "no records", "the archive has no record of a page or a text"
         if archive.is_empty:
