@@ -50,6 +50,12 @@ def uninstall(module: nn.Module) -> None:
         package.uninstall(module)
 
 
+def fuses_layers(module: nn.Module) -> bool:
+    """Return whether kernels alone train the layers, in bf16 (see `gptcli.kernels.fuses_layers`)."""
+    package = kernels()
+    return package is not None and bool(package.fuses_layers(module))
+
+
 def available(kernel: Kernel) -> bool:
     """Return whether a kernel can run on this machine (see `gptcli.kernels.available`)."""
     package = kernels()

@@ -205,12 +205,13 @@ def pin_thread_count(previous: int | None, events: Events) -> int:
 
 
 def check_numeric_environment(
-    previous: str | None, events: Events, *, precision: str, compiled: bool
+    previous: str | None, events: Events, *, precision: str, compiled: bool, fused: bool
 ) -> str:
     """Return a description of what computes the run's sums: torch, device, compiler and kernels.
 
     `previous` is the description in the checkpoint of a resumed run, None for a new run. Warns if
-    the two differ, because then the last bits do too.
+    the two differ, because then the last bits do too. `fused` says that kernels alone compute the
+    layers without compilation.
     """
     cpu = f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
     parts = [
@@ -223,6 +224,8 @@ def check_numeric_environment(
     if device_type() == "cpu" and kernel is not None and optional_kernels.available(kernel):
         instructions = optional_kernels.instruction_set()
         parts.append("kernels in C" + ("" if instructions == "amx" else f" for {instructions}"))
+        if fused:
+            parts.append("layers in C")
     current = ", ".join(parts)
     if previous is not None and previous != current:
         before = previous.split(", ")

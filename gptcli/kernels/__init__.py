@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Kernel,
         available,
         before_compilation,
+        fuses_layers,
         install,
         uninstall,
     )
@@ -58,6 +59,7 @@ __all__ = [
     "can_be_built",
     "compiler_failure",
     "decode_step",
+    "fuses_layers",
     "install",
     "instruction_set",
     "lack_compiler",
@@ -71,7 +73,8 @@ _MODULES = {
         ("can_be_built", "compiler_failure", "instruction_set", "lack_compiler"), "build"
     ),
     **dict.fromkeys(
-        ("Kernel", "available", "before_compilation", "install", "uninstall"), "installation"
+        ("Kernel", "available", "before_compilation", "fuses_layers", "install", "uninstall"),
+        "installation",
     ),
     "decode_step": "decode_kernel",
     "merge_learner": "bpe_kernel",

@@ -19,7 +19,7 @@ from gptcli.kernels import (
 from gptcli.kernels.block_triton import final_norm, hand_on, train_block
 from gptcli.kernels.decode_kernel import small_batch_linear
 from gptcli.kernels.decode_triton import decode_block, few_rows_linear
-from gptcli.kernels.layer_kernel import train_layer
+from gptcli.kernels.layer_kernel import train_layer, trains
 from gptcli.model.transformer import GPT, Attention, Block
 
 Kernel = Literal["attention", "head", "linear", "norm"]
@@ -79,6 +79,13 @@ def install(module: nn.Module, *, fuse_blocks: bool = False, fuse_sums: bool = F
             _set(part, "linear_fn", few_rows_linear if _on_gpu(weight) else small_batch_linear)
     if hands_on:
         _set(module, "norm_fn", final_norm)
+
+
+def fuses_layers(module: nn.Module) -> bool:
+    """Return whether a layer of a model is one node of autograd in uncompiled training in bf16, if it
+    gets fp32 weights and no mask. Its last bits are not those of PyTorch's layer.
+    """
+    return any(trains(part) for part in module.modules() if isinstance(part, Block))
 
 
 def _on_gpu(weight: torch.Tensor) -> bool:

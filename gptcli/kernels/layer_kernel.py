@@ -52,6 +52,20 @@ def supports(
     )
 
 
+def trains(block: Block) -> bool:
+    """Return whether a layer is trained by `layer`, as known before the first step: if it is not
+    compiled, products run in bf16, and neither a mask nor weights gathered in bf16 come with it.
+    """
+    return (
+        block.block_fn is train_layer
+        and not block.post_norm
+        and not block.drop.p
+        and block.attn.c_attn.weight.device.type == "cpu"
+        and norm_kernel.available()
+        and attention_kernel.available()
+    )
+
+
 def layer(block: Block, x_BTC: torch.Tensor) -> torch.Tensor:
     """Return the residual stream after a layer that is supported, (B, T, C)."""
     attn, mlp = block.attn, block.mlp

@@ -56,7 +56,7 @@ from gptcli.trainer.monitors import (
     SourceMonitor,
     Throughput,
 )
-from gptcli.trainer.parallelize import build_train_step
+from gptcli.trainer.parallelize import build_train_step, fuses_layers
 from gptcli.trainer.remote import CheckpointCopies
 from gptcli.trainer.schedule import Position, Schedule
 from gptcli.trainer.step import MicroBatch, StepResult, micro_batch_sources, micro_batches
@@ -193,6 +193,7 @@ class Trainer:
             self.events,
             precision=self.run.train.precision,
             compiled=self.run.train.compile,
+            fused=fuses_layers(self.train_step.model, self.run.train),
         )
 
     def train(self) -> Report:

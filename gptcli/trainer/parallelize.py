@@ -264,6 +264,20 @@ def install_kernels(part: GPT, config: TrainConfig, mesh: DeviceMesh | None) -> 
     )
 
 
+def fuses_layers(model: nn.Module, config: TrainConfig) -> bool:
+    """Return whether kernels alone compute the layers of a run without compilation.
+
+    FSDP gathers the weights of blocks in bf16, from DTensors; the kernels take fp32.
+    """
+    return (
+        config.precision == "bf16"
+        and not config.compile
+        and not config.document_mask
+        and not any(isinstance(parameter, DTensor) for parameter in model.parameters())
+        and optional_kernels.fuses_layers(model)
+    )
+
+
 def materialize_(part: GPT, device: torch.device, seed: int, width_mult: float) -> None:
     """Allocate the parameters of `part` on `device` and initialize them as the plain model's.
 

@@ -78,13 +78,14 @@ def test_resuming_in_another_numeric_environment_warns(monkeypatch):
     monkeypatch.setattr(events, "warn", warnings.append)
     monkeypatch.setattr(optional_kernels, "available", lambda kernel: True)
     monkeypatch.setattr(optional_kernels, "instruction_set", lambda: "amx")
-    compiled: dict[str, Any] = {"precision": "bf16", "compiled": True}
+    compiled: dict[str, Any] = {"precision": "bf16", "compiled": True, "fused": False}
     first = module.check_numeric_environment(None, events, **compiled)
     assert module.check_numeric_environment(first, events, **compiled) == first
     assert not warnings
     # no compiler
     monkeypatch.setattr(optional_kernels, "available", lambda kernel: False)
-    other = module.check_numeric_environment(first, events, precision="bf16", compiled=False)
+    eager = {**compiled, "compiled": False}
+    other = module.check_numeric_environment(first, events, **eager)
     assert other != first
     lost = "compiled, kernels in C"
     assert f"computed with {lost} and continues with no {lost}:" in warnings[0]
@@ -94,6 +95,15 @@ def test_resuming_in_another_numeric_environment_warns(monkeypatch):
     narrower = module.check_numeric_environment(first, events, **compiled)
     assert narrower == f"{first} for avx2"
     assert "with kernels in C and continues with kernels in C for avx2:" in warnings[1]
+    # layers by kernels without compilation, which such a run was not computed with at first
+    before = f"{other}, kernels in C for avx2"
+    assert module.check_numeric_environment(before, events, **eager) == before
+    eager["fused"] = True
+    fused = module.check_numeric_environment(before, events, **eager)
+    assert fused == f"{before}, layers in C"
+    assert "with no layers in C and continues with layers in C:" in warnings[2]
+    assert module.check_numeric_environment(fused, events, **eager) == fused
+    assert len(warnings) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the open files are listed in /proc")

@@ -17,7 +17,7 @@ from gptcli.kernels.norm_kernel import fused_block
 from gptcli.model import config as model_config
 from gptcli.model.config import ModelConfig
 from gptcli.model.transformer import GPT, Block, document_ids
-from gptcli.trainer.parallelize import apply_ac_and_compile, install_kernels
+from gptcli.trainer.parallelize import apply_ac_and_compile, fuses_layers, install_kernels
 from tests.kernels.test_norm_kernel import losses_and_gradients
 
 pytestmark = pytest.mark.skipif(not norm_kernel.available(), reason="no kernels here")
@@ -114,11 +114,34 @@ def test_uncompiled_training_computes_layers_by_the_kernels(
     model = GPT(ModelConfig(n_layer=3, n_head=2, d_model=48, n_ctx=16, vocab_size=57))
     model.init_weights(0)
     plain = losses_and_gradients(model)
-    settings: Any = SimpleNamespace(compile=False, recompute=recompute, precision="bf16")
+    settings: Any = SimpleNamespace(
+        compile=False, recompute=recompute, precision="bf16", document_mask=False
+    )
     apply_ac_and_compile(model, settings, None)
     install_kernels(model, settings, None)
+    assert fuses_layers(model, settings) == (layers > 0), "known before the first step"
     got = losses_and_gradients(model)
     assert len(calls) == layers
     for one, wanted in zip(got, plain, strict=True):
         assert (one - wanted).norm() <= 3e-2 * wanted.norm() + 1e-6
     assert all(map(torch.equal, got, losses_and_gradients(model))), "the same bits each time"
+
+
+@pytest.mark.parametrize("model", [{"dropout": 0.1}, {"norm": "post"}, {"gelu": "exact"}])
+def test_layers_that_pytorch_computes_are_not_said_to_be_of_kernels(model: dict[str, Any]) -> None:
+    assert not _is_fused(model, {})
+
+
+@pytest.mark.parametrize("run", [{"precision": "fp32"}, {"compile": True}, {"document_mask": True}])
+def test_runs_in_which_pytorch_computes_the_layers(run: dict[str, Any]) -> None:
+    assert _is_fused({}, {})
+    assert not _is_fused({}, run)
+
+
+def _is_fused(changed: dict[str, Any], run: dict[str, Any]) -> bool:
+    shape: dict[str, Any] = {"n_layer": 1, "n_head": 2, "d_model": 48, "n_ctx": 16}
+    model = GPT(ModelConfig(**shape, vocab_size=57, **changed))
+    kernels.install(model, fuse_blocks=True)
+    settings = {"precision": "bf16", "compile": False, "document_mask": False, **run}
+    made: Any = SimpleNamespace(**settings)
+    return fuses_layers(model, made)
