@@ -231,7 +231,7 @@ def time_of_plans(name: str, plans: Sequence[Plan]) -> str:
     rows = []
     for plan in plans:
         tokens = plan.tokens_per_second * plan.time.total
-        parts = {part: 1e6 * seconds / tokens for part, seconds in asdict(plan.time).items()}
+        parts = {part: 1e6 * seconds / tokens for part, seconds in plan.time._asdict().items()}
         rows.append((str(plan.layout), parts))
     scale = Scale(
         "seconds per million tokens",
