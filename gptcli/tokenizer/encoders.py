@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -124,7 +125,7 @@ def open_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> Encoder:
                     hint="use tokenizers",
                 ) from None
             continue
-        if _agree(encoder, reference):
+        if _agree(encoder, tokenizer):
             return encoder
         if name != "auto":
             raise RunError(
@@ -140,8 +141,15 @@ class UnsuitableError(Exception):
     """The backend cannot encode for this tokenizer."""
 
 
-def _agree(encoder: Encoder, reference: Encoder) -> bool:
-    return all(map(np.array_equal, encoder.encode(PROBES), reference.encode(PROBES)))
+def _agree(encoder: Encoder, tokenizer: Tokenizer) -> bool:
+    expected = _flat(tokenizer.encode_few(list(PROBES)))
+    return all(map(np.array_equal, encoder.encode(PROBES), expected))
+
+
+def _flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of some texts, and the number of ids of each, as `Encoder.encode` does."""
+    counts = np.array([len(row) for row in rows], np.int64)
+    return np.fromiter(chain.from_iterable(rows), np.uint32, int(counts.sum())), counts
 
 
 def knows_more(text: str) -> bool:
@@ -163,11 +171,7 @@ class _Reference:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and counts, as `Encoder.encode` does."""
-        ids = self._tokenizer.encode_batch(list(texts))
-        counts = np.array([len(row) for row in ids], np.int64)
-        return np.fromiter(
-            (number for row in ids for number in row), np.uint32, int(counts.sum())
-        ), counts
+        return _flat(self._tokenizer.encode_batch(list(texts)))
 
 
 def _joined(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
