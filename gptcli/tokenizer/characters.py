@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,23 @@ class CharacterTokenizer(Tokenizer):
         self.vocab_size = len(tokens)
         self.eot_id, self.merges, self._special = None, 0, []
         self.sha256 = hashlib.sha256(json.dumps(["characters", *tokens]).encode()).hexdigest()
-        self._bytes = [token.encode() for token in tokens]
-        self._ids = ids
+        self._tokens, self._numbers = list(tokens), ids
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        return [token.encode() for token in self._tokens]
+
+    @cached_property
+    def _backend(self) -> Backend:
         # without merges a word, here the whole text, stays in characters
-        self._backend = Backend(models.BPE(vocab=ids, merges=[]))
-        self._backend.decoder = decoders.Fuse()
+        backend = Backend(models.BPE(vocab=self._numbers, merges=[]))
+        backend.decoder = decoders.Fuse()
+        return backend
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text. Raises InputError for a character without an id."""
         try:
-            return [[self._ids[character] for character in text] for text in texts]
+            return [[self._numbers[character] for character in text] for text in texts]
         except KeyError as error:
             character = error.args[0]
             raise InputError(
@@ -63,7 +71,7 @@ class CharacterTokenizer(Tokenizer):
 
     def shown(self) -> str:
         """Return the first characters, for a message."""
-        tokens = "".join(sorted(self._ids)).strip()
+        tokens = "".join(sorted(self._numbers)).strip()
         return tokens if len(tokens) <= 100 else f"{tokens[:100]} ..."
 
     def to_json(self) -> str:

@@ -24,6 +24,7 @@ import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -35,7 +36,7 @@ from gptcli.tokenizer.tokenizer import (
     END_OF_TEXT,
     PIECE,
     Tokenizer,
-    check_merges,
+    ids_of_merges,
     pieces,
     readable_text,
     refuse_surrogates,
@@ -95,16 +96,24 @@ class Gpt1Tokenizer(Tokenizer):
             raise InputError(
                 f"the vocabulary lacks {UNKNOWN} or pieces that end in {END_OF_WORD}: it is not GPT-1's kind"
             )
-        check_merges(merges, ids)
+        refuse_surrogates("".join(tokens))
+        self._pairs, self._tokens = ids_of_merges(merges, ids), list(tokens)
         self.vocab_size = len(tokens)
         self.eot_id = ids.get(END_OF_TEXT, ids[UNKNOWN])
         self.merges = len(merges)
         fingerprint = json.dumps(["gpt1", list(tokens), [" ".join(pair) for pair in merges]])
         self.sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._special = [token for token in (UNKNOWN, END_OF_TEXT) if token in ids]
-        self._bytes = [self._spelt(token).encode() for token in tokens]
-        self._backend = _backend(
-            models.BPE(ids, list(merges), unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        return [self._spelt(token).encode() for token in self._tokens]
+
+    @cached_property
+    def _backend(self) -> Backend:
+        merges = list(self._merged())
+        return _backend(
+            models.BPE(self._ids(), merges, unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD)
         )
 
     def check_packages(self) -> None:

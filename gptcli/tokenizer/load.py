@@ -198,8 +198,10 @@ def _build(
     *,
     where: Path,
 ) -> Tokenizer:
-    if not isinstance(vocab, dict) or sorted(vocab.values(), key=str) != sorted(
-        range(len(vocab)), key=str
+    if (
+        not isinstance(vocab, dict)
+        or any(type(number) is not int for number in vocab.values())
+        or set(vocab.values()) != set(range(len(vocab)))
     ):
         raise InputError(
             "the vocabulary does not map tokens to the ids 0, 1, 2, ... without a gap", where=where

@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import sys
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +109,7 @@ class Tokenizer:
         alphabet = byte_alphabet()
         plain = {word["content"] for word in words}
         special = {token for token in added if token in ids}
+        refuse_surrogates("".join(special))
         if len(ids) != len(tokens):
             raise InputError("two ids of the vocabulary have the same spelling")
         if missing := len(alphabet.keys() - ids.keys()):
@@ -118,32 +120,66 @@ class Tokenizer:
             raise InputError(
                 f"the vocabulary spells tokens with {min(foreign)!r}: it is not a byte-level BPE"
             )
-        check_merges(merges, ids)
+        self._pairs = ids_of_merges(merges, ids)
         self.vocab_size = len(tokens)
         self.eot_id = ids.get(END_OF_TEXT)
         self.merges = len(merges)
-        facts: list[Any] = [pattern, list(tokens), [" ".join(pair) for pair in merges]]
+        self._tokens = list(tokens)
+        facts: list[Any] = [pattern, self._tokens, [" ".join(pair) for pair in merges]]
         if words:
             facts.append([repr(_added_token(word)) for word in words])
         fingerprint = json.dumps(facts)
         self.sha256 = hashlib.sha256(fingerprint.encode()).hexdigest()
         self._special = sorted(special - plain, key=ids.__getitem__)
         self.has_words = bool(words)
+        self._words, self._splitter = list(words), word_splitter(pattern)
         # A piece must not end inside a word, nor inside the white space that it takes along; where
         # another pattern always cuts is not known.
         self._cuts = pattern == PATTERN and not any(
             word.get("lstrip") or word.get("rstrip") or re.search(r"\s", word["content"])
             for word in words
         )
-        to_byte = str.maketrans({character: chr(byte) for character, byte in alphabet.items()})
-        self._bytes = [
-            token.encode() if token in special else token.translate(to_byte).encode("latin-1")
-            for token in tokens
-        ]
+        self._added = special
         self.divides = self._cuts
-        self._backend = Backend(models.BPE(vocab=ids, merges=list(merges)))
-        self._backend.pre_tokenizer = word_splitter(pattern)
-        self._backend.add_tokens([_added_token(word) for word in words])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process receives: not what is made when it is first needed."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not isinstance(getattr(type(self), name, None), cached_property)
+        }
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """Return the bytes of each id, (vocab_size,)."""
+        alphabet = byte_alphabet()
+        to_byte = str.maketrans({character: chr(byte) for character, byte in alphabet.items()})
+        return [
+            token.encode() if token in self._added else token.translate(to_byte).encode("latin-1")
+            for token in self._tokens
+        ]
+
+    def _merged(self) -> Iterator[tuple[str, str]]:
+        """Yield the merges, as pairs of spellings."""
+        spelling = self._tokens.__getitem__
+        return zip(map(spelling, self._pairs[::2]), map(spelling, self._pairs[1::2]), strict=True)
+
+    def _ids(self) -> dict[str, int]:
+        """Return the id of each spelling."""
+        return {token: number for number, token in enumerate(self._tokens)}
+
+    @cached_property
+    def _backend(self) -> Backend:
+        """Return the library's tokenizer. Much is done without: it takes long to make."""
+        return self._backend_of(self._ids(), list(self._merged()))
+
+    def _backend_of(self, ids: dict[str, int], merges: list[tuple[str, str]]) -> Backend:
+        """Return a backend of some of the tokens, with their ids, and of the merges."""
+        backend = Backend(models.BPE(vocab=ids, merges=merges))
+        backend.pre_tokenizer = self._splitter
+        backend.add_tokens([_added_token(word) for word in self._words])
+        return backend
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of one text; `<|endoftext|>` in it is ordinary text.
@@ -181,6 +217,26 @@ class Tokenizer:
             for (index, _), encoding in zip(group, encodings, strict=True):
                 ids[index].extend(encoding.ids)
         return ids
+
+    def encode_few(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of a few short texts, in a fraction of the time that a backend of all merges
+        takes to make: a merge that makes no part of their words changes nothing.
+        """
+        if self.has_words or type(self) is not Tokenizer:
+            return self.encode_batch(texts)
+        words = {word for text in texts for word, _ in self._splitter.pre_tokenize_str(text)}
+        spelled = " ".join(words)  # a blank is not in the alphabet
+        parts, before, merges = {*spelled} - {" "}, 0, list[tuple[str, str]]()
+        # more than once, because a later merge may make what an earlier one joins
+        while len(parts) > before:
+            before, merges = len(parts), []
+            for left, right in self._merged():
+                if left in parts and right in parts and (joined := left + right) in spelled:
+                    parts.add(joined)
+                    merges.append((left, right))
+        ids = {token: number for number, token in enumerate(self._tokens) if token in parts}
+        backend = self._backend_of(ids, merges)
+        return [backend.encode(text, add_special_tokens=False).ids for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; bytes that are not UTF-8, such as half a character, become
@@ -227,13 +283,24 @@ class Tokenizer:
 
     def merges_json(self) -> str:
         """Return a tokenizer.json of the vocabulary and its merges, with no special token."""
-        return str(self._backend.to_str())
+        return json.dumps(self._facts(), ensure_ascii=False, separators=(",", ":"))
+
+    def _facts(self) -> Any:
+        """Return the contents of the tokenizer.json that a backend of all merges writes."""
+        if self.has_words:
+            return json.loads(self._backend.to_str())
+        value = json.loads(self._backend_of({}, []).to_str())
+        value["model"]["vocab"] = self._ids()
+        # the library counts a merge that is named twice where it is named last
+        last = dict.fromkeys(reversed(list(self._merged())))
+        value["model"]["merges"] = list(reversed(last))
+        return value
 
     @cached_property
     def _json(self) -> str:
         """Return the tokenizer.json of the backend, completed."""
-        value = json.loads(self.merges_json())
-        if any(" " in token for pair in value["model"]["merges"] for token in pair):
+        value = self._facts()
+        if any(" " in token for token in self._added):
             return readable_text(self._completed(Backend.from_str(self.merges_json())))
         # A backend of the special tokens alone spells them; one of all merges takes long to make.
         special = {token: value["model"]["vocab"][token] for token in self._special}
@@ -293,16 +360,21 @@ def _with_joined_merges(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def check_merges(merges: Sequence[tuple[str, str]], ids: dict[str, int]) -> None:
-    """Raise InputError if a merge does not join two tokens into a third."""
+def ids_of_merges(merges: Sequence[tuple[str, str]], ids: dict[str, int]) -> array[int]:
+    """Return the ids of the two tokens of each merge, one merge after another.
+
+    Raises InputError if one does not join two tokens into a third.
+    """
+    found: list[int] = []
     for pair in merges:
-        if (
-            len(pair) != 2
-            or pair[0] not in ids
-            or pair[1] not in ids
-            or pair[0] + pair[1] not in ids
-        ):
-            raise InputError(f"the merge {' '.join(pair)!r} does not belong to the vocabulary")
+        try:
+            left, right = pair
+            found += ids[left], ids[right]
+            ids[left + right]
+        except (KeyError, ValueError):
+            what = f"the merge {' '.join(pair)!r} does not belong to the vocabulary"
+            raise InputError(what) from None
+    return array("I", found)
 
 
 def _added_token(word: Mapping[str, Any]) -> AddedToken:

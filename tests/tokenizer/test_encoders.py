@@ -108,6 +108,15 @@ def test_documents_with_a_newer_character_go_to_the_reference(tokenizer: Tokeniz
     )
 
 
+def test_a_newer_character_is_found_wherever_it_is_in_a_long_text() -> None:
+    """Texts are looked through in parts of SCANNED bytes, and a character may be in two of them."""
+    for newer in UNICODE_17:
+        for point in newer:
+            for before in range(encoders.SCANNED - 4, encoders.SCANNED + 1):
+                assert knows_more("é" + "a" * (before - 2) + chr(point) + "é")
+    assert not knows_more("é" + "a\u088e\u3400\U0001f600" * encoders.SCANNED)
+
+
 def test_gigatoken_gets_batches_after_the_first_texts(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

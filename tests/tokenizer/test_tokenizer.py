@@ -7,6 +7,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import pickle
 import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -208,6 +209,37 @@ def test_the_file_is_the_one_that_a_backend_of_all_merges_writes(
     tokenizer = Tokenizer(tokens, merges, [*special, *added], words)
     whole = tokenizer._completed(Backend.from_str(tokenizer.merges_json()))
     assert tokenizer.to_json() == module.readable_text(whole)
+
+
+def test_a_few_texts_have_the_ids_of_all_merges(tokenizer: Tokenizer, text: str) -> None:
+    texts = [text[:60], "", "the thethe  the", "naïve <|endoftext|>"]
+    assert tokenizer.encode_few(texts) == tokenizer.encode_batch(texts)
+    # what the first merge joins is made by the second
+    late = Tokenizer([*byte_alphabet(), "abc", "ab"], [("ab", "c"), ("a", "b")])
+    assert late.encode_few(["abc ab"]) == late.encode_batch(["abc ab"])
+
+
+def test_a_merge_named_twice_is_written_where_the_library_counts_it() -> None:
+    merges = [("a", "b"), ("b", "c"), ("a", "b")]
+    tokenizer = Tokenizer([*byte_alphabet(), "ab", "bc"], merges)
+    assert tokenizer.encode("abc") == tokenizer.encode_few(["abc"])[0]
+    assert tokenizer.merges_json() == tokenizer._backend.to_str()
+    assert Backend.from_str(tokenizer.merges_json()).encode("abc").ids == tokenizer.encode("abc")
+
+
+def test_an_added_token_that_is_no_unicode_is_refused() -> None:
+    with pytest.raises(InputError, match="lone surrogate"):
+        Tokenizer([*byte_alphabet(), "\ud800"], [], ["\ud800"])
+
+
+def test_a_pickle_holds_no_backend(tokenizer: Tokenizer) -> None:
+    """A worker that encodes with another library does not make one: it takes long."""
+    tokenizer.encode("the")
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.merges_json() == tokenizer.merges_json() == tokenizer._backend.to_str()
+    open_encoder(again, "tiktoken")
+    assert "_backend" not in vars(again)
+    assert again.encode("the") == tokenizer.encode("the")
 
 
 def test_the_byte_alphabet_is_a_bijection_in_gpt2s_order() -> None:

@@ -211,7 +211,7 @@ def _tar_members(stream: Any, _: str) -> Iterator[_Member]:
     always: dict[str, str] = {}
     is_end = False  # zeros have been read
     while True:
-        name = ""
+        name, block = "", b""
         try:
             block = archive.read(BLOCK)
             if not block:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import tarfile
 import zipfile
 from pathlib import Path
@@ -169,6 +170,18 @@ def test_a_tar_that_is_cut_short_is_counted(tmp_path: Path) -> None:
         whole = [document.text for document in found if not document.error_kind]
         assert whole == [text.decode() for text in list(files.values())[: len(whole)]], stop
         assert len(found) == len(whole) + 1, "counted once"
+
+
+@pytest.mark.parametrize("stop", [40, 200, -30])
+def test_a_compressed_tar_whose_stream_is_cut_short_is_counted(tmp_path: Path, stop: int) -> None:
+    """The stream may end before the first header, or where another one is expected."""
+    files = {f"{number}.txt": Random(number).randbytes(700).hex().encode() for number in range(5)}
+    path = tmp_path / "a.tar.xz"
+    path.write_bytes(lzma.compress(tar_of(files))[:stop])
+    found = scanned(path)
+    whole = [document.text for document in found if not document.error_kind]
+    assert whole == [text.decode() for text in list(files.values())[: len(whole)]]
+    assert {document.error_kind for document in found[len(whole) :]} == {"damaged member"}
 
 
 def test_a_damaged_member_of_a_zip_costs_no_other(tmp_path: Path) -> None:
