@@ -178,7 +178,9 @@ def plans(
                 for v in interleaves(config.n_layer, pp, recipe):
                     consider(tp, pp, micro, v, _useful(sequences, replicas))
     best: dict[Layout, Plan] = {}
-    too_large: dict[tuple[Layout, Recompute, int], int] = {}  # micro-batches that did not fit
+    # micro-batches that did not fit; the one size that may need less than a smaller one, a whole share
+    # without gradients of others beside it, has the least lower bound and comes before them
+    too_large: dict[tuple[Layout, Recompute, int], int] = {}
     slowest = math.inf  # seconds that a further plan must beat
     while queue and queue[0][0] < slowest:
         _, tp, pp, micro, v, replicas = heapq.heappop(queue)
@@ -327,6 +329,9 @@ def fewest_gpus(
     """
     recipe = recipe_of(trainer)
     least = -(-STATE_BYTES * config.parameters // gpu.memory_bytes)
+    # full recomputation needs least, but in Megatron-LM, which makes all that a layer saves again, not
+    # on a stage of one layer; a step of one micro-batch keeps no gradients beside its activations
+    kinds: tuple[Recompute, ...] = ("full",) if recipe == "fp32" else RECOMPUTE[::-1]
     found = sorted(
         (replicas * tp * pp, tp, pp, replicas)
         for tp, pp, limit in grids(config, 10**9, sequences, precision)
@@ -337,10 +342,15 @@ def fewest_gpus(
         layout = _shardings(config, replicas, tp, pp, recipe)[0]
         if recipe == "fp32" and layout.shard * tp * pp < least:
             continue
-        rounds = padded_micro_batches(-(-sequences // replicas), pp, "1f1b")
-        work = StepConfig(micro_batches=rounds, precision=precision, recompute="full")
-        if rank_memory(config, layout, work, recipe).total <= gpu.memory_bytes:
-            return layout, work
+        share = -(-sequences // replicas)
+        for size in (1, share) if pp == 1 and share in MICRO_BATCHES else (1,):
+            rounds = rounds_of(-(-share // size), pp, 1)
+            for kind in kinds:
+                work = StepConfig(
+                    micro_batch=size, micro_batches=rounds, precision=precision, recompute=kind
+                )
+                if rank_memory(config, layout, work, recipe).total <= gpu.memory_bytes:
+                    return layout, work
     return None
 
 
