@@ -32,7 +32,7 @@ from gptcli.cost.hardware import (
     usual_precision,
 )
 from gptcli.cost.layout import Layout
-from gptcli.cost.planner import Plan, fewest_gpus, make_plan, plans
+from gptcli.cost.planner import Plan, fewest_gpus, plans
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.scaling import CHINCHILLA
 from gptcli.cost.step_time import DEFAULT_TRAINER, NODE, Trainer, uncertainty
@@ -236,21 +236,16 @@ def best_plan(
             code="does_not_fit_in_memory",
             hint="use a GPU with more memory, a smaller model, or a larger {option:batch_tokens}",
         )
-    layout, work = least
+    processes = least[0].processes
     if count is not None:
         raise UsageError(
             f"no layout of {count:,} {gpu.name} has enough memory for this model",
             field="gpus",
             code="does_not_fit_in_memory",
-            hint=f"{{option:gpus}} {layout.processes} is the least that holds it; "
+            hint=f"{{option:gpus}} {processes} is the least that holds it; "
             "or use larger GPUs, or a smaller model",
         )
-    found = plans(model, gpu, layout.processes, sequences, precision, most=1, trainer=trainer)
-    return (
-        found[0]
-        if found
-        else make_plan(model, layout, work, gpu, sequences=sequences, trainer=trainer)
-    )
+    return plans(model, gpu, processes, sequences, precision, most=1, trainer=trainer)[0]
 
 
 def implied_cluster(

@@ -178,7 +178,10 @@ def plans(
                 for v in interleaves(config.n_layer, pp, recipe):
                     consider(tp, pp, micro, v, _useful(sequences, replicas))
     best: dict[Layout, Plan] = {}
-    too_large: dict[tuple[Layout, Recompute, int], int] = {}  # micro-batches that did not fit
+    state = (STATE_BYTES - FP32) * config.parameters  # without gradients
+    # micro-batches that did not fit; the one size that may need less than a smaller one, a whole share
+    # without gradients of others beside it, has the least lower bound and comes before them
+    too_large: dict[tuple[Layout, Recompute, int], int] = {}
     slowest = math.inf  # seconds that a further plan must beat
     while queue and queue[0][0] < slowest:
         _, tp, pp, micro, v, replicas = heapq.heappop(queue)
@@ -194,7 +197,7 @@ def plans(
         needs = micro.saved * layers_in_flight(
             layers_of_stage(config.n_layer, pp, 0), pp, 0, work.micro_batches
         )
-        needs += (STATE_BYTES - FP32) * config.parameters / (replicas * tp * pp)
+        needs += state / (replicas * tp * pp)
         # a lower bound for `gpt train`: the gradients may come after the activations
         fits = recipe == "megatron" or needs <= gpu.memory_bytes
         for layout in _shardings(config, replicas, tp, pp, recipe) if fits else ():
@@ -290,6 +293,16 @@ def _useful(n: int, limit: int) -> int:
     return -(-n // -(-n // min(n, limit)))
 
 
+def _useful_from(n: int, least: int) -> int:
+    """Return the smallest useful number of parts of `n` that is at least `least`; above `n` if there
+    is none.
+    """
+    found = _useful(n, least)
+    if found >= least:
+        return found
+    return least if least > n else -(-n // (-(-n // found) - 1))
+
+
 def _all_useful(n: int, limit: int) -> Iterator[int]:
     """Yield the useful numbers of parts of `n` up to `limit`, the largest first."""
     while limit:
@@ -327,20 +340,32 @@ def fewest_gpus(
     """
     recipe = recipe_of(trainer)
     least = -(-STATE_BYTES * config.parameters // gpu.memory_bytes)
-    found = sorted(
-        (replicas * tp * pp, tp, pp, replicas)
-        for tp, pp, limit in grids(config, 10**9, sequences, precision)
-        for replicas in _all_useful(sequences, limit)
-        if replicas * tp * pp >= least
-    )
-    for _, tp, pp, replicas in found:
+    # full recomputation needs least, but in Megatron-LM, which makes all that a layer saves again, not
+    # on a stage of one layer; a step of one micro-batch keeps no gradients beside its activations
+    kinds: tuple[Recompute, ...] = ("full",) if recipe == "fp32" else RECOMPUTE[::-1]
+    queue: list[tuple[int, int, int, int]] = []
+
+    def consider(tp: int, pp: int, replicas: int) -> None:
+        if replicas <= sequences // pp:
+            heapq.heappush(queue, (replicas * tp * pp, tp, pp, replicas))
+
+    for tp, pp, _ in grids(config, 10**9, sequences, precision):
+        consider(tp, pp, _useful_from(sequences, -(-least // (tp * pp))))
+    while queue:
+        _, tp, pp, replicas = heapq.heappop(queue)
+        consider(tp, pp, _useful_from(sequences, replicas + 1))
         layout = _shardings(config, replicas, tp, pp, recipe)[0]
         if recipe == "fp32" and layout.shard * tp * pp < least:
             continue
-        rounds = padded_micro_batches(-(-sequences // replicas), pp, "1f1b")
-        work = StepConfig(micro_batches=rounds, precision=precision, recompute="full")
-        if rank_memory(config, layout, work, recipe).total <= gpu.memory_bytes:
-            return layout, work
+        share = -(-sequences // replicas)
+        for size in (1, share) if pp == 1 and share in MICRO_BATCHES else (1,):
+            rounds = rounds_of(-(-share // size), pp, 1)
+            for kind in kinds:
+                work = StepConfig(
+                    micro_batch=size, micro_batches=rounds, precision=precision, recompute=kind
+                )
+                if rank_memory(config, layout, work, recipe).total <= gpu.memory_bytes:
+                    return layout, work
     return None
 
 

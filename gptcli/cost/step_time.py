@@ -82,6 +82,10 @@ class Constants(NamedTuple):
     """Bytes that the loss moves per token and vocabulary entry."""
     launch: float
     """Seconds per layer and micro-batch that do not depend on the size of the layer."""
+    step: float
+    """Seconds of a step that depend on no size: those between two steps, as of the norm of the
+    gradients, the launches of the optimizer and the input.
+    """
     exposed: float
     """Share of the time of FSDP's and the replicas' collectives, at the speed of the link, that is
     not overlapped.
@@ -110,6 +114,7 @@ class StepTime(NamedTuple):
     memory: float
     """Operations bound by memory bandwidth: norms, GELU, residuals, the loss, the optimizer."""
     launch: float
+    """Launches, and what a step takes besides whatever its size."""
     tensor: float
     """Collectives of tensor parallelism."""
     shard: float
@@ -171,7 +176,7 @@ def constants_from(table: dict[str, Any], trainer: Trainer, gpu: Gpu) -> Constan
         products=products,
         attention=row["attention"] * own["attention"],
         **{name: table[name] for name in SHARED},
-        **{name: own[name] for name in ("path", "head", "launch", "exposed", "tensor")},
+        **{name: own[name] for name in ("path", "head", "launch", "step", "exposed", "tensor")},
     )
 
 
@@ -322,7 +327,7 @@ def step_time(
         products=m * (layers * one.products + head * products_of_head),
         attention=m * layers * one.attention,
         memory=m * (layers * one.memory + head * memory_of_head) + update,
-        launch=m * layers * one.launch,
+        launch=m * layers * one.launch + k.step,
         tensor=m * layers * one.tensor,
         shard=m * shard * (layers * per_layer + head * table),
         replicas=replicas,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import asdict, replace
@@ -11,21 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.cost.hardware import Precision, find_gpu
+from gptcli.cost.hardware import Gpu, Precision, find_gpu
 from gptcli.cost.layout import Layout
 from gptcli.cost.layout import check_division as check_layout_of
-from gptcli.cost.memory import RECOMPUTE
+from gptcli.cost.memory import RECOMPUTE, Recompute, StateRecipe
 from gptcli.cost.planner import (
+    MICRO_BATCHES,
     fewest_gpus,
+    grids,
     interleaves,
     layouts,
     make_plan,
     nearest_that_fits,
     plans,
+    recipe_of,
+    rounds_of,
     step_configs,
 )
 from gptcli.cost.rank_memory import StepConfig, rank_memory
-from gptcli.cost.step_time import StepTime, Trainer, step_time
+from gptcli.cost.step_time import TRAINERS, StepTime, Trainer, step_time
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS
@@ -283,6 +288,96 @@ def test_the_best_plan_against_trying_all(sequences: int) -> None:
     found = plans(config, A100, 8, sequences, "bf16", most=1)[0]
     assert found.time.total == pytest.approx(best)
     assert found.tokens_per_second == pytest.approx(sequences * 2048 / best)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_drawn_plans_against_trying_all(trainer: Trainer) -> None:
+    """80 questions of small models on GPUs of memories near what is needed: every layout that a
+    search over all of them finds, with its time; the fastest; and the fewest GPUs.
+    """
+    fitting = 0
+    for number in range(80):
+        draw = random.Random(f"{trainer} {number}")
+        n_head = draw.choice([1, 2, 3, 4, 6, 8, 12])
+        config = ModelConfig(
+            n_layer=draw.randint(1, 9),
+            n_head=n_head,
+            d_model=n_head * draw.choice([8, 32, 64, 128]),
+            n_ctx=draw.choice([16, 64, 256, 1000, 1024]),
+            vocab_size=draw.choice([64, 1000, 50257]),
+        )
+        gpus, sequences = draw.randint(1, 12), draw.choice([1, 2, 3, 5, 8, 12, 16, 31])
+        precision: Precision = draw.choice(["fp32", "bf16", "fp16", "fp8"])
+        state = 16 * config.parameters / draw.randint(1, gpus) * math.exp(draw.uniform(-0.2, 1.5))
+        layers = 34 * config.n_layer * config.n_ctx * config.d_model
+        n_bytes = round(state + draw.random() ** 3 * draw.choice([1, 64]) * layers)
+        gpu = replace(H100, memory_bytes=n_bytes)
+        asked: dict[str, Any] = {}
+        if draw.random() < 0.2:
+            asked["micro_batch"] = draw.choice([1, 2, 3, 8])
+        if draw.random() < 0.2:
+            asked["recompute"] = draw.choice(RECOMPUTE)
+        best = every_plan(config, gpu, gpus, sequences, precision, trainer, **asked)
+        found = plans(config, gpu, gpus, sequences, precision, trainer=trainer, **asked)
+        assert {plan.layout: plan.time.total for plan in found} == best, number
+        first = plans(config, gpu, gpus, sequences, precision, most=1, trainer=trainer, **asked)
+        assert [plan.time.total for plan in first] == sorted(best.values())[:1], number
+        if not asked:
+            fewest = fewest_gpus(config, gpu, sequences, precision, trainer)
+            least = math.inf if fewest is None else fewest[0].processes
+            if best:
+                assert min(layout.processes for layout in best) == least, number
+            else:
+                assert least > gpus, number
+        fitting += bool(best)
+    assert 30 < fitting < 80
+
+
+def every_plan(
+    config: ModelConfig,
+    gpu: Gpu,
+    gpus: int,
+    sequences: int,
+    precision: Precision,
+    trainer: Trainer,
+    micro_batch: int | None = None,
+    recompute: Recompute | None = None,
+) -> dict[Layout, float]:
+    """Return the layouts that fit with the seconds of their fastest step, by trying every step."""
+    recipe, found = recipe_of(trainer), dict[Layout, float]()
+    for tp, pp, limit in grids(config, gpus, sequences, precision):
+        shares = {math.ceil(sequences / n): n for n in range(limit, 0, -1)}  # fewest replicas
+        for share, replicas in shares.items():
+            for layout in every_sharding(config, replicas, tp, pp, recipe):
+                for size, kind, v in itertools.product(
+                    [n for n in ([micro_batch] if micro_batch else MICRO_BATCHES) if n <= share],
+                    [recompute] if recompute else RECOMPUTE,
+                    interleaves(config.n_layer, pp, recipe),
+                ):
+                    work = StepConfig(
+                        micro_batch=size,
+                        micro_batches=rounds_of(math.ceil(share / size), pp, v),
+                        precision=precision,
+                        recompute=kind,
+                    )
+                    memory = rank_memory(config, layout, work, recipe, interleave=v)
+                    if memory.total <= gpu.memory_bytes:
+                        time = step_time(config, layout, work, gpu, trainer=trainer, interleave=v)
+                        found[layout] = min(time.total, found.get(layout, math.inf))
+    return found
+
+
+def every_sharding(
+    config: ModelConfig, replicas: int, tp: int, pp: int, recipe: StateRecipe
+) -> set[Layout]:
+    """Return the layouts without shards, with the most, and with the most inside a node of 8."""
+    shards = [
+        n
+        for n in range(1, replicas + 1)
+        if replicas % n == 0 and (tp == 1 or config.d_model % (tp * n) == 0)
+    ]
+    wanted = {1} if recipe == "megatron" else {1, shards[-1], max(n for n in shards if n * tp <= 8)}
+    return {Layout(dp=replicas // shard, shard=shard, tp=tp, pp=pp) for shard in wanted}
 
 
 def every_layout(processes: int) -> list[Layout]:
