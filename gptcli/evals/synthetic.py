@@ -8,7 +8,9 @@ inserted or reversed) to fifteen, each word once, in random order.
 
 from __future__ import annotations
 
+import functools
 import operator
+import os
 import re
 import sysconfig
 from collections import Counter
@@ -154,23 +156,20 @@ def _shuffled(random: Random, sequence: Sequence[str]) -> list[str]:
     return sorted(sequence, key=lambda _: random.random())
 
 
-def library_words() -> list[str]:
+@functools.cache
+def library_words() -> tuple[str, ...]:
     """Return the words of 5 to 15 lower-case letters in Python's standard library.
 
     They are sorted by the number of files that contain them, most first: about 12,000 words, of
     which 11,000 have at least six letters. The paper used the most frequent words of the web, a
     list that is not distributed here; `generate_rows` accepts any list.
     """
-    library = Path(sysconfig.get_path("stdlib"))
     files: Counter[str] = Counter()
-    for path in sorted(library.rglob("*.py")):
-        if _SKIPPED_FOLDERS.isdisjoint(path.relative_to(library).parts):
-            files.update(
-                set(
-                    re.findall(
-                        r"(?<![A-Za-z_])[a-z]{5,15}(?![A-Za-z_])",
-                        path.read_text(encoding="utf-8", errors="ignore"),
-                    )
-                )
-            )
-    return sorted(files, key=lambda word: (-files[word], word))
+    for folder, folders, names in os.walk(sysconfig.get_path("stdlib")):
+        # in place: they are not entered, and site-packages may have many more files than Python
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        for name in names:
+            if name.endswith(".py"):
+                text = Path(folder, name).read_text(encoding="utf-8", errors="ignore")
+                files.update(set(re.findall(r"(?<![A-Za-z_])[a-z]{5,15}(?![A-Za-z_])", text)))
+    return tuple(sorted(files, key=lambda word: (-files[word], word)))

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.cli import main
 from gptcli.cli.train import train
@@ -673,6 +672,8 @@ def read(gpt_inside) -> tuple[int, int]:
 
 
 def test_while_it_goes_on_after_a_kill_and_after_a_stop(gpt_inside, started, here) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     process = started()
     wait_until(lambda: (here / "run/run.toml").exists(), process)
     wait_until(lambda: (here / "run/model.safetensors.index.json").exists(), process)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from gptcli.corpus.quality import (
 )
 from gptcli.errors import InputError
 
-pytest.importorskip("sklearn")
+pytestmark = pytest.mark.skipif(find_spec("sklearn") is None, reason="no scikit-learn here")
 GOOD = "the history of a river that was known for its long and quiet valleys in which people lived"
 BAD = "click here to buy cheap now free shipping login cart the of a menu home copyright"
 GOLDEN = json.loads((Path(__file__).parent / "spark_features.json").read_text())["rows"]

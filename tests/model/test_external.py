@@ -15,7 +15,6 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-import transformers
 
 import gptcli
 from gptcli.errors import InputError, UsageError
@@ -251,6 +250,8 @@ def test_characters_that_are_not_known_are_refused_with_what_helps(tmp_path: Pat
 @pytest.mark.parametrize("where", ["out-tiny-char/meta.pkl", "data/tiny_char/meta.pkl"])
 def test_characters_of_nanogpt_are_sampled_and_exported(tmp_path: Path, where: str) -> None:
     """nanoGPT's layout: out-NAME-char/ckpt.pt and data/NAME_char/meta.pkl."""
+    from transformers import AutoTokenizer
+
     out = tmp_path / "out-tiny-char"
     out.mkdir()
     nano = NanoGPT(True, len(CHARACTERS))
@@ -268,7 +269,7 @@ def test_characters_of_nanogpt_are_sampled_and_exported(tmp_path: Path, where: s
 
     gptcli.export_model(out, tmp_path / "run")
     assert gptcli.generate(tmp_path / "run", prompt, max_tokens=8, params=GREEDY) == text
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert tokenizer(prompt)["input_ids"] == ids[: len(prompt)]
     assert tokenizer.decode(ids) == prompt + text
     assert json.loads((tmp_path / "run" / "config.json").read_text())["eos_token_id"] is None

@@ -243,10 +243,9 @@ def test_few_shot_contexts_contain_the_drawn_examples(
         def is_it(shots: list[str], row: Any = row, record: Record = record) -> bool:
             context = "\n\n".join([*shots, f"def {row['query']}:"])
             longest = max(len(tokenizer.encode(f" {choice}")) for choice in row["choices"])
-            return len(tokenizer.encode(context)) + longest <= 161 and np.allclose(
-                [log_prob(theirs, tokenizer, context, f" {choice}") for choice in row["choices"]],
-                record["log_probs"],
-                atol=1e-3,
+            return len(tokenizer.encode(context)) + longest <= 161 and all(
+                np.isclose(log_prob(theirs, tokenizer, context, f" {choice}"), wanted, atol=1e-3)
+                for choice, wanted in zip(row["choices"], record["log_probs"], strict=True)
             )
 
         if record["shots"] == 2:

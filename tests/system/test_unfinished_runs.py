@@ -18,7 +18,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptcli.distributed.context import RankContext
 from gptcli.errors import InputError
@@ -91,6 +90,8 @@ def of_checkpoint(run, step):
 
 
 def in_transformers(out):
+    from transformers import AutoModelForCausalLM
+
     return logits(AutoModelForCausalLM.from_pretrained(out).eval())
 
 
@@ -150,6 +151,8 @@ def test_a_finished_run_has_no_unfinished_copy(make_run, train_here):
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 9, 17])
 def test_a_run_killed_at_any_step_loads_its_newest_checkpoint(make_run, step):
+    from transformers import AutoTokenizer
+
     run = make_run(checkpoint_every=4, keep=20)
     with pytest.raises(Killed):
         train(run, CPU, Told(step * 64))
@@ -338,6 +341,8 @@ def call_and_die(out, monkeypatch, at, call):
     """The step of the copy that transformers reads after `call` died at call number `at`, None if
     it reads the finished model.
     """
+    from transformers import AutoModelForCausalLM
+
     left = [at]
 
     def dying(right):

@@ -6,13 +6,14 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer, GPT2LMHeadModel, GPTNeoForCausalLM
 
 from gptcli.model.safetensors_io import load_model
 from gptcli.trainer.export import is_finished, model_card
 
 
 def test_the_run_folder_loads_in_transformers(make_run, train_here):
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
     run = make_run(tokens=320)
     assert not is_finished(run.out)
     train_here(run)
@@ -28,6 +29,8 @@ def test_the_run_folder_loads_in_transformers(make_run, train_here):
 
 
 def test_the_card_names_model_data_and_losses(make_run, train_here):
+    from transformers import GPTNeoForCausalLM
+
     run = make_run(attention="banded", band=5, tokens=320)
     report = train_here(run)
     card = (run.out / "README.md").read_text()
