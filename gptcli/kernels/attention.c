@@ -381,7 +381,7 @@ void attention_forward(const Number *qkv, Number *y, float *log_sum, long B, lon
     {
         Tile *own = scratch + omp_get_thread_num() * forward_tiles(s);
         tiles_on();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (long i = 0; i < B * H; i++) {
             const long b = i / H, h = i % H;
             forward_head(qkv + (b * T * H + h) * 3 * D, y + (b * T * H + h) * D, log_sum + i * T, s, own);
@@ -398,7 +398,7 @@ void attention_backward(const Number *dy, const Number *qkv, const Number *y, co
     {
         Tile *own = scratch + omp_get_thread_num() * backward_tiles(s);
         tiles_on();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (long i = 0; i < B * H; i++) {
             const long b = i / H, h = i % H, at = (b * T * H + h) * D;
             backward_head(dy + at, qkv + 3 * at, y + at, log_sum + i * T, dqkv + 3 * at, s, own);

@@ -161,6 +161,7 @@ static void end_tiles(void) {
 void linear(const Linear *l, int64_t kind, const void *x_RK, void *y_RN, int64_t R, int64_t with_gelu) {
     const Scratch scratch = scratch_for(R < CHUNK ? R : CHUNK, l->K);
     const int64_t digits = kind == BF16 && l->kind == BF16 ? 1 : 2;
+    Queue *queues = queues_for((R + CHUNK - 1) / CHUNK);
 #pragma omp parallel
     for (int64_t first = 0; first < R; first += CHUNK) { /* rows that fit into the core's cache */
         const Packing packing = packing_of(R - first < CHUNK ? R - first : CHUNK, digits);
@@ -171,11 +172,12 @@ void linear(const Linear *l, int64_t kind, const void *x_RK, void *y_RN, int64_t
         to = to < packing.R ? to : packing.R;
         prepare(l, kind, (const char *)x_RK + first * l->K * size_of(kind), from, to, &packing, &scratch);
 #pragma omp barrier
-        product(l, &packing, &scratch, kind, (char *)y_RN + first * l->N * size_of(kind), with_gelu, NULL, NULL);
+        product(l, &packing, &scratch, kind, (char *)y_RN + first * l->N * size_of(kind), with_gelu, NULL, NULL,
+                queues + first / CHUNK * omp_get_num_threads());
         end_tiles();
 #pragma omp barrier
     }
-    release(scratch);
+    release(scratch), free(queues);
 }
 
 /* Compute logits_RV, fp32, after one token of each row. keys[layer] and values[layer] are
@@ -184,6 +186,7 @@ void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const 
     const int64_t C = m->H * m->D;
     const Packing packing = packing_of(R, 2), *p = &packing;
     float *x_RC = room_for(R * C * 4), *qkv = room_for(R * 3 * C * 4), *heads = room_for(R * C * 4), *wide = room_for(R * 4 * C * 4);
+    Queue *queues = queues_for(4 * m->n_layer + 1);
     for (int64_t r = 0; r < R; r++)
         for (int64_t c = 0; c < C; c++)
             x_RC[r * C + c] = value(m->kind, m->wte_VC, token_R[r] * C + c) + value(m->kind, m->wpe_SC, length_R[r] * C + c);
@@ -191,31 +194,33 @@ void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const 
     {
         float *own = room_for(R * C * 4), *weights = room_for((max_len + WIDTH + 2 * m->D) * 4), *base = m->post_norm ? own : x_RC;
         const Scratch scratch = scratch_for(R, 4 * C), *x = &scratch;
+        const int64_t threads = omp_get_num_threads();
+        Queue *next = queues;
         begin_tiles(p);
-        for (int64_t i = 0; i < m->n_layer; i++) {
+        for (int64_t i = 0; i < m->n_layer; i++, next += 4 * threads) {
             const Layer *layer = m->layers + i;
             normalise(&layer->before_attention, x_RC, own, R, C, m->eps);
             prepare(&layer->c_attn, FP32, own, 0, R, p, x);
-            product(&layer->c_attn, p, x, FP32, qkv, 0, NULL, &layer->attn_proj);
+            product(&layer->c_attn, p, x, FP32, qkv, 0, NULL, &layer->attn_proj, next);
 #pragma omp barrier
             attention(m, layer->band, qkv, keys[i], values[i], max_len, length_R, R, weights, heads);
 #pragma omp barrier
             prepare(&layer->attn_proj, FP32, heads, 0, R, p, x);
-            product(&layer->attn_proj, p, x, FP32, x_RC, 0, base, &layer->c_fc);
+            product(&layer->attn_proj, p, x, FP32, x_RC, 0, base, &layer->c_fc, next + threads);
 #pragma omp barrier
             normalise(&layer->before_mlp, x_RC, own, R, C, m->eps);
             prepare(&layer->c_fc, FP32, own, 0, R, p, x);
-            product(&layer->c_fc, p, x, FP32, wide, 1, NULL, &layer->mlp_proj);
+            product(&layer->c_fc, p, x, FP32, wide, 1, NULL, &layer->mlp_proj, next + 2 * threads);
 #pragma omp barrier
             prepare(&layer->mlp_proj, FP32, wide, 0, R, p, x);
-            product(&layer->mlp_proj, p, x, FP32, x_RC, 0, base, i + 1 < m->n_layer ? &layer[1].c_attn : &m->head);
+            product(&layer->mlp_proj, p, x, FP32, x_RC, 0, base, i + 1 < m->n_layer ? &layer[1].c_attn : &m->head, next + 3 * threads);
 #pragma omp barrier
         }
         normalise(&m->last, x_RC, own, R, C, m->eps);
         prepare(&m->head, FP32, own, 0, R, p, x);
-        product(&m->head, p, x, FP32, logits_RV, 0, NULL, NULL);
+        product(&m->head, p, x, FP32, logits_RV, 0, NULL, NULL, next);
         end_tiles();
         free(own), free(weights), release(scratch);
     }
-    free(x_RC), free(qkv), free(heads), free(wide);
+    free(x_RC), free(qkv), free(heads), free(wide), free(queues);
 }

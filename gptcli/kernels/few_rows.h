@@ -399,13 +399,40 @@ static inline __attribute__((always_inline)) void put(const float *sums, const f
     else store(BF16, y, numbers, count);
 }
 
-/* Compute this thread's outputs of y_RN = x W + bias, and finish them; x is packed. `next` is the
-   weight that is read next. */
-static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t kind, void *y_RN, int with_gelu, const float *onto_RN, const Linear *next) {
+/* How many blocks of its part of a product each thread has handed out, a cache line each. */
+typedef struct {
+    int64_t begun, apart[LINE / 8 - 1];
+} Queue;
+
+/* Take a block of a product: of this thread's part, or once that is begun of another's, whose core
+   may be slower or busy with another program. -1 if all are begun. */
+static int64_t take(Queue *queues, int64_t blocks) {
+    const int64_t threads = omp_get_num_threads(), own = omp_get_thread_num();
+    for (int64_t i = 0; i < threads; i++) {
+        const int64_t thread = (own + i) % threads;
+        int64_t from, to;
+        share_of(thread, blocks, &from, &to);
+        int64_t *begun = &queues[thread].begun;
+        if (__atomic_load_n(begun, __ATOMIC_RELAXED) < to - from) {
+            const int64_t block = from + __atomic_fetch_add(begun, 1, __ATOMIC_RELAXED);
+            if (block < to) return block;
+        }
+    }
+    return -1;
+}
+
+/* Queues for `products`, of every thread of the next parallel region. */
+static Queue *queues_for(int64_t products) {
+    const int64_t bytes = products * omp_get_max_threads() * sizeof(Queue);
+    return memset(room_for(bytes), 0, bytes);
+}
+
+/* Compute outputs of y_RN = x W + bias, together with the other threads, and finish them; x is
+   packed. `next` is the weight that is read next. */
+static void product(
+    const Linear *l, const Packing *p, const Scratch *x, int64_t kind, void *y_RN, int with_gelu, const float *onto_RN, const Linear *next, Queue *queues) {
     const int64_t N = l->N, blocks = (N + BLOCK - 1) / BLOCK, pass = GROUPS * COLUMNS / p->digits;
     float sums[GROUPS * COLUMNS * BLOCK] = {0};
-    int64_t from, to;
-    share(blocks, &from, &to);
 #if TILES
     Walk walk = in_tiles(l) ? walk_of(l) : (Walk){0}, after = next && in_tiles(next) ? walk_of(next) : (Walk){0};
     if (in_tiles(l))
@@ -413,7 +440,7 @@ static void product(const Linear *l, const Packing *p, const Scratch *x, int64_t
 #else
     (void)next;
 #endif
-    for (int64_t block = from; block < to; block++) {
+    for (int64_t block = take(queues, blocks); block >= 0; block = take(queues, blocks)) {
         const int64_t n = block * BLOCK, count = N - n < BLOCK ? N - n : BLOCK;
         for (int64_t first = 0; first < p->R; first += pass) {
             const int64_t rows = p->R - first < pass ? p->R - first : pass;

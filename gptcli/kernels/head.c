@@ -50,8 +50,8 @@ int head_forward(const bf16 *x, const void *w, int w_fp32, const int64_t *target
         tiles_on();
         bf16 *right = left + (rows + omp_get_thread_num() * PANELS) * tiles * PAIR;
         float logits[PANELS * RESULTS] __attribute__((aligned(64)));
-        share(over(V, BLOCK), &first, &last);
-        for (long b = first; b < last; b++) {
+#pragma omp for schedule(dynamic)
+        for (long b = 0; b < over(V, BLOCK); b++) {
             for (long n = 0; n < PANELS; n++) pack(&W, b * PANELS + n, 0, tiles, RIGHT, ROWS, right + n * tiles * PAIR);
             for (long i = 0; i < rows; i++) {
                 for (long k = 0; k < tiles; k += PANELS)
@@ -142,8 +142,8 @@ int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *targe
             for (long j = 0; j < columns; j++)
                 pack(&X, j, k * PANELS, PANELS, RIGHT, COLUMNS, right + k * part + j * PANELS * PAIR);
 #pragma omp barrier
-        share(blocks, &first, &last);
-        for (long b = first; b < last; b++) {
+#pragma omp for schedule(dynamic)
+        for (long b = 0; b < blocks; b++) {
             for (long k = 0; k < depths; k++) {
                 long depth = least(PANELS, rows - k * PANELS);
                 for (long t = 0; t < depth; t++)
@@ -161,7 +161,7 @@ int head_backward(const bf16 *x, const void *w, int w_fp32, const int64_t *targe
                     store(results + (j * PANELS + n) * RESULTS, dw, V, C, b * BLOCK + n * PANEL, j * PANEL, more);
         }
         /* dX: the rows of a thread in blocks of 256, over all entries */
-#pragma omp barrier
+        share(blocks, &first, &last);
         for (long b = first; b < last; b++)
             for (long j = 0; j < columns; j++)
                 pack(&W, j, b * PANELS, PANELS, RIGHT, COLUMNS, right + b * part + j * PANELS * PAIR);

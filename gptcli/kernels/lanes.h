@@ -82,12 +82,15 @@ static void gelu(float *x, int64_t count) {
     }
 }
 
-/* This thread's part of `count` items. */
-static void share(int64_t count, int64_t *from, int64_t *to) {
-    int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+/* A thread's part of `count` items. */
+static void share_of(int64_t thread, int64_t count, int64_t *from, int64_t *to) {
+    const int64_t threads = omp_get_num_threads();
     *from = count * thread / threads;
     *to = count * (thread + 1) / threads;
 }
+
+/* This thread's part of `count` items. */
+static void share(int64_t count, int64_t *from, int64_t *to) { share_of(omp_get_thread_num(), count, from, to); }
 
 /* Words of memory contain 1, 2 or 4 numbers. `part` extracts the numbers at one place in each word: */
 static inline __attribute__((always_inline)) Lanes part(const int64_t kind, Words words, const int place) {
