@@ -293,7 +293,7 @@ def _check_further_command(ctx: typer.Context, args: list[str], word: str) -> No
 
     A folder may be called "run": that word is left to the command.
     """
-    is_path = word == "run" or Path(word).exists() or Path("runs", word).exists()
+    is_path = word.lower() == "run" or Path(word).exists() or Path("runs", word).exists()
     if re.fullmatch(r"[A-Za-z_-]+", word) and not is_path:
         from gptcli.cli.unknown_words import further_command
 

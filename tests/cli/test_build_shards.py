@@ -371,7 +371,7 @@ def test_verify_overlap_and_nanogpt_format(corpus: Path, gpt: Gpt) -> None:
     gpt(*ARGUMENTS, "--format", "nanogpt", "--encoder", "tokenizers")
     manifest = read_manifest(corpus / "shards")
     assert (corpus / "shards/train.bin").stat().st_size == 2 * manifest.tokens("train")
-    assert "report.md in the same folder" in gpt("build-shards", "--verify", "shards").stdout
+    assert "report.md next to it" in gpt("build-shards", "--verify", "shards").stdout
     report = json.loads(
         gpt("build-shards", "corpus/0.txt", "--overlap", "shards", "--workers", 1, "--json").stdout
     )
