@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import signal
@@ -21,11 +20,6 @@ from tests.fork_server import python
 # what is right does not depend on how busy the machine is
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
-# Two workers share the cores: a thread of OpenMP that spins takes the other worker's time. Before
-# torch is imported; GNU's runtime takes the same number if it has more threads than cores.
-os.environ.setdefault("GOMP_SPINCOUNT", "100")
-# Inductor compiles in this process: processes of its own would import torch first
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ.setdefault("NO_COLOR", "1")
 os.environ.setdefault("COLUMNS", "120")
 # torch.compile imports setuptools, which fails once a test has made the import of trafilatura fail
@@ -54,34 +48,6 @@ def same_environment() -> Iterator[None]:
     for name, value in before.items():
         if os.environ.get(name) != value and name != RUNNING:
             os.environ[name] = value
-
-
-# Tests of half a minute and more: they start first, so that at the end no worker waits for one.
-LONGEST = (
-    "tests/faults/",
-    "tests/interrupts/",
-    "tests/system/test_layouts.py",
-    "tests/gpu/",
-    "tests/kernels/test_norm_kernel.py",
-    "tests/distributed/test_launch.py",
-)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[None]:
-    """Look for no garbage among the modules and tests, which stay: there are 700,000 objects."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.enable()
-        gc.collect()
-        gc.freeze()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest tests first, each file's in their order."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -10,10 +10,12 @@ of a real step.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -283,24 +285,17 @@ def dry_run(run: Run, sequences: int, events: Events) -> list[StageRole]:
     sizes: dict[int, list[int]] = defaultdict(list)
     built = [context for context in contexts if mesh_coordinates(context)[1] == 0]
     import_ahead()
-    # One process for each: DeviceMesh caches by shape what one rank has done.
-    with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
-        for context, held in zip(built, pool.imap(partial(_build, run), built), strict=True):
-            stage, _, shard, tp_rank = mesh_coordinates(context)
-            size = sum(sum(part.values()) for part in held.values())
-            expected = rank_parameters(
-                run.model, layout, stage, tp_rank, shard, each=stages_per_rank
-            )
-            _check_equal(f"process {context.rank} holds", size, expected)
-            sizes[stage].append(size)
-            for name, part in held.items():
-                for offset, count in part.items():
-                    known = chunks[name].setdefault(offset, count)
-                    _check_equal(f"the chunk of {name} at {offset} has", known, count)
-            events.progress("dry run", sum(map(len, sizes.values())), len(built), "processes")
-        pool.close()
-        # terminating the pool while it replaces a finished process can hang
-        pool.join()
+    for context, held in zip(built, _in_processes(partial(_build, run), built), strict=True):
+        stage, _, shard, tp_rank = mesh_coordinates(context)
+        size = sum(sum(part.values()) for part in held.values())
+        expected = rank_parameters(run.model, layout, stage, tp_rank, shard, each=stages_per_rank)
+        _check_equal(f"process {context.rank} holds", size, expected)
+        sizes[stage].append(size)
+        for name, part in held.items():
+            for offset, count in part.items():
+                known = chunks[name].setdefault(offset, count)
+                _check_equal(f"the chunk of {name} at {offset} has", known, count)
+        events.progress("dry run", sum(map(len, sizes.values())), len(built), "processes")
     events.finish("dry run")
     _check_equal(
         "all processes together hold",
@@ -342,6 +337,60 @@ def _check_equal(what: str, built: Any, expected: Any) -> None:
             f"{what} {built}, not {expected}",
             hint="gptcli.cost and the trainer disagree; please report this",
         )
+
+
+def _in_processes(
+    work: Callable[[RankContext], dict[str, Chunks]], contexts: Sequence[RankContext]
+) -> Iterator[dict[str, Chunks]]:
+    """Yield the result of each, made in a process of its own: DeviceMesh caches by shape what one
+    rank has done. As many run at a time as there are CPUs.
+
+    They are forks of this thread: a pool makes them in another, in which libraries were not meant to
+    be forked, and makes one that dies at its start anew for ever. Raises what the work raises, and
+    RunError if a process dies.
+    """
+    fork = multiprocessing.get_context("fork")
+    running: deque[tuple[Any, Any]] = deque()
+    ahead = iter(contexts)
+    try:
+        while True:
+            for context in itertools.islice(ahead, (os.cpu_count() or 1) - len(running)):
+                receiver, sender = fork.Pipe(duplex=False)
+                process = fork.Process(target=_send, args=(sender, work, context), daemon=True)
+                process.start()
+                sender.close()
+                running.append((process, receiver))
+            if not running:
+                return
+            process, receiver = running[0]
+            try:
+                is_done, result = receiver.recv()
+            except EOFError:
+                process.join()
+                raise RunError(
+                    f"a process of the dry run ended with code {process.exitcode}"
+                ) from None
+            process.join()
+            running.popleft()
+            if not is_done:
+                raise result
+            yield result
+    finally:
+        for process, _ in running:
+            process.kill()
+            process.join()
+
+
+def _send(
+    sender: Any, work: Callable[[RankContext], dict[str, Chunks]], context: RankContext
+) -> None:
+    try:
+        answer: tuple[bool, Any] = True, work(context)
+    except KeyboardInterrupt:  # the process that waits is interrupted too, and says so
+        return
+    except Exception as error:
+        answer = False, error
+    sender.send(answer)
 
 
 def _build(run: Run, context: RankContext) -> dict[str, Chunks]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.cost.layout import layers_of
+from gptcli.cost.layout import Layout, layers_of
 from gptcli.cost.memory import SCHEDULES
 from gptcli.cost.step_time import StepTraffic, step_traffic
 from gptcli.distributed.context import RankContext
@@ -242,3 +243,13 @@ def test_13b_on_64_processes(make_large):
 def with_layers(run, n_layer):
     """The run with all its widths and fewer layers, each of which repeats the work of the others."""
     return run if WHOLE else replace(run, model=replace(run.model, n_layer=n_layer))
+
+
+def test_a_process_of_the_dry_run_that_dies_or_raises_is_an_error() -> None:
+    contexts = [RankContext(torch.device("cpu"), rank, 3, Layout(dp=3)) for rank in range(3)]
+    with pytest.raises(RunError, match="ended with code 3"):
+        list(preflight._in_processes(lambda context: os._exit(3), contexts))
+    with pytest.raises(ZeroDivisionError):
+        list(preflight._in_processes(lambda context: {"": {(1 // context.rank,): 1}}, contexts))
+    made = preflight._in_processes(lambda context: {"": {(context.rank,): 1}}, contexts)
+    assert [held[""] for held in made] == [{(0,): 1}, {(1,): 1}, {(2,): 1}]
