@@ -15,11 +15,11 @@ import json
 import multiprocessing
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -53,6 +53,7 @@ from gptcli.trainer.trackers import find_tracker
 
 # fields of the architecture that weights keep
 SHAPE = {"n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention", "band", "norm", "tied"}
+Result = TypeVar("Result")
 Chunks = dict[tuple[int, ...], int]
 """Chunks of one parameter: their number of elements by their offset in the whole."""
 
@@ -285,7 +286,7 @@ def dry_run(run: Run, sequences: int, events: Events) -> list[StageRole]:
     sizes: dict[int, list[int]] = defaultdict(list)
     built = [context for context in contexts if mesh_coordinates(context)[1] == 0]
     import_ahead()
-    for context, held in zip(built, _in_processes(partial(_build, run), built), strict=True):
+    for context, held in zip(built, in_processes(partial(_build, run), built), strict=True):
         stage, _, shard, tp_rank = mesh_coordinates(context)
         size = sum(sum(part.values()) for part in held.values())
         expected = rank_parameters(run.model, layout, stage, tp_rank, shard, each=stages_per_rank)
@@ -339,9 +340,9 @@ def _check_equal(what: str, built: Any, expected: Any) -> None:
         )
 
 
-def _in_processes(
-    work: Callable[[RankContext], dict[str, Chunks]], contexts: Sequence[RankContext]
-) -> Iterator[dict[str, Chunks]]:
+def in_processes(
+    work: Callable[[RankContext], Result], contexts: Iterable[RankContext]
+) -> Iterator[Result]:
     """Yield the result of each, made in a process of its own: DeviceMesh caches by shape what one
     rank has done. As many run at a time as there are CPUs.
 
@@ -381,9 +382,7 @@ def _in_processes(
             process.join()
 
 
-def _send(
-    sender: Any, work: Callable[[RankContext], dict[str, Chunks]], context: RankContext
-) -> None:
+def _send(sender: Any, work: Callable[[RankContext], Any], context: RankContext) -> None:
     try:
         answer: tuple[bool, Any] = True, work(context)
     except KeyboardInterrupt:  # the process that waits is interrupted too, and says so

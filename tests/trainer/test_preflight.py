@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from contextlib import nullcontext
@@ -158,11 +157,7 @@ def check_traffic(run, sequences, roles):
             layers = layers_of(run.model, layout.pp, stage, each)
             kinds.setdefault((stage == 0, stage == layout.pp - 1, layers), context)
     measure = partial(measure_step, run, work.micro_batches)
-    # One process for each: DeviceMesh caches by shape what one rank has done.
-    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
-        measured = dict(zip(kinds, pool.imap(measure, kinds.values()), strict=True))
-        pool.close()
-        pool.join()
+    measured = dict(zip(kinds, preflight.in_processes(measure, kinds.values()), strict=True))
     for kind, context in kinds.items():
         stage = context.pp_rank
         assert measured[kind] == step_traffic(run.model, layout, work, stage, each=each)
@@ -248,8 +243,8 @@ def with_layers(run, n_layer):
 def test_a_process_of_the_dry_run_that_dies_or_raises_is_an_error() -> None:
     contexts = [RankContext(torch.device("cpu"), rank, 3, Layout(dp=3)) for rank in range(3)]
     with pytest.raises(RunError, match="ended with code 3"):
-        list(preflight._in_processes(lambda context: os._exit(3), contexts))
+        list(preflight.in_processes(lambda context: os._exit(3), contexts))
     with pytest.raises(ZeroDivisionError):
-        list(preflight._in_processes(lambda context: {"": {(1 // context.rank,): 1}}, contexts))
-    made = preflight._in_processes(lambda context: {"": {(context.rank,): 1}}, contexts)
+        list(preflight.in_processes(lambda context: {"": {(1 // context.rank,): 1}}, contexts))
+    made = preflight.in_processes(lambda context: {"": {(context.rank,): 1}}, contexts)
     assert [held[""] for held in made] == [{(0,): 1}, {(1,): 1}, {(2,): 1}]
