@@ -120,12 +120,14 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
     """
     data, member = b"", None
     is_end = is_lost = False  # is_lost: between damage and the start of the next member
+    is_start = True  # no member was read
     while True:
         while len(data) < START_BYTES and not is_end and getattr(member, "needs_input", True):
             more = read(codec.input_bytes)
             is_end, data = not more, data + more
         if member is None:
-            data = data.lstrip(b"\0") if not is_lost else data  # padding
+            if not (is_lost or is_start):
+                data = data.lstrip(b"\0")  # padding behind a member
             if len(data) < START_BYTES and not is_end:
                 continue
             if not data and is_end:
@@ -142,7 +144,8 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
                     data = data[-START_BYTES + 1 :] + (more := read(codec.input_bytes))
                     is_end = not more
                 continue
-            member, data, is_lost = codec.open(), data[found.start() if found else 0 :], False
+            member, data = codec.open(), data[found.start() if found else 0 :]
+            is_lost = is_start = False
         try:
             output, data = _decompressed(codec, member, data)
         except codec.errors as error:
