@@ -46,18 +46,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             if path.suffix != ".jsonl":
-                header = next((text for text in file if text.strip()), "")
+                above, header = next(
+                    ((line, text) for line, text in enumerate(file, 1) if text.strip()), (0, "")
+                )
                 delimiter = _delimiter(header)
                 names = next(csv.reader([header], delimiter=delimiter), [])
                 if header and not _named(dict.fromkeys(names, 0)):
                     raise InputError(
                         f"the first line names no column of runs: {shown(header.strip())}",
-                        where=f"{path}:1",
+                        where=f"{path}:{above}",
                         hint=f"begin the table with a header: parameters,tokens,loss\n{FORMS}",
                     )
                 reader = csv.DictReader(file, names, delimiter=delimiter)
                 for row in reader:
-                    yield reader.line_num + 1, _named(row)
+                    yield above + reader.line_num, _named(row)
                 return
             for line, text in enumerate(file, 1):
                 if text.strip():

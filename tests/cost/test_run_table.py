@@ -46,6 +46,8 @@ def test_the_header_tells_how_columns_are_separated(
         ("N;D;loss\n1e6;2e7;4,25\n", ":2: loss is '4,25', not a positive number"),
         ("N,D,loss\n1e6,2e7,nan\n", ":2: loss is 'nan'"),
         ("N,D,loss\n1e6,x,3\n", ":2: tokens is 'x'"),
+        ("\n\nN,D,loss\n1e6,x,3\n", ":4: tokens is 'x'"),
+        ("\n1,2\n1e6,x,3\n", ":2: the first line names no column"),
         ("N,loss\n1e6,3\n", ":2: a row of parameters, loss"),
         ("N,D\n1e6,3\n", ":2: a row of parameters, tokens"),
         ("N,D,loss\n", "no runs"),
