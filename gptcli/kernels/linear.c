@@ -9,7 +9,6 @@ enum {
     GROUP = 4,                /* panels of results written together */
     WIDE = 8,                 /* panels of the wider operand of dW in L2, with their sums */
     POSITIONS = 8,            /* tile pairs of their positions at a time */
-    TURNS = 4,                /* blocks of a thread: who is ahead takes those of the others */
 };
 
 typedef struct {
@@ -61,7 +60,7 @@ static void finish(const float *results, long step, const Target *t, long row, l
    streamed. */
 static int product(Source a, Source w, enum Along along, Target to) {
     long tiles = over(a.columns, 32), panels = over(to.columns, PANEL), threads = omp_get_max_threads();
-    long rows = over(a.rows, PANEL), block = least(most(1, BLOCK_BYTES / (tiles * PAIR * 2)), over(rows, TURNS * threads));
+    long block = least(most(1, BLOCK_BYTES / (tiles * PAIR * 2)), over(over(a.rows, PANEL), threads));
     bf16 *right = aligned_alloc(64, (panels + threads * block) * tiles * PAIR * sizeof(bf16));
     float *all_results = aligned_alloc(64, threads * block * GROUP * RESULTS * sizeof(float));
     if (right && all_results)
@@ -74,9 +73,9 @@ static int product(Source a, Source w, enum Along along, Target to) {
         tiles_on();
         bf16 *left = right + (panels + omp_get_thread_num() * block) * tiles * PAIR;
         float *results = all_results + omp_get_thread_num() * block * GROUP * RESULTS;
-#pragma omp for schedule(dynamic)
-        for (long i = 0; i < rows; i += block) {
-            long count = least(block, rows - i);
+        share(over(a.rows, PANEL), &first, &last);
+        for (long i = first; i < last; i += block) {
+            long count = least(block, last - i);
             for (long n = 0; n < count; n++) pack(&a, i + n, 0, tiles, LEFT, ROWS, left + n * tiles * PAIR);
             for (long j = 0; j < panels; j++) {
                 for (long k = 0; k < tiles; k += STRETCH)
@@ -137,7 +136,7 @@ int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long
     enum Side side = mine_left ? LEFT : RIGHT, other = mine_left ? RIGHT : LEFT;
     long tiles = over(N, 32), depths = over(tiles, POSITIONS) * POSITIONS, threads = omp_get_max_threads();
     long wides = over(wide.columns, PANEL), narrows = over(narrow.columns, PANEL);
-    long block = least(WIDE, over(wides, TURNS * threads));
+    long block = least(WIDE, wides);
     bf16 *shared = aligned_alloc(64, (narrows * depths + threads * block * POSITIONS) * PAIR * sizeof(bf16));
     float *all_results = aligned_alloc(64, threads * narrows * block * RESULTS * sizeof(float));
     if (shared && all_results)
@@ -153,9 +152,9 @@ int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long
         tiles_on();
         bf16 *mine = shared + (narrows * depths + me * block * POSITIONS) * PAIR;
         float *results = all_results + me * narrows * block * RESULTS;
-#pragma omp for schedule(dynamic)
-        for (long i = 0; i < wides; i += block) {
-            long count = least(block, wides - i);
+        share(wides, &first, &last);
+        for (long i = first; i < last; i += block) {
+            long count = least(block, last - i);
             for (long k = 0; k < tiles; k += POSITIONS) {
                 long depth = least(POSITIONS, tiles - k);
                 for (long t = 0; t < depth; t++)

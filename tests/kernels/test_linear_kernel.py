@@ -55,7 +55,6 @@ def test_linear_layer_of_any_size_equals_torch(N: int, K: int, O: int) -> None: 
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    """Which thread computes a block depends on who is free."""
     torch.manual_seed(0)
     x, weight = torch.randn(300, 96).bfloat16().requires_grad_(), torch.randn(640, 96)
     operands = x, weight.requires_grad_(), torch.randn(640).requires_grad_()
