@@ -1,9 +1,13 @@
 /* One decoding step of a GPT: from one token of each of R sequences to the logits after it, over the
    key-value cache, in one parallel region.
 
-   The cost of decoding is reading the weights, once per step. Barriers separate the products; every
-   thread computes the norms, which are small, for itself. Activations are fp32 for every type of
-   weight.
+   The cost of decoding is reading the weights, once per step. Every thread computes the norms, which
+   are small, for itself. Activations are fp32 for every type of weight.
+
+   No barrier separates the products: a thread that has been off its core passes over those that the
+   others have finished. What it reads for one of them may already have another use, but it is not
+   given any block of it. Only post-norm models have barriers, because a sub-block adds to the norm
+   that each thread has kept.
 
    Shapes: R rows, C d_model, H heads, D d_head, S positions, V entries of the vocabulary. */
 #include "few_rows.h"
@@ -127,18 +131,20 @@ __attribute__((noinline)) static void attend_bf16(
     attention_head(BF16, q_D, keys_SD, values_SD, D, length, band, weights, y_D, next_keys, next_values);
 }
 
-/* Attention of this thread's heads of the rows. */
+/* Attention of the heads of the rows, together with the other threads. A head that is begun is not
+   computed again: it reads what changes, and writes to the cache. */
 static void attention(
-    const Model *m, int64_t band, const float *qkv, char *keys, char *values, int64_t max_len, const int64_t *length_R, int64_t R, float *weights, float *y_RC) {
-    int64_t from, to;
-    const int64_t D = m->D, row = D * size_of(m->kind), head = max_len * row;
-    share(R * m->H, &from, &to);
-    for (int64_t i = from; i < to; i++) { /* qkv is (R, H, 3, D) */
+    const Model *m, int64_t band, const float *qkv, char *keys, char *values, int64_t max_len, const int64_t *length_R, int64_t R, float *weights, float *y_RC,
+    const Work *work) {
+    const int64_t D = m->D, row = D * size_of(m->kind), head = max_len * row, to = R * m->H;
+    for (int64_t i = take(work); i >= 0; i = take(work)) { /* qkv is (R, H, 3, D) */
         const int64_t next = i + 1 < to ? length_R[(i + 1) / m->H] : 0, at = (i + 1) * head + (next > band ? next - band : 0) * row;
         (m->kind == FP32 ? attend_fp32 : attend_bf16)(
             qkv + i * 3 * D, keys + i * head, values + i * head, D, length_R[i / m->H], band, weights, y_RC + i * D,
             i + 1 < to ? keys + at : NULL, i + 1 < to ? values + at : NULL);
+        done(work);
     }
+    wait_for(work, 0);
 }
 
 /* ---- exported functions ---- */
@@ -160,24 +166,44 @@ static void end_tiles(void) {
 /* y_RN = x_RK W + bias, then GELU if `with_gelu`; x and y are fp32 or bf16. */
 void linear(const Linear *l, int64_t kind, const void *x_RK, void *y_RN, int64_t R, int64_t with_gelu) {
     const Scratch scratch = scratch_for(R < CHUNK ? R : CHUNK, l->K);
-    const int64_t digits = kind == BF16 && l->kind == BF16 ? 1 : 2;
-    Queue *queues = queues_for((R + CHUNK - 1) / CHUNK);
+    const int64_t digits = kind == BF16 && l->kind == BF16 ? 1 : 2, chunks = (R + CHUNK - 1) / CHUNK;
+    const Shares all = shares_for(chunks, chunks * blocks_of(l));
 #pragma omp parallel
-    for (int64_t first = 0; first < R; first += CHUNK) { /* rows that fit into the core's cache */
-        const Packing packing = packing_of(R - first < CHUNK ? R - first : CHUNK, digits);
-        int64_t from, to;
-        begin_tiles(&packing);
-        share(packing.groups, &from, &to); /* whole groups: the rows of a group share cache lines */
-        from *= COLUMNS / digits, to *= COLUMNS / digits;
-        to = to < packing.R ? to : packing.R;
-        prepare(l, kind, (const char *)x_RK + first * l->K * size_of(kind), from, to, &packing, &scratch);
+    {
+        Shares shares = all;
+        for (int64_t first = 0; first < R; first += CHUNK) { /* rows that fit into the core's cache */
+            const Packing packing = packing_of(R - first < CHUNK ? R - first : CHUNK, digits);
+            const Work work = next_work(&shares, blocks_of(l));
+            int64_t from, to;
+            begin_tiles(&packing);
+            share(packing.groups, &from, &to); /* whole groups: the rows of a group share cache lines */
+            from *= COLUMNS / digits, to *= COLUMNS / digits;
+            to = to < packing.R ? to : packing.R;
+            prepare(l, kind, (const char *)x_RK + first * l->K * size_of(kind), from, to, &packing, &scratch);
 #pragma omp barrier
-        product(l, &packing, &scratch, kind, (char *)y_RN + first * l->N * size_of(kind), with_gelu, NULL, NULL,
-                queues + first / CHUNK * omp_get_num_threads());
-        end_tiles();
+            product(l, &packing, &scratch, kind, (char *)y_RN + first * l->N * size_of(kind), with_gelu, NULL, NULL, &work);
+            end_tiles();
+#pragma omp barrier
+        }
+    }
+    release(scratch), free(all.counters);
+}
+
+/* Wait, in a post-norm model, until every thread has the norm of x_RC, before x_RC is changed. */
+static void keep_norms(const Model *m) {
+    if (m->post_norm) {
 #pragma omp barrier
     }
-    release(scratch), free(queues);
+}
+
+/* Return whether this thread still has to do with a product: the others may have finished it. */
+static int is_wanted(const Model *m, const Work *work) { return m->post_norm || !all_done(work); }
+
+static int64_t blocks_of_step(const Model *m, int64_t R) {
+    int64_t blocks = m->n_layer * R * m->H + blocks_of(&m->head);
+    for (const Layer *l = m->layers; l < m->layers + m->n_layer; l++)
+        blocks += blocks_of(&l->c_attn) + blocks_of(&l->attn_proj) + blocks_of(&l->c_fc) + blocks_of(&l->mlp_proj);
+    return blocks;
 }
 
 /* Compute logits_RV, fp32, after one token of each row. keys[layer] and values[layer] are
@@ -186,7 +212,7 @@ void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const 
     const int64_t C = m->H * m->D;
     const Packing packing = packing_of(R, 2), *p = &packing;
     float *x_RC = room_for(R * C * 4), *qkv = room_for(R * 3 * C * 4), *heads = room_for(R * C * 4), *wide = room_for(R * 4 * C * 4);
-    Queue *queues = queues_for(4 * m->n_layer + 1);
+    const Shares all = shares_for(5 * m->n_layer + 1, blocks_of_step(m, R));
     for (int64_t r = 0; r < R; r++)
         for (int64_t c = 0; c < C; c++)
             x_RC[r * C + c] = value(m->kind, m->wte_VC, token_R[r] * C + c) + value(m->kind, m->wpe_SC, length_R[r] * C + c);
@@ -194,33 +220,45 @@ void step(const Model *m, const int64_t *token_R, float *logits_RV, char *const 
     {
         float *own = room_for(R * C * 4), *weights = room_for((max_len + WIDTH + 2 * m->D) * 4), *base = m->post_norm ? own : x_RC;
         const Scratch scratch = scratch_for(R, 4 * C), *x = &scratch;
-        const int64_t threads = omp_get_num_threads();
-        Queue *next = queues;
+        Shares shares = all;
         begin_tiles(p);
-        for (int64_t i = 0; i < m->n_layer; i++, next += 4 * threads) {
+        for (int64_t i = 0; i < m->n_layer; i++) {
             const Layer *layer = m->layers + i;
-            normalise(&layer->before_attention, x_RC, own, R, C, m->eps);
-            prepare(&layer->c_attn, FP32, own, 0, R, p, x);
-            product(&layer->c_attn, p, x, FP32, qkv, 0, NULL, &layer->attn_proj, next);
-#pragma omp barrier
-            attention(m, layer->band, qkv, keys[i], values[i], max_len, length_R, R, weights, heads);
-#pragma omp barrier
-            prepare(&layer->attn_proj, FP32, heads, 0, R, p, x);
-            product(&layer->attn_proj, p, x, FP32, x_RC, 0, base, &layer->c_fc, next + threads);
-#pragma omp barrier
-            normalise(&layer->before_mlp, x_RC, own, R, C, m->eps);
-            prepare(&layer->c_fc, FP32, own, 0, R, p, x);
-            product(&layer->c_fc, p, x, FP32, wide, 1, NULL, &layer->mlp_proj, next + 2 * threads);
-#pragma omp barrier
-            prepare(&layer->mlp_proj, FP32, wide, 0, R, p, x);
-            product(&layer->mlp_proj, p, x, FP32, x_RC, 0, base, i + 1 < m->n_layer ? &layer[1].c_attn : &m->head, next + 3 * threads);
-#pragma omp barrier
+            Work work = next_work(&shares, blocks_of(&layer->c_attn));
+            if (is_wanted(m, &work)) {
+                normalise(&layer->before_attention, x_RC, own, R, C, m->eps);
+                prepare(&layer->c_attn, FP32, own, 0, R, p, x);
+                product(&layer->c_attn, p, x, FP32, qkv, 0, NULL, &layer->attn_proj, &work);
+            }
+            keep_norms(m);
+            work = next_work(&shares, R * m->H);
+            attention(m, layer->band, qkv, keys[i], values[i], max_len, length_R, R, weights, heads, &work);
+            work = next_work(&shares, blocks_of(&layer->attn_proj));
+            if (is_wanted(m, &work)) {
+                prepare(&layer->attn_proj, FP32, heads, 0, R, p, x);
+                product(&layer->attn_proj, p, x, FP32, x_RC, 0, base, &layer->c_fc, &work);
+            }
+            work = next_work(&shares, blocks_of(&layer->c_fc));
+            if (is_wanted(m, &work)) {
+                normalise(&layer->before_mlp, x_RC, own, R, C, m->eps);
+                prepare(&layer->c_fc, FP32, own, 0, R, p, x);
+                product(&layer->c_fc, p, x, FP32, wide, 1, NULL, &layer->mlp_proj, &work);
+            }
+            keep_norms(m);
+            work = next_work(&shares, blocks_of(&layer->mlp_proj));
+            if (is_wanted(m, &work)) {
+                prepare(&layer->mlp_proj, FP32, wide, 0, R, p, x);
+                product(&layer->mlp_proj, p, x, FP32, x_RC, 0, base, i + 1 < m->n_layer ? &layer[1].c_attn : &m->head, &work);
+            }
         }
-        normalise(&m->last, x_RC, own, R, C, m->eps);
-        prepare(&m->head, FP32, own, 0, R, p, x);
-        product(&m->head, p, x, FP32, logits_RV, 0, NULL, NULL, next);
+        const Work work = next_work(&shares, blocks_of(&m->head));
+        if (is_wanted(m, &work)) {
+            normalise(&m->last, x_RC, own, R, C, m->eps);
+            prepare(&m->head, FP32, own, 0, R, p, x);
+            product(&m->head, p, x, FP32, logits_RV, 0, NULL, NULL, &work);
+        }
         end_tiles();
         free(own), free(weights), release(scratch);
     }
-    free(x_RC), free(qkv), free(heads), free(wide), free(queues);
+    free(x_RC), free(qkv), free(heads), free(wide), free(all.counters);
 }

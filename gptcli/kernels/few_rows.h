@@ -11,6 +11,8 @@
    digits, 64 numbers at a time. Without it, vectors of the CPU's width are used.
 
    Shapes: R rows, K inputs, N outputs. */
+#include <sched.h>
+
 #include "lanes.h"
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__linux__)
@@ -399,39 +401,103 @@ static inline __attribute__((always_inline)) void put(const float *sums, const f
     else store(BF16, y, numbers, count);
 }
 
-/* How many blocks of its part of a product each thread has handed out, a cache line each. */
-typedef struct {
-    int64_t begun, apart[LINE / 8 - 1];
-} Queue;
+/* Work that threads share: blocks of a product, or heads of attention.
 
-/* Take a block of a product: of this thread's part, or once that is begun of another's, whose core
+   A thread that the system has taken off its core keeps the others waiting for the block that it has
+   begun, often for as long as all blocks of several products take. So who has nothing left to do
+   computes such a block once more. The first who is done with it writes it, the others never do:
+   they may come back when its memory has another use. */
+enum { FREE, TAKEN, WRITTEN };
+#ifndef PATIENCE
+#define PATIENCE 5e-5 /* seconds until a block is computed once more: several times what one takes */
+#endif
+
+typedef struct {
+    int64_t count, apart[LINE / 8 - 1];
+} Counter; /* in a cache line of its own */
+
+typedef struct {
+    int64_t blocks;
+    Counter *begun, *written; /* begun: by thread, of its part; written: of all */
+    char *states;             /* of each block */
+} Work;
+
+/* Take a block that nobody has: of this thread's part, or once that is begun of another's, whose core
    may be slower or busy with another program. -1 if all are begun. */
-static int64_t take(Queue *queues, int64_t blocks) {
+static int64_t take(const Work *work) {
     const int64_t threads = omp_get_num_threads(), own = omp_get_thread_num();
     for (int64_t i = 0; i < threads; i++) {
         const int64_t thread = (own + i) % threads;
-        int64_t from, to;
-        share_of(thread, blocks, &from, &to);
-        int64_t *begun = &queues[thread].begun;
+        int64_t from, to, *begun = &work->begun[thread].count;
+        share_of(thread, work->blocks, &from, &to);
         if (__atomic_load_n(begun, __ATOMIC_RELAXED) < to - from) {
             const int64_t block = from + __atomic_fetch_add(begun, 1, __ATOMIC_RELAXED);
-            if (block < to) return block;
+            if (block < to) {
+                __atomic_store_n(work->states + block, TAKEN, __ATOMIC_RELAXED);
+                return block;
+            }
         }
     }
     return -1;
 }
 
-/* Queues for `products`, of every thread of the next parallel region. */
-static Queue *queues_for(int64_t products) {
-    const int64_t bytes = products * omp_get_max_threads() * sizeof(Queue);
-    return memset(room_for(bytes), 0, bytes);
+/* Return whether this thread is the one that writes a block; then `done` tells the others. */
+static int may_write(const Work *work, int64_t block) {
+    char taken = TAKEN;
+    return __atomic_compare_exchange_n(work->states + block, &taken, WRITTEN, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+static void done(const Work *work) { __atomic_add_fetch(&work->written->count, 1, __ATOMIC_RELEASE); }
+static int all_done(const Work *work) { return __atomic_load_n(&work->written->count, __ATOMIC_ACQUIRE) == work->blocks; }
+
+static void pause_core(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
 }
 
-/* Compute outputs of y_RN = x W + bias, together with the other threads, and finish them; x is
-   packed. `next` is the weight that is read next. */
+/* Wait until all blocks are written, and return -1; or, with `again`, return one that has been taken
+   for so long that its thread is likely to be off its core. */
+static int64_t wait_for(const Work *work, int again) {
+    const double begin = omp_get_wtime();
+    for (int64_t own = omp_get_thread_num() * work->blocks / omp_get_num_threads(); !all_done(work);) {
+        for (int i = 0; i < 64; i++) pause_core();
+        if (omp_get_wtime() - begin < PATIENCE) continue;
+        for (int64_t i = 0; again && i < work->blocks; i++) {
+            const int64_t block = (own + i) % work->blocks;
+            if (__atomic_load_n(work->states + block, __ATOMIC_RELAXED) == TAKEN) return block;
+        }
+        sched_yield(); /* to the thread that is writing, if it waits for this core */
+    }
+    return -1;
+}
+
+/* Memory for the shares of `works` pieces of work of up to `blocks` blocks together. */
+typedef struct {
+    Counter *counters;
+    char *states;
+} Shares;
+static Shares shares_for(int64_t works, int64_t blocks) {
+    const int64_t counters = works * (omp_get_max_threads() + 1) * sizeof(Counter);
+    char *memory = memset(room_for(counters + blocks), 0, counters + blocks);
+    return (Shares){(Counter *)memory, memory + counters};
+}
+/* The next piece of work. Every thread calls it for the same ones in the same order. */
+static Work next_work(Shares *shares, int64_t blocks) {
+    const int64_t threads = omp_get_num_threads();
+    const Work work = {blocks, shares->counters, shares->counters + threads, shares->states};
+    shares->counters += threads + 1, shares->states += blocks;
+    return work;
+}
+static int64_t blocks_of(const Linear *l) { return (l->N + BLOCK - 1) / BLOCK; }
+
+/* Compute y_RN = x W + bias together with the other threads; x is packed. It is there on return.
+   `next` is the weight that is read next. */
 static void product(
-    const Linear *l, const Packing *p, const Scratch *x, int64_t kind, void *y_RN, int with_gelu, const float *onto_RN, const Linear *next, Queue *queues) {
-    const int64_t N = l->N, blocks = (N + BLOCK - 1) / BLOCK, pass = GROUPS * COLUMNS / p->digits;
+    const Linear *l, const Packing *p, const Scratch *x, int64_t kind, void *y_RN, int with_gelu, const float *onto_RN, const Linear *next,
+    const Work *work) {
+    const int64_t N = l->N, pass = GROUPS * COLUMNS / p->digits;
     float sums[GROUPS * COLUMNS * BLOCK] = {0};
 #if TILES
     Walk walk = in_tiles(l) ? walk_of(l) : (Walk){0}, after = next && in_tiles(next) ? walk_of(next) : (Walk){0};
@@ -440,7 +506,9 @@ static void product(
 #else
     (void)next;
 #endif
-    for (int64_t block = take(queues, blocks); block >= 0; block = take(queues, blocks)) {
+    for (;;) {
+        int64_t block = take(work);
+        if (block < 0 && (block = wait_for(work, 1)) < 0) return;
         const int64_t n = block * BLOCK, count = N - n < BLOCK ? N - n : BLOCK;
         for (int64_t first = 0; first < p->R; first += pass) {
             const int64_t rows = p->R - first < pass ? p->R - first : pass;
@@ -459,6 +527,7 @@ static void product(
                 for (int64_t r = 0; r < rows; r++)
                     for (int64_t i = 0; i < count; i++) found[r * BLOCK + i] += l->bias_N[n + i];
             if (with_gelu) gelu(sums, rows * BLOCK); /* all rows at once: the chain of operations within one is long */
+            if (!first && !may_write(work, block)) break;
             for (int64_t r = 0; r < rows; r++, found += BLOCK) {
                 const int64_t at = (first + r) * N + n;
                 const float *onto = onto_RN ? onto_RN + at : NULL;
@@ -466,6 +535,7 @@ static void product(
                 if (count == BLOCK) put(found, onto, kind, y, BLOCK);
                 else put(found, onto, kind, y, count);
             }
+            if (first + pass >= p->R) done(work);
         }
     }
 }

@@ -60,7 +60,7 @@ static void finish(const float *results, long step, const Target *t, long row, l
    streamed. */
 static int product(Source a, Source w, enum Along along, Target to) {
     long tiles = over(a.columns, 32), panels = over(to.columns, PANEL), threads = omp_get_max_threads();
-    long block = least(BLOCK_BYTES / (tiles * PAIR * 2), over(over(a.rows, PANEL), threads));
+    long block = least(most(1, BLOCK_BYTES / (tiles * PAIR * 2)), over(over(a.rows, PANEL), threads));
     bf16 *right = aligned_alloc(64, (panels + threads * block) * tiles * PAIR * sizeof(bf16));
     float *all_results = aligned_alloc(64, threads * block * GROUP * RESULTS * sizeof(float));
     if (right && all_results)

@@ -148,6 +148,40 @@ def test_builds_for_older_cpus_equal_the_model(
         test_step_equals_the_model_and_rows_are_independent("gpt3", size, dtype, quantize)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_blocks_that_are_computed_twice_change_no_bit(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight threads on fewer cores, none of which waits for a block that another has begun."""
+    [name, flags] = next(
+        (name, dict(flags))
+        for name, flags in build.INSTRUCTION_SETS.items()
+        if name == build.instruction_set()
+    )
+    model = prepare_for_inference(small(kind, "odd", torch.float32), "none")
+    prompts = [[number, 7] for number in range(3)]
+    engine = filled(model, prompts)
+    assert engine._step is not None
+    tokens = [[step, 2 * step, 3 * step] for step in range(1, 12)]
+    wanted = [engine.decode(three) for three in tokens]
+
+    impatient = {name: {**flags, "impatient": "-DPATIENCE=0"}}
+    monkeypatch.setattr(build, "INSTRUCTION_SETS", impatient)
+    monkeypatch.setattr(build, "_features", lambda: {*flags, "impatient"})
+    other = library.__wrapped__("decode")
+    assert other is not None
+    monkeypatch.setattr(decode_kernel, "library", lambda _: other)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        engine = filled(model, prompts)
+        for three, logits in zip(tokens, wanted, strict=True):
+            assert torch.equal(engine.decode(three), logits)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 @torch.inference_mode()
 def test_rows_beyond_the_tiles_are_independent(quantize: Quantize) -> None:

@@ -23,8 +23,12 @@ def near(got: torch.Tensor, wanted: torch.Tensor, most: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("N", "K", "O"), [(1, 7, 5), (33, 48, 57), (64, 64, 64), (100, 96, 768), (300, 768, 96)]
-)
+    ("N", "K", "O"),
+    [
+        (1, 7, 5), (33, 48, 57), (64, 64, 64), (100, 96, 768), (300, 768, 96),
+        (33, 20_000, 5), (33, 5, 20_000),  # 32 rows of a layer of 13B fill no cache
+    ],
+)  # fmt: skip
 def test_linear_layer_of_any_size_equals_torch(N: int, K: int, O: int) -> None:  # noqa: E741
     torch.manual_seed(0)
     x, weight, bias = torch.randn(N, K).bfloat16(), torch.randn(O, K), torch.randn(O)
@@ -48,6 +52,22 @@ def test_linear_layer_of_any_size_equals_torch(N: int, K: int, O: int) -> None: 
         torch.float32,
         torch.float32,
     ]
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(300, 96).bfloat16().requires_grad_(), torch.randn(640, 96)
+    operands = x, weight.requires_grad_(), torch.randn(640).requires_grad_()
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = linear(*operands)
+            found.append([y, *torch.autograd.grad(y, operands, torch.ones_like(y))])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 @pytest.mark.parametrize(("N", "C", "hidden"), [(1, 5, 7), (70, 48, 192), (33, 96, 57)])
