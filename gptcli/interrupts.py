@@ -171,17 +171,29 @@ class Held:
         self.held = {*SIGNALS} - {*but}
 
     def __enter__(self) -> Self:
+        start_resource_tracker()  # with the first process, and it lets signals through again
         if hasattr(signal, "pthread_sigmask"):
-            from multiprocessing.resource_tracker import ensure_running
-
-            # with the first process that is started, and it lets signals through again
-            ensure_running()
             self.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.held)
         return self
 
     def __exit__(self, *_: object) -> None:
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_SETMASK, self.before)
+
+
+def start_resource_tracker() -> None:
+    """Start multiprocessing's resource tracker with all signals blocked: call this before the first
+    semaphore or child process is made.
+
+    It ignores Ctrl-C and SIGTERM. A closed terminal or Slurm sends SIGHUP or SIGUSR1 to it too, and
+    one that takes its place knows none of the names of the first.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        from multiprocessing.resource_tracker import ensure_running
+
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave(last_words: str | None = None, code: int | None = None) -> NoReturn:

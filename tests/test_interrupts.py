@@ -129,22 +129,29 @@ def test_workers_of_multiprocessing_end_without_a_word_and_their_semaphores_go(
     process = start(
         """
         import sys, time
+        from multiprocessing.resource_tracker import _resource_tracker as tracker
         sys.path.insert(0, "")
         import worker
         with interrupts.Held():
             held, child = worker.begin()
         blocked = open(f"/proc/{child.pid}/status").read().partition("SigBlk:")[2].split()[0]
-        open("facts", "w").write(f"{held._semlock.name} {blocked}")
+        open("facts", "w").write(f"{held._semlock.name} {blocked} {tracker._pid}")
         print("ready", flush=True)
         time.sleep(1000)
         """
     )
-    name, blocked = (tmp_path / "facts").read_text().split()
+    name, blocked, tracker = (tmp_path / "facts").read_text().split()
     semaphore = Path("/dev/shm", f"sem.{name.removeprefix('/')}")
     assert semaphore.exists()
     assert all(int(blocked, 16) >> (number - 1) & 1 for number in SIGNALS), (
         "the parent alone decides what they mean"
     )
+    # a closed terminal and Slurm send them to it too
+    status = Path("/proc", tracker, "status").read_text()
+    deaf = 0
+    for what in ("SigBlk:", "SigIgn:"):
+        deaf |= int(status.partition(what)[2].split()[0], 16)
+    assert all(deaf >> (number - 1) & 1 for number in SIGNALS)
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=HANG_S)[1] == WORDS
     assert process.returncode == 130

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from gptcli.errors import RunError, UsageError, install_hint, nearest
 from gptcli.events import Events
-from gptcli.interrupts import Held
+from gptcli.interrupts import Held, start_resource_tracker
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -98,6 +98,7 @@ def startable(count: int, events: Events) -> int:
     """
     try:
         if count > 1:
+            start_resource_tracker()
             multiprocessing.get_context("spawn").Lock()
     except (OSError, ImportError) as error:  # ImportError without sem_open
         what = error.strerror if isinstance(error, OSError) else "this system has none"
@@ -124,6 +125,7 @@ class LocalPool:
         if count > 1:
             # A process that dies at its start does not read its arguments, and writing more than
             # the pipe holds would wait for it for ever. A queue is written by a thread.
+            start_resource_tracker()
             context = multiprocessing.get_context("spawn")
             self._states = context.Queue()
             for _ in range(count):

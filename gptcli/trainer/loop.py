@@ -382,8 +382,9 @@ def stopped_after(step: int, out: Path) -> Interrupted:
 class StopSignal(Answer):
     """Answer to signals that requests a stop after the step under way and its checkpoint.
 
-    A second signal ends the process at once, unless torchrun or Slurm started it: a Ctrl-C reaches
-    such a process twice, from the terminal and from its launcher.
+    A second signal ends the process at once, unless another process started it and sees to that:
+    what a terminal or Slurm sends to all of them reaches it twice, the second time through its
+    parent.
     """
 
     unfinished = (
@@ -393,9 +394,7 @@ class StopSignal(Answer):
 
     def __init__(self, events: Events) -> None:
         self.events, self.requested, self.announced = events, False, False
-        self.ignores_second = (
-            launched_processes() is not None and multiprocessing.parent_process() is None
-        )
+        self.is_launched = launched_processes() is not None
 
     def note(self, number: int) -> None:
         """Request the stop; runs in the main thread."""
@@ -406,7 +405,8 @@ class StopSignal(Answer):
         self.requested = True
         if not self.announced:
             self.announced = True
-            second = "" if self.ignores_second else "; a second Ctrl-C stops at once"
+            by_torchrun = self.is_launched and multiprocessing.parent_process() is None
+            second = "" if by_torchrun else "; a second Ctrl-C stops at once"
             self.events.info(f"stopping: this step and a checkpoint first{second}")
-        elif not self.ignores_second:
+        elif not self.is_launched:
             leave()

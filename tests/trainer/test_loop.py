@@ -165,6 +165,14 @@ def test_a_second_signal_ends_the_run_at_once(make_run, monkeypatch):
     patient.act(signal.SIGINT)
     patient.act(signal.SIGINT)
     assert events.texts[1:] == ["stopping: this step and a checkpoint first"]
+    # of this command's own processes, each gets what the whole group gets, and again from the first
+    monkeypatch.setattr("multiprocessing.parent_process", object)
+    worker = StopSignal(events)
+    worker.act(signal.SIGTERM)
+    worker.act(signal.SIGTERM)
+    assert events.texts[2:] == [
+        "stopping: this step and a checkpoint first; a second Ctrl-C stops at once"
+    ]
     assert "no checkpoint was written now" in StopSignal.unfinished  # where torchrun is killed
 
 
