@@ -15,7 +15,7 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         from gptcli.cli import main as run
-    except ImportError as error:
+    except (ImportError, EOFError, ValueError) as error:
         from gptcli.errors import package_error
 
         if (at_fault := package_error(error)) is None:

@@ -229,6 +229,13 @@ def package_error(error: BaseException) -> UsageError | None:
     """
     from importlib import metadata
 
+    if "marshal data" in str(error):  # also of a package, and of Python's own modules
+        from traceback import walk_tb
+
+        names = [frame.f_locals.get("bytecode_path") for frame, _ in walk_tb(error.__traceback__)]
+        where = next(filter(None, names), None)
+        hint = "delete it; Python writes it again" if where else "delete the folders __pycache__"
+        return UsageError("a compiled file of Python is damaged", where=where, hint=hint)
     try:
         listed = metadata.requires("gptcli") or []
     except metadata.PackageNotFoundError:  # run from its folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pickle
+import py_compile
 import re
 import shutil
 import sys
@@ -244,6 +245,20 @@ def test_errors_of_an_installation_name_the_package(
         assert found.exit_code == 2
         assert found.what.startswith(what)
         assert str(found.hint).endswith(hint)
+
+
+def test_a_compiled_file_that_is_cut_short_is_named(tmp_path: Path, monkeypatch) -> None:
+    """A full disk leaves one, and Python reads it again and again."""
+    source = tmp_path / "cut_short_module.py"
+    source.write_text("x = 1\n")
+    compiled = Path(py_compile.compile(str(source), doraise=True))
+    compiled.write_bytes(compiled.read_bytes()[:20])
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises((EOFError, ValueError)) as caught:
+        importlib.import_module("cut_short_module")
+    found = package_error(caught.value)
+    assert found is not None
+    assert found.message.startswith(f"{compiled}: a compiled file of Python is damaged")
 
 
 def test_without_typer_the_command_line_says_so(monkeypatch, capsys) -> None:

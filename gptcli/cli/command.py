@@ -26,7 +26,14 @@ from gptcli.cli import messages
 from gptcli.cli.help_panels import panels, terminal_width
 from gptcli.cli.messages import message_options
 from gptcli.cli.options import SYNONYMS, Word, is_option, option, read_words
-from gptcli.errors import GptError, InputError, UsageError, message_of
+from gptcli.errors import (
+    GptError,
+    InputError,
+    RunError,
+    UsageError,
+    message_of,
+    package_error,
+)
 from gptcli.files import contradiction, read_text, read_toml, similar
 from gptcli.settings import NUMBERS
 from gptcli.units import read_quantity
@@ -562,6 +569,16 @@ class Group(_Parsing, typer.core.TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the subcommand, with errors of typer as UsageError."""
-        with _usage_errors(ctx):
-            return super().invoke(ctx)
+        """Run the subcommand, with errors of typer as UsageError.
+
+        An EOFError is the end of something that was read, and a fault. Typer takes it for the end
+        of typed input, and prints nothing but "Aborted."
+        """
+        try:
+            with _usage_errors(ctx):
+                return super().invoke(ctx)
+        except EOFError as error:
+            raise package_error(error) or RunError(
+                f"data ended too early: {error}" if str(error) else "data ended too early",
+                hint="a file is cut short; --debug shows which",
+            ) from error

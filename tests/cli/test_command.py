@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cli import COMMANDS, build_app, reworded
-from gptcli.cli.command import FREE_TEXT, option_table, repeated_options
+from gptcli.cli.command import FREE_TEXT, Group, option_table, repeated_options
 from gptcli.cli.options import Word, is_option, read_words
-from gptcli.errors import GptError, UsageError
+from gptcli.errors import GptError, RunError, UsageError
 from gptcli.settings import NUMBERS
 
 PATHS = (
@@ -188,6 +188,21 @@ def test_flags_take_no_value_and_options_need_one(path: tuple[str, ...]) -> None
         elif name != "--flops":
             assert "needs a value" in refused(*path, name).what
             assert "needs a value" in refused(*path, name, "--help").what
+
+
+@pytest.mark.parametrize("words", [("Compressed file ended early",), ()])
+def test_an_end_of_data_is_no_end_of_typed_input(words: tuple[str, ...]) -> None:
+    """Typer would print "Aborted." and nothing else."""
+
+    def read() -> None:
+        raise EOFError(*words)
+
+    app = typer.Typer(cls=Group)
+    app.callback()(lambda: None)
+    app.command("read")(read)
+    with pytest.raises(RunError, match="data ended too early") as caught:
+        app(["read"], prog_name="gpt")
+    assert all(word in str(caught.value) for word in words)
 
 
 def test_misspelled_options_get_a_suggestion() -> None:
