@@ -78,7 +78,7 @@ def _eval_tokens_of_batches(value: str, given: Given) -> str:
 def _tokens_of_steps(value: str, given: Given) -> str:
     if "--batch-tokens" in given:
         return str(count(value) * count(given["--batch-tokens"] or ""))
-    return str(count(value) * _paper(given, "--batch-tokens").batch_tokens)
+    return str(count(value) * int(batch_of_size(given)))
 
 
 def _tokens_of_epochs(value: str, given: Given) -> str:
@@ -265,6 +265,19 @@ def order_of_conversion(alias: Alias | None) -> tuple[int, bool]:
     if alias is None or alias.option not in REPLACED:
         return len(REPLACED), False
     return REPLACED.index(alias.option), alias.convert is _batch_tokens_of_accumulation
+
+
+def counts_steps(alias: Alias | None) -> bool:
+    """Return whether an alias gives the length of a run in steps."""
+    return alias is not None and alias.option == "--tokens" and alias.convert is _tokens_of_steps
+
+
+def batch_of_size(given: Given) -> str:
+    """Return the tokens of a batch of the paper's model of --size.
+
+    Raises KeyError without one, UsageError if it is unknown.
+    """
+    return str(_paper(given, "--batch-tokens").batch_tokens)
 
 
 def is_model_size(name: str) -> bool:

@@ -16,6 +16,8 @@ from gptcli.cli.aliases import (
     REPLACED,
     Alias,
     Conversion,
+    batch_of_size,
+    counts_steps,
     find_alias,
     is_assignment,
     is_command,
@@ -179,6 +181,9 @@ def translate(
     if "RUN" in named and len(first) > 1 and is_command(first[-1]):
         result.left_out[first.pop()] = f"{command} is the whole command"
     result.arguments = [*first, *last]
+    if any(map(counts_steps, aliases)) and not {"--tokens", "--size"} - {*result.options}:
+        # the command would choose a smaller batch for a run as short as that
+        result.options.setdefault("--batch-tokens", batch_of_size(result.options))
     for option in DETERMINISTIC:
         if option in result.options:
             for other in SAMPLING:

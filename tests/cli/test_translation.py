@@ -33,6 +33,10 @@ def test_corrected_lines_have_only_our_options(command: str) -> None:
         ("--size gpt2 --batch-size 16", "gpt train --size gpt2 --batch-tokens 16384"),
         ("--batch-size 16", ""),  # of how many tokens each?
         ("--max-steps 100 --batch-tokens 8k", "gpt train --tokens 800000 --batch-tokens 8k"),
+        (
+            "--max-steps 1000 --size gpt2",
+            "gpt train --tokens 524288000 --size gpt2 --batch-tokens 524288",
+        ),
         ("--warmup-steps 100 --size 125M", "gpt train --warmup-tokens 52428800 --size 125M"),
         ("--warmup-ratio 0.01 --tokens 1M", "gpt train --warmup-tokens 10000 --tokens 1M"),
         ("--min-lr 6e-5 --lr 6e-4", "gpt train --min-lr-ratio 0.1 --lr 6e-4"),
