@@ -43,8 +43,10 @@ from gptcli.model.source import (
     WEIGHTS_INDEX,
     ModelSource,
     checkpoint_digest,
+    damage,
     find_model,
     is_model_file,
+    step_folders,
 )
 from gptcli.model.tensor_file import (
     CheckpointStateDict,
@@ -257,13 +259,14 @@ def open_model(
         except (InputError, OSError) as error:
             if source.checkpoint is None or source.step is None:
                 raise
+            skip.add(source.step)
             if source.checkpoint.is_dir():
                 if requested:
                     raise
+                earlier = step_folders(source.folder).keys() - skip
                 events.warn(
-                    f"{source.checkpoint}: {message_of(error)}; loading the checkpoint before it"
+                    damage(source.checkpoint, message_of(error), max(earlier, default=None))
                 )
-            skip.add(source.step)
 
 
 def assemble(state: Tensors, config: ModelConfig) -> GPT:

@@ -119,7 +119,7 @@ def find_model(
         raise InputError(
             "no checkpoint can be read",
             where=folder / CHECKPOINTS,
-            hint="gpt train --resume reports what is wrong with each",
+            hint="gpt train with --force starts the run over",
         )
     if (folder / WEIGHTS_INDEX).is_file():
         return ModelSource(folder, step=_copied_step(folder))
@@ -138,6 +138,16 @@ def step_folders(run: Path) -> dict[int, Path]:
         (STEP.fullmatch(folder.name), folder) for folder in (Path(run) / CHECKPOINTS).glob("step-*")
     )
     return {int(match[1]): folder for match, folder in found if match}
+
+
+def damage(checkpoint: Path, message: str, earlier: int | None) -> str:
+    """Return a warning that a checkpoint is damaged, with the first line of the error's message, and
+    that the one of step `earlier` is tried instead, if there is one.
+    """
+    what = message.partition("\n")[0]
+    where = "" if str(checkpoint) in what else f"{checkpoint}: "
+    instead = "" if earlier is None else f"; trying that of step {earlier:,}"
+    return f"a checkpoint is damaged: {where}{what}{instead}"
 
 
 def initial_weights_folder(out: Path, init_from: Path) -> Path:

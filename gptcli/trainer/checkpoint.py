@@ -33,7 +33,15 @@ from gptcli.events import Events
 from gptcli.files import PARTIAL, advice, fsync_folder, read_json, sha256, write_json
 from gptcli.model.hf import HEAD
 from gptcli.model.safetensors_io import read_weights
-from gptcli.model.source import BEST, CHECKPOINTS, INDEX, STATE, find_model, step_folders
+from gptcli.model.source import (
+    BEST,
+    CHECKPOINTS,
+    INDEX,
+    STATE,
+    damage,
+    find_model,
+    step_folders,
+)
 from gptcli.trainer.checkpoint_storage import CheckpointReader, CheckpointWriter
 from gptcli.trainer.schedule import Position
 
@@ -164,12 +172,14 @@ class Checkpoints:
         warning. Raises InputError if all are broken.
         """
         folders = self.context.all_gather(step_folders(self.out), self.group)[0]
-        for step in sorted(folders, reverse=True):
+        steps = sorted(folders)
+        while steps:
+            step = steps.pop()
             found = self.context.all_gather(_broken(folders[step], self.context), self.group)
             broken = next(filter(None, found), None)
             if broken is None:
                 return folders[step]
-            events.warn(f"{folders[step]}: {broken}: using the checkpoint before it")
+            events.warn(damage(folders[step], broken, steps[-1] if steps else None))
         if folders:
             raise InputError(
                 "no checkpoint here is intact",

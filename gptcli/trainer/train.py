@@ -26,6 +26,7 @@ from gptcli.model.hub import fetch_model
 from gptcli.model.source import (
     RUN_TOML,
     find_model,
+    step_folders,
 )
 from gptcli.runs.record import provenance, resumed
 from gptcli.runtime import is_main, restarted
@@ -230,7 +231,7 @@ def prepare_run(
                 code="finished",
                 hint="{option:force} starts over",
             )
-        if is_main() and not restarted() and contents(out) and newest_state(out) is None:
+        if is_main() and not restarted() and contents(out) and not step_folders(out):
             events.info(nothing_to_resume(out, RUN_TOML))
         run = replace(run, resume=True)
     if run.continues and newest_state(out) is None:

@@ -427,6 +427,14 @@ def test_a_resume_before_the_first_checkpoint_says_that_it_starts_again(gpt_insi
     assert "run: nothing to resume there, so it starts from the beginning" in err
     assert (here / "run/model.safetensors").is_file()
 
+    # damaged checkpoints are something
+    (here / "run/model.safetensors").unlink()
+    for folder in (here / "run/checkpoints").iterdir():
+        (folder / "state.json").write_text("{")
+    _, err = gpt_inside(*words, "--resume", code=2)
+    assert "nothing to resume" not in err
+    assert "no checkpoint here is intact" in err
+
 
 def test_an_unknown_key_is_named_with_its_line(gpt_inside, here):
     (here / "c.toml").write_text('size = "gpt2"\n\nn-layers = 2\n')

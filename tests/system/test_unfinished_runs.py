@@ -303,12 +303,14 @@ def test_a_broken_checkpoint_is_skipped_with_a_warning(written, file):
     assert open_model(out, events=events)[1].step == 7
     assert len(events.texts) == 1
     assert "step-00000009" in events.texts[0]
-    assert events.texts[0].endswith("loading the checkpoint before it")
+    assert "a checkpoint is damaged: " in events.texts[0]
+    assert events.texts[0].endswith("; trying that of step 7")
     with pytest.raises(InputError):
         open_model(out, step=9)
     shutil.rmtree(checkpoint_folder(out, 7))
     with pytest.raises(InputError, match="no checkpoint can be read"):
-        open_model(out)
+        open_model(out, events=events)
+    assert "trying" not in events.texts[-1], "there is none before it"
 
 
 def test_a_kill_at_any_moment_leaves_a_folder_that_transformers_loads(written, monkeypatch):

@@ -116,9 +116,11 @@ def test_a_broken_checkpoint_is_skipped_for_the_one_before_it(train_step, tmp_pa
     assert newest(tmp_path, events) == good
     assert len(events.texts) == 1
     assert "step-00000010" in events.texts[0]
+    assert events.texts[0].endswith("; trying that of step 5")
     shutil.rmtree(good)
     with pytest.raises(InputError, match="no checkpoint here is intact"):
         newest(tmp_path, events)
+    assert "trying" not in events.texts[1], "there is none before it"
 
 
 def test_an_unfinished_checkpoint_counts_as_none(train_step, tmp_path):
