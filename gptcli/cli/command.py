@@ -34,7 +34,7 @@ from gptcli.errors import (
     message_of,
     package_error,
 )
-from gptcli.files import contradiction, read_text, read_toml, similar
+from gptcli.files import claim_file, contradiction, read_text, read_toml, similar
 from gptcli.settings import NUMBERS
 from gptcli.units import read_quantity
 
@@ -57,6 +57,18 @@ _locks = contextlib.ExitStack()
 def hold(lock: AbstractContextManager[None]) -> None:
     """Take a lock of `gptcli.locks` until the running command ends. Raises what the lock raises."""
     _locks.enter_context(lock)
+
+
+def own_output(path: Path, *, force: bool) -> None:
+    """Claim an output file as `claim_file` does, and own it until the running command ends.
+
+    Raises UsageError if it exists, and if another process writes it.
+    """
+    from gptcli.locks import own_file
+
+    claim_file(path, force=force)
+    hold(own_file(path))
+    claim_file(path, force=force)  # another process may have finished it before
 
 
 def releasing(command: Callable[P, R]) -> Callable[P, R]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.command import Command, Group
+from gptcli.cli.command import Command, Group, own_output, releasing
 from gptcli.cli.console import ConsoleEvents, print_file, print_json
 from gptcli.cli.options import INPUT, OUTPUT, quantity, shared, value
 from gptcli.errors import InputError, UsageError, nearest
-from gptcli.files import atomic_write, claim_file
+from gptcli.files import atomic_write
 from gptcli.numbers import counted
 from gptcli.shards.token_ids import decoded_pieces, spelled, write_token_file
 
@@ -60,7 +60,7 @@ def register(app: typer.Typer) -> None:
     """Add the command with its subcommands to the command line."""
     tokenize = typer.Typer(cls=Group, help=HELP, no_args_is_help=True)
     for command in (train, encode, decode):
-        tokenize.command(cls=Command)(command)
+        tokenize.command(cls=Command)(releasing(command))
     app.add_typer(tokenize, name="tokenize")
 
 
@@ -132,7 +132,7 @@ def train(
             "--json and -o - would both write to stdout", hint="write the tokenizer to a file"
         )
     if output != "-":
-        claim_file(Path(output), force=force)
+        own_output(Path(output), force=force)
     events = ConsoleEvents()
     sample: list[str] = []
     reading = {"field": field, "input_format": input_format, "eot_in_text": eot_in_text}
@@ -290,7 +290,7 @@ def decode(
         )
     separator, end = (text.encode() for text in SEPARATORS[documents])
     if output != "-":
-        claim_file(Path(output), force=force)
+        own_output(Path(output), force=force)
     vocabulary = load_tokenizer(tokenizer)
     events = ConsoleEvents()
     started = False
@@ -429,4 +429,4 @@ def _claim_token_file(path: Path, *, force: bool) -> None:
             where=path,
             hint=f"-o {path.with_suffix('.bin')}",
         )
-    claim_file(path, force=force)
+    own_output(path, force=force)

@@ -61,7 +61,7 @@ class Held(locks.Lock):
 locks.Lock = Held
 main()
 """
-LAST = ".lock .out.jsonl.lock"  # of the locks of each command
+LAST = ".lock .out.jsonl.lock .learned.json.lock"  # of the locks of each command
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,17 @@ def test_the_second_is_refused_and_the_first_ends_as_if_alone(
         process.communicate()
     assert (here / result).read_bytes() == wanted
     assert not [path for path in here.rglob("*") if LOCK in path.name]
+
+
+def test_a_tokenizer_has_one_writer(here, gpt_inside):
+    words = split("tokenize train text.txt --vocab-size 262 -o learned.json")
+    process = started(here, words)
+    for how in ([], ["--force"]):
+        assert f": in use by process {process.pid} on host " in gpt_inside(*words, *how, code=2)
+    _, errors = process.communicate("go on\n")
+    assert process.returncode == 0, errors
+    assert "already" in gpt_inside(*words, code=2)
+    assert [path.name for path in here.glob(".*")] == []
 
 
 def test_a_failed_command_holds_no_lock(here, gpt_inside):
