@@ -175,3 +175,12 @@ def test_an_option_without_effect_on_an_estimate_is_refused(mode: str) -> None:
             continue  # the duration of an estimate
         with pytest.raises(UsageError, match="cannot be combined with"):
             select_mode({mode: 1.0, other: True})
+
+
+def test_an_impossible_limit_of_kernels_is_refused_before_anything_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPT_KERNELS", "avx3")
+    with pytest.raises(UsageError, match="GPT_KERNELS is 'avx3'"):
+        module.run_command(["cost", "--size", "gpt2"])
+    assert capsys.readouterr().out == ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from gptcli import __version__
+from gptcli import __version__, optional_kernels
 from gptcli.cli.command import Group
 from gptcli.cli.messages import current_messages
 from gptcli.devices import MPS_OUT_OF_MEMORY
@@ -150,6 +150,8 @@ def main() -> None:
 
 def run_command(argv: list[str]) -> Any:
     """Run a command line, and return its exit code. Raises the errors of the command."""
+    if os.environ.get("GPT_KERNELS"):  # an impossible value is refused before anything is printed
+        optional_kernels.can_be_built()
     try:
         return build_app(argv)(argv, prog_name="gpt")
     except SystemExit as stop:  # typer has printed its message, except for Ctrl-C

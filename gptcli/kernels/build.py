@@ -98,7 +98,7 @@ def instruction_sets() -> list[str]:
             if limit in known
             else nearest(limit, known)
         )
-        raise UsageError(f"{LIMIT} is {limit!r}", hint=hint)
+        raise UsageError(f"the environment variable {LIMIT} is {limit!r}", hint=hint)
     return []
 
 
