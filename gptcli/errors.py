@@ -232,8 +232,8 @@ def package_error(error: BaseException) -> UsageError | None:
     if "marshal data" in str(error):  # also of a package, and of Python's own modules
         from traceback import walk_tb
 
-        names = [frame.f_locals.get("bytecode_path") for frame, _ in walk_tb(error.__traceback__)]
-        where = next(filter(None, names), None)
+        frames = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)]
+        where = next((its["bytecode_path"] for its in frames if its.get("bytecode_path")), None)
         hint = "delete it; Python writes it again" if where else "delete the folders __pycache__"
         return UsageError("a compiled file of Python is damaged", where=where, hint=hint)
     try:

@@ -251,7 +251,7 @@ def test_a_compiled_file_that_is_cut_short_is_named(tmp_path: Path, monkeypatch)
     """A full disk leaves one, and Python reads it again and again."""
     source = tmp_path / "cut_short_module.py"
     source.write_text("x = 1\n")
-    compiled = Path(py_compile.compile(str(source), doraise=True))
+    compiled = Path(str(py_compile.compile(str(source), doraise=True)))
     compiled.write_bytes(compiled.read_bytes()[:20])
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises((EOFError, ValueError)) as caught:

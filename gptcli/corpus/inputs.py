@@ -177,7 +177,7 @@ def _find(name: str, every_suffix: bool, left_out: Counter[str]) -> list[str]:
             left_out["folders"] += 1
     if path.suffix and not glob.has_magic(path.suffix):
         if not files:
-            raise InputError("no file matches", where=name)
+            raise InputError("no file matches", where=name, hint="name files or folders that exist")
         return files
     return _known_files(files, name, every_suffix, left_out)
 

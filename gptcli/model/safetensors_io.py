@@ -375,6 +375,7 @@ def _checked(
                 f"tensor {name} has the shape {list(tensor.shape)}; the configuration requires "
                 f"{list(expected[name])}",
                 where=where,
+                hint=f"{CONFIG} beside it is that of another model, or was changed",
             )
         missing.discard(name)
         yield name, tensor

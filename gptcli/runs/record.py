@@ -18,7 +18,7 @@ from typing import Any
 import gptcli
 from gptcli.devices import gpu_name
 from gptcli.errors import InputError
-from gptcli.model.source import METRICS, RUN_TOML, SAMPLES
+from gptcli.model.source import METRICS, RUN_TOML, SAMPLES, WEIGHTS
 from gptcli.numbers import counted
 from gptcli.runs.metrics import Line, read_lines
 from gptcli.runtime import available_cores, processor
@@ -160,6 +160,10 @@ def read_record(folder: Path) -> Record:
                 where=f"{folder / METRICS}:{number}",
             )
     if not lines:
+        if not (folder / METRICS).exists() and (folder / WEIGHTS).exists():
+            raise InputError(
+                "the measurements of the run's steps are missing", where=folder / METRICS
+            )
         raise InputError("the run has no steps yet", where=folder / METRICS)
     return Record(
         folder=folder,

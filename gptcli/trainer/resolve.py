@@ -277,15 +277,18 @@ def _started_from(given: Resolved, changes: dict[str, Any]) -> tuple[ModelConfig
     wanted = {name: getattr(paper, name) for name in SHAPE} if paper else {}
     for name, value in {**wanted, **changes}.items():
         if (there := getattr(model, name)) != value:
-            where = "the shards" if name == "vocab_size" else "this command"
+            other, hint = "this command says", "a model keeps its architecture"
+            if name == "vocab_size":
+                other = "that of the shards"
+                hint = f"build shards with the model's tokenizer: gpt build-shards -t {folder}"
+            elif name in given.values:
+                hint += f": leave out {{option:{name}}}"
             raise UsageError(
-                f"the model's {name} is {there}, {where} says {value}",
+                f"the model's {name} is {there}, {other} {value}",
                 where=folder,
                 field=name,
                 code="another_architecture",
-                hint=f"a model keeps its architecture: leave out {{option:{name}}}"
-                if name in given.values
-                else "a model keeps its architecture",
+                hint=hint,
             )
     return model, paper or nearest_paper(model)
 
