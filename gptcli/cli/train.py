@@ -51,6 +51,7 @@ from gptcli.locks import own_folder
 from gptcli.numbers import counted, duration
 from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 from gptcli.settings import NUMBERS, Resolved
+from gptcli.trainer.config import check_optimizer
 from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:
@@ -290,7 +291,9 @@ def train(
         plan = resolve_run(given, manifest.vocab_size if manifest else None, lr_range=lr_range)
         if configured is not None:
             plan.resolved.values["init_from"] = name
-        _measure(plan.resolved.values)  # refuses tasks without data, as the run would
+        # refuse what the run would
+        _measure(plan.resolved.values)
+        check_optimizer(plan.train)
         print_plan(plan, manifest, as_json=json, strict=strict)
         return
     manifest = read_manifest(folder)
@@ -492,8 +495,26 @@ def _test_range(run: Run, events: Events, *, as_json: bool) -> None:
 
 
 def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None:
-    """Return what scores the tasks of --eval-task at every checkpoint; None without tasks."""
-    if "eval_task" not in values:
+    """Return what scores the tasks of --eval-task at every checkpoint; None without tasks.
+
+    Raises UsageError for a task that cannot be scored, and for a metric of --keep-best that is
+    neither a loss nor a task's.
+    """
+    names: list[str] = []
+    if "eval_task" in values:
+        from gptcli.evals.task import find_tasks
+
+        names = [task.name for task in find_tasks(values["eval_task"], field="eval_task")]
+    metric = values.get("keep_best", "val_loss")
+    if not metric.startswith(("val_loss", *(f"{name}_" for name in names))):
+        raise UsageError(
+            f"{metric} is not measured in this run",
+            where="--keep-best",
+            hint=f"val_loss, or that of a task, such as {names[0]}_accuracy"
+            if names
+            else "val_loss; --eval-task adds the metrics of tasks",
+        )
+    if not names:
         return None
     from gptcli.evals.evaluate import MAX_CHECKPOINT_ITEMS, checkpoint_measure
 

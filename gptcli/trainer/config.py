@@ -392,6 +392,12 @@ class Run:
         }
 
 
+def check_optimizer(train: TrainConfig) -> None:
+    """Raise UsageError if the user's own optimizer cannot be imported."""
+    if ":" in train.optimizer:
+        import_object(train.optimizer, "optimizer")
+
+
 def import_object(path: str, field: str) -> Any:
     """Return what "module:name" names, from the installed packages or the current folder.
 

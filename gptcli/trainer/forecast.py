@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gptcli.cost.layout import Layout, parse_layout
@@ -38,7 +39,7 @@ class Caution:
 
     code: str
     """Stable name: does-not-fit, disk-space, data-too-short, no-validation, few-steps, long-warmup,
-    many-passes, over-a-week.
+    many-passes, over-a-week, best-not-measured.
     """
     message: str
     """Description of the problem."""
@@ -114,6 +115,7 @@ def forecast(
         *data_cautions(model, manifest, passes, by_source),
         *length_cautions(train, schedule, tokens, steps),
         *time_cautions(seconds),
+        *best_cautions(train),
         *precision_cautions(model, train),
     ]
     return Forecast(
@@ -335,6 +337,22 @@ def length_cautions(
             )
         )
     return found
+
+
+def best_cautions(train: TrainConfig) -> list[Caution]:
+    """Return a warning if most checkpoints have no validation loss by which to keep the best."""
+    if not (train.keep_best or "").startswith("val_loss"):
+        return []
+    every, losses = train.checkpoint_every, train.eval_every
+    if every % losses == 0:
+        return []
+    message = (
+        f"with checkpoints every {counted(every, 'step')} and a {train.keep_best} every "
+        f"{counted(losses, 'step')}, only one checkpoint in {math.lcm(every, losses) // every:,} "
+        "can be the best"
+    )
+    hint = f"{{option:checkpoint_every}} {losses * max(1, round(every / losses))}"
+    return [Caution(code="best-not-measured", message=message, hint=hint)]
 
 
 def time_cautions(seconds: tuple[float, float] | None) -> list[Caution]:

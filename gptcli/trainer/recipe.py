@@ -117,6 +117,17 @@ def cadence(tokens: int, batch_tokens: int) -> dict[str, int]:
     }
 
 
+def with_losses(usual: dict[str, int], given: dict[str, int]) -> dict[str, int]:
+    """Return the cadence with a validation loss at the step of every checkpoint, so that the best of
+    them is known. What is `given` is kept; if both are, they may not meet.
+    """
+    checkpoints, losses = ({**usual, **given}[name] for name in ("checkpoint_every", "eval_every"))
+    if "checkpoint_every" not in given:
+        return usual | {"checkpoint_every": losses * max(1, round(checkpoints / losses))}
+    divisors = (n for n in range(1, checkpoints + 1) if checkpoints % n == 0)
+    return usual | {"eval_every": min(divisors, key=lambda n: abs(n - losses))}
+
+
 def samples(parameters: int, steps: int) -> int:
     """Return the texts to generate at each checkpoint: some if a CPU makes them fast enough."""
     return 3 if parameters < SMALL_MODEL and steps >= 100 else 0

@@ -27,6 +27,7 @@ from gptcli.trainer.recipe import (
     samples,
     start_small,
     whole_sequences,
+    with_losses,
 )
 
 NEWEST = "the newest of init_from"  # origin of a checkpoint's step that was not given
@@ -403,7 +404,12 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
 def _put_cadence(resolved: Resolved, model: ModelConfig) -> None:
     """Set how often to save, evaluate and sample."""
     tokens, batch_tokens = resolved.values["tokens"], resolved.values["batch_tokens"]
-    for name, value in cadence(tokens, batch_tokens).items():
-        _put_auto(resolved, name, value, "by the length of the run")
+    usual, why = cadence(tokens, batch_tokens), dict[str, str]()
+    given = {name: resolved.values.get(name, "auto") for name in usual}
+    if str(resolved.values.get("keep_best") or "").startswith("val_loss"):
+        usual = with_losses(usual, {name: n for name, n in given.items() if n != "auto"})
+        why = dict.fromkeys(("checkpoint_every", "eval_every"), ", a loss for each checkpoint")
+    for name, value in usual.items():
+        _put_auto(resolved, name, value, "by the length of the run" + why.get(name, ""))
     count = samples(model.parameters, tokens // batch_tokens)
     _put_auto(resolved, "samples", count, "by the model's size and the run's length")

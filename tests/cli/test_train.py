@@ -789,6 +789,19 @@ def test_the_help_s_own_examples_have_enough_steps_and_no_cause_for_warnings(
     }
 
 
+def test_the_best_checkpoint_can_be_any(gpt_inside, here):
+    """By default, and a dry run refuses what the run would."""
+    words = ["train", "--size", "gpt2", "--data", "none yet", "--dry-run"]
+    table = tomllib.loads(gpt_inside(*words, "--keep-best", "val_loss")[0])
+    assert table["checkpoint_every"] % table["eval_every"] == 0
+    for wrong, says in {
+        "--keep-best foo": "foo is not measured in this run",
+        "--keep-best hellaswag_accuracy --eval-task five_digit_addition": "hellaswag_accuracy is not measured",
+        "--optimizer nosuch:make": "nosuch:make cannot be imported",
+    }.items():
+        assert says in gpt_inside(*words, *wrong.split(), code=2)[1]
+
+
 def test_the_help_s_small_example_learns(gpt_inside, here):
     """As typed but for the width and the length, which are a hundredth: the same recipe, and so the
     same number of steps.

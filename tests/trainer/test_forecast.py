@@ -129,6 +129,11 @@ def test_sources_of_a_mixture_are_passed_over_at_their_own_rates(foretell):
             {"manifest": manifest_of({"a": 12_800}, val=17)},
             {"manifest": manifest_of({"a": 12_800}, val=16)},
         ),
+        (
+            "best-not-measured",
+            {"keep_best": "val_loss", "checkpoint_every": 30, "eval_every": 15},
+            {"keep_best": "val_loss", "checkpoint_every": 31, "eval_every": 15},
+        ),
         ("disk-space", {}, {"machine": replace(LARGE, disk_free_bytes=1)}),
         ("does-not-fit", {}, {"machine": replace(LARGE, memory_bytes=1)}),
         (

@@ -88,6 +88,22 @@ def test_a_run_folder_that_holds_the_shards(make_run, copied):
             check_run(replace(make_run(data=copied), out=out), read_manifest(copied))
 
 
+def test_a_metric_that_no_step_has_and_an_optimizer_that_nobody_has(make_run, shards):
+    manifest = read_manifest(shards)
+    for run in (
+        make_run(keep_best="val_loss"),
+        replace(make_run(keep_best="val_loss_other"), val={"other": shards}),
+        replace(make_run(keep_best="mine"), measure=lambda model: {"mine": 1.0}),
+    ):
+        check_run(run, manifest)
+    for metric in ("foo", "val_loss_other"):
+        with pytest.raises(UsageError, match=f"{metric} is not measured in this run") as caught:
+            check_run(make_run(keep_best=metric), manifest)
+        assert "val_loss" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="nosuch:make cannot be imported"):
+        check_run(make_run(optimizer="nosuch:make"), manifest)
+
+
 def test_a_disk_without_room_for_a_checkpoint(make_run, shards, monkeypatch):
     run = make_run()
     # checkpoints, one more while it is written, the model and its copy

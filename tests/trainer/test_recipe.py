@@ -25,6 +25,7 @@ from gptcli.trainer.recipe import (
     short_warmup,
     small_lr,
     whole_sequences,
+    with_losses,
 )
 
 
@@ -157,6 +158,15 @@ def test_a_batch_given_below_one_sequence_is_refused() -> None:
     assert str(caught.value.hint).endswith("32 sequences would be 2048")
     round_batch(small, Resolved({}, {}), 64)  # a default
     assert small.values["batch_tokens"] == 64
+
+
+@given(st.integers(1, 10**9), st.integers(1, 1000), st.integers(1, 1000))
+def test_every_checkpoint_has_a_loss_if_the_best_is_kept(tokens, checkpoints, losses):
+    usual = cadence(tokens, 1000)
+    for given_ in ({}, {"checkpoint_every": checkpoints}, {"eval_every": losses}):
+        found = {**with_losses(usual, given_), **given_}
+        assert found["checkpoint_every"] % found["eval_every"] == 0
+        assert found.keys() == usual.keys()
 
 
 def test_cadence_of_a_short_and_of_the_papers_run():
