@@ -116,10 +116,13 @@ def has_fast_bf16() -> bool:
 
     Known from its model, not measured: the arithmetic of a run is not left to a stopwatch. Intel's
     processors that have AMX multiply bf16 outside it at half the rate of fp32 (Emerald Rapids: 84
-    and 169 GFLOP/s a core), and virtual machines may hide AMX.
+    and 169 GFLOP/s a core), and virtual machines may hide AMX. One that GPT_KERNELS limits is taken
+    for the slower one.
     """
-    features = processor()[1]
-    if "amx_tile" in features:
+    features, limit = processor()[1], os.environ.get("GPT_KERNELS") or "off"
+    if limit not in ("off", "amx", "avx512-bf16"):
+        return False
+    if "amx_tile" in features and limit != "avx512-bf16":
         return True
     facts = _cpu_facts()
     hides_amx = facts.get("vendor_id") == "GenuineIntel" and facts.get("model") != COOPER_LAKE

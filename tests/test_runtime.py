@@ -249,7 +249,12 @@ def test_bf16_is_fast_by_the_processors_model(vendor, model, flags, fast, monkey
     runtime.processor.cache_clear()
     try:
         assert runtime.processor() == (f"CPU of {vendor}", frozenset(flags.split()))
+        monkeypatch.delenv("GPT_KERNELS", raising=False)
         assert runtime.has_fast_bf16() == fast
+        monkeypatch.setenv("GPT_KERNELS", "avx512-bf16")  # as a processor without AMX
+        assert runtime.has_fast_bf16() == (fast and "amx_tile" not in flags)
+        monkeypatch.setenv("GPT_KERNELS", "avx2")
+        assert not runtime.has_fast_bf16()
     finally:
         monkeypatch.undo()
         runtime.processor.cache_clear()
