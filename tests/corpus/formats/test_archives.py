@@ -199,7 +199,7 @@ def test_damage_of_a_compressed_tar_is_counted_once(tmp_path: Path, ending: str)
         assert kinds.count("damaged member") == 1, stop
         assert kinds[-1] == "damaged member", stop
     parts = [compress(data[start : start + 2000]) for start in range(0, len(data), 2000)]
-    for number, part in enumerate(parts[1:6], 1):
+    for number, part in enumerate(parts[:6]):
         at = len(part) // 2
         parts[number] = part[:at] + bytes([part[at] ^ 1]) + part[at + 1 :]
         path.write_bytes(b"".join(parts))
