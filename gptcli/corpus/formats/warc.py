@@ -252,6 +252,8 @@ class _Archive:
             self._return_inner(block)
             self._is_lost = True
             raise _DamagedRecordError("its length is not that in its header")
+        elif _has_taken(block, b"".join(blank)):
+            raise _DamagedRecordError("its length is not that in its header")
 
     def _return_inner(self, block: bytes) -> None:
         """Continue with the record that starts inside a block, if there is one."""
@@ -283,6 +285,15 @@ class _Archive:
             return self._stream.read(size)
         data, self._pending = self._pending[:size], self._pending[size:]
         return data if len(data) == size else data + self._stream.read(size - len(data))
+
+
+def _has_taken(block: bytes, blank: bytes) -> bool:
+    """Return True if a block goes on into the blank lines after it, of which `blank` is left."""
+    return any(
+        block.endswith(end[:size]) and blank == end[size:]
+        for end in (b"\r\n\r\n", b"\n\n")
+        for size in range(1, len(end) + 1)
+    )
 
 
 def _record_document(record: _Record, where: str, number: int) -> Document:

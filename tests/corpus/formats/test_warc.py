@@ -298,6 +298,24 @@ def test_an_archive_without_its_first_bytes_is_damaged(tmp_path: Path, ending: s
         ), size
 
 
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n"])
+def test_two_records_that_became_one_are_counted(tmp_path: Path, end: bytes) -> None:
+    """What is removed goes from one to about the same place of the next."""
+    records = [
+        record("response", page(number), f"http://a.com/{number}").removesuffix(b"\r\n\r\n") + end
+        for number in range(4)
+    ]
+    data, path = b"".join(records), tmp_path / "a.warc"
+    path.write_bytes(data)
+    assert [each.html for each in scanned(path)] == list(map(page, range(4)))
+    start, body = len(records[0]), records[1].index(b"<html>")
+    for at in range(start + body - 3, start + body + 40):
+        for longer in range(-3, len(end) + 8):
+            if longer:  # else nothing tells
+                path.write_bytes(data[:at] + data[at + len(records[1]) + longer :])
+                assert any(each.error_kind for each in scanned(path)), (at, longer)
+
+
 def test_a_wrong_length_costs_no_other_record() -> None:
     """Whatever the length, and wherever it ends in the records behind it."""
     pages = [page(number) for number in range(4)]
