@@ -183,7 +183,7 @@ def decode_document(data: bytes, position: int, where: str, url: str = "") -> Do
         what = f"the text looks like {encoding}: every second byte is 0"
         found = wrong_encoding(what, encoding, where)
         return bad_document("not valid UTF-8", found.what, where, position, found.hint)
-    if what := lost_bytes(data, start=position):
+    if b"\0" in data and (what := lost_bytes(data, start=position)):
         return bad_document(ZERO_BYTES, what, where, position, LOST_HINT)
     return Document(text, where, position, url)
 

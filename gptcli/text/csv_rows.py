@@ -122,14 +122,15 @@ class CsvRows:
         """Return the row just read, after its first line alone if it is bad."""
         wanted = len(self.header)
         lines, size = len(self._lines.row), len(cells)
+        row = self._lines.row[0] if lines == 1 else "".join(self._lines.row)
         is_valid = not problem
         if not problem and size != wanted:
             problem = f"{counted(size, 'column')}, but the header has {wanted}"
             if lines > 1:
                 is_valid, problem = False, f"a quote opens a row of {problem}"
-        if not problem and lines > 1 and not self._valid.fullmatch("".join(self._lines.row)):
+        if not problem and lines > 1 and not self._valid.fullmatch(row):
             is_valid, problem = False, "not valid CSV: a quote in a cell without quotes"
-        lost = next((found for line in self._lines.row if (found := lost_bytes(line))), "")
+        lost = lost_bytes(row) if "\0" in row else ""
         if not problem and lost:
             is_valid, problem = False, lost
         if not is_valid:
