@@ -84,6 +84,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
                     found.what.replace(":", " of the line:", 1), where=found.where, hint=found.hint
                 ) from None
             if what := lost_bytes(line):
+                what = what.replace(" on:", " of the line on:", 1)
                 raise InputError(what, where=f"{path}:{number}", hint=LOST_HINT)
             yield f"{path}:{number}", text.rstrip("\r\n")
 
