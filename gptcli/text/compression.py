@@ -14,6 +14,7 @@ import io
 import lzma
 import re
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -24,6 +25,7 @@ BUFFER_BYTES = 1 << 16
 OUTPUT_BYTES = 1 << 17  # decompressed at a time, so that a small file cannot fill the memory
 # Compressed bytes of zstd decoded at a time: few, because four of them may expand to 128 KiB.
 ZSTD_INPUT_BYTES = 1 << 12
+HELD_BYTES = 1 << 17  # more than the header of a gzip member can skip
 SNIFFED_BYTES = 1 << 16  # looked at to recognize a format
 TAPE_BLOCK_BYTES = (
     1 << 24
@@ -125,10 +127,14 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
     is_end = is_lost = False  # is_lost: between damage and the start of the next member
     is_start = True  # no member was read
     zeros = 0  # since the last member
+    # What was read of the member last: a damaged one may run into those behind it.
+    held = deque[bytes](maxlen=1 + HELD_BYTES // codec.input_bytes)
     while True:
         while len(data) < START_BYTES and not is_end and getattr(member, "needs_input", True):
             more = read(codec.input_bytes)
             is_end, data = not more, data + more
+            if member is not None:
+                held.append(more)
         if member is None:
             if not (is_lost or is_start):
                 zeros, data = zeros + len(data), data.lstrip(b"\0")
@@ -155,11 +161,13 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
                 continue
             member, data = codec.open(), data[found.start() if found else 0 :]
             is_lost = is_start = False
+            held.clear()
+            held.append(data)
         try:
             output, data = _decompressed(codec, member, data)
         except codec.errors as error:
             yield f"the file is damaged: {error}"
-            member, is_lost, data = None, True, data[1:]
+            member, is_lost, data = None, True, b"".join(held)[1:]
             continue
         if output:
             yield output
@@ -167,7 +175,7 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
             member = None
         elif is_end and not output and not data:
             yield f"the file is cut short: its {codec.name} stream ends early"
-            return
+            member, is_lost, data = None, True, b"".join(held)[1:]
 
 
 def _is_padding(codec: _Codec, zeros: int, *, is_last: bool) -> bool:

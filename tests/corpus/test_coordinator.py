@@ -174,7 +174,8 @@ def test_a_large_file_is_read_once_and_handed_out(
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"\0" * 900, "empty file"), (b"filedesc://a.arc 0\n" * 200, "not text")]
+    ("data", "reason"),
+    [(gzip.compress(b"") * 45, "empty file"), (b"filedesc://a.arc 0\n" * 200, "not text")],
 )
 def test_a_large_compressed_file_without_lines_is_left_to_its_reader(
     tmp_path: Path,
@@ -183,7 +184,7 @@ def test_a_large_compressed_file_without_lines_is_left_to_its_reader(
     data: bytes,
     reason: str,
 ) -> None:
-    """Padding alone, or what no text begins with."""
+    """Members without content, or what no text begins with."""
     monkeypatch.setattr(config, "CHUNK_CHARACTERS", (100, 100))
     monkeypatch.setattr(building, "open_pool", lambda _, count, state: InProcess(count, state))
     path = tmp_path / "a.txt.gz"

@@ -96,3 +96,28 @@ def test_a_frame_to_skip_costs_nothing(suffix: str) -> None:
     assert decompressed(io.BytesIO(data), suffix, "a").read() == TEXT
     with pytest.raises(StreamDamageError, match="cut short"):
         decompressed(io.BytesIO(data[:-1]), suffix, "a").read()
+
+
+def test_a_header_that_skips_the_members_behind_it_costs_none_of_them() -> None:
+    """A flag of gzip says that fields follow: of up to 64 KiB, or up to a zero byte."""
+    members = [gzip.compress(b"member %d\n" % number, mtime=0) for number in range(3000)]
+    for at in (1, 2990):
+        for flag in (1, 2, 4, 8, 16, 20):
+            header = bytearray(members[at])
+            header[3] = flag
+            data = b"".join([*members[:at], bytes(header), *members[at + 1 :]])
+            stream, read, damages = decompressed(io.BytesIO(data), ".gz", "a"), b"", 0
+            assert isinstance(stream, io.BufferedReader)
+            while True:
+                try:
+                    piece = stream.read1()
+                except StreamDamageError:
+                    damages += 1
+                    continue
+                if not piece:
+                    break
+                read += piece
+            found = read.splitlines()
+            missing = [n for n in range(3000) if n != at and b"member %d" % n not in found]
+            assert not missing, (at, flag)
+            assert damages == (flag != 1), (at, flag)
