@@ -174,8 +174,7 @@ def test_a_large_file_is_read_once_and_handed_out(
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
-    [(gzip.compress(b"") * 45, "empty file"), (b"filedesc://a.arc 0\n" * 200, "not text")],
+    ("data", "reason"), [(b"\0" * 900, "damaged file"), (b"filedesc://a.arc 0\n" * 200, "not text")]
 )
 def test_a_large_compressed_file_without_lines_is_left_to_its_reader(
     tmp_path: Path,
@@ -184,11 +183,11 @@ def test_a_large_compressed_file_without_lines_is_left_to_its_reader(
     data: bytes,
     reason: str,
 ) -> None:
-    """Members without content, or what no text begins with."""
+    """Zeros, as of a disk that was full, or what no text begins with."""
     monkeypatch.setattr(config, "CHUNK_CHARACTERS", (100, 100))
     monkeypatch.setattr(building, "open_pool", lambda _, count, state: InProcess(count, state))
     path = tmp_path / "a.txt.gz"
-    path.write_bytes(data if reason == "empty file" else gzip.compress(data, 0))
+    path.write_bytes(data if reason == "damaged file" else gzip.compress(data, 0))
     (tmp_path / "b.txt").write_text("kept")
     build = BuildConfig(
         sources=[
