@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptcli.errors import InputError
+from gptcli.numbers import counted
 
 BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark, with which some editors begin a file
 SAMPLE_BYTES = 4096  # looked at to guess an encoding
+ZEROS = 4  # more in a row than a text has in any encoding
 BOMS = {
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
@@ -35,6 +37,7 @@ MAGIC = {  # how files that are no text begin
     b"\x88\xd85\x01": "a shard of tokens",
     b"SQLite": "an SQLite database",
 }
+LOST_HINT = "copy the file again from where it came"
 MEMBER = ", member "  # between the names of an archive and of a file in it
 UNPACKERS = {  # suffix of a compressed file: the command that writes its content to stdout
     ".gz": "gzip -dc",
@@ -69,7 +72,26 @@ def decode(data: bytes, where: str | Path, *, start: int = 0) -> str:
         raise wrong_encoding(
             f"the text looks like {encoding}: every second byte is 0", encoding, where
         )
+    if what := lost_bytes(data, start=start):
+        raise InputError(what, where=where, hint=LOST_HINT)
     return text
+
+
+def lost_bytes(data: bytes | str, *, start: int = 0) -> str:
+    """Return what is wrong with a text in which zeros stand for bytes that were lost, as a disk or
+    an interrupted copy leaves them; "" if there are none. `start` is its position in its file.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8", "replace") if "\0" in data else b""
+    if b"\0" not in data:  # which is found out fastest
+        return ""
+    at = data.find(bytes(ZEROS))
+    if at < 0 and data.startswith(b"\0") and not data.strip(b"\0"):
+        at = 0  # a short text of nothing else
+    if at < 0:
+        return ""
+    size = len(data) - at - len(data[at:].lstrip(b"\0"))
+    return f"{counted(size, 'zero byte')} from byte {start + at} on: what stood there is lost"
 
 
 def not_utf8(data: bytes, at: int, where: str | Path, *, start: int = 0) -> InputError:

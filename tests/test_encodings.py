@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.encodings import decode, guess, utf16_without_mark
+from gptcli.encodings import decode, guess, lost_bytes, utf16_without_mark
 from gptcli.errors import InputError
 
 GERMAN = "Der Fluß ist schön, und die Steine auch.\n" * 5
@@ -95,7 +95,7 @@ def test_text_in_utf8_is_read_as_it_is(text: str) -> None:
         data.decode()
     except UnicodeDecodeError:
         return
-    if utf16_without_mark(data) is None:
+    if utf16_without_mark(data) is None and not lost_bytes(data):
         assert decode(data, "a") == text.removeprefix("\ufeff")
 
 
@@ -108,3 +108,24 @@ def test_text_without_nul_never_passes_for_utf16(text: str) -> None:
 def test_any_bytes_are_text_or_one_message(data: bytes) -> None:
     with contextlib.suppress(InputError):
         assert isinstance(decode(data, "a.txt"), str)
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b"a" + bytes(4) + b"b", "4 zero bytes from byte 8 on"),
+        (b"river" + bytes(5000), "5,000 zero bytes from byte 12 on"),
+        (bytes(64) + b"river" + bytes(64), "64 zero bytes from byte 7 on"),
+        (b"\0", "1 zero byte from byte 7 on"),
+        ("\N{SNOWMAN}" + "\0" * 7, "7 zero bytes from byte 10 on"),
+    ],
+)
+def test_zeros_where_bytes_were_lost_are_found(data: bytes | str, place: str) -> None:
+    assert lost_bytes(data, start=7) == f"{place}: what stood there is lost"
+    with pytest.raises(InputError, match="zero byte"):
+        decode(data if isinstance(data, bytes) else data.encode(), "a.txt")
+
+
+@pytest.mark.parametrize("data", [b"", "", b"a\0b", b"\0\0\0a", "a\0\0\0", "a".encode("utf-32")])
+def test_a_text_may_have_a_few_zeros(data: bytes | str) -> None:
+    assert not lost_bytes(data)

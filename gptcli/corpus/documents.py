@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from gptcli.encodings import guess, not_utf8, utf16_without_mark, wrong_encoding
+from gptcli.encodings import (
+    LOST_HINT,
+    guess,
+    lost_bytes,
+    not_utf8,
+    utf16_without_mark,
+    wrong_encoding,
+)
 from gptcli.errors import InputError, install_hint
 
 # A longer document is dropped, so that one endless line cannot fill the memory.
@@ -21,6 +28,7 @@ BLOCK_RECORDS = 1 << 10
 
 EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY = "empty file", "not a page", "undecodable body"
 LEFT_OUT, PART_OF_RECORD = "left out of an archive", "segment of a record"
+ZERO_BYTES = "zero bytes"
 NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT, PART_OF_RECORD)
 """Error kinds that are counted and never stop a build."""
 
@@ -163,7 +171,9 @@ def too_long(where: str, position: int) -> Document:
 
 
 def decode_document(data: bytes, position: int, where: str, url: str = "") -> Document:
-    """Decode UTF-8 into a document; a bad document if `data` is not UTF-8 or looks like UTF-16."""
+    """Decode UTF-8 into a document; a bad document if `data` is not UTF-8, looks like UTF-16 or has
+    zeros for bytes that were lost.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -173,6 +183,8 @@ def decode_document(data: bytes, position: int, where: str, url: str = "") -> Do
         what = f"the text looks like {encoding}: every second byte is 0"
         found = wrong_encoding(what, encoding, where)
         return bad_document("not valid UTF-8", found.what, where, position, found.hint)
+    if b"\0" in data and (what := lost_bytes(data, start=position)):
+        return bad_document(ZERO_BYTES, what, where, position, LOST_HINT)
     return Document(text, where, position, url)
 
 

@@ -14,6 +14,7 @@ import io
 import lzma
 import re
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -24,7 +25,11 @@ BUFFER_BYTES = 1 << 16
 OUTPUT_BYTES = 1 << 17  # decompressed at a time, so that a small file cannot fill the memory
 # Compressed bytes of zstd decoded at a time: few, because four of them may expand to 128 KiB.
 ZSTD_INPUT_BYTES = 1 << 12
+HELD_BYTES = 1 << 17  # more than the header of a gzip member can skip
 SNIFFED_BYTES = 1 << 16  # looked at to recognize a format
+TAPE_BLOCK_BYTES = (
+    1 << 24
+)  # more than a block of a tape may have, up to whose end zeros are padding
 
 
 MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".xz": b"\xfd7zXZ",
@@ -83,7 +88,7 @@ def _lz4(where: str) -> _Codec:
         raise MissingPackageError(
             "reading .lz4 needs the package lz4", where=where, hint=install_hint("lz4")
         ) from None
-    start = re.compile(rb"\x04\x22\x4d\x18[\x40-\x7f]", re.DOTALL)
+    start = re.compile(rb"\x04\x22\x4d\x18[\x40-\x7f]|[\x50-\x5f]\x2a\x4d\x18", re.DOTALL)
     errors = (RuntimeError, EOFError, ValueError)
     return _Codec("lz4", MAGIC[".lz4"], lz4.frame.LZ4FrameDecompressor, start, errors)
 
@@ -121,15 +126,25 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
     data, member = b"", None
     is_end = is_lost = False  # is_lost: between damage and the start of the next member
     is_start = True  # no member was read
+    zeros = 0  # since the last member
+    # What was read of the member last: a damaged one may run into those behind it.
+    held = deque[bytes](maxlen=1 + HELD_BYTES // codec.input_bytes)
     while True:
         while len(data) < START_BYTES and not is_end and getattr(member, "needs_input", True):
             more = read(codec.input_bytes)
             is_end, data = not more, data + more
+            if member is not None:
+                held.append(more)
         if member is None:
             if not (is_lost or is_start):
-                data = data.lstrip(b"\0")  # padding behind a member
+                zeros, data = zeros + len(data), data.lstrip(b"\0")
+                zeros -= len(data)
             if len(data) < START_BYTES and not is_end:
                 continue
+            if zeros and not _is_padding(codec, zeros, is_last=not data):
+                yield f"the file is damaged: {zeros:,} zero bytes where {codec.name} data end"
+                is_lost = True
+            zeros = 0
             if not data and is_end:
                 return
             found = codec.start.search(data) if is_lost else codec.start.match(data)
@@ -146,11 +161,13 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
                 continue
             member, data = codec.open(), data[found.start() if found else 0 :]
             is_lost = is_start = False
+            held.clear()
+            held.append(data)
         try:
             output, data = _decompressed(codec, member, data)
         except codec.errors as error:
             yield f"the file is damaged: {error}"
-            member, is_lost, data = None, True, data[1:]
+            member, is_lost, data = None, True, b"".join(held)[1:]
             continue
         if output:
             yield output
@@ -158,7 +175,17 @@ def members(read: Callable[[int], bytes], codec: _Codec) -> Iterator[bytes | str
             member = None
         elif is_end and not output and not data:
             yield f"the file is cut short: its {codec.name} stream ends early"
-            return
+            member, is_lost, data = None, True, b"".join(held)[1:]
+
+
+def _is_padding(codec: _Codec, zeros: int, *, is_last: bool) -> bool:
+    """Return True if the standard of the compression allows so many zero bytes behind a member.
+
+    Others are members that were lost. `is_last` is True at the end of the file.
+    """
+    if codec.name == "xz":
+        return zeros % 4 == 0
+    return codec.name == "gzip" and is_last and zeros < TAPE_BLOCK_BYTES
 
 
 def _decompressed(codec: _Codec, member: Any, data: bytes) -> tuple[bytes, bytes]:

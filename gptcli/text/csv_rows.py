@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
+from gptcli.encodings import lost_bytes
 from gptcli.numbers import counted
 
 MAX_ROW_CHARACTERS = 1 << 28
@@ -98,6 +99,8 @@ class CsvRows:
         while not self.header and self._lines.row:  # blank lines
             self._lines.begin_row()
             self.header = next(self._parser, [])
+        if lost := lost_bytes("".join(self._lines.row)):
+            raise csv.Error(lost)
         self.header_lines = len(self._lines.row)
         """Number of lines that the header goes over."""
 
@@ -119,18 +122,22 @@ class CsvRows:
         """Return the row just read, after its first line alone if it is bad."""
         wanted = len(self.header)
         lines, size = len(self._lines.row), len(cells)
+        row = self._lines.row[0] if lines == 1 else "".join(self._lines.row)
         is_valid = not problem
         if not problem and size != wanted:
             problem = f"{counted(size, 'column')}, but the header has {wanted}"
             if lines > 1:
                 is_valid, problem = False, f"a quote opens a row of {problem}"
-        if not problem and lines > 1 and not self._valid.fullmatch("".join(self._lines.row)):
+        if not problem and lines > 1 and not self._valid.fullmatch(row):
             is_valid, problem = False, "not valid CSV: a quote in a cell without quotes"
+        lost = lost_bytes(row) if "\0" in row else ""
+        if not problem and lost:
+            is_valid, problem = False, lost
         if not is_valid:
             first = self._lines.go_back()
             if self._delimiter == "\t":
                 cells = first.rstrip("\r\n").split("\t")
-                if len(cells) == wanted:
+                if len(cells) == wanted and not lost:
                     is_valid, problem = True, ""
             return CsvRow(number, cells, self._lines.number, self._lines.number, problem, is_valid)
         last = self._lines.number

@@ -8,6 +8,7 @@ newline or byte order mark inside a document is removed.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
@@ -276,13 +277,36 @@ def scan(path: str, reader: Reader, part: FileRange = WHOLE_FILE) -> Iterator[Do
     """
     name = "stdin" if path == STDIN else path
     with open_input(path, start=max(part.start - 1, 0)) as stream:
-        # The reader of WARC looks behind damage at the start.
-        if reader is not read_warc and not stream.peek(1):
+        content: Any = stream
+        try:
+            is_empty = not stream.peek(1)
+        except StreamDamageError as error:  # some readers look behind it
+            is_empty, content = False, io.BufferedReader(_DamagedStart(stream, error))
+        if is_empty:
             if not part.start and part.selects(0):
                 what = "standard input is empty" if path == STDIN else "the file is empty"
                 yield bad_document(EMPTY_FILE, what, name)
             return
-        yield from reader(stream, name, part)
+        yield from reader(content, name, part)
+
+
+class _DamagedStart(io.RawIOBase):
+    """Stream whose start is damaged: the first read raises the error, once more."""
+
+    def __init__(self, stream: io.BufferedReader, error: StreamDamageError) -> None:
+        self._stream = stream
+        self._error: StreamDamageError | None = error
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`. Raises StreamDamageError where the stream is damaged."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return self._stream.readinto1(buffer)
 
 
 def is_splittable(path: str, documents: DocumentKind, input_format: str = "auto") -> bool:

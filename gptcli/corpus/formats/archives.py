@@ -41,6 +41,8 @@ from gptcli.text.compression import (
 
 DAMAGED_HINT = "copy the archive again, or unpack what can be read of it, and name the files"
 BLOCK = 512  # of tar
+END_BLOCKS, RECORD_BLOCKS = 2, 20  # zeros that end a tar; the usual record, which they fill
+OTHER_RECORDS = sorted(unit << doublings for unit in (1, 5) for doublings in range(15))
 MAX_HEADER_BYTES = 1 << 20  # of the long names and other facts of a member
 MAX_EXPANSION, ALWAYS_ALLOWED_BYTES = 200, 1 << 30
 """A zip file may unpack to so many times its size, or to that size if it is more."""
@@ -144,7 +146,7 @@ class _Part(io.RawIOBase):
         self.is_cut = False
         """True if the stream ended before."""
         self.is_told = False
-        """True if its reader has got the error that says so."""
+        """True if its reader has got an error: it is cut, or the stream is damaged in it."""
 
     def readable(self) -> bool:
         """Return True."""
@@ -155,7 +157,11 @@ class _Part(io.RawIOBase):
         wanted = min(len(buffer), self.left)
         if not wanted or self.is_told:
             return 0
-        data = b"" if self.is_cut else self._stream.read(wanted)
+        try:
+            data = b"" if self.is_cut else self._stream.read(wanted)
+        except StreamDamageError:
+            self.is_told = True
+            raise
         buffer[: len(data)] = data
         self.left -= len(data)
         self.is_cut = self.is_cut or len(data) < wanted
@@ -177,11 +183,15 @@ class _TarBytes:
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._again = stream, b""
+        self.position = 0
+        """Number of bytes read."""
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer at the end."""
         data, self._again = self._again[:size], self._again[size:]
-        return data if len(data) == size else data + self._stream.read(size - len(data))
+        data = data if len(data) == size else data + self._stream.read(size - len(data))
+        self.position += len(data)
+        return data
 
     def find_header(self, seen: bytes = b"") -> None:
         """Go on to the next header, which may begin at any byte of `seen` or behind it."""
@@ -193,6 +203,7 @@ class _TarBytes:
                 start = found.start() - MAGIC_OFFSET
                 if start >= 0 and _header(data[start : start + BLOCK]) is not None:
                     self._again = data[start:]
+                    self.position -= len(self._again)
                     return
             data = data[-2 * BLOCK :]
 
@@ -210,6 +221,7 @@ def _tar_members(stream: Any, _: str) -> Iterator[_Member]:
     once: dict[str, str] = {}  # facts about the next member
     always: dict[str, str] = {}
     is_end = False  # zeros have been read
+    start = zeros = 0  # where the archive begins, of several in a row; zero blocks before a header
     while True:
         name, block = "", b""
         try:
@@ -217,14 +229,21 @@ def _tar_members(stream: Any, _: str) -> Iterator[_Member]:
             if not block:
                 if not is_end:
                     yield _Member("", problem="it has no end: it is cut short", is_damaged=True)
+                elif not _ends_file(zeros, archive.position // BLOCK):
+                    yield _Member("", problem=_lost(zeros), is_damaged=True)
                 return
             if not block.strip(b"\0"):
-                is_end = True
+                is_end, zeros = True, zeros + 1
                 continue
             header = _header(block)
             if header is None:
                 raise StreamDamageError("bytes that are no header of a file")
-            is_end = False
+            if zeros:
+                is_next = _ends_archive(zeros, (archive.position - start) // BLOCK - 1)
+                start = archive.position - BLOCK
+                if not is_next:
+                    yield _Member("", problem=_lost(zeros), is_damaged=True)
+            is_end, zeros = False, 0
             is_continued = header.type == OLD_SPARSE and block[SPARSE_CONTINUED] != 0
             while is_continued:
                 holes = archive.read(BLOCK)
@@ -246,14 +265,39 @@ def _tar_members(stream: Any, _: str) -> Iterator[_Member]:
                 if header.type != DIRECTORY:
                     problem = _tar_problem(header, facts)
                     yield _Member(name, content, problem)
+            if content.is_told:  # the damage is counted
+                archive.find_header()
+                once, is_end = {}, True
+                continue
             content.skip()
             archive.read(padding)
-            is_end = content.is_told  # the damage is counted
+            is_end = False
         except (StreamDamageError, ValueError) as error:
             problem = error.what if isinstance(error, InputError) else "a header is not valid"
             yield _Member(name, problem=problem, is_damaged=True)
             archive.find_header(b"" if name else block)
-            once, is_end = {}, True  # the damage is counted
+            once, is_end, zeros = {}, True, 0  # the damage is counted
+
+
+def _ends_archive(zeros: int, blocks: int) -> bool:
+    """Return True if so many zero blocks may end an archive of `blocks`, behind which another one
+    begins: two, or up to the end of a record. Others are files that were lost.
+    """
+    is_filled = zeros < END_BLOCKS + RECORD_BLOCKS and blocks % RECORD_BLOCKS == 0
+    return zeros == END_BLOCKS or (zeros > END_BLOCKS and is_filled)
+
+
+def _ends_file(zeros: int, blocks: int) -> bool:
+    """Return True if so many zero blocks may end a file of `blocks`: as many as fill a record of any
+    usual size.
+    """
+    return zeros < END_BLOCKS + RECORD_BLOCKS or any(
+        zeros < END_BLOCKS + record and blocks % record == 0 for record in OTHER_RECORDS
+    )
+
+
+def _lost(zeros: int) -> str:
+    return f"{zeros * BLOCK:,} zero bytes where files stood"
 
 
 def _header(block: bytes) -> TarInfo | None:
@@ -309,7 +353,7 @@ def _zip_members(stream: Any, name: str) -> Iterator[_Member]:
         ) from None
     with archive:
         size = archive.fp.seek(0, io.SEEK_END)  # type: ignore[union-attr]
-        files = [member for member in archive.infolist() if not member.is_dir()]
+        files = [member for member in archive.infolist() if not member.filename.endswith("/")]
         unpacked = sum(member.file_size for member in files)
         if unpacked > max(MAX_EXPANSION * size, ALWAYS_ALLOWED_BYTES):
             raise InputError(
@@ -318,6 +362,8 @@ def _zip_members(stream: Any, name: str) -> Iterator[_Member]:
                 where=name,
                 hint="unpack it, and name the files",
             )
+        if problem := _before_files(archive):
+            yield _Member("", problem=problem, is_damaged=True)
         for member in files:
             if stat.S_ISLNK(member.external_attr >> 16):
                 yield _Member(member.filename, problem="a link")
@@ -330,6 +376,18 @@ def _zip_members(stream: Any, name: str) -> Iterator[_Member]:
                     yield _Member(member.filename, io.BufferedReader(_ZipContent(content)))
             except _ZIP_ERRORS as error:
                 yield _Member(member.filename, problem=_first_line(error), is_damaged=True)
+
+
+def _before_files(archive: zipfile.ZipFile) -> str:
+    """Return what is wrong if an archive begins with files that its table of contents does not name,
+    as two archives in a row do; "". A program that unpacks the archive may come first.
+    """
+    first = min((member.header_offset for member in archive.infolist()), default=archive.start_dir)
+    archive.fp.seek(0)  # type: ignore[union-attr]
+    head = archive.fp.read(4)  # type: ignore[union-attr]
+    if not first or head not in (b"PK\x03\x04", bytes(4)):
+        return ""
+    return f"{first:,} bytes before the first file that its table of contents names"
 
 
 class _ZipContent(io.RawIOBase):

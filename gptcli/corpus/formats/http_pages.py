@@ -17,7 +17,7 @@ from gptcli.corpus.documents import (
     bad_document,
     decode_page,
 )
-from gptcli.encodings import BOMS, MAGIC
+from gptcli.encodings import BOMS, MAGIC, lost_bytes
 from gptcli.errors import install_hint
 from gptcli.text.compression import MissingPackageError
 
@@ -29,6 +29,8 @@ _CHUNK_SIZE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 def http_document(block: bytes, where: str, number: int, url: str) -> Document:
     """Return the document of an HTTP response: status line, header and body."""
     head, body = _split_header(block)
+    if what := lost_bytes(head):
+        return bad_document(UNDECODABLE_BODY, what, where, number)
     status, *lines = head.decode("latin-1").splitlines() or [""]
     fields: dict[str, str] = {}
     for line in lines:
@@ -68,6 +70,8 @@ def body_document(body: bytes, content_type: str, where: str, number: int, url: 
         return bad_document(NOT_A_PAGE, f"content of type {content_type}", where, number)
     if found := next((what for magic, what in MAGIC.items() if body.startswith(magic)), ""):
         return bad_document(NOT_A_PAGE, f"looks like {found}", where, number)
+    if what := lost_bytes(body):
+        return bad_document(UNDECODABLE_BODY, what, where, number)
     charset = found_charset[1] if (found_charset := _CHARSET.search(content_type)) else ""
     if content_type.split(";")[0].strip().lower() == "text/plain":
         return Document(decode_page(body, charset, is_html=False), where, number, url)

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from gptcli.corpus.documents import (
     BLOCK_RECORDS,
+    ZERO_BYTES,
     Document,
     FileRange,
     Reader,
@@ -20,6 +21,7 @@ from gptcli.corpus.documents import (
 )
 from gptcli.corpus.formats.json_files import field_of
 from gptcli.corpus.inputs import file_suffixes, open_input
+from gptcli.encodings import LOST_HINT, lost_bytes
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
 from gptcli.numbers import counted
@@ -93,7 +95,7 @@ def parquet_reader(field: str) -> Reader:
         pyarrow = _import_pyarrow(name)
         try:
             whole = stream if stream.seekable() else seekable_copy(stream)
-            file = pyarrow.parquet.ParquetFile(whole)
+            file = pyarrow.parquet.ParquetFile(whole, page_checksum_verification=True)
             names = file.schema_arrow.names
             first, last = part.groups or (0, file.num_row_groups)
             group_rows = (file.metadata.row_group(group).num_rows for group in range(last))
@@ -139,7 +141,9 @@ def _batch_documents(batch: Any, field: str, name: str, first: int) -> Iterator[
         except UnicodeDecodeError:
             yield bad_document("not valid UTF-8", "not valid UTF-8", where, number)
             continue
-        if isinstance(text, str):
+        if isinstance(text, str) and (what := lost_bytes(text)):
+            yield bad_document(ZERO_BYTES, what, where, number, LOST_HINT)
+        elif isinstance(text, str):
             yield Document(text, where, number, url if isinstance(url, str) else "")
         else:
             what = f'"{field}" is {type(text).__name__}, not text'

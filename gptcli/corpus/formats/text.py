@@ -7,6 +7,7 @@ from typing import IO, Any, Literal
 
 from gptcli.corpus.documents import (
     MAX_DOCUMENT_BYTES,
+    ZERO_BYTES,
     Document,
     FileRange,
     Reader,
@@ -15,6 +16,7 @@ from gptcli.corpus.documents import (
     too_long,
 )
 from gptcli.corpus.formats.recognize import disguise
+from gptcli.encodings import LOST_HINT, lost_bytes
 from gptcli.text.compression import SNIFFED_BYTES
 from gptcli.tokenizer.tokenizer import END_OF_TEXT
 
@@ -146,7 +148,12 @@ def divided(reader: Reader) -> Reader:
 def read_html(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
     """Yield the whole file as one HTML page."""
     data = stream.read(MAX_DOCUMENT_BYTES + 1)
-    yield Document("", name, html=data) if len(data) <= MAX_DOCUMENT_BYTES else too_long(name, 0)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        yield too_long(name, 0)
+    elif what := lost_bytes(data):
+        yield bad_document(ZERO_BYTES, what, name, hint=LOST_HINT)
+    else:
+        yield Document("", name, html=data)
 
 
 def read_lines(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Document]:
@@ -171,7 +178,10 @@ def read_paragraphs(stream: IO[bytes], name: str, part: FileRange) -> Iterator[D
                 if size <= MAX_DOCUMENT_BYTES
                 else too_long(where, position)
             )
-            if document.error_kind == "not valid UTF-8":  # report the line, not the paragraph
+            if document.error_kind in (
+                "not valid UTF-8",
+                ZERO_BYTES,
+            ):  # report the line, not the paragraph
                 offsets = [
                     position + sum(map(len, paragraph[:row])) for row in range(len(paragraph))
                 ]
@@ -179,7 +189,7 @@ def read_paragraphs(stream: IO[bytes], name: str, part: FileRange) -> Iterator[D
                     decode_document(line, offset, f"{name}:{first_line + row}")
                     for row, (line, offset) in enumerate(zip(paragraph, offsets, strict=True))
                 )
-                document = next(document for document in lines if document.error_kind)
+                document = next((line for line in lines if line.error_kind), document)
             yield document
         paragraph.clear()
 

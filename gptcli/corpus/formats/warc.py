@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import IO
 
 from gptcli.corpus.documents import (
-    EMPTY_FILE,
     MAX_DOCUMENT_BYTES,
     NOT_A_PAGE,
     PART_OF_RECORD,
@@ -69,9 +68,8 @@ def read_warc(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Documen
     one of the kind "damaged record" or "truncated record". A record in segments is read if they
     follow each other; a segment without the others is a bad document of the kind PART_OF_RECORD.
     """
-    archive = _Archive(stream)
     number = -1
-    for number, record in enumerate(_joined(archive)):
+    for number, record in enumerate(_joined(_Archive(stream))):
         if not part.selects(number):
             continue
         where = f"{name}, record {number}"
@@ -87,10 +85,7 @@ def read_warc(stream: IO[bytes], name: str, part: FileRange) -> Iterator[Documen
             record.block = None  # is not kept in memory while the document is used
             yield document
     if number < 0 and part.selects(0):
-        kind, what = "no records", "the archive has no record of a page or a text"
-        if archive.is_empty:
-            kind, what = EMPTY_FILE, "the file is empty"
-        yield bad_document(kind, what, name)
+        yield bad_document("no records", "the archive has no record of a page or a text", name)
 
 
 def _joined(archive: _Archive) -> Iterator[_Record | _DamagedRecordError]:
@@ -145,8 +140,6 @@ class _Archive:
         self._pending = b""  # bytes to read before those of the stream
         self._damage: _DamagedRecordError | None = None  # found behind a whole record
         self._is_lost = False  # between damage and the start of the next record
-        self.is_empty = True
-        """True if the stream had no byte."""
 
     def next_record(self) -> _Record | None:
         """Return the next record, or None at the end.
@@ -194,7 +187,6 @@ class _Archive:
         """
         is_junk = False
         while line := self._readline():
-            self.is_empty = False
             if _VERSION.fullmatch(line):
                 if is_junk and not self._is_lost:
                     self._pending = line + self._pending
@@ -260,6 +252,8 @@ class _Archive:
             self._return_inner(block)
             self._is_lost = True
             raise _DamagedRecordError("its length is not that in its header")
+        elif _has_taken(block, b"".join(blank)):
+            raise _DamagedRecordError("its length is not that in its header")
 
     def _return_inner(self, block: bytes) -> None:
         """Continue with the record that starts inside a block, if there is one."""
@@ -291,6 +285,15 @@ class _Archive:
             return self._stream.read(size)
         data, self._pending = self._pending[:size], self._pending[size:]
         return data if len(data) == size else data + self._stream.read(size - len(data))
+
+
+def _has_taken(block: bytes, blank: bytes) -> bool:
+    """Return True if a block goes on into the blank lines after it, of which `blank` is left."""
+    return any(
+        block.endswith(end[:size]) and blank == end[size:]
+        for end in (b"\r\n\r\n", b"\n\n")
+        for size in range(1, len(end) + 1)
+    )
 
 
 def _record_document(record: _Record, where: str, number: int) -> Document:

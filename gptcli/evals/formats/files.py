@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli.encodings import not_utf8, without_bom
+from gptcli.encodings import LOST_HINT, decode, lost_bytes, not_utf8, without_bom
 from gptcli.errors import InputError, message_of
 from gptcli.files import missing_file
 from gptcli.text.compression import StreamDamageError, decompressed
@@ -83,6 +83,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
                 raise InputError(
                     found.what.replace(":", " of the line:", 1), where=found.where, hint=found.hint
                 ) from None
+            if what := lost_bytes(line):
+                what = what.replace(" on:", " of the line on:", 1)
+                raise InputError(what, where=f"{path}:{number}", hint=LOST_HINT)
             yield f"{path}:{number}", text.rstrip("\r\n")
 
 
@@ -114,11 +117,7 @@ def first_bytes(path: Path) -> bytes:
 
 def read_whole_text(path: Path) -> str:
     """Return the text of a file, without a byte order mark. Raises `numbered_lines`' errors."""
-    data = without_bom(read_bytes(path))
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise not_utf8(data, error.start, path) from None
+    return decode(read_bytes(path), path)
 
 
 WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
@@ -247,4 +246,6 @@ def read_enwik8(path: Path) -> Iterator[Row]:
                 f"not valid UTF-8 at byte {len(data) - len(test) + start + error.start}", where=path
             ) from None
         text = test[start : start + error.start].decode("utf-8")
+    if what := lost_bytes(test, start=len(data) - len(test)):
+        raise InputError(what, where=path, hint=LOST_HINT)
     yield {"id": path.name, "text": text}

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gptcli.encodings import without_bom
+from gptcli.encodings import LOST_HINT, lost_bytes, without_bom
 from gptcli.errors import InputError, install_hint
 from gptcli.evals.formats.files import (
     JsonNode,
@@ -179,7 +179,8 @@ def _arrow_rows(path: Path, start: bytes) -> Iterator[JsonNode]:
     number = 0
     try:
         if start.startswith(PARQUET):
-            batches = pyarrow.parquet.ParquetFile(data).iter_batches(1024)
+            table = pyarrow.parquet.ParquetFile(data, page_checksum_verification=True)
+            batches = table.iter_batches(1024)
         elif start.startswith(ARROW):
             file = pyarrow.ipc.open_file(data)
             batches = (file.get_batch(index) for index in range(file.num_record_batches))
@@ -188,12 +189,23 @@ def _arrow_rows(path: Path, start: bytes) -> Iterator[JsonNode]:
         for batch in batches:
             for row in batch.to_pylist():
                 number += 1
+                if what := next(filter(None, map(lost_bytes, _strings(row))), ""):
+                    raise InputError(what, where=f"{path}:{number}", hint=LOST_HINT)
                 yield JsonNode(row, f"{path}:{number}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = str(error).splitlines()[0]
         raise InputError(
             f"the file is damaged or cut short: {what}", where=f"{path}:{number + 1}"
         ) from None
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield the strings in a cell, a row or a list of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def is_table(path: Path) -> bool:

@@ -8,6 +8,7 @@ import json
 import lzma
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -181,7 +182,33 @@ def test_a_compressed_tar_whose_stream_is_cut_short_is_counted(tmp_path: Path, s
     found = scanned(path)
     whole = [document.text for document in found if not document.error_kind]
     assert whole == [text.decode() for text in list(files.values())[: len(whole)]]
-    assert {document.error_kind for document in found[len(whole) :]} == {"damaged member"}
+    assert [document.error_kind for document in found[len(whole) :]] == ["damaged member"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz"])
+def test_damage_of_a_compressed_tar_is_counted_once(tmp_path: Path, ending: str) -> None:
+    """Wherever the stream is cut; where one of its parts is damaged, those behind it are read."""
+    files = {f"{number}.txt": Random(number).randbytes(900).hex().encode() for number in range(6)}
+    data = tar_of(files)
+    compress: Callable[[bytes], bytes] = gzip.compress if ending == ".gz" else lzma.compress
+    path = tmp_path / f"a.tar{ending}"
+    whole = compress(data)
+    for stop in range(60, len(whole), 41):
+        path.write_bytes(whole[:stop])
+        kinds = [document.error_kind for document in scanned(path)]
+        assert kinds.count("damaged member") == 1, stop
+        assert kinds[-1] == "damaged member", stop
+    parts = [compress(data[start : start + 2000]) for start in range(0, len(data), 2000)]
+    for number, part in enumerate(parts[:6]):
+        at = len(part) // 2
+        parts[number] = part[:at] + bytes([part[at] ^ 1]) + part[at + 1 :]
+        path.write_bytes(b"".join(parts))
+        parts[number] = part
+        found = scanned(path)
+        texts = [document.text for document in found if not document.error_kind]
+        lost = [text for text in files.values() if text.decode() not in texts]
+        assert len(lost) <= 2, number
+        assert len(found) - len(texts) == 1, number
 
 
 def test_a_damaged_member_of_a_zip_costs_no_other(tmp_path: Path) -> None:
@@ -269,3 +296,63 @@ def test_a_link_in_a_zip_is_no_text(tmp_path: Path) -> None:
         archive.writestr(link, "a.txt")
     found = [(document.text, document.error_kind) for document in scanned(path)]
     assert found == [("alpha", ""), ("", "left out of an archive")]
+
+
+def test_zeros_between_the_files_of_a_tar_are_files_that_were_lost(tmp_path: Path) -> None:
+    files = {f"{number}.txt": f"{number} ".encode() * 300 for number in range(39)}
+    data, path = tar_of(files), tmp_path / "a.tar"
+    size = 512 + 1024  # of a file with its header
+    for first, count in ((0, 1), (3, 1), (3, 4), (3, 30), (37, 1)):
+        start, stop = first * size, (first + count) * size
+        path.write_bytes(data[:start] + bytes(stop - start) + data[stop:])
+        found = scanned(path, input_format="tar")
+        assert [document.error_kind for document in found if document.error_kind] == [
+            "damaged member"
+        ], (first, count)
+        assert len(found) == len(files) - count + 1
+    # Up to the end, they are padding, but no longer than a record may be.
+    for count in (1, 30):
+        start = (39 - count) * size
+        path.write_bytes(data[:start] + bytes(len(data) - start))
+        assert (scanned(path)[-1].error_kind == "damaged member") == (count == 30)
+
+
+@pytest.mark.parametrize("blocking", [1, 20])
+def test_tar_archives_in_a_row_are_read_as_one(tmp_path: Path, blocking: int) -> None:
+    path, data = tmp_path / "a.tar", b""
+    for number in range(9):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = 700 * number + 5
+            archive.addfile(member, io.BytesIO(b"a" * member.size))
+            end = archive.offset
+        data += out.getvalue() if blocking == 20 else out.getvalue()[: end + 1024]
+    path.write_bytes(data)
+    found = scanned(path)
+    assert [document.error_kind for document in found] == [""] * 9
+    # A record of another size fills the last one.
+    path.write_bytes(data + bytes(-len(data) % (512 * 64)))
+    assert [document.error_kind for document in scanned(path)] == [""] * 9
+
+
+def test_files_before_those_of_a_zip_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    first, second = zip_of({"a.txt": b"one"}), zip_of({"b.txt": b"two"})
+    for before, kinds in (
+        (first, ["damaged member", ""]),
+        (bytes(4096), ["damaged member", ""]),
+        (b"#!/bin/sh\nexec unzip\n", [""]),
+    ):
+        path.write_bytes(before + second)
+        found = scanned(path, input_format="zip")
+        assert [document.error_kind for document in found] == kinds
+        assert found[-1].text == "two"
+
+
+def test_a_zip_whose_table_has_a_name_of_zeros_is_damaged(tmp_path: Path) -> None:
+    data = zip_of({"a.txt": b"one", "b.txt": b"two"})
+    at = data.rindex(b"b.txt")
+    (tmp_path / "a.zip").write_bytes(data[:at] + bytes(5) + data[at + 5 :])
+    found = scanned(tmp_path / "a.zip")
+    assert [document.error_kind for document in found] == ["", "damaged member"]

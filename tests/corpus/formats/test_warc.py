@@ -260,9 +260,11 @@ def test_damage_anywhere_is_counted_and_costs_only_the_records_it_touches(
     for each in records:
         rest = rest.replace(COMPRESS[ending](each), b"", 1)
     # Whole records that are gone leave no trace, nor does a cut from the middle of one to the same
-    # place of the next. The last bytes of a member may be zeros, which are padding behind another.
-    padding = b"\r\n\0" if ending else b"\r\n"
-    if lost > len(changed) and rest.strip(padding) and not is_well_formed(path.read_bytes()):
+    # place of the next. The last bytes of a gzip member are zeros, which are padding at the end.
+    content = path.read_bytes()
+    if ending == ".gz" and not content.endswith(tuple(map(COMPRESS[ending], records))):
+        rest = rest if rest.strip(b"\0") else b""
+    if lost > len(changed) and rest.strip(b"\r\n") and not is_well_formed(content):
         assert any(each.error_kind for each in found)
     for stripes in (2, 3):
         parts = [
@@ -294,6 +296,24 @@ def test_an_archive_without_its_first_bytes_is_damaged(tmp_path: Path, ending: s
         assert [each.error_kind for each in found if each.html is None] == (
             [] if is_cut_between else ["damaged record"]
         ), size
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n"])
+def test_two_records_that_became_one_are_counted(tmp_path: Path, end: bytes) -> None:
+    """What is removed goes from one to about the same place of the next."""
+    records = [
+        record("response", page(number), f"http://a.com/{number}").removesuffix(b"\r\n\r\n") + end
+        for number in range(4)
+    ]
+    data, path = b"".join(records), tmp_path / "a.warc"
+    path.write_bytes(data)
+    assert [each.html for each in scanned(path)] == list(map(page, range(4)))
+    start, body = len(records[0]), records[1].index(b"<html>")
+    for at in range(start + body - 3, start + body + 40):
+        for longer in range(-3, len(end) + 8):
+            if longer:  # else nothing tells
+                path.write_bytes(data[:at] + data[at + len(records[1]) + longer :])
+                assert any(each.error_kind for each in scanned(path)), (at, longer)
 
 
 def test_a_wrong_length_costs_no_other_record() -> None:

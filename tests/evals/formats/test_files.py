@@ -173,6 +173,14 @@ def test_enwik8_is_cut_to_its_last_five_million_bytes(tmp_path: Path) -> None:
     assert [row["text"] for row in READERS["enwik8"](tmp_path / "text8.gz")] == ["abc"]
 
 
+@pytest.mark.parametrize("reader", ["enwik8", "lines", "text"])
+def test_zeros_where_bytes_were_lost_are_refused(tmp_path: Path, reader: str) -> None:
+    for data in (b"river\nstone" + bytes(600) + b"\nlight\n", bytes(600), b"\0"):
+        (tmp_path / "a.txt").write_bytes(data)
+        with pytest.raises(InputError, match="zero byte"):
+            list(READERS[reader](tmp_path / "a.txt"))
+
+
 @pytest.mark.real_data
 def test_the_published_enwik8_is_read(real_data: Path) -> None:
     [row] = READERS["enwik8"](real_data / "hf-dummy/enwik8-enwik8-raw/dummy_data/enwik8.zip/enwik8")

@@ -101,6 +101,30 @@ def test_a_cut_file_is_an_error_and_never_fewer_rows(tmp_path: Path, form: str) 
         assert [node.value for node in read] == (ROWS * 40)[: len(read)]
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "arrow"])
+def test_zeros_where_bytes_were_lost_are_an_error(tmp_path: Path, form: str) -> None:
+    """Formats with no checksum show them in a text; Parquet's checksums of pages are verified."""
+    rows: list[Row] = [{"q": f"{number} " + "river " * 50, "n": 1} for number in range(20)]
+    if form == "parquet":
+        out = io.BytesIO()
+        options = {"compression": "none", "write_page_checksum": True, "use_dictionary": False}
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), out, **options)
+        data = out.getvalue()
+    else:
+        data = {"jsonl": jsonl, "csv": table, "arrow": arrow}[form](rows)
+    path = tmp_path / f"a.{form}"
+    path.write_bytes(data)
+    assert list(table_rows(path))
+    for at in range(data.index(b"3 river"), data.index(b"9 river"), 101):
+        path.write_bytes(data[:at] + bytes(64) + data[at + 64 :])
+        with pytest.raises(InputError):
+            list(table_rows(path))
+    for size in (5, 4000):
+        path.write_bytes(bytes(size))
+        with pytest.raises(InputError):
+            list(table_rows(path))
+
+
 def test_a_table_of_several_files_is_read_from_its_first(tmp_path: Path) -> None:
     for number, row in enumerate(ROWS):
         (tmp_path / f"test-0000{number}-of-00002.parquet").write_bytes(parquet([row]))
