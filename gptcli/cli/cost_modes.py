@@ -422,8 +422,8 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     refuse_repeated("run", options.get("runs", []), "--fit")
     runs: list[RunResult] = []
     for path in options.get("runs", []):
-        is_table = path.suffix in SUFFIXES and path.is_file()
-        if path.is_file() and not is_table:
+        is_table = path.suffix in SUFFIXES and not path.is_dir()
+        if str(path) == "-" or (path.is_file() and not is_table):
             raise InputError(
                 "is neither a run folder nor a table of runs",
                 where=path,

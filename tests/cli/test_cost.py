@@ -567,6 +567,21 @@ def test_fit_predicts_a_run_and_a_planned_model(gpt: Any, tmp_path: Path) -> Non
     assert "--tokens needs a model" in gpt("cost", "--fit", *runs, "--tokens", "1M", code=2).stderr
 
 
+def test_a_fit_names_rows_by_file_and_counts_those_that_repeat(gpt: Any, tmp_path: Path) -> None:
+    rows = ["1e6,2e7,4.5", "2e6,4e7,4.25", "4e6,8e7,4.02"]
+    (tmp_path / "one.csv").write_text("\n".join(["N,D,loss", *rows]))
+    (tmp_path / "two.csv").write_text("\n".join(["N,D,loss", *rows[:2], "8e6,16e7,3.8"]))
+    got = report(gpt, "--fit", "one.csv", "two.csv")
+    assert [run["name"] for run in got["runs"]] == [
+        *("one.csv:2", "one.csv:3", "one.csv:4", "two.csv:2", "two.csv:3", "two.csv:4"),
+    ]
+    assert any("2 runs of 6 repeat the size, tokens and loss" in text for text in got["warnings"])
+    assert "warning: 2 runs of 6 repeat" in gpt("cost", "--fit", "one.csv", "two.csv").stdout
+    missing = gpt("cost", "--fit", "nosuch.csv", code=2).stderr
+    assert missing.startswith("gpt: nosuch.csv: no such table of runs\n")
+    assert "neither a run folder nor a table of runs" in gpt("cost", "--fit", "-", code=2).stderr
+
+
 @pytest.mark.parametrize(
     "args",
     [
