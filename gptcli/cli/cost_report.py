@@ -208,8 +208,11 @@ def print_affordable(
     *,
     markdown: bool,
     unfit: Sequence[str] = (),
+    under_one_step: Sequence[str] = (),
 ) -> None:
-    """Print the sizes that `gpu_hours` can train, with tokens and predicted loss."""
+    """Print the sizes that `gpu_hours` can train, with tokens and predicted loss, and the names of
+    those that they cannot.
+    """
     print_lines(f"{gpu_time(gpu_hours)} on {cluster}, lowest loss first")
     rows = [["size", "tokens", "loss"]]
     for size in sizes:
@@ -219,6 +222,8 @@ def print_affordable(
     print_lines("loss: by Chinchilla as printed, in nats per token of its own text", dim=True)
     if unfit:
         print_lines(f"too large for these GPUs: {', '.join(unfit)}", dim=True)
+    if under_one_step:
+        print_lines(f"less than one step: {', '.join(under_one_step)}", dim=True)
     if any(size.loss is None for size in sizes):
         print_lines(f"outside: not in the law's range ({CHINCHILLA.range})", dim=True)
 

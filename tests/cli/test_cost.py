@@ -268,13 +268,17 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--size", ""], ["--size: the value is empty"]),
         (["--trainer", "megatrn"], ["unknown trainer 'megatrn'", "megatron"]),
         (["--size", "1.3B", "--tokens", "1e300"], ["--tokens: 1e300 is out of range"]),
-        (["--flops", "1e55"], ["--flops: 1e+55 is out of range"]),
-        (["--size", "gpt2", "--price", "1e14"], ["--price: 1e+14 is out of range"]),
+        (["--flops", "1e55"], ["--flops: 1e55 is out of range"]),
+        (["--size", "gpt2", "--price", "1e14"], ["--price: 1e14 is out of range"]),
         (
             ["--n-layer", "10M", "--n-head", "1", "--d-model", "8"],
             ["--n-layer: 10M is out of range"],
         ),
         (["--check", "--size", "gpt2"], ["--check cannot be combined with --size"]),
+        (["--hours", "1e-9"], ["--hours: 1e-9 is out of range", "at least 0.001"]),
+        (["--budget", "1e-9"], ["--budget buys less than one step of any size", "a step of gpt"]),
+        (["--hours", "0.001", "--tflops", "1e-6"], ["--hours buys less than one step"]),
+        (["--gpus", "1e9"], ["--gpus: 1e9 is out of range", "at most 1,000,000\n"]),
         (["--goodput", "1.2"], ["--goodput: 1.2 is out of range"]),
         (
             ["--size", "175B", "--gpu", "a100", "--gpus", "4", "--plan"],
@@ -476,6 +480,19 @@ def test_budget_in_dollars_and_hours(gpt: Any) -> None:
     assert report(gpt, "--hours", 3, "--gpu", "h100")["gpu_hours"] == pytest.approx(3)
 
 
+def test_a_size_of_which_the_time_buys_no_step_is_left_out_with_a_word(gpt: Any) -> None:
+    """3.6 seconds of an H100 are enough for a step of the small sizes alone."""
+    got = report(gpt, "--hours", "0.001", "--gpu", "h100")
+    listed = {row["name"] for row in got["sizes"]}
+    assert "gpt2" in listed
+    assert "gpt3" in got["under_one_step"]
+    assert not listed & {*got["under_one_step"]}
+    assert min(row["tokens"] for row in got["sizes"]) >= 100_000
+    text = " ".join(gpt("cost", "--hours", "0.001", "--gpu", "h100").stdout.split())
+    assert f"less than one step: {', '.join(got['under_one_step'])}" in text
+    assert report(gpt, "--hours", 100, "--gpu", "h100")["under_one_step"] == []
+
+
 def test_energy_of_gpt3_agrees_with_patterson_et_al(gpt: Any) -> None:
     """Patterson et al. 2021, Table 4: 14.8 days of 10,000 V100 at 24.6 TFLOP/s drew 1,287 MWh and
     emitted 552 t.
@@ -615,6 +632,12 @@ def test_other_families_are_found_by_name(gpt: Any) -> None:
     got = report(gpt, "--size", "t5-11b")
     assert (got["flops"], got["model"], got["inference"]) == (3.3e22, None, None)
     assert got["memory_bytes"]["training"] == 16 * 11_000_000_000
+
+
+def test_seconds_of_a_run_are_rounded_as_its_gpu_seconds(gpt: Any, tmp_path: Path) -> None:
+    text = gpt("cost", "--flops", "1.08e15", "--gpu", "h100", "--tflops", "361").stdout
+    assert figure(text, "GPU-seconds") == "2.992"
+    assert re.search(r"on 1 h100 +3 s$", text, re.MULTILINE)
 
 
 def test_inference_is_in_the_report(gpt: Any) -> None:
@@ -783,7 +806,8 @@ def test_a_model_without_metrics_is_priced(gpt: Any, tmp_path: Path) -> None:
         ["--flops", "1e36"],
         ["--flops", "1"],
         ["--budget", "1e15"],
-        ["--hours", "1e15"],
+        ["--hours", "1e7"],
+        ["--hours", "0.001"],
         ["--serve", "1e9", "--size", "175B"],
         ["--optimal", "1e36"],
         ["--optimal", "1"],
