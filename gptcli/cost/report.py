@@ -287,10 +287,14 @@ def serving_rows(run: Serving, gpu: Gpu) -> list[Row]:
     price = "price unknown"
     if run.dollars_per_million is not None:
         price = f"{dollars(run.dollars_per_million)} per million tokens"
+    on, of = f"on {run.gpus:,} {gpu.name}", ""
+    if run.replicas > 1:
+        of = ", of each replica"
+        on += f", {run.replicas:,} replicas of {run.gpus // run.replicas:,}"
     return [
         ("Sequences", f"{run.batch:,}", f"of {run.prompt:,} + {counted(run.output, 'token')}"),
-        ("  weights", in_bytes(run.weight_bytes), run.precision),
-        ("  KV cache", in_bytes(run.cache_bytes), f"on {run.gpus:,} {gpu.name}"),
+        ("  weights", in_bytes(run.weight_bytes), f"{run.precision}{of}"),
+        ("  KV cache", in_bytes(run.cache_bytes), on),
         ("  first token after", scaled(run.first_token_seconds, TIME, 3), ""),
         ("  each further token", scaled(run.token_seconds, TIME, 3), ""),
         ("  tokens/s", figure(run.tokens_per_second, 3), price),

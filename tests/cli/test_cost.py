@@ -646,6 +646,17 @@ def test_inference_is_in_the_report(gpt: Any) -> None:
     assert got["tokens_per_second"] == pytest.approx(got["gpus"] * 2039e9 / got["decode_bytes"])
 
 
+def test_a_model_is_served_on_gpus_that_divide_its_heads(gpt: Any) -> None:
+    text = gpt("cost", "--size", "175B", "--serve", 16, "--gpu", "h100").stdout
+    assert re.search(r"KV cache +155 GB +on 8 h100$", text, re.MULTILINE)
+    text = gpt("cost", "--size", "175B", "--serve", 1000, "--gpu", "h100").stdout
+    assert re.search(r"KV cache +9.66 TB +on 144 h100, 3 replicas of 48$", text, re.MULTILINE)
+    got = report(gpt, "--size", "175B", "--serve", 1000, "--gpu", "h100")
+    assert (got["gpus"], got["replicas"]) == (144, 3)
+    text = gpt("cost", "--size", "175B", "--gpu", "a100", "--explain").stdout
+    assert "decoding, at most = GPUs x bandwidth / bytes = 6 x" in text
+
+
 def test_explain_fills_numbers_into_formulas(gpt: Any) -> None:
     text = gpt("cost", "--size", "175B", "--explain").stdout
     for part in (
