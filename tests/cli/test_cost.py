@@ -24,6 +24,7 @@ from gptcli.cli.cost import (
     select_mode,
 )
 from gptcli.cli.options import number
+from gptcli.cost.scaling_fit import COVERAGE_OF_FEW, MIN_JOINT_RUNS
 from gptcli.cost.target import OTHER_FAMILIES
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
@@ -849,3 +850,50 @@ def test_the_list_of_gpus_marks_whose_speed_is_measured(gpt: Any) -> None:
     assert "no published run on h20 was compared" in table
     sizes = report(gpt, "--table", "--gpu", "h20")["sizes"]
     assert {row["speed_evidence"] for row in sizes} == {"family"}
+
+
+PAGE = Path(__file__).parents[2] / "examples" / "docs" / "pages" / "how-to" / "cost.md"
+LLAMA_8B = (
+    "--shape llama --n-layer 32 --n-head 32 --d-model 4096 --n-kv-head 8 --d-ff 14336 "
+    "--vocab-size 128256 --n-ctx 8192 --tokens 15T --gpu h100 --trainer megatron"
+)
+
+
+def test_the_page_on_costs_has_the_figures_of_the_command(gpt: Any) -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    article = re.search(r"gpt cost (--flops 3\.14e23 .*?) ```", page)
+    assert article
+    text = gpt("cost", *article[1].split()).stdout
+    assert f"{figure(text, 'GPU-years')} GPU-years and {figure(text, 'dollars')}" in page
+    hours = [
+        report(gpt, *LLAMA_8B.split(), "--gpus", gpus, "--batch-tokens", batch)["gpu_hours"]
+        for gpus, batch in ((1024, "4M"), (4096, "4M"), (4096, "16M"))
+    ]
+    few, many, large = (f"{value / 1e6:.2f}M" for value in hours)
+    assert f"at {few} on 1,024 H100 and {many} on 4,096, with 16M at {large} on 4,096" in page
+
+
+def test_the_page_on_costs_has_the_errors_of_the_check(gpt: Any) -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    found = report(gpt, "--check")
+    (whole,) = (row for row in found["sources"] if row["source"] == "all")
+    (on_cpu,) = (row for row in found["memory_sources"] if row["source"].endswith("on a CPU"))
+    worst = {
+        row["source"]: f"{row['unseen_worst']:.0%}".replace("%", " %") for row in found["sources"]
+    }
+    for claim in (
+        f"fitted to {whole['runs']} published ones",
+        f"a median error of {whole['unseen_median']:.0%}".replace("%", " %"),
+        f"of {on_cpu['runs']} runs on a CPU",
+        f"MLPerf's worst by {worst['MLPerf']}",
+        f"a shape of llm-foundry by {worst['llm-foundry']}",
+        f"SimuMax's smallest batches by {worst['SimuMax']}",
+    ):
+        assert claim in page
+
+
+def test_the_page_on_costs_says_when_a_fit_warns_of_its_intervals() -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    low, high = (f"{share(COVERAGE_OF_FEW.values()):.0%}" for share in (min, max))
+    assert [*COVERAGE_OF_FEW] == [*range(MIN_JOINT_RUNS, 10)] == [6, 7, 8, 9]
+    assert f"of six to nine runs in {low[:-1]} to {high[:-1]} %, and a warning says so" in page
