@@ -93,9 +93,13 @@ def print_sizes(
     """Print a table of estimates, all on the same cluster; `unfit` has the fewest GPUs of those
     that do not fit.
     """
-    gpu = gpu_label(estimates[0].cluster) + (f", {assumed}" if assumed else "")
-    print_lines(f"{gpu}; FLOP by 6ND, of T5 by 3ND")
     cluster = estimates[0].cluster
+    print_lines(
+        f"{cluster.count:,} {gpu_label(cluster)}"
+        + (f", {assumed}" if assumed else "")
+        + "; FLOP by 6ND, of T5 by 3ND; memory to train, without activations"
+        + ("; needs: GPUs that hold the size" if unfit else "")
+    )
     if (
         cluster.gpu is not None
         and cluster.trainer is not None

@@ -313,8 +313,7 @@ def sizes_table(estimates: list[Estimate], unfit: dict[str, int] | None = None) 
     """
     least = min(estimate.gpu_hours for estimate in estimates)
     size, unit = unit_for(least * 3600, GPU_TIME, MIN_SHOWN)
-    columns = ["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train"]
-    rows = [[*columns, f"on {estimates[0].cluster.count:,}"]]
+    rows = [["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "memory", "time"]]
     for estimate in estimates:
         report = estimate.as_dict()
         rows.append(

@@ -212,7 +212,7 @@ def test_table_has_every_size(gpt: Any) -> None:
     assert [line.split()[0] for line in text.splitlines()[2 : 2 + len(MODELS)]] == [
         model.name for model in MODELS
     ]
-    assert "on 64" in text
+    assert text.startswith("64 a100; ")
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -832,6 +832,34 @@ def test_reports_fit_80_columns_at_any_scale(words: list[str], gpt: Any) -> None
     lines = gpt("cost", *words).stdout.splitlines()
     assert lines
     assert max(len(line) for line in lines if not line.startswith("gpt train ")) <= REPORT_COLUMNS
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--size", "175B"],
+        ["--table"],
+        ["--table", "--gpus", "8", "--gpu", "v100"],
+        ["--hours", "24"],
+        ["--optimal", "1e22"],
+        ["--serve", "1000", "--size", "175B"],
+        ["--check"],
+        ["--gpu", "list"],
+    ],
+    ids=" ".join,
+)
+def test_reports_fit_a_narrow_terminal(
+    words: list[str], gpt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = gpt("cost", *words).stdout
+    monkeypatch.setattr("gptcli.cli.console.columns", lambda stream: 40)
+    narrow = gpt("cost", *words).stdout
+    assert max(map(len, narrow.splitlines())) <= 40
+    assert {*wide.split()} <= {*narrow.split()}, "nothing is lost"
+    if words[0] == "--size":
+        assert narrow.count("\n\n") == wide.count("\n\n")
+    monkeypatch.setattr("gptcli.cli.console.columns", lambda stream: 300)
+    assert gpt("cost", *words).stdout == wide
 
 
 def test_the_list_of_gpus_marks_whose_speed_is_measured(gpt: Any) -> None:
