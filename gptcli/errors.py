@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PREDICATES = frozenset(
-    ["is", "has", "contains", "cannot", "was", "does", "needs", "names", "ends", "takes"]
+    ["is", "has", "contains", "cannot", "was", "does", "needs", "names", "ends", "takes", "buys"]
 )
 """First words of an error that continue the name of its place as a sentence."""
 _PARAMETER = re.compile(r"\{option:([a-z0-9_]+)\}")

@@ -108,18 +108,18 @@ def in_bytes(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: 250 ms, 12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h, 12 years."""
+    """Format a duration, rounded: 250 ms, 12 s, 3 min 20 s, 2 h 05 min, 4 d 3 h, 12 years."""
     if 0 < seconds < 1:
         return scaled(seconds, TIME, 3)
-    seconds = int(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    if seconds < DAY:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if minutes < DAY // 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
     if seconds < 2 * YEAR:
-        return f"{seconds // DAY} d {seconds % DAY // 3600} h"
+        return f"{hours // 24} d {hours % 24} h"
     return f"{round(seconds / YEAR):,} years"
 
 

@@ -120,7 +120,7 @@ class Number:
             or (self.below and value == self.high)
         ):
             advice = self.advice
-            if unit == PER_CENT and 1 < value <= 100:
+            if unit == PER_CENT and 1 < value <= 100 and read_quantity(written) is not None:
                 advice = f"{value:g} % is {value / 100:g}, or {value:g}%"
             raise UsageError(
                 f"{text} is out of range",
@@ -160,7 +160,7 @@ COUNTS: dict[str, tuple[int, int]] = {
     "ramp_tokens": (0, MAX_RUN_TOKENS), "ramp_from": (0, 10**12), "max_skipped": (1, 10**9),
     "seed": (0, 2**63 - 1), "shots_seed": (0, 2**63 - 1),
     "micro_batch": (1, 1 << 20), "batch": (1, 1 << 20), "epochs": (1, 10**6), "batch_size": (1, 1 << 20), "workers": (1, 10_000),
-    "gpus": (1, 10**9),
+    "gpus": (1, 10**6),
     "timeout": (1, 10**6), "checkpoint": (0, 10**12), "checkpoint_every": (1, 10**12), "eval_every": (1, 10**12),
     "eval_tokens": (1, MAX_RUN_TOKENS),
     "eval_items": (1, 10**12), "keep": (1, 10**9), "keep_every": (0, 10**12), "seeds": (1, 1000),
@@ -208,10 +208,11 @@ NUMBERS: dict[str, Number] = {
     "top_k": Number(1, 10**9, whole=True, advice="{option:top_p} 1 samples from all tokens"),
     "top_p": Number(0, 1, above=True),
     "repetition_penalty": Number(0, 10**6, above=True),
-    **{
-        name: Number(0, 10**15, above=True, unit=UNIT_OF[name])
-        for name in ("tflops", "memory", "price", "budget", "hours")
-    },
+    "budget": Number(0, 10**15, above=True, unit=UNIT_OF["budget"]),
+    "tflops": Number(1e-6, 10**6, unit=UNIT_OF["tflops"]),
+    "memory": Number(0.001, 10**6, unit=UNIT_OF["memory"]),
+    "price": Number(1e-6, 10**6, unit=UNIT_OF["price"]),
+    "hours": Number(0.001, 10**7, unit=UNIT_OF["hours"]),
     **{name: Number(0, 1, above=True) for name in ("mfu", "goodput")},
     **{name: Number(1, 10, unit="times") for name in ("server", "pue")},
     "carbon": Number(0, 10, unit="kg"),
@@ -220,7 +221,8 @@ NUMBERS: dict[str, Number] = {
         for name in ("serve", "prompt_tokens", "output_tokens")
     },
     **{name: Number(1, 10**6, whole=True) for name in ("n_kv_head", "d_ff")},
-    **{name: Number(0, 1e60, above=True, unit="FLOPs") for name in ("flops", "optimal")},
+    "flops": Number(1, 1e36, unit="FLOPs"),
+    "optimal": Number(0, 1e60, above=True, unit="FLOPs"),
 }
 """Range of every numeric option and configuration key, by name."""
 

@@ -94,6 +94,14 @@ def test_a_share_beyond_one_may_be_per_cent() -> None:
     assert str(caught.value.hint).endswith("50 % is 0.5, or 50%")
 
 
+@pytest.mark.parametrize("text", ["150%", "150 %", "150 percent"])
+def test_a_share_in_per_cent_is_not_answered_with_another(text: str) -> None:
+    for name in ("mfu", "goodput"):
+        with pytest.raises(UsageError, match="is out of range") as caught:
+            NUMBERS[name](text)
+        assert caught.value.hint == "a number above 0 and at most 1"
+
+
 numbers = st.integers(0, 999).map(str) | st.decimals(0, 99, places=2).map(str)
 
 

@@ -12,10 +12,10 @@ import typer
 
 from gptcli.cli.command import Command, Mode, hold, read_config, releasing
 from gptcli.cli.console import (
-    REPORT_COLUMNS,
     ConsoleEvents,
     print_json,
     print_lines,
+    report_columns,
     told_by_files,
     wrap_lines,
 )
@@ -409,7 +409,7 @@ def _print_summary(path: Path, manifest: Manifest, splits: Mapping[str, Mapping[
 
     for split, counts in splits.items():
         sizes = [counted(count, name.removesuffix("s")) for name, count in counts.items()]
-        print(f"{split + ':':<7}{', '.join(sizes)}")
+        print_lines(f"{split + ':':<7}{', '.join(sizes)}")
     if len(manifest.sources) > 1:
         shares = manifest.shares()
         for source in manifest.sources:
@@ -423,7 +423,7 @@ def _print_summary(path: Path, manifest: Manifest, splits: Mapping[str, Mapping[
     else:
         read = sum(source.documents_in for source in manifest.sources)
         if dropped := read - sum(source.documents_kept for source in manifest.sources):
-            print(f"dropped: {dropped:,} of {counted(read, 'document')}; report.md says why")
+            print_lines(f"dropped: {dropped:,} of {counted(read, 'document')}; report.md says why")
     print_lines(f"{path} lists the shards; report.md next to it describes them")
     documents = splits["train"]["documents"]
     if documents and splits["train"]["tokens"] / documents < SHORT_DOCUMENT_TOKENS:
@@ -544,4 +544,4 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
         ),
     }
     for name, text in rows.items():
-        print(f"{name:<8}" + wrap_lines(text, REPORT_COLUMNS - 8).replace("\n", "\n" + " " * 8))
+        print(f"{name:<8}" + wrap_lines(text, report_columns() - 8).replace("\n", "\n" + " " * 8))

@@ -40,6 +40,7 @@ TOLD_FROM_SHARE, TOLD_FROM_S = 0.02, 120.0  # of the work, or seconds: the time 
 VERBOSE_LINE_S = 1.0  # seconds between two plain lines with -v
 BAR_REFRESH_S = 0.1
 REPORT_COLUMNS = 80
+MIN_COLUMNS = 30  # in which a report is readable at all
 # columns that a note, and the first column of a table, get before they are put below
 MIN_NOTE, MIN_NAME = 20, 24
 UNENCODABLE = "gpt.unencodable"  # name of the error handler of stdout and stderr
@@ -320,6 +321,11 @@ def columns(stream: Any) -> int:
     return os.get_terminal_size(stream.fileno()).columns or REPORT_COLUMNS  # 0 if unknown
 
 
+def report_columns() -> int:
+    """Return the columns of a report on stdout: REPORT_COLUMNS, or fewer of a narrow terminal."""
+    return max(MIN_COLUMNS, min(REPORT_COLUMNS, columns(sys.stdout)))
+
+
 def wrap_lines(text: str, width: int) -> str:
     """Return text with lines of at most `width` columns, if no word is longer.
 
@@ -408,7 +414,7 @@ def print_piece(piece: str) -> None:
 def print_rows(title: str, rows: list[Row], *, markdown: bool) -> None:
     """Print a report of sections: a title, then a name, a value and a note per line.
 
-    A note that does not fit into 80 columns goes on below itself, or below its value.
+    A note that does not fit into the columns goes on below itself, or below its value.
     """
     if markdown:
         typer.echo(f"**{title}**\n")
@@ -419,17 +425,18 @@ def print_rows(title: str, rows: list[Row], *, markdown: bool) -> None:
         print_table([["", "", ""], *cells], markdown=True)
         return
     print_lines(title)
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    room = report_columns()
+    edge = min(sum(max(len(row[column]) for row in rows) for column in (0, 1)) + 2, room)
     for name, value, note in rows:
-        line = f"{name:<{widths[0]}}  {value:>{widths[1]}}"
+        line = f"{name}  {value:>{max(edge - len(name) - 2, 0)}}"
         is_heading = not name.startswith(" ")
         if is_heading:
             typer.echo()
         left = len(line) + 2
-        if left + len(note) > REPORT_COLUMNS and REPORT_COLUMNS - left < MIN_NOTE:
+        if note and left + len(note) > room and room - left < MIN_NOTE:
             typer.echo(styled(line.rstrip(), bold=is_heading))
             line, left = "", 4
-        first, *more = textwrap.wrap(note, REPORT_COLUMNS - left) or [""]
+        first, *more = textwrap.wrap(note, max(room - left, 1)) or [""]
         line = f"{line:<{left - 2}}"
         line = styled(line if note else line.rstrip(), bold=is_heading)
         typer.echo(line + (styled("  " + first, dim=True) if note else ""))
@@ -440,7 +447,7 @@ def print_rows(title: str, rows: list[Row], *, markdown: bool) -> None:
 def print_table(rows: list[list[str]], *, markdown: bool) -> None:
     """Print a table; its first row is the header, its first column is aligned left.
 
-    A table wider than 80 columns has its first column wrapped, or its other columns one group below
+    A table that is too wide has its first column wrapped, or its other columns one group below
     the other, each with the first.
     """
     if markdown:
@@ -450,10 +457,11 @@ def print_table(rows: list[list[str]], *, markdown: bool) -> None:
                 typer.echo("|---" + "|---:" * (len(row) - 1) + "|")
         return
     first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for at, end in _column_groups(min(first, MIN_NAME), widths):
+    most = report_columns()
+    for at, end in _column_groups(min(first, MIN_NAME), widths, most):
         if at:
             typer.echo()
-        room = REPORT_COLUMNS - sum(widths[at:end]) - (end - at)
+        room = most - sum(widths[at:end]) - (end - at)
         left = min(first, max(room, MIN_NAME))
         for number, (name, *others) in enumerate(rows):
             cells = zip(others[at:end], widths[at:end], strict=True)
@@ -463,12 +471,14 @@ def print_table(rows: list[list[str]], *, markdown: bool) -> None:
                 typer.echo(styled(text, bold=number == 0))
 
 
-def _column_groups(first: int, widths: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of the groups of columns that fit next to one of the width `first`."""
+def _column_groups(first: int, widths: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the groups of columns that fit into `most` next to one of the width
+    `first`.
+    """
     at = 0
     while at < len(widths) or at == 0:
         end, used = at, first
-        while end < len(widths) and (end == at or used + 1 + widths[end] <= REPORT_COLUMNS):
+        while end < len(widths) and (end == at or used + 1 + widths[end] <= most):
             used += 1 + widths[end]
             end += 1
         yield at, end
@@ -476,8 +486,8 @@ def _column_groups(first: int, widths: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def print_lines(text: str, **style: bool) -> None:
-    """Print a paragraph, wrapped at 80 columns; long words such as addresses are not broken."""
-    for line in wrap_lines(text, REPORT_COLUMNS).splitlines():
+    """Print a paragraph, wrapped; long words such as addresses are not broken."""
+    for line in wrap_lines(text, report_columns()).splitlines():
         typer.echo(styled(line, **style))
 
 

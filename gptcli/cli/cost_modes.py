@@ -63,7 +63,7 @@ from gptcli.cost.target import (
 )
 from gptcli.errors import InputError, UsageError, nearest
 from gptcli.model.config import ModelConfig, size_hint, size_names
-from gptcli.numbers import amount, counted, short
+from gptcli.numbers import amount, counted, gpu_time, short
 from gptcli.papers.models import GPT3_TRAINING
 
 ARTICLE_GPU = "v100"  # GPU of GPT-3's published estimate, with the speed and price of 2020
@@ -314,15 +314,34 @@ def list_affordable(options: dict[str, Any], output: OutputOptions) -> None:
         raise UsageError(
             "the price of this GPU is unknown", where="--budget", hint="set it with --price"
         )
-    sizes, gpu_hours = affordable(estimates, dollars=dollars, hours=hours)
+    bought, gpu_hours = affordable(estimates, dollars=dollars, hours=hours)
+    step = {estimate.name: estimate.batch_tokens or 1 for estimate in estimates}
+    sizes = [row for row in bought if row.tokens >= step[row.name]]
+    under_one_step = [row.name for row in bought if row.tokens < step[row.name]]
+    if not sizes:
+        closest = max(bought, key=lambda row: row.tokens / step[row.name])
+        takes = gpu_hours * step[closest.name] / closest.tokens
+        raise UsageError(
+            "buys less than one step of any size",
+            where=option("hours" if dollars is None else "budget"),
+            hint=f"a step of {closest.name} takes {gpu_time(takes)}",
+        )
     if output.json:
         listed = [row._asdict() for row in sizes]
-        print_json("cost", {"gpu_hours": gpu_hours, "sizes": listed, "unfit": unfit})
+        report = {"gpu_hours": gpu_hours, "sizes": listed, "unfit": unfit}
+        print_json("cost", report | {"under_one_step": under_one_step})
         return
     gpus = f"{cluster.count:,} {gpu_label(cluster)}"
     if assumed := _assumed(hardware):
         gpus += f" ({assumed})"
-    print_affordable(sizes, gpu_hours, gpus, markdown=output.markdown, unfit=unfit)
+    print_affordable(
+        sizes,
+        gpu_hours,
+        gpus,
+        markdown=output.markdown,
+        unfit=unfit,
+        under_one_step=under_one_step,
+    )
 
 
 def list_plans(options: dict[str, Any], output: OutputOptions) -> None:
@@ -422,8 +441,8 @@ def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     refuse_repeated("run", options.get("runs", []), "--fit")
     runs: list[RunResult] = []
     for path in options.get("runs", []):
-        is_table = path.suffix in SUFFIXES and path.is_file()
-        if path.is_file() and not is_table:
+        is_table = path.suffix in SUFFIXES and not path.is_dir()
+        if str(path) == "-" or (path.is_file() and not is_table):
             raise InputError(
                 "is neither a run folder nor a table of runs",
                 where=path,

@@ -93,9 +93,13 @@ def print_sizes(
     """Print a table of estimates, all on the same cluster; `unfit` has the fewest GPUs of those
     that do not fit.
     """
-    gpu = gpu_label(estimates[0].cluster) + (f", {assumed}" if assumed else "")
-    print_lines(f"{gpu}; FLOP by 6ND, of T5 by 3ND")
     cluster = estimates[0].cluster
+    print_lines(
+        f"{cluster.count:,} {gpu_label(cluster)}"
+        + (f", {assumed}" if assumed else "")
+        + "; FLOP by 6ND, of T5 by 3ND; memory to train, without activations"
+        + ("; needs: GPUs that hold the size" if unfit else "")
+    )
     if (
         cluster.gpu is not None
         and cluster.trainer is not None
@@ -208,8 +212,11 @@ def print_affordable(
     *,
     markdown: bool,
     unfit: Sequence[str] = (),
+    under_one_step: Sequence[str] = (),
 ) -> None:
-    """Print the sizes that `gpu_hours` can train, with tokens and predicted loss."""
+    """Print the sizes that `gpu_hours` can train, with tokens and predicted loss, and the names of
+    those that they cannot.
+    """
     print_lines(f"{gpu_time(gpu_hours)} on {cluster}, lowest loss first")
     rows = [["size", "tokens", "loss"]]
     for size in sizes:
@@ -219,6 +226,8 @@ def print_affordable(
     print_lines("loss: by Chinchilla as printed, in nats per token of its own text", dim=True)
     if unfit:
         print_lines(f"too large for these GPUs: {', '.join(unfit)}", dim=True)
+    if under_one_step:
+        print_lines(f"less than one step: {', '.join(under_one_step)}", dim=True)
     if any(size.loss is None for size in sizes):
         print_lines(f"outside: not in the law's range ({CHINCHILLA.range})", dim=True)
 

@@ -32,6 +32,7 @@ from gptcli.cost.step_time import DEFAULT_TRAINER, Trainer, check_trainer
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import counted
+from gptcli.settings import NUMBERS
 
 DEFAULT_N_CTX = 1024  # GPT-2's
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx", "vocab_size", "attention")
@@ -51,18 +52,11 @@ HARDWARE_FIELDS = (
 LAYOUT_FIELDS = ("layout", "micro_batch", "recompute", "precision", "batch_tokens", "trainer")
 # what the options may be, both ends included: beyond, no figure means anything
 LIMITS: dict[str, tuple[float, float]] = {
-    "gpus": (1, MAX_GPUS),
-    "tflops": (1e-6, 1e6),
-    "memory": (1e-3, 1e6),
-    "price": (1e-6, 1e6),
-    "hours": (1e-3, 1e7),
-    "server": (1, 10),
-    "pue": (1, 10),
-    "carbon": (0, 10),
-    "micro_batch": (1, 1e6),
-    "batch_tokens": (1, 1e12),
-    "tokens": (1, 1e18),
-    "flops": (1, 1e36),
+    name: (NUMBERS[name].low, NUMBERS[name].high)
+    for name in (
+        *("gpus", "tflops", "memory", "price", "hours", *POWER_FIELDS),
+        *("micro_batch", "batch_tokens", "tokens", "flops"),
+    )
 }
 
 

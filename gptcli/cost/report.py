@@ -287,10 +287,14 @@ def serving_rows(run: Serving, gpu: Gpu) -> list[Row]:
     price = "price unknown"
     if run.dollars_per_million is not None:
         price = f"{dollars(run.dollars_per_million)} per million tokens"
+    on, of = f"on {run.gpus:,} {gpu.name}", ""
+    if run.replicas > 1:
+        of = ", of each replica"
+        on += f", {run.replicas:,} replicas of {run.gpus // run.replicas:,}"
     return [
         ("Sequences", f"{run.batch:,}", f"of {run.prompt:,} + {counted(run.output, 'token')}"),
-        ("  weights", in_bytes(run.weight_bytes), run.precision),
-        ("  KV cache", in_bytes(run.cache_bytes), f"on {run.gpus:,} {gpu.name}"),
+        ("  weights", in_bytes(run.weight_bytes), f"{run.precision}{of}"),
+        ("  KV cache", in_bytes(run.cache_bytes), on),
         ("  first token after", scaled(run.first_token_seconds, TIME, 3), ""),
         ("  each further token", scaled(run.token_seconds, TIME, 3), ""),
         ("  tokens/s", figure(run.tokens_per_second, 3), price),
@@ -309,8 +313,7 @@ def sizes_table(estimates: list[Estimate], unfit: dict[str, int] | None = None) 
     """
     least = min(estimate.gpu_hours for estimate in estimates)
     size, unit = unit_for(least * 3600, GPU_TIME, MIN_SHOWN)
-    columns = ["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "to train"]
-    rows = [[*columns, f"on {estimates[0].cluster.count:,}"]]
+    rows = [["size", "params", "tokens", "FLOP", "PF-days", unit, "dollars", "memory", "time"]]
     for estimate in estimates:
         report = estimate.as_dict()
         rows.append(

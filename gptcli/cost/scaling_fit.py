@@ -268,8 +268,15 @@ def _warnings(
     intervals: dict[str, tuple[float, float]],
     others: Sequence[OtherForm],
 ) -> tuple[str, ...]:
-    """Return what the runs do not decide: the form of the law, and its floor."""
+    """Return what is strange about the runs, and what they do not decide: the form of the law, and
+    its floor.
+    """
     found = []
+    if again := len(runs) - len({(run.parameters, run.tokens, run.loss) for run in runs}):
+        found.append(
+            f"{counted(again, 'run')} of {len(runs)} repeat the size, tokens and loss of another: "
+            "the same run counted twice narrows the intervals"
+        )
     if rising := [name for name in EXPONENTS if intervals.get(name, (0, 1))[1] < 0]:
         found.append(
             f"the loss grows with compute, parameters or tokens ({', '.join(rising)} below 0): no "

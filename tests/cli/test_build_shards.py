@@ -74,6 +74,18 @@ def test_short_documents_are_pointed_out(corpus: Path, gpt: Gpt) -> None:
     assert "documents are short" not in gpt(*words, "long", "--documents", "file").stdout
 
 
+def test_the_result_fits_a_narrow_terminal(
+    corpus: Path, gpt_here: Gpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.cli.console.columns", lambda stream: 40)
+    (corpus / "lines.txt").write_text("one short line\n\n" * 200)
+    words = ("build-shards", "lines.txt", "--tokenizer", "tokenizer.json", "--documents", "line")
+    plan = gpt_here(*words, "--dry-run").stdout
+    result = gpt_here(*words, "--workers", "1").stdout
+    for told in (plan[plan.index("\ncpu ") :], result):
+        assert max(map(len, told.splitlines())) <= 40, told
+
+
 def test_text_becomes_shards(corpus: Path, gpt: Gpt) -> None:
     done = gpt(*ARGUMENTS)
     manifest = read_manifest(corpus / "shards")

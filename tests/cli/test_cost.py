@@ -24,6 +24,7 @@ from gptcli.cli.cost import (
     select_mode,
 )
 from gptcli.cli.options import number
+from gptcli.cost.scaling_fit import COVERAGE_OF_FEW, MIN_JOINT_RUNS
 from gptcli.cost.target import OTHER_FAMILIES
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
@@ -211,7 +212,7 @@ def test_table_has_every_size(gpt: Any) -> None:
     assert [line.split()[0] for line in text.splitlines()[2 : 2 + len(MODELS)]] == [
         model.name for model in MODELS
     ]
-    assert "on 64" in text
+    assert text.startswith("64 a100; ")
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -268,13 +269,17 @@ def test_table_takes_tokens(gpt: Any) -> None:
         (["--size", ""], ["--size: the value is empty"]),
         (["--trainer", "megatrn"], ["unknown trainer 'megatrn'", "megatron"]),
         (["--size", "1.3B", "--tokens", "1e300"], ["--tokens: 1e300 is out of range"]),
-        (["--flops", "1e55"], ["--flops: 1e+55 is out of range"]),
-        (["--size", "gpt2", "--price", "1e14"], ["--price: 1e+14 is out of range"]),
+        (["--flops", "1e55"], ["--flops: 1e55 is out of range"]),
+        (["--size", "gpt2", "--price", "1e14"], ["--price: 1e14 is out of range"]),
         (
             ["--n-layer", "10M", "--n-head", "1", "--d-model", "8"],
             ["--n-layer: 10M is out of range"],
         ),
         (["--check", "--size", "gpt2"], ["--check cannot be combined with --size"]),
+        (["--hours", "1e-9"], ["--hours: 1e-9 is out of range", "at least 0.001"]),
+        (["--budget", "1e-9"], ["--budget buys less than one step of any size", "a step of gpt"]),
+        (["--hours", "0.001", "--tflops", "1e-6"], ["--hours buys less than one step"]),
+        (["--gpus", "1e9"], ["--gpus: 1e9 is out of range", "at most 1,000,000\n"]),
         (["--goodput", "1.2"], ["--goodput: 1.2 is out of range"]),
         (
             ["--size", "175B", "--gpu", "a100", "--gpus", "4", "--plan"],
@@ -476,6 +481,19 @@ def test_budget_in_dollars_and_hours(gpt: Any) -> None:
     assert report(gpt, "--hours", 3, "--gpu", "h100")["gpu_hours"] == pytest.approx(3)
 
 
+def test_a_size_of_which_the_time_buys_no_step_is_left_out_with_a_word(gpt: Any) -> None:
+    """3.6 seconds of an H100 are enough for a step of the small sizes alone."""
+    got = report(gpt, "--hours", "0.001", "--gpu", "h100")
+    listed = {row["name"] for row in got["sizes"]}
+    assert "gpt2" in listed
+    assert "gpt3" in got["under_one_step"]
+    assert not listed & {*got["under_one_step"]}
+    assert min(row["tokens"] for row in got["sizes"]) >= 100_000
+    text = " ".join(gpt("cost", "--hours", "0.001", "--gpu", "h100").stdout.split())
+    assert f"less than one step: {', '.join(got['under_one_step'])}" in text
+    assert report(gpt, "--hours", 100, "--gpu", "h100")["under_one_step"] == []
+
+
 def test_energy_of_gpt3_agrees_with_patterson_et_al(gpt: Any) -> None:
     """Patterson et al. 2021, Table 4: 14.8 days of 10,000 V100 at 24.6 TFLOP/s drew 1,287 MWh and
     emitted 552 t.
@@ -567,6 +585,21 @@ def test_fit_predicts_a_run_and_a_planned_model(gpt: Any, tmp_path: Path) -> Non
     assert "--tokens needs a model" in gpt("cost", "--fit", *runs, "--tokens", "1M", code=2).stderr
 
 
+def test_a_fit_names_rows_by_file_and_counts_those_that_repeat(gpt: Any, tmp_path: Path) -> None:
+    rows = ["1e6,2e7,4.5", "2e6,4e7,4.25", "4e6,8e7,4.02"]
+    (tmp_path / "one.csv").write_text("\n".join(["N,D,loss", *rows]))
+    (tmp_path / "two.csv").write_text("\n".join(["N,D,loss", *rows[:2], "8e6,16e7,3.8"]))
+    got = report(gpt, "--fit", "one.csv", "two.csv")
+    assert [run["name"] for run in got["runs"]] == [
+        *("one.csv:2", "one.csv:3", "one.csv:4", "two.csv:2", "two.csv:3", "two.csv:4"),
+    ]
+    assert any("2 runs of 6 repeat the size, tokens and loss" in text for text in got["warnings"])
+    assert "warning: 2 runs of 6 repeat" in gpt("cost", "--fit", "one.csv", "two.csv").stdout
+    missing = gpt("cost", "--fit", "nosuch.csv", code=2).stderr
+    assert missing.startswith("gpt: nosuch.csv: no such table of runs\n")
+    assert "neither a run folder nor a table of runs" in gpt("cost", "--fit", "-", code=2).stderr
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -602,10 +635,27 @@ def test_other_families_are_found_by_name(gpt: Any) -> None:
     assert got["memory_bytes"]["training"] == 16 * 11_000_000_000
 
 
+def test_seconds_of_a_run_are_rounded_as_its_gpu_seconds(gpt: Any, tmp_path: Path) -> None:
+    text = gpt("cost", "--flops", "1.08e15", "--gpu", "h100", "--tflops", "361").stdout
+    assert figure(text, "GPU-seconds") == "2.992"
+    assert re.search(r"on 1 h100 +3 s$", text, re.MULTILINE)
+
+
 def test_inference_is_in_the_report(gpt: Any) -> None:
     got = report(gpt, "--size", "175B", "--gpu", "a100")["inference"]
     assert got["decode_bytes"] == 2 * 174_604_259_328 + 2048 * 4_718_592
     assert got["tokens_per_second"] == pytest.approx(got["gpus"] * 2039e9 / got["decode_bytes"])
+
+
+def test_a_model_is_served_on_gpus_that_divide_its_heads(gpt: Any) -> None:
+    text = gpt("cost", "--size", "175B", "--serve", 16, "--gpu", "h100").stdout
+    assert re.search(r"KV cache +155 GB +on 8 h100$", text, re.MULTILINE)
+    text = gpt("cost", "--size", "175B", "--serve", 1000, "--gpu", "h100").stdout
+    assert re.search(r"KV cache +9.66 TB +on 144 h100, 3 replicas of 48$", text, re.MULTILINE)
+    got = report(gpt, "--size", "175B", "--serve", 1000, "--gpu", "h100")
+    assert (got["gpus"], got["replicas"]) == (144, 3)
+    text = gpt("cost", "--size", "175B", "--gpu", "a100", "--explain").stdout
+    assert "decoding, at most = GPUs x bandwidth / bytes = 6 x" in text
 
 
 def test_explain_fills_numbers_into_formulas(gpt: Any) -> None:
@@ -768,7 +818,8 @@ def test_a_model_without_metrics_is_priced(gpt: Any, tmp_path: Path) -> None:
         ["--flops", "1e36"],
         ["--flops", "1"],
         ["--budget", "1e15"],
-        ["--hours", "1e15"],
+        ["--hours", "1e7"],
+        ["--hours", "0.001"],
         ["--serve", "1e9", "--size", "175B"],
         ["--optimal", "1e36"],
         ["--optimal", "1"],
@@ -781,6 +832,34 @@ def test_reports_fit_80_columns_at_any_scale(words: list[str], gpt: Any) -> None
     lines = gpt("cost", *words).stdout.splitlines()
     assert lines
     assert max(len(line) for line in lines if not line.startswith("gpt train ")) <= REPORT_COLUMNS
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--size", "175B"],
+        ["--table"],
+        ["--table", "--gpus", "8", "--gpu", "v100"],
+        ["--hours", "24"],
+        ["--optimal", "1e22"],
+        ["--serve", "1000", "--size", "175B"],
+        ["--check"],
+        ["--gpu", "list"],
+    ],
+    ids=" ".join,
+)
+def test_reports_fit_a_narrow_terminal(
+    words: list[str], gpt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = gpt("cost", *words).stdout
+    monkeypatch.setattr("gptcli.cli.console.columns", lambda stream: 40)
+    narrow = gpt("cost", *words).stdout
+    assert max(map(len, narrow.splitlines())) <= 40
+    assert {*wide.split()} <= {*narrow.split()}, "nothing is lost"
+    if words[0] == "--size":
+        assert narrow.count("\n\n") == wide.count("\n\n")
+    monkeypatch.setattr("gptcli.cli.console.columns", lambda stream: 300)
+    assert gpt("cost", *words).stdout == wide
 
 
 def test_the_list_of_gpus_marks_whose_speed_is_measured(gpt: Any) -> None:
@@ -799,3 +878,50 @@ def test_the_list_of_gpus_marks_whose_speed_is_measured(gpt: Any) -> None:
     assert "no published run on h20 was compared" in table
     sizes = report(gpt, "--table", "--gpu", "h20")["sizes"]
     assert {row["speed_evidence"] for row in sizes} == {"family"}
+
+
+PAGE = Path(__file__).parents[2] / "examples" / "docs" / "pages" / "how-to" / "cost.md"
+LLAMA_8B = (
+    "--shape llama --n-layer 32 --n-head 32 --d-model 4096 --n-kv-head 8 --d-ff 14336 "
+    "--vocab-size 128256 --n-ctx 8192 --tokens 15T --gpu h100 --trainer megatron"
+)
+
+
+def test_the_page_on_costs_has_the_figures_of_the_command(gpt: Any) -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    article = re.search(r"gpt cost (--flops 3\.14e23 .*?) ```", page)
+    assert article
+    text = gpt("cost", *article[1].split()).stdout
+    assert f"{figure(text, 'GPU-years')} GPU-years and {figure(text, 'dollars')}" in page
+    hours = [
+        report(gpt, *LLAMA_8B.split(), "--gpus", gpus, "--batch-tokens", batch)["gpu_hours"]
+        for gpus, batch in ((1024, "4M"), (4096, "4M"), (4096, "16M"))
+    ]
+    few, many, large = (f"{value / 1e6:.2f}M" for value in hours)
+    assert f"at {few} on 1,024 H100 and {many} on 4,096, with 16M at {large} on 4,096" in page
+
+
+def test_the_page_on_costs_has_the_errors_of_the_check(gpt: Any) -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    found = report(gpt, "--check")
+    (whole,) = (row for row in found["sources"] if row["source"] == "all")
+    (on_cpu,) = (row for row in found["memory_sources"] if row["source"].endswith("on a CPU"))
+    worst = {
+        row["source"]: f"{row['unseen_worst']:.0%}".replace("%", " %") for row in found["sources"]
+    }
+    for claim in (
+        f"fitted to {whole['runs']} published ones",
+        f"a median error of {whole['unseen_median']:.0%}".replace("%", " %"),
+        f"of {on_cpu['runs']} runs on a CPU",
+        f"MLPerf's worst by {worst['MLPerf']}",
+        f"a shape of llm-foundry by {worst['llm-foundry']}",
+        f"SimuMax's smallest batches by {worst['SimuMax']}",
+    ):
+        assert claim in page
+
+
+def test_the_page_on_costs_says_when_a_fit_warns_of_its_intervals() -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    low, high = (f"{share(COVERAGE_OF_FEW.values()):.0%}" for share in (min, max))
+    assert [*COVERAGE_OF_FEW] == [*range(MIN_JOINT_RUNS, 10)] == [6, 7, 8, 9]
+    assert f"of six to nine runs in {low[:-1]} to {high[:-1]} %, and a warning says so" in page

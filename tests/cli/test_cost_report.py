@@ -110,9 +110,13 @@ def test_table_of_sizes(capsys: pytest.CaptureFixture[str]) -> None:
         PLAIN,
     )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "a100; FLOP by 6ND, of T5 by 3ND"
+    assert lines[0] == "8 a100; FLOP by 6ND, of T5 by 3ND; memory to train, without activations"
+    assert lines[1].split()[-2:] == ["memory", "time"]
     assert lines[3].split()[:5] == ["T5-3B", "3B", "1T", "9.00e21", "104"]
-    assert "on 8" in lines[1]
+    print_sizes([priced("gpt2", gpu="a100")], PLAIN, unfit={"gpt2": 4})
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines[:2]).endswith("; needs: GPUs that hold the size")
+    assert lines[3].endswith(" needs 4")
 
 
 def runs() -> list[RunResult]:

@@ -38,9 +38,9 @@ def test_bytes_of_gpt2() -> None:
 
 def test_many_gpus_read_together() -> None:
     run = inference(ModelConfig.from_paper(find_size("175B")), find_gpu("a100"))
-    assert run.gpus == 5
-    assert run.tokens_per_second == pytest.approx(5 * 2039e9 / run.decode_bytes)
-    assert run.prefill_seconds == pytest.approx(run.prefill_flops / 5 / 312e12)
+    assert run.gpus == 6, "five hold it, but do not divide its 96 heads"
+    assert run.tokens_per_second == pytest.approx(6 * 2039e9 / run.decode_bytes)
+    assert run.prefill_seconds == pytest.approx(run.prefill_flops / 6 / 312e12)
 
 
 def test_a_band_spares_work_and_no_memory() -> None:
@@ -89,3 +89,40 @@ def test_more_than_a_context_is_refused() -> None:
     config = ModelConfig.from_paper(find_size("gpt2"))
     with pytest.raises(UsageError, match="more than a context of 1,024"):
         serving(config, A100, precision="bf16", prompt=1000, output=25)
+
+
+@pytest.mark.parametrize("name", ["gpt2-xl", "13B", "175B"])
+@pytest.mark.parametrize("gpu", ["h100", "a100-40gb", "b200"])
+@pytest.mark.parametrize("batch", [1, 16, 100, 5000])
+def test_gpus_of_a_replica_divide_the_heads_and_hold_its_share(
+    name: str, gpu: str, batch: int
+) -> None:
+    config, row = ModelConfig.from_paper(find_size(name)), find_gpu(gpu)
+    found = serving(config, row, precision="bf16", batch=batch)
+    each, rest = divmod(found.gpus, found.replicas)
+    share = -(-batch // found.replicas)
+    assert (rest, config.n_head % each) == (0, 0)
+    held = found.weight_bytes + found.cache_bytes // batch * share
+    assert held <= each * row.memory_bytes
+
+
+def test_gpt3_for_sixteen_needs_eight_h100() -> None:
+    found = serving(
+        ModelConfig.from_paper(find_size("175B")), find_gpu("h100"), precision="bf16", batch=16
+    )
+    assert (found.gpus, found.replicas) == (8, 1)
+
+
+def test_more_sequences_than_all_heads_hold_are_divided_between_replicas() -> None:
+    config = ModelConfig.from_paper(find_size("gpt2-xl"), n_head=1)
+    one = serving(config, A100, precision="bf16", batch=200)
+    many = serving(config, A100, precision="bf16", batch=200 * 10)
+    assert (one.gpus, one.replicas, many.gpus, many.replicas) == (1, 1, 9, 9)
+    assert many.tokens_per_second == pytest.approx(9 * one.tokens_per_second, rel=0.15)
+
+
+def test_a_model_larger_than_a_gpu_for_each_head_is_refused() -> None:
+    config = ModelConfig.from_paper(find_size("175B"), n_head=1)
+    with pytest.raises(UsageError, match="1 a100, one for each head, cannot hold the 3"):
+        serving(config, A100, precision="bf16")
+    assert inference(config, A100).gpus is None

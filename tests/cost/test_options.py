@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from gptcli.cost.cluster import MAX_GPUS
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Offer, published_offers
-from gptcli.cost.options import DEFAULT_GPU, HardwareOptions
+from gptcli.cost.options import DEFAULT_GPU, LIMITS, HardwareOptions
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
+from gptcli.settings import NUMBERS
 
 MODEL = ModelConfig.from_paper(find_size("1.3B"))
 FLOPS = flops_per_token(MODEL, "6N") * 300e9
@@ -144,3 +146,8 @@ def test_more_replicas_than_sequences_are_refused_as_by_the_trainer() -> None:
     options = HardwareOptions(gpu="h100", layout="dp=4096")
     with pytest.raises(UsageError, match="reads 4,096 sequences at a time, but a batch is 512"):
         options.cluster(MODEL, FLOPS, 512)
+
+
+def test_a_limit_is_the_same_on_the_command_line_and_in_python() -> None:
+    assert {name: (NUMBERS[name].low, NUMBERS[name].high) for name in LIMITS} == LIMITS
+    assert LIMITS["gpus"] == (1, MAX_GPUS)

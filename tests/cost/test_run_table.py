@@ -48,8 +48,14 @@ def test_the_header_tells_how_columns_are_separated(
         ("N,D,loss\n1e6,x,3\n", ":2: tokens is 'x'"),
         ("\n\nN,D,loss\n1e6,x,3\n", ":4: tokens is 'x'"),
         ("\n1,2\n1e6,x,3\n", ":2: the first line names no column"),
-        ("N,loss\n1e6,3\n", ":2: a row of parameters, loss"),
-        ("N,D\n1e6,3\n", ":2: a row of parameters, tokens"),
+        (
+            "N,loss\n1e6,3\n",
+            ":2: no tokens or flops; the header has no such column (it has N, loss)",
+        ),
+        ("loss\n3\n", ":2: no parameters, tokens or flops; the header has no such column"),
+        ("N,D,L\n1e6,3,4\n", ":2: no loss; the header has no such column (it has N, D, L)"),
+        ("N,D,loss\n1e6,3,4\n2e6,,4.1\n", ":3: tokens is empty"),
+        ("N,D,loss\n1e6,3\n", ":2: loss is empty"),
         ("N,D,loss\n", "no runs"),
         ("", "no runs"),
     ],
@@ -62,15 +68,42 @@ def test_a_row_that_is_none_is_named(tmp_path: Path, text: str, message: str) ->
     assert message in str(caught.value)
     assert caught.value.hint
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a table of runs"):
+    with pytest.raises(InputError, match="UTF-16"):
         read_run_table(path)
+
+
+def test_a_row_without_a_name_is_called_by_its_file_and_line(tmp_path: Path) -> None:
+    for name in ("one.csv", "two.csv"):
+        path = tmp_path / name
+        path.write_text("N,D,loss\n1e6,2e7,4.5\n\n1e6,4e7,4.25\n")
+        assert [run.name for run in read_run_table(path)] == [f"{path}:2", f"{path}:4"]
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "runs.jsonl"])
+def test_bytes_that_are_no_text_are_told_in_plain_words(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\xe6\x91\xf3" * 20)
+    with pytest.raises(InputError, match="not valid UTF-8 at byte 0") as caught:
+        read_run_table(path)
+    assert "codec" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_missing_table_is_called_a_table(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").touch()
+    with pytest.raises(InputError, match=r"run.csv: no such table of runs") as caught:
+        read_run_table(tmp_path / "run.csv")
+    assert str(caught.value.hint).startswith("did you mean")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"N": true, "D": 1e8, "loss": 3}', "parameters is true"),
-        ("[" * 100_000, "not a table of runs"),
+        ("[" * 100_000, ":1: not readable JSON"),
+        ('{"N": 1,', ":1: not valid JSON"),
+        ('{"N": 1, "D": 2, "L": 3}', r":1: no loss; the line has no such field \(it has N, D, L\)"),
+        ("5", ":1: no loss; the line has no such field"),
         ('{"N": 1' + "0" * 400 + ', "D": 1e8, "loss": 3}', "not a positive number"),
     ],
 )

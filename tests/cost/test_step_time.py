@@ -82,6 +82,12 @@ def test_published_runs(real_data: Path) -> None:
     assert len(factors) == 20
     assert statistics.median(factors) <= 1.2
     assert 0.75 <= statistics.fmean(inside) <= 0.9
+    page = Path(__file__).parents[2] / "examples" / "docs" / "pages" / "how-to" / "cost.md"
+    within = sum(factor <= 1.3 for factor in factors)
+    assert (
+        f"20 published ones, the median is off by a factor of {statistics.median(factors):.2f}, "
+        f"{within} are within 1.3, and {sum(inside)} in the printed range."
+    ) in " ".join(page.read_text(encoding="utf-8").split())
 
 
 def test_parts_add_up_to_the_speed() -> None:
