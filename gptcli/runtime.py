@@ -129,6 +129,25 @@ def has_fast_bf16() -> bool:
     return "avx512_bf16" in features and not hides_amx
 
 
+def separate_compiler_cache(capability: str) -> None:
+    """Give torch.compile a cache for CPUs of this capability, such as "AVX2", unless the environment
+    names one. Call this before the first compilation.
+
+    Its key lacks what the CPU's code was made for: code for vectors of 16 numbers, compiled again
+    where they have 8, writes past its arrays. A machine that was moved, or ATEN_CPU_CAPABILITY, is
+    enough (seen with torch 2.13).
+    """
+    import getpass
+    import tempfile
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a number without a name, as in containers
+        user = str(os.getuid())
+    name = re.sub(r"\W", "_", f"torchinductor_{user}_{capability}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), name)))
+
+
 def _cpu_facts() -> dict[str, str]:
     """Return what Linux says about the last of the CPU's cores; nothing elsewhere."""
     try:

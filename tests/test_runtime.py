@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pwd
 import warnings
 from pathlib import Path
 
@@ -272,3 +273,22 @@ def test_a_system_without_cpuinfo_has_no_features(monkeypatch):
     finally:
         monkeypatch.undo()
         runtime.processor.cache_clear()
+
+
+def test_each_kind_of_cpu_has_its_own_compiled_code(monkeypatch):
+    """Unless the user has named a folder. A container's user may have no name."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    folders = set()
+    for user in ("someone", None):
+        monkeypatch.setattr(pwd, "getpwuid", lambda _, names={0: [user]} if user else {}: names[0])
+        for capability in ("AVX2", "AVX512"):
+            monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+            runtime.separate_compiler_cache(capability)
+            runtime.separate_compiler_cache("another")
+            folders.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+            assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith(f"_{capability}")
+    assert len(folders) == 4
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    runtime.separate_compiler_cache("AVX2")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
