@@ -28,8 +28,8 @@ BLOCK_RECORDS = 1 << 10
 
 EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY = "empty file", "not a page", "undecodable body"
 LEFT_OUT, PART_OF_RECORD = "left out of an archive", "segment of a record"
-ZERO_BYTES = "zero bytes"
-NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT, PART_OF_RECORD)
+ZERO_BYTES, ZERO_CELL = "zero bytes", "zero bytes in a cell"
+NON_FATAL_ERRORS = (EMPTY_FILE, NOT_A_PAGE, UNDECODABLE_BODY, LEFT_OUT, PART_OF_RECORD, ZERO_CELL)
 """Error kinds that are counted and never stop a build."""
 
 MAX_DEPTH = 1000  # of tags; browsers keep 512

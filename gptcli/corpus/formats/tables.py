@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from gptcli.corpus.documents import (
     BLOCK_RECORDS,
-    ZERO_BYTES,
+    ZERO_CELL,
     Document,
     FileRange,
     Reader,
@@ -21,7 +21,7 @@ from gptcli.corpus.documents import (
 )
 from gptcli.corpus.formats.json_files import field_of
 from gptcli.corpus.inputs import file_suffixes, open_input
-from gptcli.encodings import LOST_HINT, lost_bytes
+from gptcli.encodings import lost_bytes
 from gptcli.errors import InputError, install_hint
 from gptcli.files import temporary_room
 from gptcli.numbers import counted
@@ -142,7 +142,7 @@ def _batch_documents(batch: Any, field: str, name: str, first: int) -> Iterator[
             yield bad_document("not valid UTF-8", "not valid UTF-8", where, number)
             continue
         if isinstance(text, str) and (what := lost_bytes(text)):
-            yield bad_document(ZERO_BYTES, what, where, number, LOST_HINT)
+            yield bad_document(ZERO_CELL, what, where, number)
         elif isinstance(text, str):
             yield Document(text, where, number, url if isinstance(url, str) else "")
         else:
