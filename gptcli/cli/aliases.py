@@ -123,8 +123,14 @@ def _if_false(option: str) -> Conversion:
     return lambda value, given: option if value.lower() in ("false", "0") else ""
 
 
+TASKS_ELSEWHERE = {"lambada_openai": "lambada", "openai_lambada": "lambada"}
+"""Names of other tools for tasks."""
+
+
 def _task(value: str, given: Given) -> str:
-    return "--list" if value in ("list", "list_tasks") else value
+    if value in ("list", "list_tasks"):
+        return "--list"
+    return ",".join(TASKS_ELSEWHERE.get(name, name) for name in value.split(","))
 
 
 def _data(value: str, given: Given) -> str:

@@ -184,6 +184,12 @@ def translate(
     if any(map(counts_steps, aliases)) and not {"--tokens", "--size"} - {*result.options}:
         # the command would choose a smaller batch for a run as short as that
         result.options.setdefault("--batch-tokens", batch_of_size(result.options))
+    depth = result.options.get("--n-layer") or ""
+    is_width_given = result.options.keys() & {"--size", "--d-model"}
+    if result.typed.get("--n-layer") == "--depth" and depth.isdecimal() and not is_width_given:
+        # nanochat's width follows from it, in heads of 128
+        result.add("--d-model", str(64 * int(depth)))
+        result.options.setdefault("--n-head", str(max(1, int(depth) // 2)))
     for option in DETERMINISTIC:
         if option in result.options:
             for other in SAMPLING:

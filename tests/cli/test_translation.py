@@ -37,6 +37,11 @@ def test_corrected_lines_have_only_our_options(command: str) -> None:
             "--max-steps 1000 --size gpt2",
             "gpt train --tokens 524288000 --size gpt2 --batch-tokens 524288",
         ),
+        (
+            "--depth=12 --batch-tokens 8k",
+            "gpt train --n-layer 12 --batch-tokens 8k --d-model 768 --n-head 6",
+        ),
+        ("--depth=12 --size gpt2", "gpt train --n-layer 12 --size gpt2"),
         ("--warmup-steps 100 --size 125M", "gpt train --warmup-tokens 52428800 --size 125M"),
         ("--warmup-ratio 0.01 --tokens 1M", "gpt train --warmup-tokens 10000 --tokens 1M"),
         ("--min-lr 6e-5 --lr 6e-4", "gpt train --min-lr-ratio 0.1 --lr 6e-4"),
