@@ -80,6 +80,9 @@ class ModelSource:
         return f"step {self.step:,} of {self.folder}{unfinished}"
 
 
+MAX_NAMED = 4  # models of a folder, in a message
+
+
 def is_finetuned(folder: Path) -> bool:
     """Tell whether a run folder contains a finished fine-tuned model."""
     return (folder / FINETUNE_REPORT).is_file()
@@ -334,7 +337,17 @@ def _folder(path: Path) -> tuple[str, str]:
         for config in path.glob(f"{depth}/config.json")
     )
     if inside:
-        return "contains no model itself", f"name one of the models in it: {', '.join(inside[:4])}"
+        # a run that has only begun has none yet
+        ready = [
+            each
+            for each in inside
+            if any(Path(each).glob(WEIGHT_FILES)) or step_folders(Path(each))
+        ]
+        others = len(ready or inside) - MAX_NAMED
+        names = ", ".join((ready or inside)[:MAX_NAMED]) + (
+            f" and {others} more" if others > 0 else ""
+        )
+        return "contains no model itself", f"name one of the models in it: {names}"
     if (found := next(iter(sorted(path.glob(f"*/{NANOGPT}"))), None)) is not None:
         return "contains no model itself", f"name the checkpoint of nanoGPT in it: {found}"
     if path.name == CHECKPOINTS and (path.parent / RUN_TOML).is_file():

@@ -171,6 +171,12 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "weights without a configuration": ({"m/model.safetensors": "x"}, "m", "no config.json"),
     "a LoRA adapter": ({"m/adapter_config.json": "{}", "m/adapter_model.safetensors": "x"}, "m", "LoRA adapter"),
     "a folder of runs": ({"runs/a/config.json": "{}", "runs/b/config.json": "{}"}, "runs", "name one of the models in it: runs/a, runs/b"),
+    "a folder of many runs, of which one has only begun": (
+        {f"runs/{name}/config.json": "{}" for name in "abcdefg"}
+        | {f"runs/{name}/model.safetensors": "x" for name in "acdefg"},
+        "runs",
+        "name one of the models in it: runs/a, runs/c, runs/d, runs/e and 2 more",
+    ),
     "the hub's cache": ({"models--a--b/snapshots/0/config.json": "{}"}, "models--a--b", "models--a--b/snapshots/0"),
     "a model that is not public": ({}, "gpt-4", "are not public; .* openai-community/gpt2-xl"),
     "an address": ({}, "https://huggingface.co/some-lab/tiny/tree/main", "is an address.*\n  name the model alone: some-lab/tiny$"),
