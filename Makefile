@@ -8,7 +8,7 @@ ifeq ($(origin PYTHON),undefined)
     $$python -c '$(NEW_ENOUGH)' 2> /dev/null && echo $$python && exit; done; echo python3)
 endif
 
-.PHONY: demo test check fmt bench docs man lock clean setup setup-dev
+.PHONY: demo test check help fmt bench docs man lock clean setup setup-dev
 .DEFAULT_GOAL := demo
 .NOTPARALLEL:
 
@@ -30,6 +30,10 @@ check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+## help: list the targets
+help:
+	@sed -n 's/^## //p' Makefile
 
 fmt: setup-dev
 	$(BIN)/ruff format .

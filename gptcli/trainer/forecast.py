@@ -145,7 +145,7 @@ def forecast_facts(forecast: Forecast, *, at_least: bool = False) -> dict[str, s
     """
     steps = (
         f"{'at least ' if at_least else ''}{forecast.steps:,} of "
-        f"{counted(forecast.batch_tokens, 'token')}"
+        f"{counted(min(forecast.batch_tokens, forecast.tokens), 'token')}"
     )
     passes = "no shards yet"
     if forecast.passes is not None:

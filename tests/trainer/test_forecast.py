@@ -10,7 +10,7 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest
 from gptcli.trainer import auto
 from gptcli.trainer.auto import process_memory
-from gptcli.trainer.forecast import disk_bytes, forecast
+from gptcli.trainer.forecast import disk_bytes, forecast, forecast_facts
 from gptcli.trainer.machine import Machine
 
 LARGE = Machine(
@@ -83,6 +83,11 @@ def test_a_run_that_gives_no_cause_for_warnings(foretell, make_run):
     run = make_run()
     assert found.memory_bytes == process_memory(run.model, Layout(), run.train, 4)
     assert (found.fits, found.warnings) == (True, ())
+
+
+def test_a_step_has_no_more_tokens_than_the_run(foretell):
+    found = foretell(tokens=640, batch_tokens=64_000)
+    assert forecast_facts(found)["steps"].startswith("1 of 640 tokens")
 
 
 def test_a_resumed_run_takes_the_time_of_its_rest(foretell):
