@@ -32,6 +32,12 @@ PIECE = 3200  # vocabulary entries per product of the head: gptcli.model.loss
 LIBRARIES = 470_000_000
 TOKENIZER = 1_100  # bytes of a tokenizer per entry of its vocabulary
 COMPILER = 90_000_000  # bytes of torch.compile's libraries
+# bytes of a process of several: threads and buffers of their connections, and what the heap gains
+# by these in some 40 steps
+CONNECTIONS = 45_000_000
+GATHERED = (
+    4  # bytes per parameter, of the blocks into which sharded weights and gradients go in turn
+)
 # share of the tensors of a step that are freed and found again only in part
 HEAP = 0.30
 # the same share with several micro-batches: the gradients of earlier ones, which stay, divide the
@@ -56,7 +62,7 @@ class CpuMemory(NamedTuple):
     heap: int
     """Freed memory that no other tensor fits into."""
     libraries: int
-    """Python, PyTorch and the tokenizer."""
+    """Python, PyTorch, the tokenizer and connections to other processes."""
 
     @property
     def total(self) -> int:
@@ -99,11 +105,16 @@ def cpu_memory(
             config, layout.tp, work.micro_batch, work.precision, work.recompute, fused=work.fused
         )
         heap += again * layers_of_stage(config.n_layer, layout.pp, 0)
+    if layout.shard > 1:
+        heap += GATHERED * config.parameters / (layout.pp * layout.tp)
     return CpuMemory(
         tensors=found.total + extra,
         checkpoint=4 * config.vocab_size * config.d_model,
         heap=round(heap),
-        libraries=LIBRARIES + TOKENIZER * config.vocab_size + COMPILER * compiled,
+        libraries=LIBRARIES
+        + TOKENIZER * config.vocab_size
+        + COMPILER * compiled
+        + CONNECTIONS * (layout.processes > 1),
     )
 
 

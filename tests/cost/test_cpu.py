@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gptcli.cost.cpu import (
     COMPILER,
+    CONNECTIONS,
+    GATHERED,
     HEAP,
     HEAP_OF_SEVERAL,
     LIBRARIES,
@@ -80,6 +82,16 @@ def test_selective_recomputation_of_several_micro_batches_frees_what_is_lost(
         temporary = tensors.activations + tensors.logits + tensors.workspace
         share = HEAP if rounds == 1 else HEAP_OF_SEVERAL
         assert found.heap == round(share * temporary + lost)
+
+
+def test_several_processes_take_connections_and_blocks_to_gather_in() -> None:
+    alone = cpu_memory(SMALL, Layout(), WORK)
+    for text, layout in ((text, parse_layout(text)) for text in ("dp=2", "tp=2", "shard=2")):
+        found, tensors = cpu_memory(SMALL, layout, WORK), rank_memory(SMALL, layout, WORK)
+        assert found.libraries == alone.libraries + CONNECTIONS
+        temporary = tensors.activations + tensors.logits + tensors.workspace
+        gathered = GATHERED * SMALL.parameters if text == "shard=2" else 0
+        assert found.heap == round(HEAP * temporary + gathered)
 
 
 def test_replicas_keep_the_buckets_of_their_gradients() -> None:
