@@ -100,8 +100,8 @@ class Raise(Answer):
     def __init__(self, until: str) -> None:
         """Say in `until` what the main thread may be waiting for."""
         self.until, self.late, self.over = until, False, False
-        self.raised = _thread.allocate_lock()
-        self.raised.acquire()
+        # interrupts raised, and signals answered: a thread that is late answers each of them
+        self.raised = self.answered = 0
 
     def __enter__(self) -> Self:
         self.before, sys.unraisablehook = sys.unraisablehook, self._again
@@ -127,19 +127,24 @@ class Raise(Answer):
         """Raise KeyboardInterrupt in the main thread."""
         if number != signal.SIGINT or self.over:
             super().note(number)
-        if self.raised.locked():
-            self.raised.release()
+        self.raised += 1
         raise KeyboardInterrupt
 
     def act(self, number: int) -> None:
         """Announce an interrupt that is delayed; end the process at the second one."""
         if number != signal.SIGINT or self.late:
             leave()
-        if not self.raised.acquire(timeout=RAISE_TIMEOUT_S):
-            if self.over:
-                leave()
-            self.late = True
-            write(2, f"\nstopping after {self.until}; a second Ctrl-C ends the session at once\n")
+        last = time.monotonic() + RAISE_TIMEOUT_S
+        while self.raised <= self.answered:
+            if time.monotonic() > last:
+                if self.over:
+                    leave()
+                self.late = True
+                until = f"stopping after {self.until}"
+                write(2, f"\n{until}; a second Ctrl-C ends the session at once\n")
+                return
+            time.sleep(0.01)
+        self.answered += 1
 
 
 class Cleanup:

@@ -353,6 +353,19 @@ def test_an_exception_that_a_destructor_drops_is_raised_again() -> None:
             pass
 
 
+def test_a_thread_that_is_late_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two interrupts have been raised, and the block is over, before the first is answered."""
+    monkeypatch.setattr("gptcli.interrupts.leave", lambda: pytest.fail("it ended the process"))
+    monkeypatch.setattr("gptcli.interrupts.RAISE_TIMEOUT_S", 0.0)
+    answer = Raise("a call")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            answer.note(signal.SIGINT)
+    answer.over = True
+    answer.act(signal.SIGINT)
+    answer.act(signal.SIGINT)
+
+
 def test_the_second_ctrl_c_of_a_busy_session_ends_it(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
