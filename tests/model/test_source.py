@@ -172,8 +172,10 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "a LoRA adapter": ({"m/adapter_config.json": "{}", "m/adapter_model.safetensors": "x"}, "m", "LoRA adapter"),
     "a folder of runs": ({"runs/a/config.json": "{}", "runs/b/config.json": "{}"}, "runs", "name one of the models in it: runs/a, runs/b"),
     "a folder of many runs, of which one has only begun": (
-        {f"runs/{name}/config.json": "{}" for name in "abcdefg"}
-        | {f"runs/{name}/model.safetensors": "x" for name in "acdefg"},
+        {
+            **{f"runs/{name}/config.json": "{}" for name in "abcdefg"},
+            **{f"runs/{name}/model.safetensors": "x" for name in "acdefg"},
+        },
         "runs",
         "name one of the models in it: runs/a, runs/c, runs/d, runs/e and 2 more",
     ),
