@@ -43,7 +43,7 @@ class _Row(NamedTuple):
     names: tuple[str, ...]
     """Columns of the table, or names of the JSON object, as written."""
     lack: str
-    """What a name that is not among them is missing from."""
+    """Message for a name that is not among them."""
 
 
 def read_run_table(path: Path) -> list[RunResult]:

@@ -48,6 +48,21 @@ def test_damage_is_an_error_wherever_it_is(suffix: str) -> None:
         decompressed(io.BytesIO(b"plain text, in no archive"), suffix, "a").read()
 
 
+def read_on(data: bytes, suffix: str) -> tuple[bytes, int]:
+    """Return what can be read of compressed data, and the number of damages on the way."""
+    stream, read, damages = decompressed(io.BytesIO(data), suffix, "a"), b"", 0
+    assert isinstance(stream, io.BufferedReader)
+    while True:
+        try:
+            piece = stream.read1()
+        except StreamDamageError:
+            damages += 1
+            continue
+        if not piece:
+            return read, damages
+        read += piece
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst", ".xz", ".lz4"])
 @pytest.mark.parametrize("size", [1, 4, 600, 70_000])
 def test_zeros_are_padding_where_the_standard_says_so(suffix: str, size: int) -> None:
@@ -60,17 +75,7 @@ def test_zeros_are_padding_where_the_standard_says_so(suffix: str, size: int) ->
         (first + bytes(size) + second, suffix == ".xz" and size % 4 == 0),
         (bytes(size) + first + second, False),
     ):
-        stream, read, damages = decompressed(io.BytesIO(data), suffix, "a"), b"", 0
-        assert isinstance(stream, io.BufferedReader)
-        while True:
-            try:
-                piece = stream.read1()
-            except StreamDamageError:
-                damages += 1
-                continue
-            if not piece:
-                break
-            read += piece
+        read, damages = read_on(data, suffix)
         assert read == TEXT
         assert damages == (not is_padding)
 
@@ -106,17 +111,7 @@ def test_a_header_that_skips_the_members_behind_it_costs_none_of_them() -> None:
             header = bytearray(members[at])
             header[3] = flag
             data = b"".join([*members[:at], bytes(header), *members[at + 1 :]])
-            stream, read, damages = decompressed(io.BytesIO(data), ".gz", "a"), b"", 0
-            assert isinstance(stream, io.BufferedReader)
-            while True:
-                try:
-                    piece = stream.read1()
-                except StreamDamageError:
-                    damages += 1
-                    continue
-                if not piece:
-                    break
-                read += piece
+            read, damages = read_on(data, ".gz")
             found = read.splitlines()
             missing = [n for n in range(3000) if n != at and b"member %d" % n not in found]
             assert not missing, (at, flag)

@@ -300,7 +300,7 @@ def test_an_archive_without_its_first_bytes_is_damaged(tmp_path: Path, ending: s
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n"])
 def test_two_records_that_became_one_are_counted(tmp_path: Path, end: bytes) -> None:
-    """What is removed goes from one to about the same place of the next."""
+    """Bytes are removed from one record up to about the same place of the next."""
     records = [
         record("response", page(number), f"http://a.com/{number}").removesuffix(b"\r\n\r\n") + end
         for number in range(4)
