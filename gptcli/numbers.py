@@ -90,6 +90,11 @@ def gpu_time(hours: float) -> str:
     return f"{figure(hours * 3600 / size)} {name}"
 
 
+def significant(value: float, digits: int = 5) -> float:
+    """Round to significant digits, so that no positive number becomes 0."""
+    return float(f"{value:.{digits}g}")
+
+
 def amount(value: float) -> str:
     """Format a count: 950, 4.5M, 300B, 2.25T; with k from 10,000 on."""
     rounded = abs(value) / 0.99995  # a value that rounds up to a unit is written in it

@@ -349,7 +349,7 @@ def process_start(pid: int) -> str:
 
 WARM_UP_ELEMENTS = 1 << 17
 """Elements of a warm-up call: enough for every thread to get a share."""
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 """Parameters of mallopt, from glibc's malloc.h."""
 
 
@@ -369,17 +369,32 @@ def warm_up_vector_math() -> None:
 
 
 def disable_malloc_trim() -> None:
-    """Make glibc keep large freed blocks for reuse; does nothing with another C library.
+    """Make glibc keep large freed blocks for reuse.
 
     glibc returns such blocks to the system by default, and a CPU then spends a tenth of its time or
     more on zeroed pages for the next tensors.
     """
+    _set_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
+
+
+def share_malloc_arena() -> None:
+    """Make threads that start from now on allocate from heaps that exist; only glibc's differ.
+
+    By default each thread has a heap of its own. What the threads of a connection have freed is
+    then lost for the tensors of a step: a sharded run grew by a third in 40 steps, and by half as
+    much in one heap (tests/benchmarks/LOG.md).
+    """
+    _set_malloc({M_ARENA_MAX: 1})
+
+
+def _set_malloc(values: dict[int, int]) -> None:
+    """Set parameters of glibc's malloc; does nothing with another C library."""
     import ctypes
 
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        for name, value in values.items():
+            libc.mallopt(name, value)
 
 
 def set_cuda_arithmetic(*, training: bool) -> None:

@@ -30,6 +30,7 @@ from gptcli.numbers import (
     rough_duration,
     scaled,
     short,
+    significant,
     unit_for,
 )  # fmt: skip
 
@@ -69,6 +70,14 @@ def test_a_figure_and_its_unit_give_the_value_back(units, value):
 def test_units_fall(units):
     sizes = [size for size, _ in units]
     assert sizes == sorted(sizes, reverse=True)
+
+
+@given(wide)
+def test_significant_digits_leave_every_size_what_it_is(value):
+    """A slow first step of a small run once had 0.0 TFLOP/s."""
+    assert significant(value) == pytest.approx(value, rel=1e-4)
+    assert significant(0.0) == 0.0
+    assert significant(1_234_567.8) == 1_234_600
 
 
 def test_zero_is_zero():

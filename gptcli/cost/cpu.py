@@ -20,7 +20,13 @@ from typing import NamedTuple
 
 from gptcli.cost.hardware import Gpu
 from gptcli.cost.layout import Layout, layers_of_stage
-from gptcli.cost.rank_memory import ELEMENT_BYTES, StepConfig, rank_memory, saved_by_layer
+from gptcli.cost.rank_memory import (
+    ELEMENT_BYTES,
+    StepConfig,
+    layer_parameters,
+    rank_memory,
+    saved_by_layer,
+)
 from gptcli.model.config import ModelConfig
 
 NAME = "cpu"
@@ -32,12 +38,12 @@ PIECE = 3200  # vocabulary entries per product of the head: gptcli.model.loss
 LIBRARIES = 470_000_000
 TOKENIZER = 1_100  # bytes of a tokenizer per entry of its vocabulary
 COMPILER = 90_000_000  # bytes of torch.compile's libraries
-# bytes of a process of several: threads and buffers of their connections, and what the heap gains
-# by these in some 40 steps
-CONNECTIONS = 45_000_000
-GATHERED = (
-    4  # bytes per parameter, of the blocks into which sharded weights and gradients go in turn
-)
+CONNECTIONS = 10_000_000  # bytes of a process of several: threads and buffers
+SHARDS = 35_000_000  # bytes more of a process with sharded weights
+# holes that gathered weights and their gradients leave in the heap of a sharded run after some
+# hundred steps, by gathered bytes of its layers; and bytes of a layer that fit into others' holes
+HOLES_OF_SHARDS = 8
+FITTING = 2_400_000
 # share of the tensors of a step that are freed and found again only in part
 HEAP = 0.30
 # the same share with several micro-batches: the gradients of earlier ones, which stay, divide the
@@ -106,7 +112,9 @@ def cpu_memory(
         )
         heap += again * layers_of_stage(config.n_layer, layout.pp, 0)
     if layout.shard > 1:
-        heap += GATHERED * config.parameters / (layout.pp * layout.tp)
+        gathered = ELEMENT_BYTES[work.precision] * layer_parameters(config, layout.tp)
+        layers = layers_of_stage(config.n_layer, layout.pp, 0)
+        heap += SHARDS + HOLES_OF_SHARDS * layers * max(0, gathered - FITTING)
     return CpuMemory(
         tensors=found.total + extra,
         checkpoint=4 * config.vocab_size * config.d_model,

@@ -32,7 +32,14 @@ from gptcli.events import SILENT, Events
 from gptcli.files import PARTIAL
 from gptcli.interrupts import LAUNCHED_BY_TORCHRUN
 from gptcli.numbers import counted
-from gptcli.runtime import ADDRESS, Launch, is_main_on_node, launch_environment, launched_processes
+from gptcli.runtime import (
+    ADDRESS,
+    Launch,
+    is_main_on_node,
+    launch_environment,
+    launched_processes,
+    share_malloc_arena,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -100,6 +107,8 @@ def join_group(run: Launchable, events: Events) -> RankContext:
     context = RankContext(device, launch.rank, launch.world_size, run.layout, timeout)
     if dist.is_initialized():
         return context
+    if device.type == "cpu":
+        share_malloc_arena()
     import_ahead()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",

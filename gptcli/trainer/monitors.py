@@ -20,7 +20,7 @@ from gptcli.cost.hardware import Precision, identify_gpu, peak_flops
 from gptcli.devices import gpu_memory_in_use
 from gptcli.errors import UsageError
 from gptcli.model.source import TRACE
-from gptcli.numbers import WEEK, amount, rough_duration
+from gptcli.numbers import WEEK, amount, rough_duration, significant
 from gptcli.runs.metrics import Line
 from gptcli.runs.record import read_provenance
 from gptcli.shards.order import Mixture
@@ -86,10 +86,12 @@ class Throughput(Callback):
         """Add the four metrics."""
         tokens_per_second = line["batch_tokens"] / result.seconds
         per_rank, peak = tokens_per_second / self.ranks, self.peak
-        line["tokens_per_second"] = round(tokens_per_second, 1)
-        line["tflops"] = round(self.flops * per_rank / 1e12, 4)
-        line["mfu"] = None if peak is None else round(self.flops * per_rank / peak, 5)
-        line["mfu_causal"] = None if peak is None else round(self.causal_flops * per_rank / peak, 5)
+        line["tokens_per_second"] = significant(tokens_per_second)
+        line["tflops"] = significant(self.flops * per_rank / 1e12)
+        line["mfu"] = None if peak is None else significant(self.flops * per_rank / peak)
+        line["mfu_causal"] = (
+            None if peak is None else significant(self.causal_flops * per_rank / peak)
+        )
 
 
 def _peak_flops(device: torch.device, precision: Precision) -> float | None:

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from gptcli.cost.cpu import (
     COMPILER,
     CONNECTIONS,
-    GATHERED,
+    FITTING,
     HEAP,
     HEAP_OF_SEVERAL,
+    HOLES_OF_SHARDS,
     LIBRARIES,
+    SHARDS,
     TOKENIZER,
     cpu_device,
     cpu_memory,
@@ -26,7 +28,13 @@ from gptcli.cost.cpu import (
 from gptcli.cost.hardware import Precision
 from gptcli.cost.layout import Layout, parse_layout
 from gptcli.cost.memory import RECOMPUTE, Recompute
-from gptcli.cost.rank_memory import StepConfig, loss_memory, rank_memory
+from gptcli.cost.rank_memory import (
+    ELEMENT_BYTES,
+    StepConfig,
+    layer_parameters,
+    loss_memory,
+    rank_memory,
+)
 from gptcli.model import loss
 from gptcli.model.config import ModelConfig
 from tests.small_runs import make_shards
@@ -84,14 +92,15 @@ def test_selective_recomputation_of_several_micro_batches_frees_what_is_lost(
         assert found.heap == round(share * temporary + lost)
 
 
-def test_several_processes_take_connections_and_blocks_to_gather_in() -> None:
+def test_several_processes_take_connections_and_holes_of_gathered_layers() -> None:
     alone = cpu_memory(SMALL, Layout(), WORK)
     for text, layout in ((text, parse_layout(text)) for text in ("dp=2", "tp=2", "shard=2")):
         found, tensors = cpu_memory(SMALL, layout, WORK), rank_memory(SMALL, layout, WORK)
         assert found.libraries == alone.libraries + CONNECTIONS
         temporary = tensors.activations + tensors.logits + tensors.workspace
-        gathered = GATHERED * SMALL.parameters if text == "shard=2" else 0
-        assert found.heap == round(HEAP * temporary + gathered)
+        gathered = layer_parameters(SMALL) * ELEMENT_BYTES[WORK.precision]
+        holes = SHARDS + HOLES_OF_SHARDS * SMALL.n_layer * (gathered - FITTING)
+        assert found.heap == round(HEAP * temporary + (holes if text == "shard=2" else 0))
 
 
 def test_replicas_keep_the_buckets_of_their_gradients() -> None:
