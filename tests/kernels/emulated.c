@@ -43,8 +43,7 @@ int main(void) {
     float *w = numbers(O * K), *b = numbers(O), *dw = numbers(O * K), *db = numbers(O);
     forward(x, w, b, y, z, N, K, O);
     show_halves("y", y, N * O), show_halves("gelu", z, N * O);
-    backward_x(y, w, x, dx, N, K, O);
-    backward_w(y, x, dw, db, N, K, O);
+    backward(y, x, w, x, dx, dw, db, N, K, O);
     show_halves("dx", dx, N * K), show("dw", dw, O * K), show("db", db, O);
 #elif defined(ATTENTION) || defined(ATTENTION_FP32)
 #ifdef FP32
