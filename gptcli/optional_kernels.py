@@ -7,10 +7,12 @@ PyTorch.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from gptcli.kernels import Kernel
@@ -93,6 +95,14 @@ def decode_step(model: GPT) -> DecodeStep | None:
     package = kernels()
     step: DecodeStep | None = None if package is None else package.decode_step(model)
     return step
+
+
+def adamw_kernel(tensors: Iterable[torch.Tensor]) -> ModuleType | None:
+    """Return `gptcli.kernels.adamw_kernel` if it can run on these tensors, otherwise None."""
+    if kernels() is None:
+        return None
+    module = importlib.import_module(f"{KERNELS}.adamw_kernel")
+    return module if module.supports(tensors) else None
 
 
 def spell_ids(vocab_size: int) -> Speller | None:

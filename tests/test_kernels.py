@@ -214,7 +214,7 @@ def test_the_sources_compile_for_processors_that_this_one_is_not() -> None:
     for name, needs in build.INSTRUCTION_SETS.items():
         if "asimd" in needs:
             continue
-        for source in ("attention", "attention_fp32", "decode", "head", "linear", "norm"):
+        for source in ("adamw", "attention", "attention_fp32", "decode", "head", "linear", "norm"):
             path = build.HERE / f"{source}.c"
             options = [*build.FLAGS[:-1], *build._flags(name), "-fsyntax-only", "-Werror"]
             words = [compiler, *options, str(path)]
@@ -228,7 +228,9 @@ EMULATED = {  # compiler and emulator of two instruction sets
 }
 
 
-@pytest.mark.parametrize("source", ["linear", "attention", "attention_fp32", "head", "norm"])
+@pytest.mark.parametrize(
+    "source", ["adamw", "linear", "attention", "attention_fp32", "head", "norm"]
+)
 def test_an_emulated_arm_computes_the_same(source: str, tmp_path: Path) -> None:
     """Compare NEON under an emulator with vectors of four numbers on this processor."""
     printed = {}

@@ -111,19 +111,17 @@ class Layer(torch.autograd.Function):
         ) = ctx.saved_tensors  # fmt: skip
         shape, dsum_NC = grads[0].shape, grads[0].reshape(x_NC.shape)
         dmlp_NC = dsum_NC.bfloat16()
-        of_out = linear_kernel.run_backward_w(dmlp_NC, after)
-        dbefore = linear_kernel.run_backward_x(dmlp_NC, out, before)
-        of_fc = linear_kernel.run_backward_w(dbefore, normed_2)
-        dnormed_2 = linear_kernel.run_backward_x(dbefore, fc)
+        dbefore, *of_out = linear_kernel.run_backward(dmlp_NC, after, out, before)
+        dnormed_2, *of_fc = linear_kernel.run_backward(dbefore, normed_2, fc)
         dsum_NC, dattention_NC, *of_norm_2 = norm_kernel.run_backward(
             dnormed_2, dsum_NC, x_NC, attention_NC, stats_2, gain_2
         )
-        of_proj = linear_kernel.run_backward_w(dattention_NC, heads.view(len(x_NC), -1))
-        dheads = linear_kernel.run_backward_x(dattention_NC, proj).view(heads.shape)
+        heads_NC = heads.view(len(x_NC), -1)
+        dheads_NC, *of_proj = linear_kernel.run_backward(dattention_NC, heads_NC, proj)
+        dheads = dheads_NC.view(heads.shape)
         dqkv = attention_kernel.run_backward(dheads, qkv, heads, log_sum, ctx.band)
         dqkv_NC = dqkv.view(len(x_NC), -1)
-        of_attn = linear_kernel.run_backward_w(dqkv_NC, normed_1)
-        dnormed_1 = linear_kernel.run_backward_x(dqkv_NC, attn)
+        dnormed_1, *of_attn = linear_kernel.run_backward(dqkv_NC, normed_1, attn)
         dx_NC, _, *of_norm_1 = norm_kernel.run_backward(
             dnormed_1, dsum_NC, x_NC, None, stats_1, gain_1
         )

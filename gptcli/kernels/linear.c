@@ -56,58 +56,80 @@ static void finish(const float *results, long step, const Target *t, long row, l
     }
 }
 
-/* Y = A . W^T or A . W: W is packed once; a block of rows of A stays in L2 while the panels of W are
-   streamed. */
-static int product(Source a, Source w, enum Along along, Target to) {
-    long tiles = over(a.columns, 32), panels = over(to.columns, PANEL), threads = omp_get_max_threads();
-    long block = least(most(1, BLOCK_BYTES / (tiles * PAIR * 2)), over(over(a.rows, PANEL), threads));
-    bf16 *right = aligned_alloc(64, (panels + threads * block) * tiles * PAIR * sizeof(bf16));
-    float *all_results = aligned_alloc(64, threads * block * GROUP * RESULTS * sizeof(float));
-    if (right && all_results)
-#pragma omp parallel num_threads(threads)
-    {
-        long first, last;
-        share(panels, &first, &last);
-        for (long j = first; j < last; j++) pack(&w, j, 0, tiles, RIGHT, along, right + j * tiles * PAIR);
-#pragma omp barrier
-        tiles_on();
-        bf16 *left = right + (panels + omp_get_thread_num() * block) * tiles * PAIR;
-        float *results = all_results + omp_get_thread_num() * block * GROUP * RESULTS;
-        share(over(a.rows, PANEL), &first, &last);
-        for (long i = first; i < last; i += block) {
-            long count = least(block, last - i);
-            for (long n = 0; n < count; n++) pack(&a, i + n, 0, tiles, LEFT, ROWS, left + n * tiles * PAIR);
-            for (long j = 0; j < panels; j++) {
-                for (long k = 0; k < tiles; k += STRETCH)
-                    for (long n = 0; n < count; n++) {
-                        const bf16 *part = right + (j * tiles + k) * PAIR;
-                        fetch_part(part + STRETCH * PAIR, STRETCH, n, count);
-                        float *sums = results + (j % GROUP * block + n) * RESULTS;
-                        multiply(left + (n * tiles + k) * PAIR, part, least(STRETCH, tiles - k), sums, k > 0);
-                    }
-                long column = j / GROUP * GROUP * PANEL, end = least((j + 1) * PANEL, to.columns);
-                if ((j + 1) % GROUP == 0 || j + 1 == panels)
-                    for (long n = 0; n < count; n++)
-                        finish(results + n * RESULTS, block * RESULTS, &to, (i + n) * PANEL, column, end);
-            }
-        }
-        tiles_off();
-        settle();
-    }
-    int done = right && all_results;
-    free(right);
-    free(all_results);
+/* Product Y = A . W^T or A . W: W is packed once; a block of rows of A stays in L2 while the panels of W
+   are streamed. */
+typedef struct {
+    Source a, w;
+    enum Along along; /* of W */
+    Target to;
+    long tiles, panels, block; /* of K; of W; of rows of A at a time */
+    bf16 *right;               /* W, then each thread's block of A */
+    float *results;            /* of each thread */
+} Product;
+
+static Product product_of(Source a, Source w, enum Along along, Target to) {
+    Product p = {a, w, along, to, over(a.columns, 32), over(to.columns, PANEL), 0, 0, 0};
+    const long threads = omp_get_max_threads();
+    p.block = least(most(1, BLOCK_BYTES / (p.tiles * PAIR * 2)), over(over(a.rows, PANEL), threads));
+    p.right = aligned_alloc(64, (p.panels + threads * p.block) * p.tiles * PAIR * sizeof(bf16));
+    p.results = aligned_alloc(64, threads * p.block * GROUP * RESULTS * sizeof(float));
+    return p;
+}
+
+/* Free the memory of a product, and return whether there was enough. */
+static int end_product(const Product *p) {
+    const int done = p->right && p->results;
+    free(p->right);
+    free(p->results);
     return done;
+}
+
+/* A thread's part of the product: first of packing W, then, when all threads have done that, of the rest. */
+static void pack_weights(const Product *p) {
+    long first, last;
+    share(p->panels, &first, &last);
+    for (long j = first; j < last; j++) pack(&p->w, j, 0, p->tiles, RIGHT, p->along, p->right + j * p->tiles * PAIR);
+}
+static void multiply_rows_of(const Product *p) {
+    const long tiles = p->tiles, panels = p->panels, block = p->block, me = omp_get_thread_num();
+    bf16 *left = p->right + (panels + me * block) * tiles * PAIR;
+    float *results = p->results + me * block * GROUP * RESULTS;
+    long first, last;
+    share(over(p->a.rows, PANEL), &first, &last);
+    for (long i = first; i < last; i += block) {
+        long count = least(block, last - i);
+        for (long n = 0; n < count; n++) pack(&p->a, i + n, 0, tiles, LEFT, ROWS, left + n * tiles * PAIR);
+        for (long j = 0; j < panels; j++) {
+            for (long k = 0; k < tiles; k += STRETCH)
+                for (long n = 0; n < count; n++) {
+                    const bf16 *part = p->right + (j * tiles + k) * PAIR;
+                    fetch_part(part + STRETCH * PAIR, STRETCH, n, count);
+                    float *sums = results + (j % GROUP * block + n) * RESULTS;
+                    multiply(left + (n * tiles + k) * PAIR, part, least(STRETCH, tiles - k), sums, k > 0);
+                }
+            long column = j / GROUP * GROUP * PANEL, end = least((j + 1) * PANEL, p->to.columns);
+            if ((j + 1) % GROUP == 0 || j + 1 == panels)
+                for (long n = 0; n < count; n++)
+                    finish(results + n * RESULTS, block * RESULTS, &p->to, (i + n) * PANEL, column, end);
+        }
+    }
 }
 
 /* Y = X.W^T + b; also after = GELU(Y), unless it is null. */
 int forward(const bf16 *x, const float *w, const float *b, bf16 *y, bf16 *after, long N, long K, long O) {
-    return product((Source){x, N, K, 0}, (Source){w, O, K, 1}, ROWS, (Target){y, after, b, N, O, 0, is_large(2 * N * O)});
-}
-
-/* dX = dY.W; with `before`, of which X was the GELU, its gradient. */
-int backward_x(const bf16 *dy, const float *w, const bf16 *before, bf16 *dx, long N, long K, long O) {
-    return product((Source){dy, N, O, 0}, (Source){w, O, K, 1}, COLUMNS, (Target){dx, (bf16 *)before, 0, N, K, 1, is_large(2 * N * K)});
+    const Target to = {y, after, b, N, O, 0, is_large(2 * N * O)};
+    const Product p = product_of((Source){x, N, K, 0}, (Source){w, O, K, 1}, ROWS, to);
+    if (p.right && p.results)
+#pragma omp parallel
+    {
+        pack_weights(&p);
+#pragma omp barrier
+        tiles_on();
+        multiply_rows_of(&p);
+        tiles_off();
+        settle();
+    }
+    return end_product(&p);
 }
 
 static void store(const float *results, float *to, long rows, long columns, long row, long column) {
@@ -130,53 +152,92 @@ static inline long place(long j, long k, long panels) { return (k / POSITIONS * 
 /* dW = dY^T.X, and db, the column sums of dY. The narrower operand is packed as a whole. Each thread
    packs a block of panels of the wider one at a time, for as many positions as fit into L2 together
    with the sums of the block. */
-int backward_w(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long K, long O) {
-    int mine_left = O >= K;
-    Source of_dy = {dy, N, O, 0}, of_x = {x, N, K, 0}, wide = mine_left ? of_dy : of_x, narrow = mine_left ? of_x : of_dy;
-    enum Side side = mine_left ? LEFT : RIGHT, other = mine_left ? RIGHT : LEFT;
-    long tiles = over(N, 32), depths = over(tiles, POSITIONS) * POSITIONS, threads = omp_get_max_threads();
-    long wides = over(wide.columns, PANEL), narrows = over(narrow.columns, PANEL);
-    long block = least(WIDE, wides);
-    bf16 *shared = aligned_alloc(64, (narrows * depths + threads * block * POSITIONS) * PAIR * sizeof(bf16));
-    float *all_results = aligned_alloc(64, threads * narrows * block * RESULTS * sizeof(float));
-    if (shared && all_results)
-#pragma omp parallel num_threads(threads)
+typedef struct {
+    const bf16 *dy;
+    float *dw, *db;
+    long N, K, O;
+    int wide_left; /* the wider operand is dY^T */
+    Source wide, narrow;
+    long tiles, wides, narrows, block;
+    bf16 *shared;   /* the narrower operand, then each thread's block of the wider one */
+    float *results; /* of each thread */
+} Gradient;
+
+static Gradient gradient_of(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long K, long O) {
+    const Source of_dy = {dy, N, O, 0}, of_x = {x, N, K, 0};
+    const int left = O >= K;
+    Gradient g = {dy, dw, db, N, K, O, left, left ? of_dy : of_x, left ? of_x : of_dy, over(N, 32), 0, 0, 0, 0, 0};
+    const long depths = over(g.tiles, POSITIONS) * POSITIONS, threads = omp_get_max_threads();
+    g.wides = over(g.wide.columns, PANEL), g.narrows = over(g.narrow.columns, PANEL);
+    g.block = least(WIDE, g.wides);
+    g.shared = aligned_alloc(64, (g.narrows * depths + threads * g.block * POSITIONS) * PAIR * sizeof(bf16));
+    g.results = aligned_alloc(64, threads * g.narrows * g.block * RESULTS * sizeof(float));
+    return g;
+}
+
+static int end_gradient(const Gradient *g) {
+    const int done = g->shared && g->results;
+    free(g->shared);
+    free(g->results);
+    return done;
+}
+
+/* A thread's part: first of packing the narrower operand, then, when all threads have done that, of the rest. */
+static void pack_narrow(const Gradient *g) {
+    long first, last;
+    share(g->narrows * g->tiles, &first, &last);
+    for (long i = first; i < last; i++)
+        pack(&g->narrow, i % g->narrows, i / g->narrows, 1, g->wide_left ? RIGHT : LEFT, COLUMNS,
+             g->shared + place(i % g->narrows, i / g->narrows, g->narrows) * PAIR);
+    share(over(g->O, 16), &first, &last);
+    if (!g->wide_left) add_rows(g->dy, 0, g->N, g->O, first * 16, least(last * 16, g->O), g->db, 0);
+}
+static void multiply_positions_of(const Gradient *g) {
+    const long tiles = g->tiles, narrows = g->narrows, block = g->block, me = omp_get_thread_num();
+    const int left = g->wide_left;
+    bf16 *mine = g->shared + (narrows * over(tiles, POSITIONS) + me * block) * POSITIONS * PAIR;
+    float *results = g->results + me * narrows * block * RESULTS;
+    long first, last;
+    share(g->wides, &first, &last);
+    for (long i = first; i < last; i += block) {
+        long count = least(block, last - i);
+        for (long k = 0; k < tiles; k += POSITIONS) {
+            long depth = least(POSITIONS, tiles - k);
+            for (long t = 0; t < depth; t++)
+                for (long n = 0; n < count; n++)
+                    pack(&g->wide, i + n, k + t, 1, left ? LEFT : RIGHT, COLUMNS, mine + (n * POSITIONS + t) * PAIR);
+            long row = k * 32, column = i * PANEL; /* of the tiles just packed */
+            if (left) add_rows(g->dy, row, least(depth * 32, g->N - row), g->O, column, least(column + count * PANEL, g->O), g->db, k > 0);
+            for (long j = 0; j < narrows; j++)
+                for (long n = 0; n < count; n++) {
+                    const bf16 *a = mine + n * POSITIONS * PAIR, *b = g->shared + place(j, k, narrows) * PAIR;
+                    fetch_part(b + POSITIONS * PAIR, POSITIONS, n, count);
+                    multiply(left ? a : b, left ? b : a, depth, results + (j * block + n) * RESULTS, k > 0);
+                }
+        }
+        for (long j = 0; j < narrows; j++)
+            for (long n = 0; n < count; n++)
+                store(results + (j * block + n) * RESULTS, g->dw, g->O, g->K, (left ? i + n : j) * PANEL, (left ? j : i + n) * PANEL);
+    }
+}
+
+/* dX = dY.W, or with `before`, of which X was the GELU, its gradient; dW = dY^T.X; db. Threads go on to
+   dW as they are done with dX: they wait for each other once less. */
+int backward(const bf16 *dy, const bf16 *x, const float *w, const bf16 *before, bf16 *dx, float *dw, float *db, long N, long K, long O) {
+    const Target to = {dx, (bf16 *)before, 0, N, K, 1, is_large(2 * N * K)};
+    const Product p = product_of((Source){dy, N, O, 0}, (Source){w, O, K, 1}, COLUMNS, to);
+    const Gradient g = gradient_of(dy, x, dw, db, N, K, O);
+    if (p.right && p.results && g.shared && g.results)
+#pragma omp parallel
     {
-        long first, last, me = omp_get_thread_num();
-        share(narrows * tiles, &first, &last);
-        for (long i = first; i < last; i++)
-            pack(&narrow, i % narrows, i / narrows, 1, other, COLUMNS, shared + place(i % narrows, i / narrows, narrows) * PAIR);
-        share(over(O, 16), &first, &last);
-        if (!mine_left) add_rows(dy, 0, N, O, first * 16, least(last * 16, O), db, 0);
+        pack_weights(&p);
+        pack_narrow(&g);
 #pragma omp barrier
         tiles_on();
-        bf16 *mine = shared + (narrows * depths + me * block * POSITIONS) * PAIR;
-        float *results = all_results + me * narrows * block * RESULTS;
-        share(wides, &first, &last);
-        for (long i = first; i < last; i += block) {
-            long count = least(block, last - i);
-            for (long k = 0; k < tiles; k += POSITIONS) {
-                long depth = least(POSITIONS, tiles - k);
-                for (long t = 0; t < depth; t++)
-                    for (long n = 0; n < count; n++)
-                        pack(&wide, i + n, k + t, 1, side, COLUMNS, mine + (n * POSITIONS + t) * PAIR);
-                long row = k * 32, column = i * PANEL; /* of the tiles just packed */
-                if (mine_left) add_rows(dy, row, least(depth * 32, N - row), O, column, least(column + count * PANEL, O), db, k > 0);
-                for (long j = 0; j < narrows; j++)
-                    for (long n = 0; n < count; n++) {
-                        const bf16 *a = mine + n * POSITIONS * PAIR, *b = shared + place(j, k, narrows) * PAIR;
-                        fetch_part(b + POSITIONS * PAIR, POSITIONS, n, count);
-                        multiply(mine_left ? a : b, mine_left ? b : a, depth, results + (j * block + n) * RESULTS, k > 0);
-                    }
-            }
-            for (long j = 0; j < narrows; j++)
-                for (long n = 0; n < count; n++)
-                    store(results + (j * block + n) * RESULTS, dw, O, K, (mine_left ? i + n : j) * PANEL, (mine_left ? j : i + n) * PANEL);
-        }
+        multiply_rows_of(&p);
+        multiply_positions_of(&g);
         tiles_off();
+        settle();
     }
-    int done = shared && all_results;
-    free(shared);
-    free(all_results);
-    return done;
+    return end_product(&p) & end_gradient(&g);
 }

@@ -45,7 +45,7 @@ def _kernel() -> ctypes.CDLL | None:
     kernel = library("linear")
     if kernel is None or not kernel.ready():
         return None
-    for name, pointers in (("forward", 5), ("backward_x", 4), ("backward_w", 4)):
+    for name, pointers in (("forward", 5), ("backward", 7)):
         getattr(kernel, name).argtypes = [*[POINTER] * pointers, *[LONG] * 3]
     return kernel
 
@@ -67,8 +67,7 @@ def linear_backward(
     dy_NO: torch.Tensor, x_NK: torch.Tensor, weight_OK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradient of x in bf16, and those of weight and bias in fp32."""
-    dy_NO = dy_NO.contiguous()
-    return run_backward_x(dy_NO, weight_OK), *run_backward_w(dy_NO, x_NK)
+    return run_backward(dy_NO, x_NK, weight_OK)
 
 
 @torch.library.custom_op("gptcli::mlp", mutates_args=(), device_types="cpu")
@@ -97,15 +96,8 @@ def mlp_backward(
     proj_CF: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradient of x in bf16, and those of the four parameters in fp32."""
-    dy_NC = dy_NC.contiguous()
-    dproj_CF, dproj_bias_C = run_backward_w(dy_NC, after_NF)
-    dbefore_NF = run_backward_x(dy_NC, proj_CF, before_NF)
-    return (
-        run_backward_x(dbefore_NF, fc_FC),
-        *run_backward_w(dbefore_NF, x_NC),
-        dproj_CF,
-        dproj_bias_C,
-    )
+    dbefore_NF, *of_proj = run_backward(dy_NC, after_NF, proj_CF, before_NF)
+    return *run_backward(dbefore_NF, x_NC, fc_FC), *of_proj
 
 
 @linear.register_fake
@@ -180,21 +172,30 @@ def run_forward(
     return y_NO, after_NO
 
 
-def run_backward_x(
-    dy_NO: torch.Tensor, weight_OK: torch.Tensor, before_NK: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return the gradient of x, or of GELU's input `before_NK` if x is GELU's output."""
-    dx_NK = dy_NO.new_empty(len(dy_NO), weight_OK.shape[1])
-    _call("backward_x", dy_NO, weight_OK, before_NK, dx_NK, shape=(*dx_NK.shape, len(weight_OK)))
-    return dx_NK
+def run_backward(
+    dy_NO: torch.Tensor,
+    x_NK: torch.Tensor,
+    weight_OK: torch.Tensor,
+    before_NK: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of x in bf16, and of weight and bias in fp32.
 
-
-def run_backward_w(dy_NO: torch.Tensor, x_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of weight and bias, in fp32."""
-    O, K = dy_NO.shape[1], x_NK.shape[1]  # noqa: E741
+    If x is the GELU of `before_NK`, the first is the gradient of that.
+    """
+    dx_NK, (O, K) = dy_NO.new_empty(x_NK.shape), weight_OK.shape  # noqa: E741
     dweight_OK, dbias_O = torch.empty(O, K), torch.empty(O)
-    _call("backward_w", dy_NO, x_NK, dweight_OK, dbias_O, shape=(len(dy_NO), K, O))
-    return dweight_OK, dbias_O
+    _call(
+        "backward",
+        dy_NO,
+        x_NK,
+        weight_OK,
+        before_NK,
+        dx_NK,
+        dweight_OK,
+        dbias_O,
+        shape=(len(dy_NO), K, O),
+    )
+    return dx_NK, dweight_OK, dbias_O
 
 
 def _call(name: str, *tensors: torch.Tensor | None, shape: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
+from gptcli import optional_kernels
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import reshard
 from gptcli.errors import UsageError, install_hint
@@ -52,7 +53,7 @@ def make_optimizer(
         return own_optimizer(import_object(config.optimizer, "optimizer")(model, config), config)
     groups = mup_groups(model, width_mult, config.weight_decay)
     adamw = partial(
-        torch.optim.AdamW,
+        AdamW,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -116,6 +117,49 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
             group["weight_decay"] = rates.weight_decay / group["lr_scale"]
         if rates.beta2 is not None and "betas" in group:
             group["betas"] = (group["betas"][0], rates.beta2)
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's fused AdamW; on a CPU, a kernel updates all parameters together."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update all parameters that have a gradient."""
+        if closure is None and self._update_by_kernel():
+            return None
+        return super().step(closure)
+
+    def _update_by_kernel(self) -> bool:
+        """Update the parameters if the kernel can, and return whether it did."""
+        updated = [
+            (parameter, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        weights = [_local(parameter) for parameter, _ in updated]
+        grads = [_local(parameter.grad) for parameter, _ in updated]
+        kernel = optional_kernels.adamw_kernel([*weights, *grads])
+        if kernel is None:
+            return False
+        for parameter, _ in updated:
+            if not self.state[parameter]:  # as torch makes it
+                self.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        moments, squares, steps = (
+            [_local(self.state[parameter][name]) for parameter, _ in updated]
+            for name in ("exp_avg", "exp_avg_sq", "step")
+        )
+        if not kernel.supports([*moments, *squares, *steps]):
+            return False
+        rates = [
+            kernel.AdamWRates(g["lr"], *g["betas"], g["eps"], g["weight_decay"]) for _, g in updated
+        ]
+        kernel.adamw_(weights, grads, moments, squares, steps, rates)
+        return True
 
 
 class Muon(torch.optim.Optimizer):
@@ -242,7 +286,7 @@ def gradient_norm(model: Any, context: RankContext) -> torch.Tensor:
         for p in model.parameters()
         if p.grad is not None and p is not tied_copy and _is_counted_here(p.grad)
     ]
-    norm = torch.nn.utils.get_total_norm(counted).to(context.device)
+    norm = total_norm(counted).to(context.device)
     # Under dp alone every rank has the whole gradient already.
     if context.layout.processes != context.layout.dp:
         norm = context.all_reduce_sum(norm.square()).sqrt()
@@ -260,10 +304,22 @@ def clip_gradients(
     norm = gradient_norm(model, context) / loss_scale
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / loss_scale  # as clip_grad_norm_ does
     if context.device.type != "cpu" or factor != 1:  # comparing on a GPU would wait for it
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                _local(parameter.grad).mul_(factor)
+        grads = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+        kernel = optional_kernels.adamw_kernel(grads)
+        if kernel is not None:
+            kernel.scale_(grads, factor.item())
+        else:
+            for grad in grads:
+                grad.mul_(factor)
     return norm
+
+
+def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all elements of some tensors together, a scalar on their device."""
+    kernel = optional_kernels.adamw_kernel(tensors)
+    if kernel is None:
+        return torch.nn.utils.get_total_norm(tensors)
+    return torch.tensor(kernel.total_norm(tensors))
 
 
 def _local(gradient: torch.Tensor) -> torch.Tensor:

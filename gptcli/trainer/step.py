@@ -24,6 +24,7 @@ from gptcli.distributed.fsdp import reshard, set_gradient_sync
 from gptcli.distributed.tensor_parallel import reduce_partial_grads
 from gptcli.model.loss import IGNORE
 from gptcli.trainer.optimizer import (
+    AdamW,
     LossScale,
     averaged_weights,
     clip_gradients,
@@ -202,11 +203,7 @@ class TrainStep:
 
         Fused AdamW reads from the device whether to skip; an average of the weights does not.
         """
-        return (
-            self.context.device.type == "cuda"
-            and type(self.optimizer) is torch.optim.AdamW
-            and not self.ema
-        )
+        return self.context.device.type == "cuda" and type(self.optimizer) is AdamW and not self.ema
 
     def _update_ahead(self, sums: torch.Tensor, batch_tokens: int, rates: Rates) -> list[float]:
         """Launch the update before the sums of the step are known here, and return them.

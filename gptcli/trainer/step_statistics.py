@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptcli.distributed.context import RankContext
 from gptcli.trainer.config import TrainConfig
+from gptcli.trainer.optimizer import total_norm
 
 # Decay of the running means. The estimate is the ratio of two means: a mean of ratios is biased.
 DECAY = 0.99
@@ -150,7 +151,7 @@ class SmallBatchNorm:
     @torch.no_grad()
     def add(self, gradients: list[torch.Tensor]) -> None:
         """Add the squared norm of some of the gradients."""
-        self.norm2 += torch.nn.utils.get_total_norm(gradients).square()
+        self.norm2 += total_norm(gradients).square()
 
 
 def _all_reduce(norm: SmallBatchNorm, bucket: Any) -> torch.futures.Future[torch.Tensor]:

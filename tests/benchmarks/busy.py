@@ -25,7 +25,7 @@ import torch
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.runtime import has_fast_bf16
 from tests.benchmarks.sampling import COMMAND_ENVIRONMENT, ours_of, theirs_of
-from tests.benchmarks.steps import training_step
+from tests.benchmarks.steps import our_clip, our_optimizer, training_step
 
 T, BATCH, VOCABULARY = 256, 8, 4096
 # a small model: its steps wait often
@@ -125,9 +125,15 @@ def our_step() -> Callable[[], Any]:
     )
     apply_ac_and_compile(model, settings, None)
     install_kernels(model, settings, None)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), fused=True)
     return training_step(
-        model, optimizer, BATCH, bf16, lambda *of: model(*of) / (BATCH * T), T, VOCABULARY
+        model,
+        our_optimizer(model),
+        BATCH,
+        bf16,
+        lambda *of: model(*of) / (BATCH * T),
+        T,
+        VOCABULARY,
+        our_clip,
     )
 
 

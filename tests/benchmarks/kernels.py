@@ -96,8 +96,7 @@ def linear(which: str) -> Callable[[], Any]:
     calls: dict[str, Callable[[], Any]] = {
         "forward": lambda: linear_kernel.run_forward(x, w, b),
         "gelu": lambda: linear_kernel.run_forward(x, w, b, gelu=True),
-        "dx": lambda: linear_kernel.run_backward_x(y, w),
-        "dw": lambda: linear_kernel.run_backward_w(y, x),
+        "backward": lambda: linear_kernel.run_backward(y, x, w),
     }
     return calls[which]
 
@@ -147,8 +146,7 @@ WORKS: dict[str, Callable[[], Callable[[], Any]]] = {
     "head with gradients": lambda: head(backward=True),
     "linear": lambda: linear("forward"),
     "linear and GELU": lambda: linear("gelu"),
-    "linear dx": lambda: linear("dx"),
-    "linear dw": lambda: linear("dw"),
+    "linear backward": lambda: linear("backward"),
     "norm": lambda: norm(backward=False),
     "norm backward": lambda: norm(backward=True),
     **{

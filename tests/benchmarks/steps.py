@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,8 +105,31 @@ def our_step(layers: int, batch: int, bf16: bool) -> Any:
     )
     apply_ac_and_compile(model, settings, None)
     install_kernels(model, settings, None)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), fused=True)
-    return training_step(model, optimizer, batch, bf16, lambda *of: model(*of) / (batch * T))
+    return training_step(
+        model,
+        our_optimizer(model),
+        batch,
+        bf16,
+        lambda *of: model(*of) / (batch * T),
+        clip=our_clip,
+    )
+
+
+def our_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
+    from gptcli.trainer.optimizer import AdamW
+
+    return AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), fused=True)
+
+
+def our_clip(model: torch.nn.Module) -> None:
+    from gptcli.distributed.context import RankContext
+    from gptcli.trainer.optimizer import clip_gradients
+
+    clip_gradients(model, 1.0, RankContext(torch.device("cpu")))
+
+
+def their_clip(model: torch.nn.Module) -> None:
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
 
 
 def their_step(name: str, layers: int, batch: int, bf16: bool) -> Any:
@@ -126,6 +150,7 @@ def training_step(
     loss_of: Any,
     length: int = T,
     vocabulary: int = VOCABULARY,
+    clip: Callable[[torch.nn.Module], None] = their_clip,
 ) -> Any:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, vocabulary, (batch, length + 1), generator=generator)
@@ -135,7 +160,7 @@ def training_step(
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = loss_of(inputs, targets)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip(model)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -43,8 +43,7 @@ int main(void) {
     float *w = numbers(O * K), *b = numbers(O), *dw = numbers(O * K), *db = numbers(O);
     forward(x, w, b, y, z, N, K, O);
     show_halves("y", y, N * O), show_halves("gelu", z, N * O);
-    backward_x(y, w, x, dx, N, K, O);
-    backward_w(y, x, dw, db, N, K, O);
+    backward(y, x, w, x, dx, dw, db, N, K, O);
     show_halves("dx", dx, N * K), show("dw", dw, O * K), show("db", db, O);
 #elif defined(ATTENTION) || defined(ATTENTION_FP32)
 #ifdef FP32
@@ -73,6 +72,16 @@ int main(void) {
     show("shift", shift, N), show("sum", sum, N), show("own", own, N);
     head_backward(x, w, 1, target, e, factor, own, dx, dw, 0, N, C, V);
     show("dx", dx, N * C), show("dw", dw, V * C);
+#elif defined(ADAMW)
+    enum { N = 20000, M = 7 };
+    const long sizes[] = {N, M};
+    float *p[] = {numbers(N), numbers(M)}, *g[] = {numbers(N), numbers(M)}, *m[] = {numbers(N), numbers(M)};
+    float *v[] = {calloc(N, sizeof(float)), calloc(M, sizeof(float))}, *steps[] = {calloc(1, sizeof(float)), calloc(1, sizeof(float))};
+    const Rates rates[] = {{1e-3, 0.9, 0.95, 1e-8, 0.1}, {1e-2, 0.8, 0.99, 1e-8, 0}};
+    const float sum = sum_of_squares(2, sizes, (const float *const *)g);
+    scale(2, sizes, g, 0.5);
+    adamw(2, sizes, p, (const float *const *)g, m, v, steps, rates);
+    show("sum", &sum, 1), show("p", p[0], N), show("p", p[1], M), show("m", m[0], N), show("v", v[1], M);
 #else
     enum { N = 9, C = 70 };
     uint16_t *r = halves(N * C), *y = halves(N * C), *dr = halves(N * C);

@@ -10,6 +10,7 @@ import torch
 from gptcli.distributed.context import RankContext
 from gptcli.errors import UsageError
 from gptcli.events import SILENT
+from gptcli.kernels import adamw_kernel
 from gptcli.model.transformer import GPT
 from gptcli.trainer.optimizer import (
     LossScale,
@@ -82,6 +83,28 @@ def test_weight_decay_and_beta2_may_change_between_updates(make_run, model):
             assert torch.allclose(new, kept - rates.lr * change, atol=1e-6), name
 
 
+def test_the_kernel_and_torch_continue_each_others_state(make_run, model, monkeypatch):
+    """After one update by each of the two, in either order, the weights are those of torch alone."""
+    if adamw_kernel.available() is False:
+        pytest.skip("no kernels here")
+    weights = []
+    for by_kernel in ((False, False), (True, False), (False, True), (True, True)):
+        copied = copy.deepcopy(model)
+        optimizer = make_optimizer(copied, make_run().train)
+        for step, kernel in enumerate(by_kernel):
+            monkeypatch.setattr(adamw_kernel, "supports", lambda _, kernel=kernel: kernel)
+            gradients(copied, step)
+            clip_gradients(copied, 1.0, CONTEXT)
+            optimizer.step()
+            fresh = make_optimizer(copied, make_run().train)
+            fresh.load_state_dict(optimizer.state_dict())
+            optimizer = fresh
+        weights.append([p.detach() for p in copied.parameters()])
+    for found in weights[1:]:
+        for got, wanted in zip(found, weights[0], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+
+
 def gradients(model: GPT, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -89,7 +112,7 @@ def gradients(model: GPT, seed: int) -> None:
 
 
 def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(make_run, model):
-    """Bit for bit with bf16 products, as torch has them."""
+    """The matrices bit for bit with bf16 products, as torch has them."""
     config = make_run(optimizer="muon", precision="bf16").train
     theirs = copy.deepcopy(model)
     named = dict(theirs.named_parameters())
@@ -118,10 +141,12 @@ def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(make
         muon.step()
         adamw.step()
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, named[name]), name
-        assert ("momentum_buffer" in optimizer.state[parameter]) == (
-            parameter.dim() == 2 and name[0] == "h"
-        )
+        is_matrix = parameter.dim() == 2 and name[0] == "h"
+        if is_matrix:
+            assert torch.equal(parameter, named[name]), name
+        else:  # on a CPU, a kernel of ours
+            torch.testing.assert_close(parameter, named[name], rtol=1e-6, atol=1e-7)
+        assert ("momentum_buffer" in optimizer.state[parameter]) == is_matrix
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
