@@ -392,6 +392,11 @@ class Run:
         }
 
 
+def is_validation_loss(metric: str | None) -> bool:
+    """Return whether a metric of `keep_best` is a validation loss, that of a set included."""
+    return metric is not None and metric.startswith("val_loss")
+
+
 def check_optimizer(train: TrainConfig) -> None:
     """Raise UsageError if the user's own optimizer cannot be imported."""
     if ":" in train.optimizer:

@@ -17,7 +17,7 @@ from gptcli.model.source import RUN_TOML, ModelSource, step_folders
 from gptcli.numbers import counted
 from gptcli.papers.models import PaperModel
 from gptcli.settings import NUMBERS, Resolved
-from gptcli.trainer.config import TrainConfig, from_values
+from gptcli.trainer.config import TrainConfig, from_values, is_validation_loss
 from gptcli.trainer.recipe import (
     cadence,
     nearest_paper,
@@ -406,7 +406,7 @@ def _put_cadence(resolved: Resolved, model: ModelConfig) -> None:
     tokens, batch_tokens = resolved.values["tokens"], resolved.values["batch_tokens"]
     usual, why = cadence(tokens, batch_tokens), dict[str, str]()
     given = {name: resolved.values.get(name, "auto") for name in usual}
-    if str(resolved.values.get("keep_best") or "").startswith("val_loss"):
+    if is_validation_loss(resolved.values.get("keep_best")):
         usual = with_losses(usual, {name: n for name, n in given.items() if n != "auto"})
         why = dict.fromkeys(("checkpoint_every", "eval_every"), ", a loss for each checkpoint")
     for name, value in usual.items():
