@@ -20,7 +20,7 @@ from gptcli import optional_kernels
 from gptcli.cost.cpu import MICRO_BATCH_TOKENS, cpu_memory, on_cpu
 from gptcli.cost.flops import flops_per_token, layer_matrices
 from gptcli.cost.hardware import Gpu, Precision, find_gpu, identify_gpu, usual_precision
-from gptcli.cost.layout import Layout, division_problem
+from gptcli.cost.layout import Layout, division_problem, divisors
 from gptcli.cost.memory import (
     RECOMPUTE,
     PipelineSchedule,
@@ -507,9 +507,7 @@ def best_work(
     share = -(-sequences // layout.replicas)
     most = max(1, MAX_MICRO_BATCH_TOKENS["cuda"] // model.n_ctx)
     sizes = (
-        [micro_batch]
-        if isinstance(micro_batch, int)
-        else [n for n in range(1, min(most, share) + 1) if share % n == 0]
+        [micro_batch] if isinstance(micro_batch, int) else [n for n in divisors(share) if n <= most]
     )
     steps = [
         StepConfig(
