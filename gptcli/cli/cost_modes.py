@@ -29,7 +29,7 @@ from gptcli.cli.options import option, refuse_repeated
 from gptcli.cost.cluster import affordable
 from gptcli.cost.cpu import NAME as CPU
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import Precision, hourly_price, read_offers
+from gptcli.cost.hardware import Precision
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
 from gptcli.cost.options import (
     DEFAULT_GPU,
@@ -41,6 +41,7 @@ from gptcli.cost.options import (
     check_limit,
 )
 from gptcli.cost.planner import Plan, fewest_gpus, recipe_of
+from gptcli.cost.prices import hourly_price, read_offers
 from gptcli.cost.report import (
     gpu_label,
     plans_table,
