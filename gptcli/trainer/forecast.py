@@ -13,14 +13,9 @@ from gptcli.errors import name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, counted, in_bytes, rough_duration
 from gptcli.shards.manifest import Manifest, Split, tokens_by_source
-from gptcli.trainer.auto import (
-    expected_memory,
-    memory_advice,
-    process_memory,
-    shortage,
-)
 from gptcli.trainer.config import TrainConfig, is_validation_loss
 from gptcli.trainer.machine import Machine
+from gptcli.trainer.memory import expected_memory, memory_advice, process_memory, shortage
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 

@@ -52,8 +52,9 @@ from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT, mup_rescale, without_values
 from gptcli.openmp import watch_spinning
 from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
-from gptcli.trainer.auto import device_memory, has_compiler, process_memory
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.config import Run, TrainConfig
+from gptcli.trainer.memory import device_memory, process_memory
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.step import TrainStep

@@ -40,11 +40,12 @@ from gptcli.numbers import counted, in_bytes
 from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.shards.order import open_order, open_split, verify_bytes
 from gptcli.tokenizer.load import load_tokenizer
-from gptcli.trainer.auto import check_division, check_memory, check_processes, work_of
+from gptcli.trainer.auto import check_processes
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
 from gptcli.trainer.config import Run, check_keep_best, check_optimizer
 from gptcli.trainer.forecast import disk_bytes, disk_cautions
 from gptcli.trainer.machine import disk_free
+from gptcli.trainer.memory import check_division, check_memory, work_of
 from gptcli.trainer.optimizer import check_precision
 from gptcli.trainer.parallelize import parallelize_model
 from gptcli.trainer.resolve import ResolvedRun

@@ -333,7 +333,6 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     """Set what the machine decides, and return the layout; in run.toml "auto" stays "auto"."""
     # importing torch takes a second or two: what needs no torch was checked before
     from gptcli.trainer.auto import (
-        Extras,
         auto_compile,
         auto_layout,
         auto_micro_batch,
@@ -341,6 +340,7 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
         auto_processes,
         layout_after_restart,
     )
+    from gptcli.trainer.memory import Extras
 
     values, origin = resolved.values, resolved.origin
     sequences = values["batch_tokens"] // model.n_ctx
