@@ -436,7 +436,8 @@ def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
 def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     """Fit a scaling law to runs, and print it with its predictions."""
     from gptcli.cost.run_table import SUFFIXES, read_run_table
-    from gptcli.cost.scaling_fit import RunResult, fit_law, fit_report
+    from gptcli.cost.scaling_fit import fit_law, fit_report
+    from gptcli.cost.scaling_forms import RunResult
     from gptcli.runs.metrics import read_run_result
 
     refuse_repeated("run", options.get("runs", []), "--fit")

@@ -44,7 +44,8 @@ from gptcli.numbers import (
 )
 
 if TYPE_CHECKING:
-    from gptcli.cost.scaling_fit import FittedLaw, Prediction, RunResult
+    from gptcli.cost.scaling_fit import FittedLaw, Prediction
+    from gptcli.cost.scaling_forms import RunResult
 
 SPEED_EVIDENCE: dict[Evidence, str] = {
     "measured": "measured",
