@@ -98,7 +98,7 @@ def price_ranges(offers: tuple[Offer, ...]) -> list[PriceRange]:
 
 
 def spoken(kind: OfferKind) -> str:
-    """Return a kind of offer as a text says it."""
+    """Return a kind of offer in words, such as "on demand"."""
     return kind.replace("-", " ")
 
 
