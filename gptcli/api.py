@@ -66,7 +66,7 @@ def build_shards(
     """
     from gptcli.corpus.build import begin_build, finish_build
     from gptcli.corpus.config import BuildConfig
-    from gptcli.corpus.inputs import find_inputs
+    from gptcli.corpus.input_search import find_inputs
     from gptcli.corpus.recipe import SourceConfig
     from gptcli.locks import own_folder
     from gptcli.shards.manifest import read_manifest

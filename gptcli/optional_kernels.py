@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from gptcli.runtime import separate_compiler_cache
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -41,7 +43,12 @@ def install(module: nn.Module, *, fuse_blocks: bool = False, fuse_sums: bool = F
 
 
 def before_compilation() -> None:
-    """Prepare the kernels for torch.compile (see `gptcli.kernels.before_compilation`)."""
+    """Prepare torch.compile: its cache for this CPU, and the kernels, if there are any (see
+    `gptcli.kernels.before_compilation`).
+    """
+    import torch
+
+    separate_compiler_cache(torch.backends.cpu.get_cpu_capability())
     if (package := kernels()) is not None:
         package.before_compilation()
 

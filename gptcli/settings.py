@@ -35,6 +35,11 @@ class Resolved:
                 self.values[name] = value
                 self.origin[name] = origin
 
+    def update(self, other: Resolved) -> None:
+        """Set the values of `other` with their origins, replacing earlier ones."""
+        self.values.update(other.values)
+        self.origin.update(other.origin)
+
 
 def quantity(text: str | int | float, unit: str = "") -> float:
     """Return the number that 12k, 0.5M, 300B or 3.14e23 spells; suffixes are powers of 1,000.

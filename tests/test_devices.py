@@ -23,7 +23,7 @@ from gptcli.runs.record import device_name
 from gptcli.sampling.engine import free_memory
 from gptcli.sampling.load import load
 from gptcli.shards.manifest import read_manifest
-from gptcli.trainer import auto
+from gptcli.trainer import auto, memory
 from gptcli.trainer.machine import this_machine
 from gptcli.trainer.monitors import peak_memory
 from gptcli.trainer.preflight import check_run
@@ -121,7 +121,7 @@ def test_auto_avoids_what_an_apple_gpu_lacks_and_says_why(mac: pytest.MonkeyPatc
     layout, why = auto.auto_layout(GPT2, 64, "fp32", recompute="auto", micro_batch="auto")
     assert (layout, why) == (Layout(), "one process")
     assert auto.auto_micro_batch(GPT2, layout, 64, "fp32", "auto")[:2] == (4, "none")
-    assert auto.device_memory(1) == int(0.93 * 16 * GIB)
+    assert memory.device_memory(1) == int(0.93 * 16 * GIB)
     auto.check_processes(layout)
     with pytest.raises(UsageError, match="4 processes cannot share an Apple GPU"):
         auto.check_processes(Layout(dp=4))

@@ -260,6 +260,8 @@ OWN_VALUES: dict[str, dict[str, Conversion]] = {
     for command, rows in TABLES["own-values"].items()
 }
 """Conversions of values of our options that other tools spell in another way, by command."""
+IMPLIED: dict[str, dict[str, tuple[int, int]]] = TABLES["implied"]
+"""Factor and divisor with which our options follow from the value of a word of another tool."""
 PROGRAMS = frozenset(TABLES["programs"]["names"].split())
 """Other tools whose name may stand before a command."""
 COMMANDS = _table("commands")

@@ -292,7 +292,7 @@ def refuse_url(out: str) -> None:
 def _report_overlap(folder: Path, inputs: list[str], workers: int, *, as_json: bool) -> None:
     """Print the share of each test set that occurs in the shards' training text."""
     from gptcli.corpus.decontaminate import find_overlap
-    from gptcli.corpus.inputs import find_inputs
+    from gptcli.corpus.input_search import find_inputs
 
     if not inputs:
         raise UsageError("INPUT is missing", where="--overlap", hint="name the test files")

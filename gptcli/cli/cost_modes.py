@@ -29,7 +29,7 @@ from gptcli.cli.options import option, refuse_repeated
 from gptcli.cost.cluster import affordable
 from gptcli.cost.cpu import NAME as CPU
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import Precision, hourly_price, read_offers
+from gptcli.cost.hardware import Precision
 from gptcli.cost.inference import BANDWIDTH, PRODUCTS, serving
 from gptcli.cost.options import (
     DEFAULT_GPU,
@@ -41,6 +41,7 @@ from gptcli.cost.options import (
     check_limit,
 )
 from gptcli.cost.planner import Plan, fewest_gpus, recipe_of
+from gptcli.cost.prices import hourly_price, read_offers
 from gptcli.cost.report import (
     gpu_label,
     plans_table,
@@ -435,7 +436,8 @@ def list_optimal(options: dict[str, Any], output: OutputOptions) -> None:
 def fit_runs(options: dict[str, Any], output: OutputOptions) -> None:
     """Fit a scaling law to runs, and print it with its predictions."""
     from gptcli.cost.run_table import SUFFIXES, read_run_table
-    from gptcli.cost.scaling_fit import RunResult, fit_law, fit_report
+    from gptcli.cost.scaling_fit import fit_law, fit_report
+    from gptcli.cost.scaling_forms import RunResult
     from gptcli.runs.metrics import read_run_result
 
     refuse_repeated("run", options.get("runs", []), "--fit")

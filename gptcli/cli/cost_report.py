@@ -18,9 +18,10 @@ from gptcli.cli.console import (
 from gptcli.cli.options import option
 from gptcli.cost.cluster import Affordable
 from gptcli.cost.estimate import Estimate
-from gptcli.cost.hardware import USER, gpus, hourly_price
+from gptcli.cost.hardware import USER, gpus
 from gptcli.cost.inference import inference
 from gptcli.cost.memory import kv_cache_per_token
+from gptcli.cost.prices import hourly_price
 from gptcli.cost.report import estimate_rows, estimate_title, gpu_label, sizes_table
 from gptcli.cost.scaling import CHINCHILLA, GPT3_RANGE, LAWS, RANGES
 from gptcli.cost.step_time import Evidence, evidence
@@ -43,7 +44,8 @@ from gptcli.numbers import (
 )
 
 if TYPE_CHECKING:
-    from gptcli.cost.scaling_fit import FittedLaw, Prediction, RunResult
+    from gptcli.cost.scaling_fit import FittedLaw, Prediction
+    from gptcli.cost.scaling_forms import RunResult
 
 SPEED_EVIDENCE: dict[Evidence, str] = {
     "measured": "measured",

@@ -316,7 +316,8 @@ def _documents(
     """Yield the documents of the inputs; say what was left out of folders, and how much is read."""
     from gptcli.corpus.formats import find_format, named_as_text, read_documents, undivided
     from gptcli.corpus.formats.recognize import DISGUISES
-    from gptcli.corpus.inputs import STDIN, find_inputs, fingerprint, left_out_line, watch_reads
+    from gptcli.corpus.input_search import find_inputs, left_out_line
+    from gptcli.corpus.inputs import STDIN, fingerprint, watch_reads
     from gptcli.encodings import no_text
     from gptcli.tokenizer.tokenizer import END_OF_TEXT
 

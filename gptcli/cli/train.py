@@ -51,7 +51,7 @@ from gptcli.locks import own_folder
 from gptcli.numbers import counted, duration
 from gptcli.runtime import is_main, is_main_on_node, restarted, unused_launch
 from gptcli.settings import NUMBERS, Resolved
-from gptcli.trainer.config import check_optimizer
+from gptcli.trainer.config import check_keep_best, check_optimizer
 from gptcli.trainer.resolve import ResolvedRun, resolve_run
 
 if TYPE_CHECKING:
@@ -505,15 +505,11 @@ def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None
         from gptcli.evals.task import find_tasks
 
         names = [task.name for task in find_tasks(values["eval_task"], field="eval_task")]
-    metric = values.get("keep_best", "val_loss")
-    if not metric.startswith(("val_loss", *(f"{name}_" for name in names))):
-        raise UsageError(
-            f"{metric} is not measured in this run",
-            where="--keep-best",
-            hint=f"val_loss, or that of a task, such as {names[0]}_accuracy"
-            if names
-            else "val_loss; --eval-task adds the metrics of tasks",
-        )
+    check_keep_best(
+        values.get("keep_best"),
+        ["val_loss", *(f"{name}_accuracy" for name in names)],
+        prefixes=("val_loss_", *(f"{name}_" for name in names)),
+    )
     if not names:
         return None
     from gptcli.evals.evaluate import MAX_CHECKPOINT_ITEMS, checkpoint_measure

@@ -27,9 +27,9 @@ from gptcli.errors import RunError, UsageError
 from gptcli.files import atomic_write, claim_file, write_json
 from gptcli.model.source import REPORT, WEIGHTS
 from gptcli.numbers import counted
+from gptcli.runs.comparison import draw
 from gptcli.runs.groups import expanded, grouped
 from gptcli.runs.record import read_record
-from gptcli.runs.report import draw
 from gptcli.runtime import is_main
 from gptcli.shards.manifest import read_manifest
 from gptcli.trainer.resolve import resolve_run

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gptcli.cli.aliases import (
+    IMPLIED,
     OWN_VALUES,
     REPLACED,
     Alias,
@@ -184,18 +185,23 @@ def translate(
     if any(map(counts_steps, aliases)) and not {"--tokens", "--size"} - {*result.options}:
         # the command would choose a smaller batch for a run as short as that
         result.options.setdefault("--batch-tokens", batch_of_size(result.options))
-    depth = result.options.get("--n-layer") or ""
-    is_width_given = result.options.keys() & {"--size", "--d-model"}
-    if result.typed.get("--n-layer") == "--depth" and depth.isdecimal() and not is_width_given:
-        # nanochat's width follows from it, in heads of 128
-        result.add("--d-model", str(64 * int(depth)))
-        result.options.setdefault("--n-head", str(max(1, int(depth) // 2)))
+    if not result.options.keys() & {"--size", "--d-model"}:
+        _add_implied(result)
     for option in DETERMINISTIC:
         if option in result.options:
             for other in SAMPLING:
                 if result.options.pop(other, None) is not None:
                     result.left_out[result.typed[other]] = f"{option} draws no samples"
     return result
+
+
+def _add_implied(result: Translation) -> None:
+    """Add the options whose values follow from that of another tool's word."""
+    for option, word in list(result.typed.items()):
+        value = result.options.get(option) or ""
+        for other, (multiple, divisor) in IMPLIED.get(word.lstrip("-"), {}).items():
+            if value.isdecimal():
+                result.options.setdefault(other, str(max(1, int(value) * multiple // divisor)))
 
 
 def _add_argument(result: Translation, first: list[str], text: str, words: list[str]) -> None:

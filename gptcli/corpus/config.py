@@ -15,14 +15,8 @@ from typing import Any
 from gptcli.corpus.documents import MAX_DOCUMENT_BYTES
 from gptcli.corpus.formats import find_format, named_as_text, undivided
 from gptcli.corpus.formats.text import CUT_BYTES
-from gptcli.corpus.inputs import (
-    COMPRESSED_SUFFIXES,
-    SHORT_SUFFIXES,
-    STDIN,
-    fingerprint,
-    is_url,
-    left_out_line,
-)
+from gptcli.corpus.input_search import left_out_line
+from gptcli.corpus.inputs import COMPRESSED_SUFFIXES, SHORT_SUFFIXES, STDIN, fingerprint, is_url
 from gptcli.corpus.recipe import Comparison, SourceConfig
 from gptcli.corpus.text_out import Recorded, check_text_out
 from gptcli.errors import InputError, UsageError

@@ -31,7 +31,8 @@ from typing import Any, Literal, get_args
 from gptcli.corpus.documents import EXTRACTORS, Extractor, Reader
 from gptcli.corpus.formats import DOCUMENT_KINDS, DocumentKind, find_format, find_reader
 from gptcli.corpus.heuristics import filter_names, heuristic_filter
-from gptcli.corpus.inputs import STDIN, find_inputs, fingerprints
+from gptcli.corpus.input_search import find_inputs
+from gptcli.corpus.inputs import STDIN, fingerprints
 from gptcli.errors import UsageError, nearest
 from gptcli.papers.models import GPT3_MIXTURE
 from gptcli.schema import read_table

@@ -23,7 +23,6 @@ from gptcli.cost.hardware import (
     Assumption,
     Gpu,
     Precision,
-    hourly_price,
     peak_flops,
     read_rows,
     read_table,
@@ -33,6 +32,7 @@ from gptcli.cost.hardware import (
 )
 from gptcli.cost.layout import Layout
 from gptcli.cost.planner import Plan, fewest_gpus, plans
+from gptcli.cost.prices import hourly_price
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.scaling import CHINCHILLA
 from gptcli.cost.step_time import DEFAULT_TRAINER, NODE, Trainer, uncertainty

@@ -6,21 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.cost.flops import CONVENTIONS, flops_per_token, parameters_by_part
-from gptcli.cost.hardware import (
-    Assumption,
-    Energy,
-    Gpu,
-    Offer,
-    Precision,
-    energy,
-    peak_flops,
-    price_ranges,
-    spoken,
-    usual_precision,
-)
+from gptcli.cost.hardware import Assumption, Gpu, Precision, peak_flops, usual_precision
 from gptcli.cost.inference import inference
 from gptcli.cost.memory import TRAINING_BYTES, memory_by_part, min_gpus
 from gptcli.cost.planner import Plan
+from gptcli.cost.prices import Energy, Offer, energy, price_ranges, spoken
 from gptcli.cost.scaling import RANGES, critical_batch_of, predicted_losses
 from gptcli.cost.step_time import Trainer, evidence
 from gptcli.model.config import ModelConfig

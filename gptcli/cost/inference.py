@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from gptcli.cost.flops import mean_keys
 from gptcli.cost.hardware import Gpu, Precision, peak_flops
+from gptcli.cost.layout import divisors
 from gptcli.cost.memory import WEIGHT_BYTES, kv_cache_per_token
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
@@ -68,11 +69,7 @@ def inference(config: ModelConfig, gpu: Gpu | None) -> Inference:
 
 def _gpus_that_hold(n_bytes: int, heads: int, gpu: Gpu) -> int | None:
     """Return the smallest divisor of `heads` so that as many GPUs hold `n_bytes`; None without one."""
-    return next((n for n in _divisors(heads) if n * gpu.memory_bytes >= n_bytes), None)
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+    return next((n for n in divisors(heads) if n * gpu.memory_bytes >= n_bytes), None)
 
 
 class Serving(NamedTuple):
@@ -176,7 +173,7 @@ def _fewest_gpus(
     Raises UsageError if no number of GPUs that divides the heads holds one sequence.
     """
     found = []
-    for tp in _divisors(config.n_head):
+    for tp in divisors(config.n_head):
         if (at_once := (tp * gpu.memory_bytes - weights) // sequence) > 0:
             replicas = -(-batch // at_once)
             found.append((replicas * tp, replicas))

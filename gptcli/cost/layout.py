@@ -166,11 +166,10 @@ def division_problem(
 
 def _undivided(layout: Layout, config: ModelConfig) -> UsageError | None:
     if config.n_head % layout.tp:
-        divisors = [str(n) for n in range(1, config.n_head + 1) if config.n_head % n == 0]
         return _refusal(
             f"tp={layout.tp} does not divide {counted(config.n_head, 'head')}",
             "layout_does_not_divide",
-            f"tp can be {', '.join(divisors)}",
+            f"tp can be {', '.join(map(str, divisors(config.n_head)))}",
         )
     if layout.pp > config.n_layer:
         return _refusal(
@@ -179,6 +178,11 @@ def _undivided(layout: Layout, config: ModelConfig) -> UsageError | None:
             f"pp is at most {config.n_layer}",
         )
     return None
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number, from 1 on."""
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _refusal(what: str, code: str, hint: str) -> UsageError:

@@ -14,19 +14,11 @@ from gptcli.cost.cluster import (
     whole_nodes,
 )
 from gptcli.cost.estimate import Cluster
-from gptcli.cost.hardware import (
-    Gpu,
-    Offer,
-    Precision,
-    find_gpu,
-    hourly_price,
-    offers_for,
-    peak_flops,
-    usual_precision,
-)
+from gptcli.cost.hardware import Gpu, Precision, find_gpu, peak_flops, usual_precision
 from gptcli.cost.layout import check_division, parse_layout
 from gptcli.cost.memory import Recompute, padded_micro_batches
 from gptcli.cost.planner import Plan, make_plan, plans
+from gptcli.cost.prices import Offer, hourly_price, offers_for
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.step_time import DEFAULT_TRAINER, Trainer, check_trainer
 from gptcli.errors import UsageError

@@ -11,10 +11,11 @@ from dataclasses import asdict
 from gptcli.cost.cpu import FAMILY
 from gptcli.cost.estimate import Cluster, Estimate
 from gptcli.cost.flops import parameters_by_part
-from gptcli.cost.hardware import Gpu, price_ranges, spoken, usual_precision
+from gptcli.cost.hardware import Gpu, usual_precision
 from gptcli.cost.inference import Serving, inference
 from gptcli.cost.memory import memory_by_part, min_gpus
 from gptcli.cost.planner import Plan, nearest_that_fits
+from gptcli.cost.prices import price_ranges, spoken
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.cost.scaling import RANGES, critical_batch_of, predicted_losses
 from gptcli.errors import name_parameters

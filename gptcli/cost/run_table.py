@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptcli.cost.scaling_fit import RunResult
+from gptcli.cost.scaling_forms import RunResult
 from gptcli.errors import InputError
 from gptcli.files import missing_file, read_text
 from gptcli.toml_json import parse_json, shown

@@ -30,7 +30,7 @@ from gptcli.cost.step_time import (
     Overlap,
     Trainer,
     constants_from,
-    tokens_per_second,
+    step_time,
     uncertainty,
 )
 from gptcli.model.config import ModelConfig
@@ -61,7 +61,7 @@ class MeasuredRun:
 
     def predicted(self, constants: Any = None) -> float:
         """Return the predicted tokens per second of each GPU."""
-        return tokens_per_second(
+        seconds = step_time(
             self.config,
             self.layout,
             self.work,
@@ -71,7 +71,9 @@ class MeasuredRun:
             interleave=self.interleave,
             overlap=self.overlap,
             sync_bytes=self.sync_bytes,
-        )
+        ).total
+        tokens = self.work.micro_batch * self.work.micro_batches * self.config.n_ctx
+        return tokens / seconds / (self.layout.tp * self.layout.pp)
 
     @property
     def label(self) -> str:

@@ -335,34 +335,6 @@ def step_time(
     )
 
 
-def tokens_per_second(
-    config: ModelConfig | Shape,
-    layout: Layout,
-    work: StepConfig,
-    gpu: Gpu,
-    constants: Constants | None = None,
-    *,
-    trainer: Trainer = DEFAULT_TRAINER,
-    interleave: int | None = None,
-    overlap: Overlap = "replicas",
-    sync_bytes: int = SYNC_BYTES,
-) -> float:
-    """Return tokens per second of each GPU."""
-    tokens = work.micro_batch * work.micro_batches * config.n_ctx
-    time = step_time(
-        config,
-        layout,
-        work,
-        gpu,
-        constants,
-        trainer=trainer,
-        interleave=interleave,
-        overlap=overlap,
-        sync_bytes=sync_bytes,
-    ).total
-    return tokens / time / (layout.tp * layout.pp)
-
-
 def uncertainty(gpu: Gpu, trainer: Trainer = DEFAULT_TRAINER) -> float:
     """Return the factor, either way, that holds about eight of ten predicted speeds.
 

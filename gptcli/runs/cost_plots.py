@@ -31,7 +31,8 @@ from gptcli.runs.charts import Series, bar_chart, line_chart, stacked_bar_chart
 from gptcli.runs.svg import Scale
 
 if TYPE_CHECKING:
-    from gptcli.cost.scaling_fit import FittedLaw, Prediction, RunResult
+    from gptcli.cost.scaling_fit import FittedLaw, Prediction
+    from gptcli.cost.scaling_forms import RunResult
 
 
 CURVE_STEPS = 60  # line segments of a formula's curve

@@ -22,7 +22,7 @@ from gptcli.model.source import METRICS
 from gptcli.toml_json import parse_json
 
 if TYPE_CHECKING:
-    from gptcli.cost.scaling_fit import RunResult
+    from gptcli.cost.scaling_forms import RunResult
 
 MAX_MEAN_STEPS, MIN_MEAN_STEPS = 100, 5  # of a running mean of the loss
 Line = dict[str, Any]
@@ -122,7 +122,7 @@ def read_run_result(path: Path) -> RunResult:
 
     `path` is a run folder or its metrics.jsonl. Raises InputError.
     """
-    from gptcli.cost.scaling_fit import RunResult
+    from gptcli.cost.scaling_forms import RunResult
     from gptcli.model.hf import read_model_config
     from gptcli.model.source import not_a_model_error
 

@@ -1,5 +1,5 @@
-"""`report.html`: curves, samples, evaluations and configuration of one run, or a comparison of
-several runs, as a page that needs no network.
+"""`report.html`: curves, samples, evaluations and configuration of a run, as a page that needs no
+network; `gptcli.runs.comparison` compares several runs.
 
 The charts are still pictures, which the page's script (`report.js`) draws anew for its controls:
 axes, smoothing, zoom. Without the script the page has all of its contents.
@@ -7,7 +7,6 @@ axes, smoothing, zoom. Without the script the page has all of its contents.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,9 +21,7 @@ from gptcli.runs.curves import (
     chart_data,
     frame,
     inline_chart,
-    swatch,
 )
-from gptcli.runs.groups import grouped, verdict
 from gptcli.runs.metrics import Line, read_lines, read_metrics, smoothed_loss, window
 from gptcli.runs.page import (
     COMPARE,
@@ -40,16 +37,13 @@ from gptcli.runs.page import (
     script,
     table,
 )
-from gptcli.runs.plots import loss_plot
 from gptcli.runs.record import (
     NON_PERCENT_METRICS,
     Figure,
     Record,
-    distinct_names,
     figures,
     read_evaluations,
     read_provenance,
-    read_record,
     shareable,
     short_paths,
 )
@@ -63,8 +57,6 @@ RUN_METRICS = {
     "skipped", "task_loss", "lm_loss", "val_accuracy",
 }  # fmt: skip
 SOURCE_METRICS = ("loss_", "tokens_", "passes_", "rank_", "val_loss")
-MAX_NAMED = 2  # runs that are named where a chart has no curve of them
-MAX_COLUMNS = 5  # settings that differ which have a column of their own in the first table
 NATS = "nats per token"
 TITLES = {
     "TFLOP/s per process": "Model FLOPs of forward and backward per second: 6N + 12·L·C·T per token "
@@ -77,8 +69,6 @@ TITLES = {
 """What names of figures at the top of a run's page mean."""
 Chart = tuple[str, dict[str, Curve], dict[str, Any]]
 """Title, curves by name and options of `inline_chart`."""
-
-SEEDS_NOTE = "mean of runs that differ in their seed alone, with 95 % intervals (Student, Welch)"
 
 
 def write_report(folder: Path, resolved: str) -> None:
@@ -94,24 +84,13 @@ def write_report(folder: Path, resolved: str) -> None:
         file.write(run_page(record))
 
 
-def draw(runs: Sequence[Path], path: Path) -> str:
-    """Return the page of one run or a comparison of several, for a file at `path`.
-
-    For FILE.svg it is a plot of the losses. Raises InputError if one of `runs` is no run folder.
-    """
-    records = [read_record(run) for run in runs]
-    if path.suffix == ".svg":
-        return loss_plot(records)
-    return run_page(records[0]) if len(records) == 1 else comparison_page(records, path.parent)
-
-
 def run_page(record: Record) -> str:
     """Return the page of one run."""
     resolved = shareable(record.resolved)
     known = _provenance(record, resolved)
     provenance = definitions(known, small=True) if known else ""
     extent = record.validation_extent
-    pictures, data = _drawn(_charts(record), [record])
+    pictures, data = draw_charts(_charts(record), [record])
     return document(
         record.title,
         definitions(_facts(record), titles=TITLES),
@@ -135,7 +114,9 @@ def run_page(record: Record) -> str:
     )
 
 
-def _drawn(charts: Iterable[Chart], records: Sequence[Record]) -> tuple[list[str], dict[str, Any]]:
+def draw_charts(
+    charts: Iterable[Chart], records: Sequence[Record]
+) -> tuple[list[str], dict[str, Any]]:
     """Return the charts that have points as pictures, and as data for the page's script.
 
     With one record all curves are of its run; otherwise curve i is of the run i.
@@ -183,19 +164,19 @@ def _facts(record: Record) -> dict[str, str]:
             if val and record.validation_extent
             else {}
         ),
-        f"training loss, {counted(steps, 'step')}" if steps > 1 else "training loss": _format(
+        f"training loss, {counted(steps, 'step')}" if steps > 1 else "training loss": format_known(
             smoothed_loss(lines), ".4f"
         ),
         "tokens": tokens,
         "step": f"{last['step']:,}",
         "parameters": record.parameters,
         "time in steps": duration(record.seconds),
-        "tokens/s": _format(_recent_median(lines, "tokens_per_second"), ",.0f"),
-        "TFLOP/s per process": _format(_recent_median(lines, "tflops"), ".4g"),
-        "MFU": _format(_recent_median(lines, "mfu"), ".1%"),
+        "tokens/s": format_known(_recent_median(lines, "tokens_per_second"), ",.0f"),
+        "TFLOP/s per process": format_known(_recent_median(lines, "tflops"), ".4g"),
+        "MFU": format_known(_recent_median(lines, "mfu"), ".1%"),
     }
     if last.get("mfu_causal") is not None:
-        facts["MFU, causal"] = _format(_recent_median(lines, "mfu_causal"), ".1%")
+        facts["MFU, causal"] = format_known(_recent_median(lines, "mfu_causal"), ".1%")
     memory = last.get("peak_memory")
     facts["peak memory"] = "n/a" if memory is None else in_bytes(memory)
     names = ("rank_own_seconds", "rank_probe_seconds")
@@ -235,7 +216,7 @@ def _charts(record: Record) -> Iterator[Chart]:
 
 def _evaluation_charts(record: Record) -> Iterator[Chart]:
     """Yield the scores of tasks at checkpoints, and what `gpt eval` measured at several steps."""
-    for name, metrics in _by_unit(_task_metrics([record])).items():
+    for name, metrics in by_unit(task_metrics([record])).items():
         scores = {metric: record.series(metric) for metric in metrics}
         yield "Tasks at checkpoints", scores, {"unit": name, "from_zero": name == "percent"}
     tokens_at = {line["step"]: line["tokens"] for line in record.lines}
@@ -255,13 +236,13 @@ def _evaluation_charts(record: Record) -> Iterator[Chart]:
         yield title, several, {"unit": "gpt eval", "from_zero": unit == "percent"}
 
 
-def _task_metrics(records: Sequence[Record]) -> list[str]:
+def task_metrics(records: Sequence[Record]) -> list[str]:
     """Return the names of the metrics that are scores of tasks, such as lambada_accuracy."""
     names = dict.fromkeys(name for record in records for name in _names(record, ""))
     return [n for n in names if n not in RUN_METRICS and not n.startswith(SOURCE_METRICS)]
 
 
-def _by_unit(metrics: Iterable[str]) -> dict[str, list[str]]:
+def by_unit(metrics: Iterable[str]) -> dict[str, list[str]]:
     """Return metrics by their unit: percent, or the name of one that is none, such as bleu."""
     found: dict[str, list[str]] = {}
     for name in metrics:
@@ -311,7 +292,7 @@ def _evaluation_table(record: Record) -> str:
         [
             printable(short_paths(one.subject)),
             printable(one.measure),
-            _format_figure(one),
+            format_figure(one),
             one.count,
             printable(one.paper) or "–",
         ]
@@ -332,187 +313,27 @@ def _sample_cards(samples: list[Line]) -> str:
     for step in reversed(steps):
         of_step = [sample for sample in samples if sample["step"] == step]
         title = f"step {step:,}, {counted(of_step[0]['tokens'], 'token', amount)}"
-        (cards if step in shown else rest).append(_card(title, of_step, step))
+        (cards if step in shown else rest).append(sample_card(title, of_step, step))
     more = folded(f"{len(rest)} more", _cards(rest)) if rest else ""
-    return (COMPARE if len(steps) > 1 else "") + _cards(cards) + more
+    return sample_gallery(cards) + more
 
 
-def _card(title: str, samples: list[Line], place: int) -> str:
+def sample_card(title: str, samples: list[Line], place: int) -> str:
     """Return the samples of one step or run; `place` orders the choices of a comparison."""
     quotes = "".join(quote(sample["prompt"], sample["text"]) for sample in samples)
     return f'<div data-sample="{place}"><h3>{title}</h3>{quotes}</div>'
+
+
+def sample_gallery(cards: list[str]) -> str:
+    """Return cards of samples next to each other, with the choices of a comparison if there are several."""
+    return (COMPARE if len(cards) > 1 else "") + _cards(cards)
 
 
 def _cards(cards: list[str]) -> str:
     return f'<div class="texts">{"".join(cards)}</div>' if cards else ""
 
 
-def comparison_page(records: list[Record], link_base: Path) -> str:
-    """Return a page that compares runs: shared charts, and the settings that differ.
-
-    Links to the runs' own reports are relative to the folder `link_base`.
-    """
-    names = distinct_names([record.folder for record in records])
-    keys = [f"{swatch(number)} {printable(name)}" for number, name in enumerate(names)]
-    differing = differing_settings(records)
-    chosen = {name for record in records for name in record.chosen}
-    first = [row for row in differing if row[0] in chosen] or differing
-    rest = [row for row in differing if row not in first]
-    # what differs comes first: in the table of results, or if it is much, in a table of its own
-    columns = first if len(first) <= MAX_COLUMNS else []
-    rows = []
-    for number, (record, name) in enumerate(zip(records, names, strict=True)):
-        path = Path(os.path.relpath(record.folder / REPORT, link_base)).as_posix()
-        link = f'<a href="{printable(path)}">{printable(name)}</a>'
-        settings = [row[number + 1] for row in columns]
-        rows.append([f"{swatch(number)}&#160;{link}", *settings, *_results(record)])
-    heads = [
-        "run",
-        *(_setting(row[0]) for row in columns),
-        "validation loss",
-        "lowest",
-        "training loss",
-        "tokens trained",
-        "steps",
-        "parameters",
-        "time in steps",
-    ]
-    pictures, data = _drawn(_comparison_charts(names, records), records)
-    derived = _table_by_run(keys, rest)
-    more = f"{len(rest)} more settings that differ follow from these, the data or the machine"
-    return document(
-        counted(len(records), "run"),
-        table(heads, rows),
-        headed("Settings that differ", "" if columns else _table_by_run(keys, first)),
-        folded(more, derived) if derived else "",
-        headed("Seeds", _seeds_table(records), SEEDS_NOTE),
-        CONTROLS,
-        gallery(pictures, dashed=True),
-        headed("Evaluations", _table_by_run(keys, _compared_figures(records))),
-        headed("Samples", _newest_samples(keys, records), "from each run's newest checkpoint"),
-        script(data),
-    )
-
-
-def _seeds_table(records: list[Record]) -> str:
-    """Return a row for each group of runs that differ in their seed alone, the best one first.
-
-    Empty if no settings were run with several seeds.
-    """
-    groups = grouped(records)
-    if all(len(group.values) < 2 for group in groups):
-        return ""
-    rows = [
-        [
-            printable(group.name),
-            f"{len(group.values)}",
-            printable(str(group.interval)),
-            "lowest" if group is groups[0] else printable(verdict(group, groups[0])),
-        ]
-        for group in groups
-    ]
-    return table(["runs", "seeds", "loss", "above the lowest"], rows)
-
-
-def _comparison_charts(names: list[str], records: list[Record]) -> Iterator[Chart]:
-    """Yield the charts of a comparison, with one curve per run."""
-
-    def curves(metric: str) -> dict[str, Curve]:
-        return dict(zip(names, (record.series(metric) for record in records), strict=True))
-
-    mean = {"mean": True}
-    val = curves("val_loss")
-    yield "Validation loss", val, {"unit": NATS + _without(val), "tall": True}
-    unit = f"{NATS}, running mean"
-    yield "Training loss", curves("loss"), {"unit": unit, "tall": True, **mean}
-    for name, metrics in _by_unit(_task_metrics(records)).items():
-        for metric in metrics:
-            scores = curves(metric)
-            unit = f"{name}, at checkpoints{_without(scores)}"
-            yield metric.replace("_", " "), scores, {"unit": unit, "from_zero": name == "percent"}
-    yield "Learning rate", curves("lr"), {"from_zero": True}
-    yield "Batch size", curves("batch_tokens"), {"unit": "tokens", "from_zero": True}
-    unit = "before clipping, running mean"
-    yield "Gradient norm", curves("grad_norm"), {"unit": unit, "log_y": True, **mean}
-    speeds = curves("tokens_per_second")
-    yield "Throughput", speeds, {"unit": "tokens per second", "from_zero": True, **mean}
-
-
-def _without(curves: dict[str, Curve]) -> str:
-    """Return words on the runs that have no curve."""
-    names = [name for name, curve in curves.items() if not curve]
-    if len(names) > MAX_NAMED:
-        return f", not measured in {len(names)} of {counted(len(curves), 'run')}"
-    return f", not measured in {' and '.join(names)}" if names else ""
-
-
-def _results(record: Record) -> list[str]:
-    """Return the cells of a run's row after its name."""
-    last, val = record.lines[-1], [value for _, value in record.series("val_loss")]
-    losses = [f"{val[-1]:.4f}", f"{min(val):.4f}"] if val else ["n/a", "n/a"]
-    return [
-        *losses,
-        _format(smoothed_loss(record.lines), ".4f"),
-        amount(last["tokens"]),
-        f"{last['step']:,}",
-        record.parameters,
-        duration(record.seconds),
-    ]
-
-
-def _table_by_run(keys: list[str], rows: list[list[str]]) -> str:
-    return (
-        table(["setting", *keys], [[_setting(name), *cells] for name, *cells in rows])
-        if rows
-        else ""
-    )
-
-
-def differing_settings(records: list[Record]) -> list[list[str]]:
-    """Return a row for each setting that is not equal in all runs, the output folder excepted."""
-    settings = [record.settings for record in records]
-    names = dict.fromkeys(name for one in settings for name in one if name != "out")
-    rows = [[name, *(one.get(name, "–") for one in settings)] for name in names]
-    differing = [row for row in rows if any(value != row[1] for value in row[2:])]
-    return [
-        [printable(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row]
-        for row in differing
-    ]
-
-
-def _setting(name: str) -> str:
-    """Return how a setting is called beside the results of runs."""
-    return "tokens planned" if name == "tokens" else name
-
-
-def _compared_figures(records: list[Record]) -> list[list[str]]:
-    """Return a row for each figure of any run's evaluations."""
-    found = [
-        {(one.subject, one.measure): _format_figure(one) for one in figures(record.evaluations)}
-        for record in records
-    ]
-    names = dict.fromkeys(name for one in found for name in one)
-    return [
-        [
-            printable(f"{subject}: {measure}"),
-            *(one.get((subject, measure), "–") for one in found),
-        ]
-        for subject, measure in names
-    ]
-
-
-def _newest_samples(keys: list[str], records: list[Record]) -> str:
-    """Return a card for each run with the samples of its newest step that has any."""
-    cards = []
-    for number, (key, record) in enumerate(zip(keys, records, strict=True)):
-        if record.samples:
-            step = record.samples[-1]["step"]
-            newest = [sample for sample in record.samples if sample["step"] == step]
-            cards.append(_card(key, newest, number))
-    return (COMPARE if len(cards) > 1 else "") + _cards(cards)
-
-
-def _format_figure(one: Figure) -> str:
+def format_figure(one: Figure) -> str:
     """Format a value with its standard error."""
     percent = one.measure == "accuracy"
     if abs(one.value) >= 1e4:
@@ -529,5 +350,6 @@ def _recent_median(lines: list[Line], key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _format(value: float | None, form: str) -> str:
+def format_known(value: float | None, form: str) -> str:
+    """Format a value, or return "n/a" for None."""
     return "n/a" if value is None else f"{value:{form}}"

@@ -26,7 +26,6 @@ from gptcli.model.kv_cache import KVCache, cache_bytes
 from gptcli.model.transformer import GPT
 from gptcli.numbers import counted, in_bytes
 from gptcli.optional_kernels import before_compilation, decode_step
-from gptcli.runtime import separate_compiler_cache
 
 PREFILL_TOKENS = 8192
 """Prompt tokens, including padding, in one prefill pass."""
@@ -181,7 +180,6 @@ class _FixedPass:
 
         self.forward = eager
         if compiled:
-            separate_compiler_cache(torch.backends.cpu.get_cpu_capability())
             before_compilation()
             # Each engine and each visible length compiles this function again. A torch that lacks
             # the option (below 2.13) compiles the first eight, and runs the others uncompiled.

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from gptcli.serving.requests import CompletionRequest, Json
+from gptcli.serving.fields import Json
+from gptcli.serving.requests import CompletionRequest
 from gptcli.serving.scheduler import Entry, SampleRow
 from gptcli.tokenizer.tokenizer import Tokenizer
 

@@ -29,10 +29,9 @@ from gptcli.numbers import amount, counted
 from gptcli.runs.svg import css_variables
 from gptcli.sampling.defaults import MAX_TOKENS, TEMPERATURE, TOP_K
 from gptcli.sampling.load import Loaded
+from gptcli.serving.fields import ApiError, Json
 from gptcli.serving.requests import (
-    ApiError,
     CompletionRequest,
-    Json,
     ServedModel,
     error_of,
     find_model,

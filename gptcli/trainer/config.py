@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -390,6 +390,27 @@ class Run:
             "data": self.data_sha256,
             "tokenizer": self.tokenizer_sha256,
         }
+
+
+def is_validation_loss(metric: str | None) -> bool:
+    """Return whether a metric of `keep_best` is a validation loss, that of a set included."""
+    return metric is not None and metric.startswith("val_loss")
+
+
+def check_keep_best(
+    metric: str | None, measured: Sequence[str], prefixes: tuple[str, ...] = ()
+) -> None:
+    """Raise UsageError if a run never measures the metric of `keep_best`: it is none of `measured`,
+    and begins with none of `prefixes`.
+    """
+    if metric is None or metric in measured or metric.startswith(prefixes):
+        return
+    raise UsageError(
+        f"{metric} is not measured in this run",
+        field="keep_best",
+        code="not_measured",
+        hint=nearest(metric, measured, beyond="{option:eval_task} adds the metrics of tasks"),
+    )
 
 
 def check_optimizer(train: TrainConfig) -> None:

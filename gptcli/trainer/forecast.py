@@ -13,14 +13,9 @@ from gptcli.errors import name_parameters
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import WEEK, amount, counted, in_bytes, rough_duration
 from gptcli.shards.manifest import Manifest, Split, tokens_by_source
-from gptcli.trainer.auto import (
-    expected_memory,
-    memory_advice,
-    process_memory,
-    shortage,
-)
-from gptcli.trainer.config import TrainConfig
+from gptcli.trainer.config import TrainConfig, is_validation_loss
 from gptcli.trainer.machine import Machine
+from gptcli.trainer.memory import expected_memory, memory_advice, process_memory, shortage
 from gptcli.trainer.recipe import SMALL_MODEL
 from gptcli.trainer.schedule import Schedule
 
@@ -341,7 +336,7 @@ def length_cautions(
 
 def best_cautions(train: TrainConfig) -> list[Caution]:
     """Return a warning if most checkpoints have no validation loss by which to keep the best."""
-    if not (train.keep_best or "").startswith("val_loss"):
+    if not is_validation_loss(train.keep_best):
         return []
     every, losses = train.checkpoint_every, train.eval_every
     if every % losses == 0:

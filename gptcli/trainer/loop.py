@@ -21,7 +21,6 @@ from gptcli.runs.metrics import Line, window
 from gptcli.runtime import launched_processes
 from gptcli.shards.order import Mixture, open_order
 from gptcli.toml_json import finite
-from gptcli.trainer.auto import process_memory
 from gptcli.trainer.callbacks import Callback, RunProgress
 from gptcli.trainer.checkpoint import (
     Checkpoints,
@@ -46,6 +45,7 @@ from gptcli.trainer.export import (
     is_small,
     prepare_run_folder,
 )
+from gptcli.trainer.memory import process_memory
 from gptcli.trainer.monitors import (
     GarbageCollection,
     MemoryAndDataTime,

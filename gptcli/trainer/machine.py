@@ -25,14 +25,9 @@ from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import counted
 from gptcli.runtime import available_cores, processor
-from gptcli.trainer.auto import (
-    TENSOR_MEMORY_SHARE,
-    check_processes,
-    device,
-    host_memory,
-    work_of,
-)
+from gptcli.trainer.auto import check_processes
 from gptcli.trainer.config import TrainConfig
+from gptcli.trainer.memory import TENSOR_MEMORY_SHARE, device, host_memory, work_of
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES
 from gptcli.trainer.schedule import Schedule
 

@@ -51,9 +51,10 @@ from gptcli.model.attention import layer_masks, takes_flex
 from gptcli.model.loss import EAGER, IGNORE, next_token_loss
 from gptcli.model.transformer import GPT, mup_rescale, without_values
 from gptcli.openmp import watch_spinning
-from gptcli.runtime import disable_malloc_trim, separate_compiler_cache, warm_up_vector_math
-from gptcli.trainer.auto import device_memory, has_compiler, process_memory
+from gptcli.runtime import disable_malloc_trim, warm_up_vector_math
+from gptcli.trainer.auto import has_compiler
 from gptcli.trainer.config import Run, TrainConfig
+from gptcli.trainer.memory import device_memory, process_memory
 from gptcli.trainer.optimizer import AUTOCAST_DTYPES, convert_to_fp8, make_optimizer
 from gptcli.trainer.schedule import Schedule
 from gptcli.trainer.step import TrainStep
@@ -185,7 +186,6 @@ def apply_ac_and_compile(part: GPT, config: TrainConfig, mesh: DeviceMesh | None
     first.
     """
     if config.compile:
-        separate_compiler_cache(torch.backends.cpu.get_cpu_capability())
         optional_kernels.before_compilation()
     for block in part.h.children():
         block.__dict__.pop("forward", None)  # restores the class's own
@@ -359,7 +359,7 @@ def compiler_problem(context: RankContext) -> str | None:
     is a compiler, not a part of the model.
     """
     problem = ""
-    separate_compiler_cache(torch.backends.cpu.get_cpu_capability())
+    optional_kernels.before_compilation()
     try:
         torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(8, device=context.device))
     except RuntimeError as error:

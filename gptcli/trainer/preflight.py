@@ -33,18 +33,19 @@ from gptcli.cost.step_time import StepTraffic, step_traffic
 from gptcli.devices import check_apple_gpu, device_type
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.join import import_ahead
-from gptcli.errors import InputError, RunError, UsageError, nearest
+from gptcli.errors import InputError, RunError, UsageError
 from gptcli.events import Events
 from gptcli.model.source import begun_folder, find_model
 from gptcli.numbers import counted, in_bytes
 from gptcli.shards.manifest import Manifest, read_manifest
 from gptcli.shards.order import open_order, open_split, verify_bytes
 from gptcli.tokenizer.load import load_tokenizer
-from gptcli.trainer.auto import check_division, check_memory, check_processes, work_of
+from gptcli.trainer.auto import check_processes
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
-from gptcli.trainer.config import Run, check_optimizer
+from gptcli.trainer.config import Run, check_keep_best, check_optimizer
 from gptcli.trainer.forecast import disk_bytes, disk_cautions
 from gptcli.trainer.machine import disk_free
+from gptcli.trainer.memory import check_division, check_memory, work_of
 from gptcli.trainer.optimizer import check_precision
 from gptcli.trainer.parallelize import parallelize_model
 from gptcli.trainer.resolve import ResolvedRun
@@ -89,7 +90,8 @@ def check_run(run: Run, manifest: Manifest) -> None:
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)
     check_optimizer(run.train)
-    check_keep_best(run, manifest)
+    if run.measure is None:  # the names of its metrics are its own
+        check_keep_best(run.train.keep_best, validation_losses(run, manifest))
     for name in run.track:
         find_tracker(name)
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):
@@ -132,23 +134,11 @@ def check_run(run: Run, manifest: Manifest) -> None:
     check_disk(run)
 
 
-def check_keep_best(run: Run, manifest: Manifest) -> None:
-    """Raise UsageError if the run never measures the metric of `keep_best`.
-
-    The names of `Run.measure` are its own.
-    """
+def validation_losses(run: Run, manifest: Manifest) -> list[str]:
+    """Return the names of the validation losses that a run measures."""
     sources = [name for name in manifest.shares("val") if name is not None]
     names = [*run.val, *(sources if run.val_by_source else [])]
-    known = ["val_loss", *(f"val_loss_{name}" for name in names)]
-    metric = run.train.keep_best
-    if metric is None or metric in known or run.measure is not None:
-        return
-    raise UsageError(
-        f"{metric} is not measured in this run",
-        field="keep_best",
-        code="not_measured",
-        hint=nearest(metric, known),
-    )
+    return ["val_loss", *(f"val_loss_{name}" for name in names)]
 
 
 def _tokenizer_sha256(folder: Path) -> str:

@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from gptcli.cost.layout import divisors
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
 from gptcli.numbers import amount, counted
@@ -124,8 +125,8 @@ def with_losses(usual: dict[str, int], given: dict[str, int]) -> dict[str, int]:
     checkpoints, losses = ({**usual, **given}[name] for name in ("checkpoint_every", "eval_every"))
     if "checkpoint_every" not in given:
         return usual | {"checkpoint_every": losses * max(1, round(checkpoints / losses))}
-    divisors = (n for n in range(1, checkpoints + 1) if checkpoints % n == 0)
-    return usual | {"eval_every": min(divisors, key=lambda n: abs(n - losses))}
+    nearest = min(divisors(checkpoints), key=lambda n: abs(n - losses))
+    return usual | {"eval_every": nearest}
 
 
 def samples(parameters: int, steps: int) -> int:

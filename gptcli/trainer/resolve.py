@@ -17,7 +17,7 @@ from gptcli.model.source import RUN_TOML, ModelSource, step_folders
 from gptcli.numbers import counted
 from gptcli.papers.models import PaperModel
 from gptcli.settings import NUMBERS, Resolved
-from gptcli.trainer.config import TrainConfig, from_values
+from gptcli.trainer.config import TrainConfig, from_values, is_validation_loss
 from gptcli.trainer.recipe import (
     cadence,
     nearest_paper,
@@ -32,6 +32,12 @@ from gptcli.trainer.recipe import (
 
 NEWEST = "the newest of init_from"  # origin of a checkpoint's step that was not given
 LR_RANGE_STEPS = 100  # of a learning-rate range test without a number of tokens
+DEFAULTS = {
+    "data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0,
+    "recompute": "auto", "pipeline_schedule": "1f1b", "spike": 6.0, "max_skipped": 10,
+    "follow_noise": False, "document_mask": False, "deterministic": False,
+}  # fmt: skip
+"""Default values of a run; an "auto" follows from the machine."""
 SHAPE = ("n_layer", "n_head", "d_model", "n_ctx")
 MODEL_KEYS = (*SHAPE, "attention", "band", "dropout")
 """Fields of `ModelConfig` that a run may set; the others follow from the size or the shards."""
@@ -108,8 +114,7 @@ def complete_given(
             code="another_run",
             hint="name another {option:out}",
         )
-    for name, value in given.values.items():
-        before.put({name: value}, given.origin[name])
+    before.update(given)
     return before
 
 
@@ -129,8 +134,7 @@ def _continued_values(given: Resolved, read: Callable[[Path], dict[str, Any]]) -
         {name: value for name, value in values.items() if name not in own},
         f"{RUN_TOML} of {folder}",
     )
-    for name, value in given.values.items():
-        before.put({name: value}, given.origin[name])
+    before.update(given)
     return before
 
 
@@ -145,21 +149,12 @@ def resolve_run(given: Resolved, vocab_size: int | None, *, lr_range: bool = Fal
     if lr_range:
         _make_range_test(given, paper, model)
     resolved = Resolved()
-    resolved.put(
-        {"data": "shards", "layout": "auto", "precision": "auto", "compile": "auto", "seed": 0},
-        "default",
-    )
-    resolved.put({"recompute": "auto", "pipeline_schedule": "1f1b"}, "default")
-    resolved.put(
-        {"spike": 6.0, "max_skipped": 10, "follow_noise": False, "document_mask": False}, "default"
-    )
-    resolved.put({"deterministic": False}, "default")
+    resolved.put(DEFAULTS, "default")
     resolved.put(
         {name: value for name, value in model.as_dict().items() if name in MODEL_KEYS}, paper.name
     )
     put_recipe(resolved, paper, given, model)
-    for name, value in given.values.items():
-        resolved.put({name: value}, given.origin[name])
+    resolved.update(given)
     put_lr(resolved, given, model, lr_range=lr_range)
     round_batch(resolved, given, model.n_ctx)
     if resolved.values["follow_noise"]:
@@ -333,7 +328,6 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     """Set what the machine decides, and return the layout; in run.toml "auto" stays "auto"."""
     # importing torch takes a second or two: what needs no torch was checked before
     from gptcli.trainer.auto import (
-        Extras,
         auto_compile,
         auto_layout,
         auto_micro_batch,
@@ -341,6 +335,7 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
         auto_processes,
         layout_after_restart,
     )
+    from gptcli.trainer.memory import Extras
 
     values, origin = resolved.values, resolved.origin
     sequences = values["batch_tokens"] // model.n_ctx
@@ -406,7 +401,7 @@ def _put_cadence(resolved: Resolved, model: ModelConfig) -> None:
     tokens, batch_tokens = resolved.values["tokens"], resolved.values["batch_tokens"]
     usual, why = cadence(tokens, batch_tokens), dict[str, str]()
     given = {name: resolved.values.get(name, "auto") for name in usual}
-    if str(resolved.values.get("keep_best") or "").startswith("val_loss"):
+    if is_validation_loss(resolved.values.get("keep_best")):
         usual = with_losses(usual, {name: n for name, n in given.items() if n != "auto"})
         why = dict.fromkeys(("checkpoint_every", "eval_every"), ", a loss for each checkpoint")
     for name, value in usual.items():

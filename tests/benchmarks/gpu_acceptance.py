@@ -236,7 +236,8 @@ def train(setting: Setting, name: str, stage: str, steps: int) -> None:
     from gptcli.cost.hardware import identify_gpu
     from gptcli.cost.layout import Layout
     from gptcli.cost.rank_memory import rank_memory
-    from gptcli.trainer.auto import auto_micro_batch, work_of
+    from gptcli.trainer.auto import auto_micro_batch
+    from gptcli.trainer.memory import work_of
     from gptcli.trainer.schedule import Rates
 
     size = cuda.SIZES["tiny" if setting.tiny else name]

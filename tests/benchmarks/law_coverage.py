@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 
 from gptcli.cost import scaling_fit
 from gptcli.cost.scaling import REFIT
-from gptcli.cost.scaling_fit import RunResult, fit_law
+from gptcli.cost.scaling_fit import fit_law
+from gptcli.cost.scaling_forms import RunResult
 
 BUDGETS = [6e18 * 2.0**k for k in range(9)]  # FLOP
 SIZES = (4e7, 1.6e10)

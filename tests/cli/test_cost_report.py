@@ -21,7 +21,8 @@ from gptcli.cost.cluster import Affordable
 from gptcli.cost.estimate import Estimate
 from gptcli.cost.options import HardwareOptions
 from gptcli.cost.scaling import LAWS, critical_batch, gpt3_loss, kaplan_batch, optimal_report
-from gptcli.cost.scaling_fit import RunResult, fit_law, fit_report
+from gptcli.cost.scaling_fit import fit_law, fit_report
+from gptcli.cost.scaling_forms import RunResult
 from gptcli.cost.target import estimate_target, find_target
 
 PLAIN = OutputOptions(json=False, markdown=False, explain=False, plot=None)

@@ -868,7 +868,7 @@ def test_strict_refuses_what_is_warned_of_and_nothing_else(gpt_inside, here):
 def test_a_run_that_does_not_fit_is_advised_in_a_dry_run_and_refused_otherwise(
     gpt_inside, here, monkeypatch
 ):
-    monkeypatch.setattr("gptcli.trainer.auto.host_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr("gptcli.trainer.memory.host_memory", lambda: 24 * 10**9)
     words = [
         "train",
         "--size",

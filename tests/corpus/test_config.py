@@ -10,7 +10,7 @@ import pytest
 
 from gptcli.corpus import config
 from gptcli.corpus.config import CHUNK_CHARACTERS, BuildConfig, check_unchanged
-from gptcli.corpus.inputs import find_inputs
+from gptcli.corpus.input_search import find_inputs
 from gptcli.corpus.recipe import Comparison, DedupConfig, SourceConfig
 from gptcli.errors import InputError, UsageError
 from gptcli.tokenizer.tokenizer import Tokenizer, byte_alphabet

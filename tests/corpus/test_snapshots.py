@@ -10,7 +10,8 @@ import pytest
 from gptcli.corpus.build import begin_build
 from gptcli.corpus.config import BuildConfig
 from gptcli.corpus.formats import read_documents
-from gptcli.corpus.inputs import find_inputs, fingerprint, open_raw
+from gptcli.corpus.input_search import find_inputs
+from gptcli.corpus.inputs import fingerprint, open_raw
 from gptcli.corpus.recipe import SourceConfig
 from gptcli.corpus.report import BuildEstimate, estimate_build
 from gptcli.corpus.snapshots import SAMPLE_PAGES, find_snapshot, snapshot_of, write_sample

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cost.estimate import FLOPS_PER_PF_DAY, Cluster, Estimate, price_paper, price_training
-from gptcli.cost.hardware import Assumption, energy, find_gpu, hourly_price, throughput
+from gptcli.cost.hardware import Assumption, find_gpu, throughput
 from gptcli.cost.layout import Layout
 from gptcli.cost.planner import make_plan
+from gptcli.cost.prices import energy, hourly_price
 from gptcli.cost.rank_memory import StepConfig
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import TABLE_D1, PaperCompute

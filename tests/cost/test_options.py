@@ -10,8 +10,8 @@ import pytest
 
 from gptcli.cost.cluster import MAX_GPUS
 from gptcli.cost.flops import flops_per_token
-from gptcli.cost.hardware import Offer, published_offers
 from gptcli.cost.options import DEFAULT_GPU, LIMITS, HardwareOptions
+from gptcli.cost.prices import Offer, published_offers
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.settings import NUMBERS

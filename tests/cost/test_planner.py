@@ -34,7 +34,7 @@ from gptcli.cost.step_time import TRAINERS, StepTime, Trainer, step_time
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.papers.models import MODELS
-from gptcli.trainer.auto import check_division
+from gptcli.trainer.memory import check_division
 from gptcli.trainer.optimizer import check_precision
 
 A100, H100 = find_gpu("a100"), find_gpu("h100")

@@ -9,7 +9,8 @@ import pytest
 
 from gptcli.cost import scaling_fit
 from gptcli.cost.scaling import CHINCHILLA, KAPLAN, REFIT, JointLaw, gpt3_loss
-from gptcli.cost.scaling_fit import RunResult, fit_law, t_quantile
+from gptcli.cost.scaling_fit import fit_law, t_quantile
+from gptcli.cost.scaling_forms import RunResult
 from gptcli.errors import UsageError
 from tests.benchmarks.law_coverage import NOISES, coverage
 

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from gptcli.corpus.recipe import SourceConfig
-from gptcli.cost.hardware import Offer
+from gptcli.cost.prices import Offer
 from gptcli.evals.task import Task
 from gptcli.finetune.task import FinetuneTask
 from gptcli.model.config import ModelConfig

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cost.scaling_fit import RunResult, fit_law
+from gptcli.cost.scaling_fit import fit_law
+from gptcli.cost.scaling_forms import RunResult
 from gptcli.model.config import ModelConfig
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "scaling-law"

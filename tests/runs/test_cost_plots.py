@@ -12,7 +12,8 @@ from gptcli.cost.estimate import Estimate
 from gptcli.cost.hardware import find_gpu
 from gptcli.cost.options import HardwareOptions
 from gptcli.cost.planner import plans
-from gptcli.cost.scaling_fit import RunResult, fit_law
+from gptcli.cost.scaling_fit import fit_law
+from gptcli.cost.scaling_forms import RunResult
 from gptcli.cost.target import estimate_target, find_target
 from gptcli.papers.models import TABLE_D1
 from gptcli.runs import cost_plots

@@ -14,15 +14,12 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from gptcli.serving.requests import (
-    FIELDS,
     ServedModel,
     find_model,
     least_tokens,
     serve_names,
 )
 from gptcli.tokenizer.training import train_tokenizer
-from tests.examples.test_formats import DOCUMENTED, check
-from tests.golden.surface import keys
 from tests.serving.conftest import complete
 
 REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
@@ -111,14 +108,6 @@ def test_models_have_names_of_their_own(client: TestClient, served: list[ServedM
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
     assert "this server has run" in answer.json()["error"]["message"]
-
-
-def test_fields_are_those_of_the_document(client: TestClient) -> None:
-    assert DOCUMENTED["Request of /v1/completions"] - {"<|endoftext|>"} == {*FIELDS}
-    made = complete(client, prompt="a", logprobs=1, truncate_prompt_tokens=-1)
-    [choice] = made["choices"]
-    choice["logprobs"]["top_logprobs"] = [{"a": 1}]
-    check("Response of /v1/completions", {*keys(made)})
 
 
 TOKENIZER = train_tokenizer(["a rose is a rose is a rose, and so is another rose"] * 9, 300)

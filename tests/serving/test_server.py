@@ -27,7 +27,8 @@ from gptcli.errors import UsageError
 from gptcli.runs.svg import PALETTE, THEME
 from gptcli.sampling.params import sampling_params
 from gptcli.serving import server as module
-from gptcli.serving.requests import FIELDS, ServedModel
+from gptcli.serving.fields import FIELDS
+from gptcli.serving.requests import ServedModel
 from gptcli.serving.scheduler import Scheduler
 from gptcli.serving.server import application, is_loopback, listen, page, require_server
 

@@ -8,10 +8,9 @@ import pytest
 from gptcli.cost.layout import Layout
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.shards.manifest import Manifest, Shard, Source, read_manifest
-from gptcli.trainer import auto
-from gptcli.trainer.auto import process_memory
 from gptcli.trainer.forecast import disk_bytes, forecast, forecast_facts
 from gptcli.trainer.machine import Machine
+from gptcli.trainer.memory import process_memory
 
 LARGE = Machine(
     name="a large one",
@@ -210,7 +209,7 @@ def test_disk_holds_the_checkpoints_kept_one_more_the_model_and_its_copy(make_ru
 
 
 def test_a_run_that_does_not_fit_names_the_largest_size_that_does(make_run, monkeypatch):
-    monkeypatch.setattr(auto, "host_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr("gptcli.trainer.memory.host_memory", lambda: 24 * 10**9)
     train = make_run().train
     for name, memory in (("175B", "TB"), ("13B", "GB")):
         model = ModelConfig.from_paper(find_size(name))

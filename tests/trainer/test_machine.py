@@ -12,9 +12,9 @@ import torch
 
 from gptcli.model.config import ModelConfig, find_size
 from gptcli.trainer import machine as module
-from gptcli.trainer.auto import host_memory
 from gptcli.trainer.forecast import forecast
 from gptcli.trainer.machine import this_machine
+from gptcli.trainer.memory import host_memory
 
 
 def test_this_machine_is_looked_at(make_run, tmp_path):

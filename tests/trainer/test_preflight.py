@@ -21,7 +21,7 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.shards.manifest import read_manifest
 from gptcli.tokenizer.training import train_tokenizer
 from gptcli.trainer import preflight
-from gptcli.trainer.auto import work_of
+from gptcli.trainer.memory import work_of
 from gptcli.trainer.preflight import (
     check_data,
     check_resume,

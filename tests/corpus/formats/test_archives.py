@@ -17,7 +17,7 @@ import pytest
 
 from gptcli.corpus.documents import Document
 from gptcli.corpus.formats import archives, find_format, find_reader, read_documents, scan
-from gptcli.corpus.inputs import find_inputs
+from gptcli.corpus.input_search import find_inputs
 from gptcli.errors import InputError
 
 FILES = {
