@@ -297,7 +297,7 @@ class AutoOr:
 
 
 def resolved_toml(
-    resolved: Resolved, command: str, columns: int | None = None, **extra: Any
+    resolved: Resolved, command: str, columns: int | None = None, /, **extra: Any
 ) -> str:
     """Return `resolved` as TOML, with the origin of each value in a comment.
 

@@ -342,7 +342,7 @@ def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
         file.write(resolved_toml(resolved, **extra))
 
 
-def resolved_toml(resolved: Resolved, columns: int | None = None, **extra: Any) -> str:
+def resolved_toml(resolved: Resolved, columns: int | None = None, /, **extra: Any) -> str:
     """Return `resolved` as TOML (`gptcli.settings.resolved_toml`), made by this command line."""
     return settings.resolved_toml(resolved, command_line(), columns, **extra)
 
