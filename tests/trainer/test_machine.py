@@ -46,6 +46,7 @@ def test_a_plan_names_the_cores_that_its_threads_use(make_run, tmp_path, monkeyp
         run = make_run(layout=layout)
         here = this_machine(run.model, run.train, tmp_path)
         assert here.name == name
+        assert here.tokens_per_second is not None
         speeds[threads, layout] = here.tokens_per_second[1]
     least = speeds.pop((1, "dp=1"))
     assert [*speeds.values()] == [pytest.approx(4 * least)] * 3
