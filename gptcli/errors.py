@@ -9,7 +9,8 @@
 Any other exception is a bug; `gpt --debug` shows its traceback.
 
 Messages name parameters in one way for both kinds of user: `{option:n_ctx}` in a message reads
-`n_ctx` in Python and `--n-ctx` on the command line, which translates it when it prints.
+`n_ctx` in Python and `--n-ctx` on the command line, which translates it when it prints. A flag,
+`{option:force}`, reads `force=True` in Python.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ PREDICATES = frozenset(
     ["is", "has", "contains", "cannot", "was", "does", "needs", "names", "ends", "takes", "buys"]
 )
 """First words of an error that continue the name of its place as a sentence."""
+FLAGS = frozenset({"continues", "deterministic", "force", "resume"})
+"""Parameters that Python sets to True."""
 _PARAMETER = re.compile(r"\{option:([a-z0-9_]+)\}")
 
 
@@ -105,8 +108,13 @@ class Interrupted(GptError):  # noqa: N818 - the common name
     exit_code = 130
 
 
-def name_parameters(text: str, spell: Callable[[str], str] = str) -> str:
-    """Replace each `{option:NAME}` in a message by `spell(NAME)`, by default the name itself."""
+def in_python(name: str) -> str:
+    """Spell a parameter as Python does: NAME, or NAME=True for a flag."""
+    return f"{name}=True" if name in FLAGS else name
+
+
+def name_parameters(text: str, spell: Callable[[str], str] = in_python) -> str:
+    """Replace each `{option:NAME}` in a message by `spell(NAME)`, by default as in Python."""
     return _PARAMETER.sub(lambda match: spell(match[1]), text)
 
 

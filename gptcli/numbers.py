@@ -61,8 +61,9 @@ def short(value: float) -> str:
 
 def counted(count: float, noun: str, write: Callable[[float], str] = "{:,}".format) -> str:
     """Format a number of things: 1 shard, 1,024 shards, 2 batches, and 4.5M tokens by `amount`."""
-    ending = "" if count == 1 else "es" if noun.endswith(("ss", "ch", "x")) else "s"
-    return f"{write(count)} {noun}{ending}"
+    written = write(count)
+    is_one = count == 1 or written == "1"
+    return f"{written} {noun}{'' if is_one else 'es' if noun.endswith(('ss', 'ch', 'x')) else 's'}"
 
 
 def unit_for(value: float, units: Units, least: float = 1) -> tuple[float, str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable
+
+from gptcli.errors import UsageError
 
 SPIN_ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 """Longest time for which OpenMP threads spin between two parallel regions: rounds of GNU's runtime,
@@ -27,6 +30,19 @@ def set_spin_environment() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in SPIN_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+
+
+def check_thread_environment() -> None:
+    """Raise UsageError for an OMP_NUM_THREADS that OpenMP would answer with a line of its own, and
+    ignore.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.strip() and not re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*(,\s*0*[1-9]\d{0,8}\s*)*", given):
+        raise UsageError(
+            f"OMP_NUM_THREADS is {given!r}",
+            hint="this environment variable is a number of threads, such as 2; unset it for all "
+            "cores",
+        )
 
 
 class SpinWatcher(threading.Thread):

@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from gptcli.errors import UsageError, close_to, nearest
 from gptcli.units import PER_CENT, read_quantity, spelling
 
 T = TypeVar("T")
+MIN_COMMENT = 16  # columns of a comment behind a long value
 
 
 @dataclass(slots=True)
@@ -299,16 +301,20 @@ class AutoOr:
         return "auto" if value == "auto" else self.reader(value)
 
 
-def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:
+def resolved_toml(
+    resolved: Resolved, command: str, columns: int | None = None, /, **extra: Any
+) -> str:
     """Return `resolved` as TOML, with the origin of each value in a comment.
 
-    Comments at the top name the versions, the `command` and the facts in `extra`.
+    Comments at the top name the versions, the `command` and the facts in `extra`. Comments other
+    than the command, which is to be copied, go on below themselves beyond `columns`.
     """
     lines = [
         f"# gpt {__version__}, python {sys.version.split()[0]}",
         f"# command: {command}",
     ]
-    lines += [f"# {name}: {toml_json.toml_comment(str(value))}" for name, value in extra.items()]
+    for name, value in extra.items():
+        lines += _comment(f"{name}: {toml_json.toml_comment(str(value))}", "", columns, "  ")
     rows = [
         (
             f"{name} = {toml_json.toml_value(value)}",
@@ -317,7 +323,21 @@ def resolved_toml(resolved: Resolved, command: str, **extra: Any) -> str:
         for name, value in resolved.values.items()
     ]
     width = max((len(row) for row, _ in rows), default=0)
-    return "\n".join([*lines, "", *(f"{row:<{width}}  # {origin}" for row, origin in rows), ""])
+    lines.append("")
+    for row, origin in rows:
+        lines += _comment(origin, f"{row:<{width}}  ", columns)
+    return "\n".join([*lines, ""])
+
+
+def _comment(text: str, before: str, columns: int | None, indent: str = "") -> list[str]:
+    """Return the lines of a comment behind `before`; those after the first are indented."""
+    if columns is None:
+        return [f"{before}# {text}"]
+    width = max(MIN_COMMENT, columns - len(f"{before}# "))
+    first, *more = textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]
+    return [f"{before}# {first}", *(f"{' ' * len(before)}# {line}" for line in more)]
 
 
 def updated_toml(before: str, resolved: Resolved, command: str, **extra: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pickle
 import py_compile
 import re
@@ -16,6 +17,7 @@ import pytest
 import gptcli
 from gptcli.cli.console import as_options
 from gptcli.errors import (
+    FLAGS,
     GptError,
     InputError,
     Interrupted,
@@ -64,6 +66,29 @@ def test_parameters_are_names_in_python_and_options_on_the_command_line() -> Non
     nested = InputError(f"line 3: {message_of(error)}", where="run.toml")
     assert as_options(nested.message).startswith("run.toml: line 3: --micro-batch does not fit")
     assert message_of(OSError("disk")) == "disk"
+
+
+def test_flags_are_set_in_python_and_bare_on_the_command_line() -> None:
+    error = UsageError("is not empty", where="runs/x", hint="{option:resume} continues it")
+    assert str(error) == "runs/x is not empty\n  resume=True continues it"
+    assert as_options(error.message) == "runs/x is not empty\n  --resume continues it"
+
+
+def test_every_flag_of_the_library_that_a_message_names_is_known_as_one() -> None:
+    functions = (gptcli.train, gptcli.build_shards, gptcli.TrainConfig, gptcli.generate)
+    flags = {
+        name
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.annotation == "bool"
+    }
+    assert flags >= FLAGS
+    named = {
+        name
+        for path in Path(gptcli.__file__).parent.rglob("*.py")
+        for name in re.findall(r"\{option:(\w+)\}", path.read_text(encoding="utf-8"))
+    }
+    assert named & flags <= FLAGS | {"compile"}, "compile has a value on the command line"
 
 
 def test_a_file_has_precedence_over_the_field_in_a_message() -> None:

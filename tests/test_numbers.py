@@ -342,6 +342,8 @@ def test_every_count_with_its_noun_is_written_in_one_place() -> None:
         (counted(3, "batch"), "3 batches"),
         (counted(1234, "process"), "1,234 processes"),
         (counted(1, "token", amount), "1 token"),
+        (counted(0.99997, "pass", amount), "1 pass"),
+        (counted(0.1997, "pass", amount), "0.1997 passes"),
         (counted(4_500_000, "token", amount), "4.5M tokens"),
     ],
 )

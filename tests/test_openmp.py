@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from gptcli import openmp
-from gptcli.openmp import SPIN_ENVIRONMENT, SpinWatcher, set_spin_environment, watch_spinning
+from gptcli.cli import run_command
+from gptcli.errors import UsageError
+from gptcli.openmp import (
+    SPIN_ENVIRONMENT,
+    SpinWatcher,
+    check_thread_environment,
+    set_spin_environment,
+    watch_spinning,
+)
 
 
 def until(condition: Callable[[], bool]) -> bool:
@@ -22,6 +30,23 @@ def until(condition: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.005)
     return False
+
+
+@pytest.mark.parametrize("given", ["foo", "0", "-3", "1.5", "2,", "99999999999"])
+def test_a_number_of_threads_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    with pytest.raises(UsageError, match=f"OMP_NUM_THREADS is '{given}'"):
+        run_command(["cost", "--size", "gpt2"])
+
+
+@pytest.mark.parametrize("given", ["", " ", "1", " 2 ", "02", "4,2", "4, 3,2"])
+def test_numbers_of_threads_are_those_of_openmp(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    check_thread_environment()
 
 
 @pytest.mark.parametrize(

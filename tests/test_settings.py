@@ -115,6 +115,22 @@ def test_resolved_configuration_reads_back(values: dict[str, object]) -> None:
     assert tomllib.loads(resolved_toml(resolved, "gpt")) == values
 
 
+def test_comments_go_on_below_themselves_where_the_columns_end() -> None:
+    resolved = Resolved()
+    origin = "auto: the batch's share, or enough tokens to keep the device busy"
+    resolved.put({"micro_batch": 8, "precision": "fp32"}, origin)
+    command = "gpt train --dry-run --out runs/" + "a" * 60
+    facts = {"stage 0": "2 processes, each with 12,345,678 parameters and 98.8 MB of state"}
+    whole = resolved_toml(resolved, command, **facts)
+    narrow = resolved_toml(resolved, command, 50, **facts)
+    assert tomllib.loads(narrow) == tomllib.loads(whole) == resolved.values
+    lines = narrow.splitlines()
+    assert f"# command: {command}" in lines, "to be copied"
+    assert max(len(line) for line in lines if "command" not in line) <= 50
+    assert whole.count(origin) == 2
+    assert " ".join(narrow.replace("#", " ").split()).count(origin) == 2
+
+
 def test_a_resolved_file_is_brought_up_to_date_line_by_line() -> None:
     first, resolved = Resolved(), Resolved()
     first.put({"lr": 1e-3, "keep": 2, "out": "a = b"}, "paper")

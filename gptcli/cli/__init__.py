@@ -16,7 +16,7 @@ from gptcli.cli.command import Group
 from gptcli.cli.messages import current_messages
 from gptcli.devices import MPS_OUT_OF_MEMORY
 from gptcli.errors import GptError, package_error
-from gptcli.openmp import set_spin_environment
+from gptcli.openmp import check_thread_environment, set_spin_environment
 
 COMMANDS = {  # subcommand: its module in gptcli.cli, and its line in `gpt --help`
     "tokenize": ("tokenize", "Train a BPE tokenizer; convert text to token ids and back."),
@@ -150,6 +150,7 @@ def main() -> None:
 
 def run_command(argv: list[str]) -> Any:
     """Run a command line, and return its exit code. Raises the errors of the command."""
+    check_thread_environment()
     if os.environ.get("GPT_KERNELS"):  # an impossible value is refused before anything is printed
         optional_kernels.can_be_built()
     try:

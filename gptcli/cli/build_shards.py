@@ -17,6 +17,7 @@ from gptcli.cli.console import (
     print_lines,
     report_columns,
     told_by_files,
+    toml_columns,
     wrap_lines,
 )
 from gptcli.cli.options import (
@@ -487,7 +488,7 @@ def print_estimate(resolved: Resolved, estimate: BuildEstimate, *, as_json: bool
         report = {"dry_run": True, "config": resolved.values, "estimate": asdict(estimate)}
         print_json("build-shards", report)
         return
-    print(resolved_toml(resolved))
+    print(resolved_toml(resolved, toml_columns()))
 
     def known(number: float | None, text: Callable[[float], str]) -> str:
         return "unknown before the inputs are read" if number is None else text(number)

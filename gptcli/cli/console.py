@@ -169,9 +169,14 @@ def time_left(done: float, total: float | None, done_here: float, elapsed: float
 def screen(*, stderr: bool = False, width: int | None = None) -> Console:
     """Return a rich console that prints text literally, without markup, emoji or highlighting.
 
-    All consoles are made here, because names and paths may contain brackets and colons.
+    All consoles are made here, because names and paths may contain brackets and colons. They never
+    hide the cursor: a process that is killed could not show it again.
     """
-    from rich.console import Console
+    import rich.console
+
+    class Console(rich.console.Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            return False
 
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
@@ -183,8 +188,7 @@ class ConsoleEvents(Events):
 
     def __init__(self) -> None:
         self._live: Progress | None = None
-        # clears the line of the bar and shows the cursor again
-        self._cursor = Cleanup(write, 2, "\r\x1b[2K\x1b[?25h")
+        self._line = Cleanup(write, 2, "\r\x1b[2K")  # clears that of the bar
         self._tasks: dict[str, _Task] = {}
         self.messages = current_messages()
 
@@ -248,7 +252,7 @@ class ConsoleEvents(Events):
             if not self._tasks:
                 self._live.stop()
                 self._live = None
-                self._cursor.__exit__()
+                self._line.__exit__()
 
     def _draw(self, task: str, state: _Task, done: float, total: float | None, facts: str) -> None:
         from rich.progress import (
@@ -271,9 +275,8 @@ class ConsoleEvents(Events):
                 console=screen(stderr=True),
                 transient=True,
             )
-            self._cursor.__enter__()
+            self._line.__enter__()
             self._live.start()
-            # shows the cursor again however the program ends
             atexit.register(self._live.stop)
         if state.bar is None:
             state.bar = self._live.add_task(task, total=total, facts="")
@@ -319,6 +322,11 @@ def columns(stream: Any) -> int:
     if not stream.isatty():
         return REPORT_COLUMNS
     return os.get_terminal_size(stream.fileno()).columns or REPORT_COLUMNS  # 0 if unknown
+
+
+def toml_columns() -> int | None:
+    """Return the columns of TOML on stdout: None off a terminal, where its lines stay whole."""
+    return columns(sys.stdout) if sys.stdout.isatty() else None
 
 
 def report_columns() -> int:

@@ -5,6 +5,7 @@ the loss curve on a terminal and plain lines elsewhere.
 from __future__ import annotations
 
 import atexit
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -12,7 +13,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptcli.cli.console import ConsoleEvents, as_options, print_json, screen, time_left
+from gptcli.cli.console import (
+    ConsoleEvents,
+    as_options,
+    print_json,
+    screen,
+    time_left,
+    toml_columns,
+)
 from gptcli.cli.options import resolved_toml
 from gptcli.errors import UsageError
 from gptcli.events import Events
@@ -22,6 +30,7 @@ from gptcli.runs.metrics import window
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
+    from rich.panel import Panel
 
     from gptcli.shards.manifest import Manifest
     from gptcli.trainer.config import Run
@@ -91,7 +100,7 @@ class Dashboard(ConsoleEvents):
         if task == TASK and self._board is not None:
             self._board.stop()
             self._board = None
-            self._cursor.__exit__()
+            self._line.__exit__()
         super().finish(task)
 
     def _show(self, panel: RenderableType) -> None:
@@ -99,14 +108,13 @@ class Dashboard(ConsoleEvents):
 
         if self._board is None:
             self._board = Live(console=screen(stderr=True), auto_refresh=False)
-            self._cursor.__enter__()
+            self._line.__enter__()
             self._board.start()
-            # shows the cursor again however the program ends
             atexit.register(self._board.stop)
         self._board.update(panel, refresh=True)
 
     def panel(self, done: float, total: float, left: str, facts: dict[str, Any]) -> RenderableType:
-        """Return the panel, as wide as the terminal."""
+        """Return the panel, as wide as the terminal but for the ^C that it shows behind it."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
@@ -125,12 +133,27 @@ class Dashboard(ConsoleEvents):
         )
         body = _Body(self.curve.means(), format_facts(facts, done / total))
         where = ", ".join(str(facts[name]) for name in ("device", "precision") if facts.get(name))
-        return Panel(
-            Group(head, body),
-            title=Text(self.title),
-            title_align="left",
-            subtitle=Text(where) if where else None,
-            subtitle_align="right",
+        return _Narrower(
+            Panel(
+                Group(head, body),
+                title=Text(self.title),
+                title_align="left",
+                subtitle=Text(where) if where else None,
+                subtitle_align="right",
+            ),
+            len("^C"),
+        )
+
+
+class _Narrower:
+    """Panel that leaves columns at the right free."""
+
+    def __init__(self, panel: Panel, free: int) -> None:
+        self.panel, self.free = panel, free
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        yield from console.render(
+            self.panel, options.update_width(max(1, options.max_width - self.free))
         )
 
 
@@ -243,7 +266,8 @@ def format_facts(facts: dict[str, Any], share: float) -> list[str]:
         f"memory {in_bytes(facts['peak_memory'])}",
     ]
     if passes := facts.get("total_passes"):
-        words.append(f"pass {passes * share:.2f} of {passes:.3g} over the data")
+        digits = max(2, 2 - math.floor(math.log10(passes)))  # three of a run of less than a pass
+        words.append(f"pass {passes * share:,.{digits}f} of {passes:,.{digits}f} over the data")
     if "checkpoint_step" in facts:
         age = duration(round(facts["checkpoint_age"]))
         words.append(f"checkpoint of step {facts['checkpoint_step']:,}, {age} ago")
@@ -321,7 +345,7 @@ def print_plan(
             **forecast_facts(forecast, at_least=plan.train.follow_noise),
             **role_facts(roles),
         }
-        print(resolved_toml(plan.resolved, **facts), end="")
+        print(resolved_toml(plan.resolved, toml_columns(), **facts), end="")
     if strict:
         _refuse_warnings(forecast)
 

@@ -342,9 +342,9 @@ def write_resolved(path: Path, resolved: Resolved, **extra: Any) -> None:
         file.write(resolved_toml(resolved, **extra))
 
 
-def resolved_toml(resolved: Resolved, **extra: Any) -> str:
+def resolved_toml(resolved: Resolved, columns: int | None = None, /, **extra: Any) -> str:
     """Return `resolved` as TOML (`gptcli.settings.resolved_toml`), made by this command line."""
-    return settings.resolved_toml(resolved, command_line(), **extra)
+    return settings.resolved_toml(resolved, command_line(), columns, **extra)
 
 
 def command_line() -> str:

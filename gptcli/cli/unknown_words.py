@@ -313,8 +313,10 @@ def early_option(program: str, args: list[str], commands: list[str], option: str
         at = args.index(named)
         line = shlex.join([*program.split(), named, *args[:at], *args[at + 1 :]])
         return UsageError("options come after the command", where=where, hint=line)
+    lists = f"{program} --help lists commands and options"
+    close = close_to(where, ("--help", "--version", "--debug") if program == "gpt" else ("--help",))
     return UsageError(
         f"{program} has no such option",
         where=where,
-        hint=f"{program} --help lists commands and options",
+        hint=f"did you mean {close[0]}? {lists}" if close else lists,
     )

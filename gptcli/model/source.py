@@ -242,14 +242,23 @@ def not_a_model_error(path: Path) -> InputError:
         what, hint = _file(path)
     else:
         what, hint = _missing(path)
-    return InputError(what, where=path, hint=hint)
+    return InputError(what, where=written(path), hint=hint)
+
+
+def written(path: Path) -> str:
+    """Return a path as it was given: of an address, `Path` drops a slash."""
+    return re.sub(r"^(\w{2,}):/(?!/)", r"\1://", str(path))
 
 
 def _missing(path: Path) -> tuple[str, str]:
-    name = str(path)
+    name = written(path)
     absent = "no such file" if path.suffix in MODEL_SUFFIXES else "no such folder"
     if address := re.match(r"https?:/+huggingface\.co/([^/]+(?:/[^/]+)?)", name):
         return "is an address, not a name on the Hub", f"name the model alone: {address[1]}"
+    if "://" in name:
+        return "is an address, not a model on this machine", (
+            "download it to a folder, and name that folder"
+        )
     if name.lower().replace("-", "") in NEVER_RELEASED:
         return "no such folder", (
             "the weights of GPT-3, ChatGPT and GPT-4 are not public; OpenAI's largest model that "

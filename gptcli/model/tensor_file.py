@@ -34,7 +34,15 @@ from safetensors import SafetensorError, safe_open
 from gptcli.errors import InputError
 from gptcli.files import read_json
 from gptcli.model.hub import PICKLED_WEIGHTS
-from gptcli.model.source import INDEX, MODEL, WEIGHTS, WEIGHTS_INDEX, no_weights_error
+from gptcli.model.source import (
+    INDEX,
+    MODEL,
+    RUN_TOML,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    no_weights_error,
+    step_folders,
+)
 
 DTYPES = {
     torch.float32: "F32",
@@ -116,7 +124,7 @@ def unreadable_error(path: Path, reason: object) -> InputError:
 
     It tells truncated files, other kinds of files and damaged ones apart.
     """
-    size, again = path.stat().st_size, "download or copy it again"
+    size, again = path.stat().st_size, _how_to_replace(path)
     with open(path, "rb") as file:
         head = file.read(64)
         length = int.from_bytes(head[:8], "little")
@@ -174,6 +182,26 @@ def unreadable_error(path: Path, reason: object) -> InputError:
             hint=again,
         )
     return InputError(f"not a readable safetensors file: {reason}", where=path, hint=again)
+
+
+def _how_to_replace(path: Path) -> str:
+    """Return a hint for a damaged file: that of a run with checkpoints can be written again."""
+    run = path.parent
+    if path.name == WEIGHTS and (run / RUN_TOML).is_file() and (steps := step_folders(run)):
+        return (
+            f"gpt train --resume --out {run} writes it again, and {{option:checkpoint}} "
+            f"{max(steps)} reads the run's newest checkpoint instead"
+        )
+    return "download or copy it again"
+
+
+def damage_of(path: Path) -> InputError | None:
+    """Return the error for a safetensors file that cannot be opened, None for one that can."""
+    try:
+        with open_tensors(path):
+            return None
+    except SafetensorError as error:
+        return unreadable_error(path, error)
 
 
 def read_folder_tensors(folder: Path) -> dict[str, torch.Tensor]:

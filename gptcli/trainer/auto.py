@@ -69,12 +69,16 @@ def auto_layout(
 ) -> tuple[Layout, str]:
     """Return the fastest layout of all processes or GPUs that holds the model, and the reason.
 
-    On CPUs, whose memory the processes share, the model is sharded. If no layout holds the model,
-    it is sharded too, and `check_memory` later refuses it with a suggestion.
+    On CPUs, whose memory the processes share, the model is sharded as far as its batch can be
+    divided. If no layout holds the model, it is sharded too, and `check_memory` later refuses it
+    with a suggestion. Raises UsageError if no layout can divide the batch.
     """
     processes = auto_processes()
-    if processes == 1 or device_type() != "cuda":
-        return Layout(shard=processes), "all processes, sharded" if processes > 1 else "one process"
+    if processes == 1:
+        return Layout(), "one process"
+    sharded, why = _most_sharded(model, processes, sequences, precision)
+    if device_type() != "cuda":
+        return sharded, why
     gpu = device(processes)
     if found := fitting(
         model,
@@ -93,7 +97,34 @@ def auto_layout(
         f"no layout of {counted(processes, 'GPU')} with {in_bytes(gpu.memory_bytes)} holds the "
         "model"
     )
-    return Layout(shard=processes), why
+    return sharded, why
+
+
+def _most_sharded(
+    model: ModelConfig, processes: int, sequences: int, precision: Precision
+) -> tuple[Layout, str]:
+    """Return the layout with the most shards that divides the batch, and the reason."""
+    whole = Layout(shard=processes)
+    if divides(whole, model, sequences, precision):
+        return whole, "all processes, sharded"
+    able = [
+        other for other in layouts(model, processes) if divides(other, model, sequences, precision)
+    ]
+    if able:
+        batch = counted(sequences, "sequence")
+        return max(able, key=lambda other: other.shard), f"all processes, with a batch of {batch}"
+    raise UsageError(
+        f"a batch of {counted(sequences, 'sequence')} is too small to divide among "
+        f"{counted(processes, 'GPU' if device_type() == 'cuda' else 'process')}",
+        field="batch_tokens",
+        code="batch_too_small_for_layout",
+        hint=f"raise {{option:batch_tokens}} to {processes * model.n_ctx:,}, or "
+        + (
+            "start fewer processes"
+            if launched_processes() is not None
+            else "use one of them: {option:layout} dp=1"
+        ),
+    )
 
 
 def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:

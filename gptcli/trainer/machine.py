@@ -74,9 +74,14 @@ def this_machine(model: ModelConfig, train: TrainConfig, out: Path) -> Machine:
         return Machine(
             name=name, memory_bytes=memory, disk_free_bytes=free, tokens_per_second=speed
         )
+    threads = torch.get_num_threads()
+    # one process has the threads that OMP_NUM_THREADS says, several share all cores
+    used = available_cores() if layout.processes > 1 else min(threads, available_cores())
     rate = product_rate(model.d_model, train.precision) / flops_per_token(model, "causal")
-    slow, fast = (share * rate for share in UTILISATION)
-    name = f"{available_cores()} CPU core{'s' * (available_cores() != 1)}"
+    slow, fast = (share * rate * used / threads for share in UTILISATION)
+    name = counted(used, "CPU core")
+    if used < available_cores():
+        name = f"{used:,} of {counted(available_cores(), 'CPU core')}"
     return Machine(
         name=name,
         memory_bytes=memory,

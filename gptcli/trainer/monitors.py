@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import socket
 import statistics
@@ -31,6 +32,7 @@ from gptcli.trainer.step_statistics import NoiseScale, rerun_every, small_batch_
 
 COLLECT_EVERY_STEPS = 1000  # a garbage collection takes up to a second
 PROFILE_SKIPPED_STEPS, PROFILE_STEPS = 2, 3  # the first steps still allocate and tune
+KINETO_SILENT = "6"  # above all its levels
 PROFILE_ROWS = 15  # operators in the table
 GATHER_EVERY_STEPS = 20  # steps between comparisons of the processes
 SLOW = 1.5  # a process is slow whose own time in a step is this many times the median's
@@ -382,6 +384,8 @@ class Profiler(Callback):
         self.path = Path(progress.run.out) / TRACE
         self.on_cuda = progress.context.device.type == "cuda"
         cuda = [ProfilerActivity.CUDA] if self.on_cuda else []
+        if not self.on_cuda:  # where the tracing library has only a start and a stop to tell of
+            os.environ.setdefault("KINETO_LOG_LEVEL", KINETO_SILENT)
         self.profile = torch.profiler.profile(
             activities=[ProfilerActivity.CPU, *cuda],
             schedule=torch.profiler.schedule(

@@ -208,17 +208,22 @@ def _another_schedule(run: Run, old: Schedule, new: Schedule, shared: int) -> Us
         else ("no checkpoint of before that is left: {option:keep_every} keeps some of a run")
     )
     was, now = old.rates(tokens), new.rates(tokens)
-    also = [
-        f"; the {name.replace('_', ' ')} was {before}, and now {after}"
-        for name in ("weight_decay", "beta2")
-        if (before := getattr(was, name)) != (after := getattr(now, name))
-    ]
+    batches = [each.batch(position.sequences) * each.n_ctx for each in (old, new)]
+    is_last = old.after(position).sequences >= old.total_sequences
+    rows = [("learning rate", f"{was.lr:.4g}", f"{now.lr:.4g}")]
+    rows.append(
+        ("last batch" if is_last else "batch", counted(batches[0], "token"), f"{batches[1]:,}")
+    )
+    for name in ("weight_decay", "beta2"):
+        rows.append((name.replace("_", " "), str(getattr(was, name)), str(getattr(now, name))))
+    changed = [
+        f"the {name} was {before}, and now {after}"
+        for name, before, after in rows
+        if before.split()[0] != after
+    ] or [f"the learning rate was {was.lr}, and now {now.lr}"]
     return UsageError(
-        f"the schedules part before the checkpoint: at {counted(tokens, 'token')} the learning "
-        "rate was "
-        f"{was.lr:.4g} and the batch "
-        f"{counted(old.batch(position.sequences) * old.n_ctx, 'token')}, "
-        f"and now {now.lr:.4g} and {new.batch(position.sequences) * new.n_ctx:,}{''.join(also)}",
+        "the schedules part before the checkpoint: at "
+        f"{counted(tokens, 'token')} {'; '.join(changed)}",
         where=run.init_from,
         field="continues",
         code="another_schedule",

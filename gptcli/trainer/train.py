@@ -25,9 +25,11 @@ from gptcli.model.config import ModelConfig, find_size
 from gptcli.model.hub import fetch_model
 from gptcli.model.source import (
     RUN_TOML,
+    WEIGHTS,
     find_model,
     step_folders,
 )
+from gptcli.model.tensor_file import damage_of
 from gptcli.runs.record import provenance, resumed
 from gptcli.runtime import is_main, restarted
 from gptcli.settings import Resolved, resolved_toml, same_values, updated_toml
@@ -216,7 +218,11 @@ def prepare_run(
         check_output(out, resume=resume, force=force, own=RUN_TOML)
     if resume:
         at_end = check_resume(run)
-        if is_finished(out) and (
+        lost = damage_of(out / WEIGHTS) if is_finished(out) and at_end else None
+        if lost is not None:
+            if is_main():
+                events.warn(f"{out / WEIGHTS}: {lost.what}: it is written again")
+        elif is_finished(out) and (
             at_end or (newest_state(out) is None and same_values(text, before))
         ):
             if is_main():

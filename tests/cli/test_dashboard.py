@@ -44,7 +44,7 @@ board.finish("train")
 
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
 @pytest.mark.parametrize("width", [80, 120])
-def test_panel_is_as_wide_as_the_terminal(width):
+def test_panel_is_as_wide_as_the_terminal_but_for_the_ctrl_c_behind_it(width):
     import fcntl
     import pty
     import struct
@@ -72,11 +72,11 @@ def test_panel_is_as_wide_as_the_terminal(width):
     assert "a message in between" in text
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[text.rindex("╭") :])
     lines = last.replace("\r", "").split("\n")
-    assert len(lines[0]) == width
+    assert len(lines[0]) == width - len("^C")
     for part in (
         "runs/350M",
         "step 300/300",
-        "pass 2.50 of 2.5 over the data",
+        "pass 2.50 of 2.50 over the data",
         "checkpoint of step 280, 1 min 01 s ago",
         " EPYC, 2 cores, bf16 ",
         "300k/300k tokens",
@@ -88,8 +88,8 @@ def test_panel_is_as_wide_as_the_terminal(width):
         "memory 3.2 GB",
     ):
         assert part in last, (part, last)
-    assert all(len(line) == width for line in lines if line.startswith("│"))
-    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text[-40:]
+    assert all(len(line) == width - len("^C") for line in lines if line.startswith("│"))
+    assert "\x1b[?25l" not in text, "a process that is killed leaves a hidden cursor"
 
 
 def test_without_a_terminal_progress_is_a_plain_line(capsys, monkeypatch):
@@ -140,6 +140,19 @@ def test_first_values_far_above_the_rest_are_cut_off():
 def test_resampling_averages_only_many_values():
     assert resampled([1.0, 2.0], 10) == [1.0, 2.0]
     assert resampled([1.0, 3.0, 5.0, 7.0], 2) == [2.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("passes", "share", "shown"),
+    [
+        (0.1288, 1.0, "pass 0.129 of 0.129 over the data"),
+        (0.1288, 0.5, "pass 0.064 of 0.129 over the data"),
+        (0.00012, 1.0, "pass 0.000120 of 0.000120 over the data"),
+        (1234.5, 0.1, "pass 123.45 of 1,234.50 over the data"),
+    ],
+)
+def test_a_pass_is_rounded_as_their_number_is(passes, share, shown):
+    assert shown in format_facts({**FACTS, "total_passes": passes}, share)
 
 
 def test_unknown_facts_are_shown_as_not_available():

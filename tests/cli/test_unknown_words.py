@@ -132,3 +132,12 @@ def test_a_folder_with_the_name_of_a_command_is_an_argument(
     assert [str(parse(word)) for word in ("serve", "chat", "run")] == ["serve", "chat", "run"]
     with pytest.raises(UsageError, match="whole command"):
         parse("generate")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("--verison", "--version"), ("--hepl", "--help"), ("--debgu", "--debug")]
+)
+def test_a_misspelled_option_of_gpt_itself_is_recognized(typed: str, meant: str) -> None:
+    error = refused("gpt", typed)
+    assert (error.what, error.where) == ("gpt has no such option", typed)
+    assert error.hint == f"did you mean {meant}? gpt --help lists commands and options"

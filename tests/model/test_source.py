@@ -182,6 +182,8 @@ FILES: dict[str, tuple[dict[str, bytes | str], str, str]] = {
     "the hub's cache": ({"models--a--b/snapshots/0/config.json": "{}"}, "models--a--b", "models--a--b/snapshots/0"),
     "a model that is not public": ({}, "gpt-4", "are not public; .* openai-community/gpt2-xl"),
     "an address": ({}, "https://huggingface.co/some-lab/tiny/tree/main", "is an address.*\n  name the model alone: some-lab/tiny$"),
+    "an address elsewhere": ({}, "https://example.com/model", "is an address, not a model on this machine\n  download it"),
+    "a store": ({}, "s3://bucket/run", "is an address, .*\n  download it"),
     "a prompt": ({}, "Once upon a time", "the model comes before the prompt"),
     "checkpoints": ({"r/checkpoints/x": "x", "r/run.toml": "x"}, "r/checkpoints", "name the run: r, with"),
     "a text": ({"book.txt": "x"}, "book.txt", "is text, not a model\n .* gpt eval RUN --text book.txt; .* gpt build-shards book.txt"),
@@ -196,7 +198,7 @@ def test_error_says_what_the_path_is_and_what_to_do(case: str) -> None:
     for path, data in files.items():
         write(path, data)
     error = not_a_model_error(Path(named))
-    assert error.where == str(Path(named))
+    assert error.where == (named if "://" in named else str(Path(named)))
     assert re.search(answer.replace("?", r"\?"), f"{error.what}\n  {error.hint}"), error
 
 

@@ -79,6 +79,24 @@ def test_layout_of_a_cpu_and_of_torchrun(monkeypatch):
     assert auto_layout() == Layout(shard=16)
 
 
+def test_a_layout_that_nobody_gave_divides_the_batch_or_names_the_batch(monkeypatch):
+    launch(monkeypatch, rank=1, world_size=4)
+    assert auto_layout(SMALL, 4) == Layout(shard=4)
+    assert auto_layout(SMALL, 2) == Layout(shard=2, tp=2)
+    assert auto_layout(SMALL, 1) == Layout(tp=4)
+    launch(monkeypatch, rank=1, world_size=3)
+    with pytest.raises(UsageError, match="a batch of 2 sequences is too small to divide") as error:
+        auto_layout(SMALL, 2)
+    assert error.value.field == "batch_tokens"
+    assert error.value.hint == "raise {option:batch_tokens} to 192, or start fewer processes"
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    give_gpus(monkeypatch, 3)
+    with pytest.raises(UsageError, match="3 GPUs") as error:
+        auto_layout(SMALL, 2)
+    assert "one of them: {option:layout} dp=1" in str(error.value.hint)
+
+
 def test_layout_of_gpus_is_the_fastest_that_fits(monkeypatch):
     give_gpus(monkeypatch, 8)
     large = ModelConfig.from_paper(find_size("6.7B"))

@@ -32,6 +32,26 @@ def test_this_machine_is_looked_at(make_run, tmp_path):
     assert forecast(ModelConfig.from_paper(find_size("175B")), train, None, beyond).fits is None
 
 
+def test_a_plan_names_the_cores_that_its_threads_use(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "available_cores", lambda: 4)
+    monkeypatch.setattr(module, "product_rate", lambda *_: 1e9 * torch.get_num_threads())
+    speeds = {}
+    for threads, layout, name in (
+        (1, "dp=1", "1 of 4 CPU cores"),
+        (4, "dp=1", "4 CPU cores"),
+        (8, "dp=1", "4 CPU cores"),
+        (1, "dp=2", "4 CPU cores"),
+    ):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        run = make_run(layout=layout)
+        here = this_machine(run.model, run.train, tmp_path)
+        assert here.name == name
+        assert here.tokens_per_second is not None
+        speeds[threads, layout] = here.tokens_per_second[1]
+    least = speeds.pop((1, "dp=1"))
+    assert [*speeds.values()] == [pytest.approx(4 * least)] * 3
+
+
 def test_a_cpu_s_speed_does_not_depend_on_other_work(monkeypatch):
     """Every look at the wall clock finds a second gone; a product takes 4 ms of CPU time on two
     threads.

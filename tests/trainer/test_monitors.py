@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from gptcli.trainer import monitors as monitors_module
 from gptcli.trainer.loop import train
 from gptcli.trainer.monitors import (
     GATHER_EVERY_STEPS,
+    KINETO_SILENT,
     PROBE_WIDTH,
     RankMonitor,
     TimeLeft,
@@ -131,12 +133,15 @@ class RecordedEvents(Events):
     warn = info
 
 
-def test_the_profiler_writes_a_trace_and_reports_the_slowest_operators(make_run):
+def test_the_profiler_writes_a_trace_and_reports_the_slowest_operators(make_run, monkeypatch):
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "")
+    monkeypatch.delenv("KINETO_LOG_LEVEL")
     run, events = replace(make_run(), profile=True), RecordedEvents()
     train(run, RankContext(torch.device("cpu")), events)
     trace = json.loads((run.out / TRACE).read_text())
     assert "aten::addmm" in {event.get("name") for event in trace["traceEvents"]}
     assert any("aten::addmm" in text and "Self CPU" in text for text in events.texts)
+    assert os.environ["KINETO_LOG_LEVEL"] == KINETO_SILENT
 
 
 def test_the_profiler_warns_if_the_run_is_too_short(make_run):

@@ -140,7 +140,7 @@ def test_a_branch_under_wsd_equals_a_run_of_its_length_bit_for_bit(make_run, tra
         ({"tokens": 896, "decay_tokens": 896}, "already_read", "896 tokens already"),
         ({"lr": 1e-3}, "another_schedule", "at 64 tokens the learning rate was 0.0015"),
         ({"lr_schedule": "wsd", "cooldown_tokens": 1000}, "another_schedule", "lies before that"),
-        ({"batch_tokens": 128}, "another_schedule", "the batch 64 tokens, and now"),
+        ({"batch_tokens": 128}, "another_schedule", "the batch was 64 tokens, and now 128"),
     ],
 )
 def test_a_branch_that_would_cheat_is_refused(make_run, trunk, changes, code, words):
@@ -154,6 +154,7 @@ def test_a_branch_that_would_cheat_is_refused(make_run, trunk, changes, code, wo
         continued_state(branch)
     assert caught.value.code == code
     assert words in str(caught.value)
+    assert "rate was" not in str(caught.value) or "batch_tokens" not in changes, "it did not change"
     assert not branch.out.exists()
 
 

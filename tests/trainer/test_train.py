@@ -60,6 +60,22 @@ def test_folder_in_use_is_refused_resumed_or_replaced_as_asked(
     assert (out / "model.safetensors").read_bytes() != weights
 
 
+def test_damaged_weights_of_a_finished_run_are_written_again(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(config(), data=shards, out=out, model=SHAPE)
+    weights = out / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:1000], b"", whole[:-1]):
+        weights.write_bytes(damaged)
+        with pytest.raises(InputError, match="cut short") as caught:
+            load_model(out)
+        assert f"gpt train --resume --out {out} writes it again" in str(caught.value.hint)
+        assert "{option:checkpoint} 10" in str(caught.value.hint)
+        load_model(out, step=10)
+        train(config(), data=shards, out=out, model=SHAPE, resume=True)
+        assert weights.read_bytes() == whole
+
+
 def test_run_starts_from_the_weights_of_another(shards: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     train(config(), data=shards, out=first, model=SHAPE)
