@@ -96,8 +96,8 @@ def mlp_backward(
     proj_CF: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradient of x in bf16, and those of the four parameters in fp32."""
-    dbefore_NF, *of_proj = run_backward(dy_NC, after_NF, proj_CF, before_NF)
-    return *run_backward(dbefore_NF, x_NC, fc_FC), *of_proj
+    dbefore_NF, dproj_CF, dbias_C = run_backward(dy_NC, after_NF, proj_CF, before_NF)
+    return *run_backward(dbefore_NF, x_NC, fc_FC), dproj_CF, dbias_C
 
 
 @linear.register_fake

@@ -19,6 +19,7 @@ from gptcli import optional_kernels
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Precision
 from gptcli.cost.layout import Layout
+from gptcli.cost.planner import layouts
 from gptcli.devices import check_apple_gpu, device_type, has_bf16
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
@@ -37,6 +38,7 @@ from gptcli.trainer.memory import (
     RecomputeChoice,
     best_work,
     device,
+    divides,
     fitting,
 )
 
