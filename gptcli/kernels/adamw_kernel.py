@@ -32,8 +32,8 @@ def supports(tensors: Iterable[torch.Tensor]) -> bool:
     return (
         all(
             type(t) in (torch.Tensor, torch.nn.Parameter)
-            and t.dtype == torch.float32
-            and t.device.type == "cpu"
+            and t.dtype is torch.float32
+            and t.is_cpu
             and t.is_contiguous()
             for t in tensors
         )
