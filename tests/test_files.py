@@ -224,7 +224,7 @@ def test_force_never_empties_where_the_user_stands(
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     for folder in (Path(".."), tmp_path, Path.home(), Path("/")):
-        with pytest.raises(UsageError, match="force would empty"):
+        with pytest.raises(UsageError, match="force=True would empty"):
             claim_output(folder, resume=False, force=True)
 
 

@@ -58,7 +58,7 @@ def test_records_of_several_processes_end_in_one_file(tmp_path: Path) -> None:
 
 def test_records_of_another_evaluation_are_refused_with_the_difference(tmp_path: Path) -> None:
     Records(tmp_path, "t", {"seed": 1, "limit": None})
-    with pytest.raises(UsageError, match=r"(?s)use force to start over; different: seed$"):
+    with pytest.raises(UsageError, match=r"(?s)use force=True to start over; different: seed$"):
         Records(tmp_path, "t", {"seed": 2, "limit": None})
     Records(tmp_path, "t.1", {"seed": 2})  # another task with a similar name
     Records(tmp_path, "t", {"seed": 1, "limit": None})
@@ -98,7 +98,7 @@ def test_existing_records_need_resume_or_force(tmp_path: Path) -> None:
     claim_records(tmp_path / "new", resume=False, force=False)
     Records(tmp_path, "t", {})
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(UsageError, match="resume to continue"):
+    with pytest.raises(UsageError, match="resume=True to continue"):
         claim_records(tmp_path, resume=False, force=False)
     (tmp_path / f".t.jsonl.0123{PARTIAL}").touch()  # an interrupted atomic write
     claim_records(tmp_path, resume=True, force=False)

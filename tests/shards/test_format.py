@@ -301,7 +301,7 @@ def test_other_folders_are_refused(tmp_path: Path, folder: Path) -> None:
     written(folder, "llm.c")
     (folder / RESUME_RECORD).write_text("{}")  # an unfinished build
     with pytest.raises(
-        InputError, match=r"the build of these shards is not finished\n.*resume to finish"
+        InputError, match=r"the build of these shards is not finished\n.*resume=True to finish"
     ):
         read_manifest(folder)
     (folder / RESUME_RECORD).unlink()
