@@ -29,7 +29,7 @@ PREDICATES = frozenset(
     ["is", "has", "contains", "cannot", "was", "does", "needs", "names", "ends", "takes", "buys"]
 )
 """First words of an error that continue the name of its place as a sentence."""
-FLAGS = frozenset({"continues", "deterministic", "force", "resume"})
+FLAGS = frozenset({"continues", "deterministic", "force", "greedy", "resume"})
 """Parameters that Python sets to True."""
 _PARAMETER = re.compile(r"\{option:([a-z0-9_]+)\}")
 

@@ -381,8 +381,8 @@ def share_malloc_arena() -> None:
     """Make threads that start from now on allocate from heaps that exist; only glibc's differ.
 
     By default each thread has a heap of its own. What the threads of a connection have freed is
-    then lost for the tensors of a step: a sharded run grew by a third in 40 steps, and by half as
-    much in one heap (tests/benchmarks/LOG.md).
+    then lost for the tensors of a step: a sharded run grew by a third in 40 steps, and by a
+    quarter in one heap (tests/benchmarks/LOG.md).
     """
     _set_malloc({M_ARENA_MAX: 1})
 

@@ -75,7 +75,9 @@ def test_flags_are_set_in_python_and_bare_on_the_command_line() -> None:
 
 
 def test_every_flag_of_the_library_that_a_message_names_is_known_as_one() -> None:
-    functions = (gptcli.train, gptcli.build_shards, gptcli.TrainConfig, gptcli.generate)
+    functions = (
+        gptcli.train, gptcli.build_shards, gptcli.TrainConfig, gptcli.generate, gptcli.SamplingParams
+    )  # fmt: skip
     flags = {
         name
         for function in functions

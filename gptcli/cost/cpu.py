@@ -39,11 +39,13 @@ LIBRARIES = 470_000_000
 TOKENIZER = 1_100  # bytes of a tokenizer per entry of its vocabulary
 COMPILER = 90_000_000  # bytes of torch.compile's libraries
 CONNECTIONS = 10_000_000  # bytes of a process of several: threads and buffers
-SHARDS = 35_000_000  # bytes more of a process with sharded weights
+SHARDED_BYTES = 35_000_000  # more of a process with sharded weights
 # holes that gathered weights and their gradients leave in the heap of a sharded run after some
-# hundred steps, by gathered bytes of its layers; and bytes of a layer that fit into others' holes
+# hundred steps, by gathered bytes of its layers; bytes of a layer that leave none; and the most
+# that was seen, with layers of up to 14 MB: larger models have not been measured
 HOLES_OF_SHARDS = 8
-FITTING = 2_400_000
+MIN_GATHERED_BYTES = 2_400_000
+MAX_HOLES_BYTES = 330_000_000
 # share of the tensors of a step that are freed and found again only in part
 HEAP = 0.30
 # the same share with several micro-batches: the gradients of earlier ones, which stay, divide the
@@ -114,7 +116,8 @@ def cpu_memory(
     if layout.shard > 1:
         gathered = ELEMENT_BYTES[work.precision] * layer_parameters(config, layout.tp)
         layers = layers_of_stage(config.n_layer, layout.pp, 0)
-        heap += SHARDS + HOLES_OF_SHARDS * layers * max(0, gathered - FITTING)
+        holes = HOLES_OF_SHARDS * layers * max(0, gathered - MIN_GATHERED_BYTES)
+        heap += SHARDED_BYTES + min(holes, MAX_HOLES_BYTES)
     return CpuMemory(
         tensors=found.total + extra,
         checkpoint=4 * config.vocab_size * config.d_model,

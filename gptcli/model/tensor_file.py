@@ -22,6 +22,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -189,7 +190,7 @@ def _how_to_replace(path: Path) -> str:
     run = path.parent
     if path.name == WEIGHTS and (run / RUN_TOML).is_file() and (steps := step_folders(run)):
         return (
-            f"gpt train --resume --out {run} writes it again, and {{option:checkpoint}} "
+            f"gpt train --resume --out {shlex.quote(str(run))} writes it again, and {{option:checkpoint}} "
             f"{max(steps)} reads the run's newest checkpoint instead"
         )
     return "download or copy it again"

@@ -50,8 +50,8 @@ MIN_FP16_CAPABILITY = (7, 0)  # of Volta, the first GPUs with tensor cores, whic
 MIN_BF16_D_MODEL = 256
 # and by kernels that compute whole layers (AMX: faster at 128)
 MIN_KERNEL_D_MODEL = 128
-# seconds of work, at NOMINAL_FLOPS, from which compiling pays off: on a CPU it takes 11 to 18 s, and
-# saves 1 to 4 % of a step in fp32
+# seconds of work, at NOMINAL_FLOPS, from which compiling may pay off: on a CPU it takes 6 to 18 s,
+# and saves up to 4 % of a step in fp32
 COMPILE_PAYBACK_S = {"cpu": 300, "cuda": 30}
 NOMINAL_FLOPS = {"cpu": 2e11, "cuda": 1e14}  # FLOP/s
 

@@ -311,7 +311,7 @@ class Trainer:
                 f"at step {step:,} {result.skip_reason}",
                 where=self.run.out,
                 hint="start over with a lower {option:lr} or a longer {option:warmup_tokens}: "
-                "gpt train ... {option:force}",
+                "{option:force} deletes what is there",
             )
 
     def _save_checkpoint(self) -> None:

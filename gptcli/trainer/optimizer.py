@@ -125,7 +125,8 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update all parameters that have a gradient."""
-        if closure is None and self._update_by_kernel():
+        conditional = any(hasattr(self, name) for name in ("found_inf", "grad_scale"))
+        if closure is None and not conditional and self._update_by_kernel():
             return None
         return super().step(closure)
 

@@ -156,7 +156,8 @@ WORKS: dict[str, Callable[[], Callable[[], Any]]] = {
     },
 }
 FLOPS = {
-    **dict.fromkeys(("linear", "linear and GELU", "linear dx", "linear dw"), PRODUCT),
+    **dict.fromkeys(("linear", "linear and GELU"), PRODUCT),
+    "linear backward": 2 * PRODUCT,
     "head": HEAD,
     "head with gradients": 3 * HEAD,
     **dict.fromkeys(("attention", "attention fp32"), ATTENTION),

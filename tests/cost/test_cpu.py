@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from gptcli.cost.cpu import (
     COMPILER,
     CONNECTIONS,
-    FITTING,
     HEAP,
     HEAP_OF_SEVERAL,
     HOLES_OF_SHARDS,
     LIBRARIES,
-    SHARDS,
+    MIN_GATHERED_BYTES,
+    SHARDED_BYTES,
     TOKENIZER,
     cpu_device,
     cpu_memory,
@@ -36,7 +36,7 @@ from gptcli.cost.rank_memory import (
     rank_memory,
 )
 from gptcli.model import loss
-from gptcli.model.config import ModelConfig
+from gptcli.model.config import ModelConfig, find_size
 from tests.small_runs import make_shards
 
 SMALL = ModelConfig(n_layer=4, n_head=4, d_model=256, n_ctx=256, vocab_size=5000)
@@ -99,8 +99,23 @@ def test_several_processes_take_connections_and_holes_of_gathered_layers() -> No
         assert found.libraries == alone.libraries + CONNECTIONS
         temporary = tensors.activations + tensors.logits + tensors.workspace
         gathered = layer_parameters(SMALL) * ELEMENT_BYTES[WORK.precision]
-        holes = SHARDS + HOLES_OF_SHARDS * SMALL.n_layer * (gathered - FITTING)
+        holes = SHARDED_BYTES + HOLES_OF_SHARDS * SMALL.n_layer * (gathered - MIN_GATHERED_BYTES)
         assert found.heap == round(HEAP * temporary + (holes if text == "shard=2" else 0))
+
+
+def test_shards_of_a_papers_model_take_no_more_memory_than_replicas() -> None:
+    for name in ("gpt2", "gpt2-medium", "gpt2-xl"):
+        paper = find_size(name)
+        config = ModelConfig(
+            n_layer=paper.n_layer, n_head=paper.n_head, d_model=paper.d_model, n_ctx=1024
+        )
+        for precision in ("fp32", "bf16"):
+            work = on_cpu(StepConfig(micro_batch=1, precision=precision), config, has_kernels=True)
+            dp, shard = (
+                cpu_memory(config, parse_layout(f"{axis}=2"), work).total
+                for axis in ("dp", "shard")
+            )
+            assert shard <= dp
 
 
 def test_replicas_keep_the_buckets_of_their_gradients() -> None:

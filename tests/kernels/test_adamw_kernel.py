@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -23,16 +25,21 @@ def tensors(seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]
     return [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
 
 
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def updated(threads: int) -> list[list[torch.Tensor]]:
     """Return parameters, moments and steps after three updates."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     params, moments, squares = tensors(0), *([torch.zeros(s) for s in SHAPES] for _ in range(2))
     steps = [torch.zeros(()) for _ in SHAPES]
     rates = [RATES[i % 2] for i in range(len(SHAPES))]
     for step in range(3):
         adamw_kernel.adamw_(params, tensors(step + 1), moments, squares, steps, rates)
-    torch.set_num_threads(before)
     return [params, moments, squares, steps]
 
 
@@ -79,10 +86,8 @@ def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
     gradients = tensors(1)
     norms = set()
     for count in (1, threads):
-        before = torch.get_num_threads()
         torch.set_num_threads(count)
         norms.add(adamw_kernel.total_norm(gradients))
-        torch.set_num_threads(before)
     assert len(norms) == 1
 
 

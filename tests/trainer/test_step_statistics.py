@@ -21,6 +21,7 @@ from gptcli.events import SILENT, Events
 from gptcli.runs.metrics import read_metrics
 from gptcli.shards.order import ShuffledWindows, open_split
 from gptcli.trainer.loop import train
+from gptcli.trainer.optimizer import AdamW
 from gptcli.trainer.parallelize import build_train_step
 from gptcli.trainer.step import TrainStep
 from gptcli.trainer.step_statistics import (
@@ -346,7 +347,7 @@ def test_the_device_decides_like_the_host() -> None:
 def test_fused_adamw_leaves_everything_as_it_is_if_told_so() -> None:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(8, 8))
-    optimizer: Any = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    optimizer: Any = AdamW([weight], lr=0.1, fused=True)
     weight.grad = torch.randn(8, 8)
     optimizer.step()
     before = [weight.detach().clone(), *(v.clone() for v in optimizer.state[weight].values())]
