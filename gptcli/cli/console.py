@@ -188,7 +188,7 @@ class ConsoleEvents(Events):
 
     def __init__(self) -> None:
         self._live: Progress | None = None
-        self._line = Cleanup(write, 2, "\r\x1b[2K")  # clears that of the bar
+        self._line = Cleanup(write, 2, "\r\x1b[2K")  # clears the line of the bar
         self._tasks: dict[str, _Task] = {}
         self.messages = current_messages()
 

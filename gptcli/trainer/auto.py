@@ -19,7 +19,6 @@ from gptcli import optional_kernels
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Precision
 from gptcli.cost.layout import Layout
-from gptcli.cost.planner import layouts
 from gptcli.devices import check_apple_gpu, device_type, has_bf16
 from gptcli.errors import UsageError
 from gptcli.model.config import ModelConfig
@@ -36,6 +35,7 @@ from gptcli.trainer.memory import (
     MAX_MICRO_BATCH_TOKENS,
     Extras,
     RecomputeChoice,
+    able_layouts,
     best_work,
     device,
     divides,
@@ -110,10 +110,7 @@ def _most_sharded(
     whole = Layout(shard=processes)
     if divides(whole, model, sequences, precision):
         return whole, "all processes, sharded"
-    able = [
-        other for other in layouts(model, processes) if divides(other, model, sequences, precision)
-    ]
-    if able:
+    if able := able_layouts(model, processes, sequences, precision):
         batch = counted(sequences, "sequence")
         return max(able, key=lambda other: other.shard), f"all processes, with a batch of {batch}"
     raise UsageError(

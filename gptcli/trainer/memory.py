@@ -296,6 +296,17 @@ def divides(layout: Layout, model: ModelConfig, sequences: int, precision: Preci
     return division_problem(layout, model, sequences, precision=precision) is None
 
 
+def able_layouts(
+    model: ModelConfig, processes: int, sequences: int, precision: Precision
+) -> list[Layout]:
+    """Return the layouts of `processes` on which a batch of `sequences` can be trained."""
+    return [
+        layout
+        for layout in dict.fromkeys(layouts(model, processes))
+        if divides(layout, model, sequences, precision)
+    ]
+
+
 def check_division(
     model: ModelConfig,
     layout: Layout,
@@ -314,9 +325,5 @@ def check_division(
 
 def _alternatives(model: ModelConfig, layout: Layout, sequences: int) -> str:
     """Return a hint with layouts of as many processes that can divide the batch, or ""."""
-    able = [
-        str(other)
-        for other in dict.fromkeys(layouts(model, layout.processes))
-        if divides(other, model, sequences, "bf16")
-    ]
+    able = [str(other) for other in able_layouts(model, layout.processes, sequences, "bf16")]
     return f"for example {{option:layout}} {', or '.join(able[:MAX_SUGGESTIONS])}" if able else ""
