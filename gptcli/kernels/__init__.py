@@ -20,9 +20,9 @@ PyTorch for those that it does not support, or if it cannot be built here.
 
 `build` compiles the C sources with the machine's compiler on first use, for AMX, AVX-512 with or
 without bf16, AVX2 or NEON: `wide.h` has vectors for all of them, and `products.h` the products of
-matrices, in bf16 where the processor multiplies it faster and else in fp32 after widening. Triton
-builds its own. `adamw_kernel` updates the weights
-of any model. Nothing else in the package needs this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
+matrices, of bf16 operands where the processor multiplies them faster and else of fp32 ones. Triton
+builds its own. `adamw_kernel` updates the weights of any model. Nothing else in the package needs
+this folder: callers reach it through `gptcli.optional_kernels`, which works without it.
 
 The names below are imported when they are first used: `bpe_kernel`, which learns a vocabulary, and
 `spell_kernel`, which spells token ids, run where PyTorch is not imported.

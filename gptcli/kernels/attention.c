@@ -5,10 +5,10 @@
    of each query's sum of exponentials. Query t attends to the keys t - band + 1 to t. One thread
    computes a whole head, so results do not depend on the number of threads.
 
-   Intermediate results are tiles of 16 x 64 bytes: 16 x 32 bf16, or 16 x 16 fp32. Products take two
-   kinds: a left operand (16 rows, depth DEEP) is stored by rows; a right operand (depth DEEP, 16
-   columns) stores neighbours in depth that share a word side by side. As 32-bit words, each is the
-   transpose of the other. Positions are processed in groups of 32, padded with zeros; D is padded to
+   Intermediate results are tiles of 16 x 64 bytes: 16 x 32 bf16 (PAIRED operands), or 16 x 16 fp32.
+   Products take two kinds: a left operand (16 rows, depth DEEP) is stored by rows; a right operand
+   (depth DEEP, 16 columns) stores neighbours in depth that share a word side by side. As 32-bit words,
+   each is the transpose of the other. Positions are processed in groups of 32, padded with zeros; D is padded to
    a multiple of 32. Keys are the rows of the scores, so that maximum and sum of a query are elements of a
    vector:
 
@@ -18,12 +18,12 @@
 
 /* Query at a place of a row of probabilities, and numbers per query (`low` of the first 16, `high` of
    the others) in that order. */
-#ifdef FP32
-INLINE long query_at(long place) { return place; }
-INLINE Wide in_order(Wide low, Wide high, int half) { return half ? high : low; }
-#else
+#ifdef PAIRED
 INLINE long query_at(long place) { return paired(place); }
 INLINE Wide in_order(Wide low, Wide high, int half) { return in_pairs(low, high, half); }
+#else
+INLINE long query_at(long place) { return place; }
+INLINE Wide in_order(Wide low, Wide high, int half) { return half ? high : low; }
 #endif
 
 enum {
@@ -34,7 +34,7 @@ enum {
     SLACK = 8,   /* powers of two by which exponents may exceed the shift before it is raised */
 };
 
-typedef union { _Alignas(64) Wide row[16]; Whole words[16]; } Tile; /* numbers in fp32, or pairs in bf16 */
+typedef union { _Alignas(64) Wide row[16]; Row operands[16]; } Tile;
 /* columns: tiles of 16 in D; depth: tiles of DEEP in D; tiles: of an operand of one group, either way;
    groups: groups in T; past: store past the caches */
 typedef struct { long B, T, H, D, band, columns, depth, tiles, groups; int past; } Shape;
@@ -53,19 +53,12 @@ static inline long last_query(Shape s, long key) { return least(s.groups - 1, (G
    tiles: of out between rows, of a between rows and in depth, of b in depth. */
 static inline void product(Tile *out, long out_row, const Tile *a, long a_row, long a_deep, const Tile *b, long b_deep, long n, int add) {
     enum { RESULT = 256 }; /* numbers of a tile of results */
-    multiply_at((Places){a_row * TILE, a_deep * TILE, b_deep * TILE, 16, RESULT, out_row * RESULT}, (const Number *)a, (const Number *)b, n,
+    multiply_at((Places){a_row * TILE, a_deep * TILE, b_deep * TILE, 16, RESULT, out_row * RESULT}, (const Operand *)a, (const Operand *)b, n,
                 (float *)out, add);
 }
 
-/* Transpose 16 x 16 words of 32 bits. */
-static inline void transpose_tile(Tile *out, const Tile *in) {
-    Whole r[16];
-    for (int i = 0; i < 16; i++) r[i] = in->words[i];
-    transpose(r);
-    for (int i = 0; i < 16; i++) out->words[i] = r[i];
-}
-static inline void transposed(Tile *out, const Tile *in, long n) {
-    for (long i = 0; i < n; i++) transpose_tile(out + i, in + i);
+static inline void transposed(Tile *tiles, long n) {
+    for (long i = 0; i < n; i++) transpose(tiles + i, tiles + i);
 }
 
 /* Group `g` of a matrix of T rows of D elements, at a distance of `step`. */
@@ -74,22 +67,22 @@ static inline Rows rows_of(const Number *x, long step, Shape s, long g) {
     return (Rows){x + g * GROUP * step, least(GROUP, s.T - g * GROUP), step, s.D};
 }
 static inline long left_of(Rows x, long r, long first) { return r < x.count ? x.D - first : 0; }
-#ifdef FP32
-INLINE Whole read_row(Rows x, long r, long first) { return words_of(read_some(x.row + r * x.step + first, left_of(x, r, first))); }
-INLINE Wide dot_rows(Wide sum, Whole a, Whole b) { return mul_add(numbers_of(a), numbers_of(b), sum); }
+#ifdef PAIRED
+INLINE Row read_row(Rows x, long r, long first) { return read_bf16(x.row + r * x.step + first, left_of(x, r, first)); }
+INLINE Wide dot_rows(Wide sum, Row a, Row b) { return dot(sum, a, b); }
 /* Right operand for products over positions, out (DEPTHS, columns) tiles of 16 columns. Transposed,
    it is the left operand xᵀ. */
 static void read_pairs(Tile *out, Rows x, Shape s) {
-    for (long r = 0; r < GROUP; r++)
-        for (long d = 0; d < s.columns; d++) out[r / 16 * s.columns + d].words[r % 16] = read_row(x, r, 16 * d);
-}
-#else
-INLINE Whole read_row(Rows x, long r, long first) { return read_bf16(x.row + r * x.step + first, left_of(x, r, first)); }
-INLINE Wide dot_rows(Wide sum, Whole a, Whole b) { return dot(sum, a, b); }
-static void read_pairs(Tile *out, Rows x, Shape s) {
     for (long r = 0; r < 16; r++)
         for (long d = 0; d < s.depth; d++)
-            interleave(read_row(x, 2 * r, 32 * d), read_row(x, 2 * r + 1, 32 * d), &out[2 * d].words[r], &out[2 * d + 1].words[r]);
+            interleave(read_row(x, 2 * r, 32 * d), read_row(x, 2 * r + 1, 32 * d), &out[2 * d].operands[r], &out[2 * d + 1].operands[r]);
+}
+#else
+INLINE Row read_row(Rows x, long r, long first) { return read_numbers(x.row + r * x.step + first, left_of(x, r, first)); }
+INLINE Wide dot_rows(Wide sum, Row a, Row b) { return mul_add(a, b, sum); }
+static void read_pairs(Tile *out, Rows x, Shape s) {
+    for (long r = 0; r < GROUP; r++)
+        for (long d = 0; d < s.columns; d++) out[r / 16 * s.columns + d].row[r % 16] = read_row(x, r, 16 * d);
 }
 #endif
 /* Write 32 columns of a row. */
@@ -100,12 +93,12 @@ static inline void write_row(Number *row, Shape s, long first, Wide low, Wide hi
    it is the right operand (depth, 2). */
 static void read_left(Tile *out, Rows x, long depth) {
     for (long r = 0; r < GROUP; r++)
-        for (long d = 0; d < depth; d++) out[r / 16 * depth + d].words[r % 16] = read_row(x, r, DEEP * d);
+        for (long d = 0; d < depth; d++) out[r / 16 * depth + d].operands[r % 16] = read_row(x, r, DEEP * d);
 }
 static void read_right(Tile *out, Rows x, long depth) {
     Tile rows[2 * depth];
     read_left(rows, x, depth);
-    for (long d = 0; d < depth; d++) transpose_tile(out + 2 * d, rows + d), transpose_tile(out + 2 * d + 1, rows + depth + d);
+    for (long d = 0; d < depth; d++) transpose(out + 2 * d, rows + d), transpose(out + 2 * d + 1, rows + depth + d);
 }
 
 /* Write rows from `in` (2, columns) tiles. */
@@ -121,7 +114,7 @@ static void write_columns(Number *x, long step, long count, Shape s, const Tile 
     for (long d = 0; d < s.columns; d += 2)
         for (long j = 0; j < 2; j++) {
             Tile low, high;
-            transpose_tile(&low, in + 2 * d + j), transpose_tile(&high, in + 2 * d + 2 + j);
+            transpose(&low, in + 2 * d + j), transpose(&high, in + 2 * d + 2 + j);
             for (long c = 0; c < 16; c++) {
                 long q = query_at(16 * j + c);
                 if (q < count) write_row(x + q * step, s, 16 * d, low.row[c], high.row[c], factor[q]);
@@ -141,9 +134,11 @@ INLINE Wide power(Wide x) {
     p = mul_add(p, f, all(1.000002593e+00f));
     return times_power(p, x);
 }
+#endif
+#ifdef PAIRED
 /* Store two keys' rows of 32 queries as a row of the right operand for products over keys, in each
    of its two tiles. */
-static inline void pairs(Tile *out, long row, Rounded even, Rounded odd) { pair(even, odd, &out[0].words[row], &out[1].words[row]); }
+static inline void pairs(Tile *out, long row, Rounded even, Rounded odd) { pair(even, odd, &out[0].operands[row], &out[1].operands[row]); }
 #endif
 /* Set scores (2, 2) tiles, `step` between rows, of a group of keys and a group of queries to minus
    infinity outside the band. */
@@ -185,15 +180,7 @@ static inline void soften(Softmax *x, Tile *scores, Tile *p, long n, Tile *y, lo
             for (long d = 0; d < columns; d++)
                 for (int r = 0; r < 16; r++) y[2 * d + j].row[r] = mul(y[2 * d + j].row[r], column);
         }
-#ifdef FP32
-    for (long g = 0; g < n; g++)
-        for (int r = 0; r < 16; r++)
-            for (int i = 0; i < 4; i++) {
-                Wide *at = &scores[4 * g + i].row[r];
-                *at = power(mul_sub(*at, factor, x->shift[i % 2]));
-                x->sum[i % 2] = add(x->sum[i % 2], *at);
-            }
-#else
+#ifdef PAIRED
     static const bf16 one[32] = {[0 ... 31] = 0x3f80};
     const Whole ones = read_bf16(one, 32);
     for (long g = 0; g < n; g++)
@@ -202,8 +189,16 @@ static inline void soften(Softmax *x, Tile *scores, Tile *p, long n, Tile *y, lo
             Wide e[4];
             for (int i = 0; i < 4; i++) e[i] = power(mul_sub(at[i % 2].row[2 * (r % 8) + i / 2], factor, x->shift[i % 2]));
             pairs(p + 2 * g, r, rounded(e[0], e[1]), rounded(e[2], e[3]));
-            for (int j = 0; j < 2; j++) x->sum[j] = dot(x->sum[j], p[2 * g + j].words[r], ones);
+            for (int j = 0; j < 2; j++) x->sum[j] = dot(x->sum[j], p[2 * g + j].operands[r], ones);
         }
+#else
+    for (long g = 0; g < n; g++)
+        for (int r = 0; r < 16; r++)
+            for (int i = 0; i < 4; i++) {
+                Wide *at = &scores[4 * g + i].row[r];
+                *at = power(mul_sub(*at, factor, x->shift[i % 2]));
+                x->sum[i % 2] = add(x->sum[i % 2], *at);
+            }
 #endif
 }
 
@@ -217,7 +212,7 @@ static void forward_head(const Number *qkv, Number *out, float *log_sum, Shape s
     for (long g = 0; g < s.groups; g++) {
         read_left(k + g * wide, rows_of(qkv + s.D, step, s, g), s.depth);
         read_pairs(v + g * wide, rows_of(qkv + 2 * s.D, step, s, g), s);
-        transposed(v + g * wide, v + g * wide, wide);
+        transposed(v + g * wide, wide);
     }
     for (long g = 0; g < s.groups; g++) {
         const long lowest = first_key(s, g), count = least(GROUP, s.T - g * GROUP);
@@ -246,16 +241,16 @@ static void forward_head(const Number *qkv, Number *out, float *log_sum, Shape s
    keys (QUERIES, KEYS, 2). In fp32 p and ds (KEYS, 2, QUERIES, 2) serve as both, and take the place
    of scores and dp. */
 enum { ROW = QUERIES * DEPTHS, BESIDE = DEPTHS == 1 ? 2 : ROW }; /* tiles between rows of p and ds, of scores and dp */
-#ifdef FP32
-typedef struct { Tile p[KEYS * 2 * ROW], ds[KEYS * 2 * ROW]; } Block;
-static inline Tile *scores_of(Block *x, long key, long query) { return x->p + key * 2 * ROW + query * 2; }
-static inline Tile *dp_of(Block *x, long key, long query) { return x->ds + key * 2 * ROW + query * 2; }
-static inline const Tile *over_keys(const Block *x, long key, long query) { return x->ds + key * 2 * ROW + query * 2; }
-#else
+#ifdef PAIRED
 typedef struct { Tile scores[4], dp[4], p[KEYS * 2 * ROW], ds[KEYS * 2 * ROW], ds_pairs[QUERIES * KEYS * 2]; } Block;
 static inline Tile *scores_of(Block *x, long key, long query) { return x->scores + 0 * (key + query); }
 static inline Tile *dp_of(Block *x, long key, long query) { return x->dp + 0 * (key + query); }
 static inline const Tile *over_keys(const Block *x, long key, long query) { return x->ds_pairs + (query * KEYS + key) * 2; }
+#else
+typedef struct { Tile p[KEYS * 2 * ROW], ds[KEYS * 2 * ROW]; } Block;
+static inline Tile *scores_of(Block *x, long key, long query) { return x->p + key * 2 * ROW + query * 2; }
+static inline Tile *dp_of(Block *x, long key, long query) { return x->ds + key * 2 * ROW + query * 2; }
+static inline const Tile *over_keys(const Block *x, long key, long query) { return x->ds + key * 2 * ROW + query * 2; }
 #endif
 
 /* Compute p and ds = p·(dp - delta) from scores and dp, for a group of keys and a group of queries.
@@ -263,15 +258,7 @@ static inline const Tile *over_keys(const Block *x, long key, long query) { retu
 static inline void differentiate(Block *x, long key, long query, const float *log_sum, const float *delta, float scale) {
     Wide less[2], own[2], factor = all(scale);
     for (int j = 0; j < 2; j++) less[j] = read16(log_sum + 16 * j), own[j] = read16(delta + 16 * j);
-#ifdef FP32
-    Tile *p = scores_of(x, key, query), *ds = dp_of(x, key, query);
-    for (int r = 0; r < GROUP; r++)
-        for (int j = 0; j < 2; j++) {
-            Wide *e = &p[r / 16 * ROW + j].row[r % 16], *d = &ds[r / 16 * ROW + j].row[r % 16];
-            *e = power(mul_sub(*e, factor, less[j]));
-            *d = mul(*e, sub(*d, own[j]));
-        }
-#else
+#ifdef PAIRED
     Tile *p = x->p + key * 2 * ROW + query, *ds = x->ds + key * 2 * ROW + query, *pair = x->ds_pairs + (query * KEYS + key) * 2;
     for (int r = 0; r < 16; r++) {
         Rounded ds_row[2];
@@ -282,12 +269,20 @@ static inline void differentiate(Block *x, long key, long query, const float *lo
                 e[j] = power(mul_sub(x->scores[tile + j].row[row], factor, less[j]));
                 d[j] = mul(e[j], sub(x->dp[tile + j].row[row], own[j]));
             }
-            p[r / 8 * ROW].words[row] = packed(rounded(e[0], e[1]));
+            p[r / 8 * ROW].operands[row] = rounded(e[0], e[1]);
             ds_row[i] = rounded(d[0], d[1]);
-            ds[r / 8 * ROW].words[row] = packed(ds_row[i]);
+            ds[r / 8 * ROW].operands[row] = ds_row[i];
         }
         pairs(pair, r, ds_row[0], ds_row[1]);
     }
+#else
+    Tile *p = scores_of(x, key, query), *ds = dp_of(x, key, query);
+    for (int r = 0; r < GROUP; r++)
+        for (int j = 0; j < 2; j++) {
+            Wide *e = &p[r / 16 * ROW + j].row[r % 16], *d = &ds[r / 16 * ROW + j].row[r % 16];
+            *e = power(mul_sub(*e, factor, less[j]));
+            *d = mul(*e, sub(*d, own[j]));
+        }
 #endif
 }
 
@@ -332,7 +327,7 @@ static void backward_head(const Number *dy, const Number *qkv, const Number *y, 
             read_left(k + at, rows_of(qkv + s.D, step, s, g), s.depth);
             read_left(v + at, rows_of(qkv + 2 * s.D, step, s, g), s.depth);
             read_pairs(k_columns + at, rows_of(qkv + s.D, step, s, g), s);
-            transposed(k_columns + at, k_columns + at, wide);
+            transposed(k_columns + at, wide);
         }
         for (long query = key; query < query_end; query += QUERIES) {
             const long end = least(query + QUERIES, query_end);

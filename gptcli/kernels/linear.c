@@ -4,11 +4,11 @@
 #include "products.h"
 
 enum {
-    STRETCH = 8,              /* tile pairs of one operand's panel in L1 */
+    STRETCH = L1_SQUARES,     /* of one operand's panel in L1 */
     BLOCK_BYTES = 1200 << 10, /* rows of X or dY in L2 */
     GROUP = 4,                /* panels of results written together */
     WIDE = 8,                 /* panels of the wider operand of dW in L2, with their sums */
-    POSITIONS = 8,            /* tile pairs of their positions at a time */
+    POSITIONS = L1_SQUARES,   /* squares of their positions at a time */
 };
 
 typedef struct {
@@ -62,16 +62,16 @@ typedef struct {
     Source a, w;
     enum Along along; /* of W */
     Target to;
-    long tiles, panels, block; /* of K; of W; of rows of A at a time */
-    bf16 *right;               /* W, then each thread's block of A */
-    float *results;            /* of each thread */
+    long squares, panels, block; /* of K; of W; of rows of A at a time */
+    Operand *right;              /* W, then each thread's block of A */
+    float *results;              /* of each thread */
 } Product;
 
 static Product product_of(Source a, Source w, enum Along along, Target to) {
     Product p = {a, w, along, to, over(a.columns, 32), over(to.columns, PANEL), 0, 0, 0};
     const long threads = omp_get_max_threads();
-    p.block = least(most(1, BLOCK_BYTES / (p.tiles * PAIR * 2)), over(over(a.rows, PANEL), threads));
-    p.right = aligned_alloc(64, (p.panels + threads * p.block) * p.tiles * PAIR * sizeof(bf16));
+    p.block = least(most(1, BLOCK_BYTES / (p.squares * SQUARE * (long)sizeof(Operand))), over(over(a.rows, PANEL), threads));
+    p.right = aligned_alloc(64, (p.panels + threads * p.block) * p.squares * SQUARE * sizeof(Operand));
     p.results = aligned_alloc(64, threads * p.block * GROUP * RESULTS * sizeof(float));
     return p;
 }
@@ -88,24 +88,24 @@ static int end_product(const Product *p) {
 static void pack_weights(const Product *p) {
     long first, last;
     share(p->panels, &first, &last);
-    for (long j = first; j < last; j++) pack(&p->w, j, 0, p->tiles, RIGHT, p->along, p->right + j * p->tiles * PAIR);
+    for (long j = first; j < last; j++) pack(&p->w, j, 0, p->squares, RIGHT, p->along, p->right + j * p->squares * SQUARE);
 }
 static void multiply_rows_of(const Product *p) {
-    const long tiles = p->tiles, panels = p->panels, block = p->block, me = omp_get_thread_num();
-    bf16 *left = p->right + (panels + me * block) * tiles * PAIR;
+    const long squares = p->squares, panels = p->panels, block = p->block, me = omp_get_thread_num();
+    Operand *left = p->right + (panels + me * block) * squares * SQUARE;
     float *results = p->results + me * block * GROUP * RESULTS;
     long first, last;
     share(over(p->a.rows, PANEL), &first, &last);
     for (long i = first; i < last; i += block) {
         long count = least(block, last - i);
-        for (long n = 0; n < count; n++) pack(&p->a, i + n, 0, tiles, LEFT, ROWS, left + n * tiles * PAIR);
+        for (long n = 0; n < count; n++) pack(&p->a, i + n, 0, squares, LEFT, ROWS, left + n * squares * SQUARE);
         for (long j = 0; j < panels; j++) {
-            for (long k = 0; k < tiles; k += STRETCH)
+            for (long k = 0; k < squares; k += STRETCH)
                 for (long n = 0; n < count; n++) {
-                    const bf16 *part = p->right + (j * tiles + k) * PAIR;
-                    fetch_part(part + STRETCH * PAIR, STRETCH, n, count);
+                    const Operand *part = p->right + (j * squares + k) * SQUARE;
+                    fetch_part(part + STRETCH * SQUARE, STRETCH, n, count);
                     float *sums = results + (j % GROUP * block + n) * RESULTS;
-                    multiply(left + (n * tiles + k) * PAIR, part, least(STRETCH, tiles - k), sums, k > 0);
+                    multiply(left + (n * squares + k) * SQUARE, part, least(STRETCH, squares - k), sums, k > 0);
                 }
             long column = j / GROUP * GROUP * PANEL, end = least((j + 1) * PANEL, p->to.columns);
             if ((j + 1) % GROUP == 0 || j + 1 == panels)
@@ -146,7 +146,7 @@ static void add_rows(const bf16 *dy, long row, long rows, long O, long first, lo
             write_some(sums + c, add(read_some(sums + c, last - c), widen(dy + n * O + c, last - c)), last - c);
 }
 
-/* Offset of tile pair k of panel j among `panels`, stored stretch by stretch over all panels. */
+/* Offset of square k of panel j among `panels`, stored stretch by stretch over all panels. */
 static inline long place(long j, long k, long panels) { return (k / POSITIONS * panels + j) * POSITIONS + k % POSITIONS; }
 
 /* dW = dY^T.X, and db, the column sums of dY. The narrower operand is packed as a whole. Each thread
@@ -158,19 +158,19 @@ typedef struct {
     long N, K, O;
     int wide_left; /* the wider operand is dY^T */
     Source wide, narrow;
-    long tiles, wides, narrows, block;
-    bf16 *shared;   /* the narrower operand, then each thread's block of the wider one */
-    float *results; /* of each thread */
+    long squares, wides, narrows, block;
+    Operand *shared; /* the narrower operand, then each thread's block of the wider one */
+    float *results;  /* of each thread */
 } Gradient;
 
 static Gradient gradient_of(const bf16 *dy, const bf16 *x, float *dw, float *db, long N, long K, long O) {
     const Source of_dy = {dy, N, O, 0}, of_x = {x, N, K, 0};
     const int left = O >= K;
     Gradient g = {dy, dw, db, N, K, O, left, left ? of_dy : of_x, left ? of_x : of_dy, over(N, 32), 0, 0, 0, 0, 0};
-    const long depths = over(g.tiles, POSITIONS) * POSITIONS, threads = omp_get_max_threads();
+    const long depths = over(g.squares, POSITIONS) * POSITIONS, threads = omp_get_max_threads();
     g.wides = over(g.wide.columns, PANEL), g.narrows = over(g.narrow.columns, PANEL);
     g.block = least(WIDE, g.wides);
-    g.shared = aligned_alloc(64, (g.narrows * depths + threads * g.block * POSITIONS) * PAIR * sizeof(bf16));
+    g.shared = aligned_alloc(64, (g.narrows * depths + threads * g.block * POSITIONS) * SQUARE * sizeof(Operand));
     g.results = aligned_alloc(64, threads * g.narrows * g.block * RESULTS * sizeof(float));
     return g;
 }
@@ -185,33 +185,33 @@ static int end_gradient(const Gradient *g) {
 /* A thread's part: first of packing the narrower operand, then, when all threads have done that, of the rest. */
 static void pack_narrow(const Gradient *g) {
     long first, last;
-    share(g->narrows * g->tiles, &first, &last);
+    share(g->narrows * g->squares, &first, &last);
     for (long i = first; i < last; i++)
         pack(&g->narrow, i % g->narrows, i / g->narrows, 1, g->wide_left ? RIGHT : LEFT, COLUMNS,
-             g->shared + place(i % g->narrows, i / g->narrows, g->narrows) * PAIR);
+             g->shared + place(i % g->narrows, i / g->narrows, g->narrows) * SQUARE);
     share(over(g->O, 16), &first, &last);
     if (!g->wide_left) add_rows(g->dy, 0, g->N, g->O, first * 16, least(last * 16, g->O), g->db, 0);
 }
 static void multiply_positions_of(const Gradient *g) {
-    const long tiles = g->tiles, narrows = g->narrows, block = g->block, me = omp_get_thread_num();
+    const long squares = g->squares, narrows = g->narrows, block = g->block, me = omp_get_thread_num();
     const int left = g->wide_left;
-    bf16 *mine = g->shared + (narrows * over(tiles, POSITIONS) + me * block) * POSITIONS * PAIR;
+    Operand *mine = g->shared + (narrows * over(squares, POSITIONS) + me * block) * POSITIONS * SQUARE;
     float *results = g->results + me * narrows * block * RESULTS;
     long first, last;
     share(g->wides, &first, &last);
     for (long i = first; i < last; i += block) {
         long count = least(block, last - i);
-        for (long k = 0; k < tiles; k += POSITIONS) {
-            long depth = least(POSITIONS, tiles - k);
+        for (long k = 0; k < squares; k += POSITIONS) {
+            long depth = least(POSITIONS, squares - k);
             for (long t = 0; t < depth; t++)
                 for (long n = 0; n < count; n++)
-                    pack(&g->wide, i + n, k + t, 1, left ? LEFT : RIGHT, COLUMNS, mine + (n * POSITIONS + t) * PAIR);
-            long row = k * 32, column = i * PANEL; /* of the tiles just packed */
+                    pack(&g->wide, i + n, k + t, 1, left ? LEFT : RIGHT, COLUMNS, mine + (n * POSITIONS + t) * SQUARE);
+            long row = k * 32, column = i * PANEL; /* of the squares just packed */
             if (left) add_rows(g->dy, row, least(depth * 32, g->N - row), g->O, column, least(column + count * PANEL, g->O), g->db, k > 0);
             for (long j = 0; j < narrows; j++)
                 for (long n = 0; n < count; n++) {
-                    const bf16 *a = mine + n * POSITIONS * PAIR, *b = g->shared + place(j, k, narrows) * PAIR;
-                    fetch_part(b + POSITIONS * PAIR, POSITIONS, n, count);
+                    const Operand *a = mine + n * POSITIONS * SQUARE, *b = g->shared + place(j, k, narrows) * SQUARE;
+                    fetch_part(b + POSITIONS * SQUARE, POSITIONS, n, count);
                     multiply(left ? a : b, left ? b : a, depth, results + (j * block + n) * RESULTS, k > 0);
                 }
         }

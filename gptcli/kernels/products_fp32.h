@@ -1,4 +1,4 @@
-/* Products of packed fp32 matrices, for `products.h`: of Numbers in fp32, or of widened ones in bf16. */
+/* Products of fp32 operands, for `products.h`. */
 
 enum { GROUPS = LANES == 16 ? 2 : 16 / LANES }; /* registers of a row of results: of two tiles, or of one */
 
@@ -42,8 +42,6 @@ INLINE void multiply_half(const Places at, const float *left, const float *right
         }
 }
 
-#ifdef FP32
-
 int ready(void) { return 1; }
 static inline void tiles_on(void) {}
 static inline void tiles_off(void) {}
@@ -53,4 +51,17 @@ static __attribute__((noinline)) void multiply_at(const Places at, const float *
     for (int half = 0; half < 2; half++) multiply_half(at, left + half * at.left_low, right, tiles, results + half * at.low, more);
 }
 
-#endif
+/* Place of row i, k along K, in a square of a left operand. */
+INLINE long in_left(long i, long k) { return k / DEEP * PAIR + i * DEEP + k % DEEP; }
+
+INLINE Operand operand_of(float x) { return x; }
+INLINE Line line_of(Wide low, Wide high) { return (Line){low, high}; }
+INLINE Line rounded_line(Wide low, Wide high) { return (Line){rounded_numbers(low), rounded_numbers(high)}; }
+INLINE Line read_line(const Number *x, long n) { return (Line){read_numbers(x, n), read_numbers(x + 16, n - 16)}; }
+
+INLINE void put_lines(Operand *square, long i, enum Along along, Line one, Line two) {
+    const long apart = along == ROWS ? PAIR : TILE; /* from the first 16 numbers of a line to the others */
+    Operand *to = square + i / 16 * (along == ROWS ? TILE : PAIR) + i % 16 * DEEP;
+    write16(to, one.low), write16(to + apart, one.high);
+    write16(to + DEEP, two.low), write16(to + DEEP + apart, two.high);
+}

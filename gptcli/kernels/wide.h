@@ -11,14 +11,11 @@
 #include <string.h>
 
 typedef uint16_t bf16;
-/* The numbers of operands, and how many of them fill the 64 bytes of a register or cache line. A source
-   that is compiled with FP32 defined has them in fp32, else in bf16. */
+/* The numbers of activations: in fp32 in a source that is compiled with FP32 defined, else in bf16. */
 #ifdef FP32
 typedef float Number;
-enum { DEEP = 16 };
 #else
 typedef bf16 Number;
-enum { DEEP = 32 };
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -98,10 +95,8 @@ INLINE void write_words(void *to, Whole x) { _mm512_storeu_si512(to, x); }
 INLINE Whole read_bf16(const bf16 *x, long n) { return _mm512_maskz_loadu_epi16(first32(n), x); } /* up to 32 */
 INLINE Wide widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 INLINE Wide widen(const bf16 *x, long n) { return widened(_mm256_maskz_loadu_epi16(first16(n), x)); } /* up to 16 */
-INLINE Wide lower(Whole x) { return widened(_mm512_castsi512_si256(x)); }
-INLINE Wide upper(Whole x) { return widened(_mm512_extracti64x4_epi64(x, 1)); }
 INLINE Rounded rounded(Wide low, Wide high) { return (Rounded)_mm512_cvtne2ps_pbh(high, low); }
-INLINE Whole packed(Rounded x) { return x; }
+INLINE Wide rounded_numbers(Wide x) { return widened((__m256i)_mm512_cvtneps_pbh(x)); }
 INLINE bf16 rounded_one(float x) { return (bf16)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(x)), 0); }
 INLINE Wide dot(Wide sum, Whole a, Whole b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); } /* of the pair in each word */
 
@@ -146,10 +141,8 @@ enum { PIECES = 16 / LANES };
 typedef int32_t SignedPiece __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HalfPiece __attribute__((vector_size(2 * LANES)));
 
-typedef struct { Piece p[PIECES]; } Wide;                        /* 16 numbers in fp32 */
-typedef struct { WordPiece p[PIECES]; } Whole;                   /* 16 words, or 32 numbers in bf16 */
-typedef struct { WordPiece low[PIECES], high[PIECES]; } Rounded; /* 32 numbers rounded to bf16, one per word */
-typedef Whole Mask;
+typedef struct { Piece p[PIECES]; } Wide; /* 16 numbers in fp32 */
+typedef struct { WordPiece p[PIECES]; } Mask;
 
 #define EACH for (int i = 0; i < PIECES; i++)
 INLINE Wide all(float x) {
@@ -291,19 +284,6 @@ INLINE void write_some(float *to, Wide x, long n) {
     if (n >= 16) write16(to, x);
     else if (n > 0) memcpy(to, &x, n * sizeof *to);
 }
-INLINE Whole read_words(const void *x) {
-    Whole y;
-    EACH memcpy(&y.p[i], (const char *)x + i * sizeof y.p[i], sizeof y.p[i]);
-    return y;
-}
-INLINE void write_words(void *to, Whole x) { EACH memcpy((char *)to + i * sizeof x.p[i], &x.p[i], sizeof x.p[i]); }
-
-INLINE Whole read_bf16(const bf16 *x, long n) { /* up to 32 */
-    Whole y = {0};
-    if (n >= 32) return read_words(x);
-    if (n > 0) memcpy(&y, x, n * sizeof *x);
-    return y;
-}
 INLINE Wide widen(const bf16 *x, long n) { /* up to 16 */
     bf16 copy[16] = {0};
     Wide y;
@@ -318,84 +298,37 @@ INLINE Wide widen(const bf16 *x, long n) { /* up to 16 */
     }
     return y;
 }
-INLINE Wide lower(Whole x) {
-    bf16 numbers[32];
-    memcpy(numbers, &x, sizeof numbers);
-    return widen(numbers, 16);
-}
-INLINE Wide upper(Whole x) {
-    bf16 numbers[32];
-    memcpy(numbers, &x, sizeof numbers);
-    return widen(numbers + 16, 16);
-}
 INLINE WordPiece rounded_words(Piece x) { /* to nearest, ties to even; NaN stays NaN */
     const WordPiece bits = (WordPiece)x, none = (WordPiece)(x != x);
     return (((bits + 0x7fff + (bits >> 16 & 1)) & ~none) | (0x7fc00000 & none)) >> 16;
 }
-INLINE Rounded rounded(Wide low, Wide high) {
-    Rounded y;
-    EACH y.low[i] = rounded_words(low.p[i]), y.high[i] = rounded_words(high.p[i]);
-    return y;
+INLINE Wide rounded_numbers(Wide x) {
+    EACH x.p[i] = (Piece)(rounded_words(x.p[i]) << 16);
+    return x;
 }
-INLINE void write_rounded(bf16 *to, Rounded x) {
+INLINE void write_bf16(bf16 *to, Wide x) {
     EACH {
-        const HalfPiece low = __builtin_convertvector(x.low[i], HalfPiece), high = __builtin_convertvector(x.high[i], HalfPiece);
-        memcpy(to + i * LANES, &low, sizeof low);
-        memcpy(to + 16 + i * LANES, &high, sizeof high);
+        const HalfPiece half = __builtin_convertvector(rounded_words(x.p[i]), HalfPiece);
+        memcpy(to + i * LANES, &half, sizeof half);
     }
-}
-INLINE Whole packed(Rounded x) {
-    bf16 numbers[32];
-    write_rounded(numbers, x);
-    return read_words(numbers);
-}
-INLINE bf16 rounded_one(float x) { return (bf16)rounded_words((Piece){0} + x)[0]; }
-INLINE Wide dot(Wide sum, Whole a, Whole b) { /* of the pair in each word */
-    EACH {
-        sum.p[i] = first_of(a.p[i]) * first_of(b.p[i]) + sum.p[i];
-        sum.p[i] = second_of(a.p[i]) * second_of(b.p[i]) + sum.p[i];
-    }
-    return sum;
 }
 
 INLINE void put(float *to, Wide x, long n, int past) { (void)past, write_some(to, x, n); }
 INLINE void put_bf16(bf16 *to, Wide low, Wide high, long n, int past) {
     (void)past;
-    bf16 numbers[32];
-    Rounded x = rounded(low, high);
-    if (n >= 32) write_rounded(to, x);
-    else if (n > 0) {
-        write_rounded(numbers, x);
-        memcpy(to, numbers, n * sizeof *to);
-    }
+    bf16 numbers[32], *at = n >= 32 ? to : numbers;
+    write_bf16(at, low), write_bf16(at + 16, high);
+    if (n > 0 && n < 32) memcpy(to, numbers, n * sizeof *to);
 }
 INLINE void settle(void) {}
 
-/* Interleave two rows of 32 as pairs per column: the first 16 columns, and the other 16. */
-INLINE void interleave(Whole a, Whole b, Whole *low, Whole *high) {
-    bf16 x[32], y[32], pairs[64];
-    memcpy(x, &a, sizeof x);
-    memcpy(y, &b, sizeof y);
-    for (int i = 0; i < 32; i++) pairs[2 * i] = x[i], pairs[2 * i + 1] = y[i];
-    *low = read_words(pairs);
-    *high = read_words(pairs + 32);
-}
-
-/* The same of rounded numbers. Column `paired(c)` is at place c, and `in_pairs` puts the numbers of
-   32 columns in that order: here it is the natural one. */
-INLINE void pair(Rounded a, Rounded b, Whole *low, Whole *high) {
-    EACH low->p[i] = a.low[i] | b.low[i] << 16, high->p[i] = a.high[i] | b.high[i] << 16;
-}
-INLINE long paired(long place) { return place; }
-INLINE Wide in_pairs(Wide low, Wide high, int half) { return half ? high : low; }
-
 #endif
 
-/* Transpose 16 x 16 words. */
-static inline void transpose(Whole words[16]) {
+/* Transpose 16 x 16 words of 32 bits, which may stay in their place. */
+static inline void transpose(void *to, const void *from) {
 #if defined(__AVX512F__)
     __m512i r[16], t[16];
-    memcpy(r, words, sizeof r);
+    memcpy(r, from, sizeof r);
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -414,13 +347,13 @@ static inline void transpose(Whole words[16]) {
         r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
         r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
     }
-    memcpy(words, r, sizeof r);
+    memcpy(to, r, sizeof r);
 #elif defined(__AVX__)
-    float to[16][16];
+    float turned[16][16];
     for (int i = 0; i < 4; i++) { /* blocks of 8 x 8 */
-        const float *from = (const float *)words + i / 2 * 8 * 16 + i % 2 * 8;
+        const float *at = (const float *)from + i / 2 * 8 * 16 + i % 2 * 8;
         __m256 r[8], t[8];
-        for (int j = 0; j < 8; j++) r[j] = _mm256_loadu_ps(from + 16 * j);
+        for (int j = 0; j < 8; j++) r[j] = _mm256_loadu_ps(at + 16 * j);
         for (int j = 0; j < 8; j += 2) t[j] = _mm256_unpacklo_ps(r[j], r[j + 1]), t[j + 1] = _mm256_unpackhi_ps(r[j], r[j + 1]);
         for (int j = 0; j < 8; j += 4)
             for (int k = 0; k < 2; k++) {
@@ -428,17 +361,17 @@ static inline void transpose(Whole words[16]) {
                 r[j + 2 * k + 1] = _mm256_shuffle_ps(t[j + k], t[j + k + 2], 0xee);
             }
         for (int j = 0; j < 4; j++) {
-            _mm256_storeu_ps(to[i % 2 * 8 + j] + i / 2 * 8, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
-            _mm256_storeu_ps(to[i % 2 * 8 + j + 4] + i / 2 * 8, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
+            _mm256_storeu_ps(turned[i % 2 * 8 + j] + i / 2 * 8, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
+            _mm256_storeu_ps(turned[i % 2 * 8 + j + 4] + i / 2 * 8, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
         }
     }
-    memcpy(words, to, sizeof to);
+    memcpy(to, turned, sizeof turned);
 #else
-    uint32_t from[16][16], to[16][16];
-    memcpy(from, words, sizeof from);
+    uint32_t words[16][16], turned[16][16];
+    memcpy(words, from, sizeof words);
     for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) to[j][i] = from[i][j];
-    memcpy(words, to, sizeof to);
+        for (int j = 0; j < 16; j++) turned[j][i] = words[i][j];
+    memcpy(to, turned, sizeof turned);
 #endif
 }
 
@@ -461,25 +394,12 @@ INLINE Wide power_of_2(Wide x) {
 }
 INLINE Wide exponential(Wide x) { return power_of_2(mul(x, all(1.44269504f))); }
 
-/* Write up to 32 Numbers. */
+/* Read up to 16 Numbers, and write up to 32. */
 #ifdef FP32
+INLINE Wide read_numbers(const float *x, long n) { return read_some(x, n); }
 INLINE void put_numbers(float *to, Wide low, Wide high, long n, int past) { put(to, low, n, past), put(to + 16, high, n - 16, past); }
-#ifdef __AVX512BF16__
-INLINE Whole words_of(Wide x) { return (Whole)x; }
-INLINE Wide numbers_of(Whole x) { return (Wide)x; }
 #else
-INLINE Whole words_of(Wide x) {
-    Whole y;
-    EACH y.p[i] = (WordPiece)x.p[i];
-    return y;
-}
-INLINE Wide numbers_of(Whole x) {
-    Wide y;
-    EACH y.p[i] = (Piece)x.p[i];
-    return y;
-}
-#endif
-#else
+INLINE Wide read_numbers(const bf16 *x, long n) { return widen(x, n); }
 INLINE void put_numbers(bf16 *to, Wide low, Wide high, long n, int past) { put_bf16(to, low, high, n, past); }
 #endif
 
