@@ -113,11 +113,14 @@ def test_bf16_needs_macos_14(mac: pytest.MonkeyPatch) -> None:
 
 def test_auto_avoids_what_an_apple_gpu_lacks_and_says_why(mac: pytest.MonkeyPatch) -> None:
     mac.setattr(auto, "compiler_lacks", lambda: "")
-    assert auto.auto_compile(GPT2, 10**12, 1) == (
+    assert auto.auto_compile(GPT2, 10**12, 1, kernels=False) == (
         False,
         "torch.compile does not support Apple GPUs yet",
     )
-    assert auto.auto_precision(GPT2, False) == ("fp32", "bf16 has not been measured on Apple GPUs")
+    assert auto.auto_precision(GPT2, False, kernels=False) == (
+        "fp32",
+        "bf16 has not been measured on Apple GPUs",
+    )
     layout, why = auto.auto_layout(GPT2, 64, "fp32", recompute="auto", micro_batch="auto")
     assert (layout, why) == (Layout(), "one process")
     assert auto.auto_micro_batch(GPT2, layout, 64, "fp32", "auto")[:2] == (4, "none")

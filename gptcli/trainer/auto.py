@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import sysconfig
 from dataclasses import replace
@@ -50,6 +51,9 @@ MIN_FP16_CAPABILITY = (7, 0)  # of Volta, the first GPUs with tensor cores, whic
 MIN_BF16_D_MODEL = 256
 # and by kernels that compute whole layers (AMX: faster at 128)
 MIN_KERNEL_D_MODEL = 128
+# d_model up to which these are faster in bf16 than PyTorch in fp32 where the processor does not
+# multiply bf16 (AVX2 and AVX-512: 20 % at 128, equal at 384, slower at 768)
+MAX_WIDENED_D_MODEL = 384
 # seconds of work, at NOMINAL_FLOPS, from which compiling may pay off: on a CPU it takes 6 to 18 s,
 # and saves up to 4 % of a step in fp32
 COMPILE_PAYBACK_S = {"cpu": 300, "cuda": 30}
@@ -127,8 +131,11 @@ def _most_sharded(
     )
 
 
-def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
-    """Return the precision of matrix products, and the reason."""
+def auto_precision(model: ModelConfig, compiled: bool, *, kernels: bool) -> tuple[str, str]:
+    """Return the precision of matrix products, and the reason.
+
+    `kernels` says that the C kernels compute whole layers of this run (see `kernels_train`).
+    """
     if device_type() == "cuda":
         if has_bf16("cuda"):
             return "bf16", "this GPU has bf16"
@@ -138,24 +145,26 @@ def auto_precision(model: ModelConfig, compiled: bool) -> tuple[str, str]:
     if device_type() == "mps":
         return "fp32", "bf16 has not been measured on Apple GPUs"
     if not has_fast_bf16():
+        if kernels and not compiled:
+            return "bf16", "the kernels store it, and multiply in fp32"
         if "avx512_bf16" in processor()[1]:
             return "fp32", "this CPU multiplies it faster than bf16"
         return "fp32", "this CPU has no bf16"
-    if model.d_model < MIN_BF16_D_MODEL and not compiled and not kernels_train(model):
+    if model.d_model < MIN_BF16_D_MODEL and not compiled and not kernels:
         return "fp32", f"d_model is below {MIN_BF16_D_MODEL}, and nothing is compiled"
     return "bf16", "this CPU has bf16"
 
 
 def auto_compile(
-    model: ModelConfig, tokens: int, processes: int, *, plain: bool = True
+    model: ModelConfig, tokens: int, processes: int, *, kernels: bool
 ) -> tuple[bool, str]:
     """Return whether to use torch.compile, and the reason.
 
-    `plain` says that nothing in the run's options keeps the kernels from computing whole layers.
+    `kernels` says that the C kernels compute whole layers of this run (see `kernels_train`).
     """
     if device_type() == "mps":
         return False, "torch.compile does not support Apple GPUs yet"
-    if plain and kernels_train(model):
+    if kernels:
         return False, "the kernels compute whole layers without it"
     if missing := compiler_lacks():
         return False, f"no {missing} here"
@@ -165,15 +174,22 @@ def auto_compile(
     return True, "the run is long enough"
 
 
-def kernels_train(model: ModelConfig) -> bool:
+def kernels_train(model: ModelConfig, processes: int) -> bool:
     """Return whether the C kernels train whole layers of a model here, in bf16.
 
-    Nothing is left then for torch.compile to fuse: a compiled layer calls the same kernels.
+    Nothing is left then for torch.compile to fuse: a compiled layer calls the same kernels. Where
+    the processor does not multiply bf16, they are for one process on x86: layers that are gathered
+    from shards are PyTorch's, and ARM has not been measured.
     """
     supported = model.norm == "pre" and model.gelu == "tanh" and not model.dropout
-    wide = model.d_model >= MIN_KERNEL_D_MODEL
-    on_cpu = device_type() == "cpu" and has_fast_bf16()
-    return supported and wide and on_cpu and optional_kernels.can_be_built()
+    if device_type() != "cpu" or not supported or model.d_model < MIN_KERNEL_D_MODEL:
+        return False
+    if not has_fast_bf16():
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        small = processes == 1 and model.d_model <= MAX_WIDENED_D_MODEL
+        # built here and now: PyTorch's own products of bf16 would take several times as long
+        return x86 and small and optional_kernels.instruction_set() is not None
+    return optional_kernels.can_be_built()
 
 
 def has_compiler() -> bool:

@@ -30,7 +30,7 @@ from gptcli.trainer.callbacks import (
 )
 from gptcli.trainer.checkpoint import Checkpoints, read_best, write_best
 from gptcli.trainer.config import Run
-from gptcli.trainer.optimizer import AUTOCAST_DTYPES
+from gptcli.trainer.optimizer import product_dtype
 from gptcli.trainer.step import TrainStep
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 64
@@ -202,7 +202,7 @@ class TaskEvaluation(Callback):
         if context.is_main:
             model = load_checkpoint_model(run, self.progress.checkpoint.folder)
             if context.device.type != "cpu":  # a second model beside the one in training
-                model = model.to(AUTOCAST_DTYPES[run.train.precision] or torch.float32)
+                model = model.to(product_dtype(run.train.precision))
             line |= run.measure(model.to(context.device))
         self.checkpoints.barrier()
 

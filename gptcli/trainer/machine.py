@@ -28,7 +28,7 @@ from gptcli.runtime import available_cores, processor
 from gptcli.trainer.auto import check_processes
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.memory import TENSOR_MEMORY_SHARE, device, host_memory, work_of
-from gptcli.trainer.optimizer import AUTOCAST_DTYPES
+from gptcli.trainer.optimizer import product_dtype
 from gptcli.trainer.schedule import Schedule
 
 PROBE = (512, 1024)  # rows and maximum width of the matrix product that is timed
@@ -132,7 +132,7 @@ def product_rate(d_model: int, precision: str) -> float:
     The width is at most PROBE's. CPU time is measured, so that other work does not count.
     """
     rows, width = PROBE[0], min(d_model, PROBE[1])
-    dtype = AUTOCAST_DTYPES[precision] or torch.float32
+    dtype = product_dtype(precision)
     a, b = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
     torch.matmul(a, b)  # warms up
     best = 0.0

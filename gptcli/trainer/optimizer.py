@@ -20,10 +20,12 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 
 from gptcli import optional_kernels
+from gptcli.devices import device_type
 from gptcli.distributed.context import RankContext
 from gptcli.distributed.fsdp import reshard
 from gptcli.errors import UsageError, install_hint
 from gptcli.model.transformer import mup_groups
+from gptcli.runtime import has_fast_bf16
 from gptcli.trainer.config import TrainConfig, import_object
 from gptcli.trainer.schedule import Rates
 
@@ -37,6 +39,17 @@ AUTOCAST_DTYPES = {
 leaves them as stored.
 """
 MIN_FP8_CAPABILITY = (8, 9)  # compute capability of Ada, the first GPUs with fp8
+
+
+def product_dtype(precision: str) -> torch.dtype:
+    """Return the dtype for products of whole matrices by PyTorch itself in a precision, here.
+
+    On a CPU that does not multiply bf16 faster, bf16 is what the kernels store, which multiply in
+    fp32; PyTorch's own products of it take several times as long.
+    """
+    if device_type() == "cpu" and not has_fast_bf16():
+        return torch.float32
+    return AUTOCAST_DTYPES[precision] or torch.float32
 
 
 def make_optimizer(
@@ -72,7 +85,9 @@ def make_optimizer(
             chosen = [p for p in group["params"] if (id(p) in matrices) == is_matrix]
             if chosen:
                 found.append({**group, "params": chosen})
-    dtype = torch.float32 if AUTOCAST_DTYPES[config.precision] is None else torch.bfloat16
+    dtype = product_dtype(config.precision)
+    if dtype == torch.float16:  # its range is too small
+        dtype = torch.bfloat16
     return Muon(parts[True], adamw(parts[False]), config.lr, dtype)
 
 

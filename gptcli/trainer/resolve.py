@@ -333,6 +333,7 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
         auto_micro_batch,
         auto_precision,
         auto_processes,
+        kernels_train,
         layout_after_restart,
     )
     from gptcli.trainer.memory import Extras
@@ -342,17 +343,18 @@ def _put_machine(resolved: Resolved, model: ModelConfig) -> str:
     requested = (
         None if values["layout"] == "auto" else layout_after_restart(parse_layout(values["layout"]))
     )
-    compiled, why = auto_compile(
-        model,
-        values["tokens"],
-        requested.processes if requested else auto_processes(),
-        plain=values["precision"] in ("auto", "bf16")
+    processes = requested.processes if requested else auto_processes()
+    kernels = (
+        values["precision"] in ("auto", "bf16")
         and values["recompute"] != "selective"
         and not values["document_mask"]
-        and (requested is None or requested.tp == 1),
+        and (requested is None or requested.tp == 1)
+        and kernels_train(model, processes)
     )
+    compiled, why = auto_compile(model, values["tokens"], processes, kernels=kernels)
     _put_auto(resolved, "compile", "on" if compiled else "off", why)
-    _put_auto(resolved, "precision", *auto_precision(model, values["compile"] == "on"))
+    precision, why = auto_precision(model, values["compile"] == "on", kernels=kernels)
+    _put_auto(resolved, "precision", precision, why)
     precision, recompute = values["precision"], values["recompute"]
     extras = Extras(
         ema=values.get("ema", 0.0) > 0,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import platform
 import shutil
 import sysconfig
 from dataclasses import replace
@@ -171,50 +172,59 @@ def test_impossible_numbers_of_processes_are_refused(monkeypatch):
 
 def test_bf16_where_the_cpu_has_it_and_the_model_is_wide_or_compiled(monkeypatch):
     monkeypatch.setattr(auto, "has_fast_bf16", lambda: True)
-    monkeypatch.setattr(optional_kernels, "can_be_built", lambda: True)
-    assert auto.auto_precision(SMALL, False)[0] == "bf16"
-    assert auto.auto_precision(replace(SMALL, d_model=64), False)[0] == "fp32"
-    monkeypatch.setattr(optional_kernels, "can_be_built", lambda: False)
-    assert auto.auto_precision(GPT2, False)[0] == "bf16"
-    assert auto.auto_precision(SMALL, False)[0] == "fp32"
-    assert auto.auto_precision(SMALL, True)[0] == "bf16"
+    assert auto.auto_precision(SMALL, False, kernels=True)[0] == "bf16"
+    assert auto.auto_precision(GPT2, False, kernels=False)[0] == "bf16"
+    assert auto.auto_precision(SMALL, False, kernels=False)[0] == "fp32"
+    assert auto.auto_precision(SMALL, True, kernels=False)[0] == "bf16"
     monkeypatch.setattr(auto, "has_fast_bf16", lambda: False)
+    assert auto.auto_precision(SMALL, False, kernels=True)[0] == "bf16"
+    assert auto.auto_precision(SMALL, True, kernels=True)[0] == "fp32", "compiled by request"
     for features, reason in (
         ({"avx2"}, "this CPU has no bf16"),
         ({"avx512_bf16"}, "this CPU multiplies it faster than bf16"),
     ):
         monkeypatch.setattr(auto, "processor", lambda found=features: ("CPU", found))
-        assert auto.auto_precision(GPT2, True) == ("fp32", reason)
+        assert auto.auto_precision(GPT2, True, kernels=False) == ("fp32", reason)
 
 
 def test_compile_where_there_is_a_compiler_and_work_enough(monkeypatch):
+    def chosen(model: ModelConfig, tokens: int) -> tuple[bool, str]:
+        return auto.auto_compile(model, tokens, 1, kernels=False)
+
     monkeypatch.setattr(auto, "compiler_lacks", lambda: "")
-    monkeypatch.setattr(auto, "has_fast_bf16", lambda: False)
-    assert auto.auto_compile(GPT2, 10**9, 1)[0]
-    assert not auto.auto_compile(SMALL, 10**5, 1)[0]
+    assert chosen(GPT2, 10**9)[0]
+    assert not auto.auto_compile(GPT2, 10**9, 1, kernels=True)[0]
+    assert not chosen(SMALL, 10**5)[0]
     # nanoGPT's Shakespeare recipe, a minute: 600 steps of it took 52 s compiled, 46 without
     shakespeare = ModelConfig(n_layer=4, n_head=4, d_model=128, n_ctx=64, vocab_size=257)
-    assert auto.auto_compile(shakespeare, 2000 * 768, 1) == (False, "the run is short")
+    assert chosen(shakespeare, 2000 * 768) == (False, "the run is short")
     monkeypatch.undo()
-    monkeypatch.setattr(auto, "has_fast_bf16", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert auto.auto_compile(GPT2, 10**9, 1) == (False, "no C++ compiler here")
+    assert chosen(GPT2, 10**9) == (False, "no C++ compiler here")
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nothing")
     reason = "no headers of Python (Debian: python3-dev) here"
-    assert auto.auto_compile(GPT2, 10**9, 1) == (False, reason)
+    assert chosen(GPT2, 10**9) == (False, reason)
 
 
-def test_nothing_is_compiled_where_the_kernels_compute_whole_layers(monkeypatch):
-    monkeypatch.setattr(auto, "compiler_lacks", lambda: "")
-    monkeypatch.setattr(auto, "has_fast_bf16", lambda: True)
+@pytest.mark.parametrize("fast", [True, False])
+def test_kernels_train_what_they_can_and_are_faster_at(monkeypatch, fast):
+    """Without fast bf16: on x86, in one process, up to the width at which fp32 is as fast."""
+    monkeypatch.setattr(auto, "has_fast_bf16", lambda: fast)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(optional_kernels, "can_be_built", lambda: True)
-    assert not auto.auto_compile(GPT2, 10**9, 1)[0]
-    for changed in ({"norm": "post"}, {"dropout": 0.1}, {"gelu": "exact"}):
-        assert auto.auto_compile(replace(GPT2, **changed), 10**9, 1)[0]
-    assert auto.auto_compile(GPT2, 10**9, 1, plain=False)[0]
+    monkeypatch.setattr(optional_kernels, "instruction_set", lambda: "avx2")
+    assert auto.kernels_train(SMALL, 1)
+    for changed in ({"norm": "post"}, {"dropout": 0.1}, {"gelu": "exact"}, {"d_model": 64}):
+        assert not auto.kernels_train(replace(SMALL, **changed), 1)
+    assert auto.kernels_train(GPT2, 1) == fast
+    assert auto.kernels_train(SMALL, 2) == fast
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert auto.kernels_train(SMALL, 1) == fast
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(optional_kernels, "can_be_built", lambda: False)
-    assert auto.auto_compile(GPT2, 10**9, 1)[0]
+    monkeypatch.setattr(optional_kernels, "instruction_set", lambda: None)
+    assert not auto.kernels_train(SMALL, 1)
 
 
 @pytest.mark.parametrize(
@@ -253,4 +263,4 @@ def test_gpus_without_bf16_take_fp16(monkeypatch, has_bf16, capability, precisio
     monkeypatch.setattr(auto, "device_type", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    assert auto.auto_precision(GPT2, True)[0] == precision
+    assert auto.auto_precision(GPT2, True, kernels=False)[0] == precision

@@ -12,6 +12,7 @@ from gptcli.errors import UsageError
 from gptcli.events import SILENT
 from gptcli.kernels import adamw_kernel
 from gptcli.model.transformer import GPT
+from gptcli.trainer import optimizer as module
 from gptcli.trainer.optimizer import (
     LossScale,
     Muon,
@@ -109,6 +110,20 @@ def gradients(model: GPT, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("fast", "dtypes"),
+    [
+        (True, [torch.float32, torch.bfloat16, torch.float16]),
+        (False, [torch.float32] * 3),
+    ],
+)
+def test_pytorch_multiplies_bf16_only_where_that_is_fast(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, dtypes: list[torch.dtype]
+) -> None:
+    monkeypatch.setattr(module, "has_fast_bf16", lambda: fast)
+    assert [module.product_dtype(precision) for precision in ("fp32", "bf16", "fp16")] == dtypes
 
 
 def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(make_run, model):
