@@ -63,13 +63,17 @@ class GptError(Exception):
         self.code = code
 
     @property
-    def message(self) -> str:
-        """Whole message, with `{option:NAME}` for the parameters that it names."""
+    def statement(self) -> str:
+        """What is wrong and where, without the hint."""
         is_line = re.search(r":\d+$", self.where or "")  # FILE:LINE: WHAT, which editors read
         is_predicate = self.what.split(" ", 1)[0] in PREDICATES
         joint = " " if is_predicate and not is_line else ": "
-        text = f"{self.where}{joint}{self.what}" if self.where else self.what
-        return "\n  ".join([text, *(self.hint or "").splitlines()])
+        return f"{self.where}{joint}{self.what}" if self.where else self.what
+
+    @property
+    def message(self) -> str:
+        """Whole message, with `{option:NAME}` for the parameters that it names."""
+        return "\n  ".join([self.statement, *(self.hint or "").splitlines()])
 
     def spell_parameters(self, spell: Callable[[str], str]) -> None:
         """Write the parameters that the error names by `spell`, such as n_ctx as --n-ctx."""

@@ -37,11 +37,12 @@ def check_thread_environment() -> None:
     ignore.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.strip() and not re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*(,\s*0*[1-9]\d{0,8}\s*)*", given):
+    if given.strip() and not re.fullmatch(
+        r"\s*\+?0*[1-9]\d{0,8}\s*(,\s*\+?0*[1-9]\d{0,8}\s*)*", given
+    ):
         raise UsageError(
-            f"OMP_NUM_THREADS is {given!r}",
-            hint="this environment variable is a number of threads, such as 2; unset it for all "
-            "cores",
+            f"OMP_NUM_THREADS is {given!r}, not a number of threads",
+            hint="set this environment variable to one, such as 2, or unset it for all cores",
         )
 
 

@@ -71,6 +71,7 @@ def test_parameters_are_names_in_python_and_options_on_the_command_line() -> Non
 def test_flags_are_set_in_python_and_bare_on_the_command_line() -> None:
     error = UsageError("is not empty", where="runs/x", hint="{option:resume} continues it")
     assert str(error) == "runs/x is not empty\n  resume=True continues it"
+    assert error.statement == "runs/x is not empty"
     assert as_options(error.message) == "runs/x is not empty\n  --resume continues it"
 
 

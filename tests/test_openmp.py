@@ -41,7 +41,7 @@ def test_a_number_of_threads_that_is_none_is_refused(
         run_command(["cost", "--size", "gpt2"])
 
 
-@pytest.mark.parametrize("given", ["", " ", "1", " 2 ", "02", "4,2", "4, 3,2"])
+@pytest.mark.parametrize("given", ["", " ", "1", " 2 ", "02", "4,2", "4, 3,2", "+2"])
 def test_numbers_of_threads_are_those_of_openmp(
     monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:

@@ -509,6 +509,7 @@ def _measure(values: dict[str, Any]) -> Callable[[Any], dict[str, float]] | None
         values.get("keep_best"),
         ["val_loss", *(f"{name}_accuracy" for name in names)],
         prefixes=("val_loss_", *(f"{name}_" for name in names)),
+        beyond="{option:eval_task} adds the metrics of tasks",
     )
     if not names:
         return None

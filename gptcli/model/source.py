@@ -247,6 +247,8 @@ def not_a_model_error(path: Path) -> InputError:
 
 def written(path: Path) -> str:
     """Return a path as it was given: of an address, `Path` drops a slash."""
+    if path.parts and Path(path.parts[0]).exists():  # a folder may be named so too
+        return str(path)
     return re.sub(r"^(\w{2,}):/(?!/)", r"\1://", str(path))
 
 

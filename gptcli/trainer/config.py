@@ -398,10 +398,14 @@ def is_validation_loss(metric: str | None) -> bool:
 
 
 def check_keep_best(
-    metric: str | None, measured: Sequence[str], prefixes: tuple[str, ...] = ()
+    metric: str | None,
+    measured: Sequence[str],
+    prefixes: tuple[str, ...] = (),
+    *,
+    beyond: str,
 ) -> None:
     """Raise UsageError if a run never measures the metric of `keep_best`: it is none of `measured`,
-    and begins with none of `prefixes`.
+    and begins with none of `prefixes`. `beyond` says what adds others.
     """
     if metric is None or metric in measured or metric.startswith(prefixes):
         return
@@ -409,7 +413,7 @@ def check_keep_best(
         f"{metric} is not measured in this run",
         field="keep_best",
         code="not_measured",
-        hint=nearest(metric, measured, beyond="{option:eval_task} adds the metrics of tasks"),
+        hint=nearest(metric, measured, beyond=beyond),
     )
 
 

@@ -95,7 +95,8 @@ def this_cpu(precision: Precision) -> Gpu:
     """Measure this machine's processor as a device of `gpt cost`, in some tens of milliseconds."""
     memory = int(TENSOR_MEMORY_SHARE * host_memory())
     rate = product_rate(PROBE[1], precision)
-    return cpu_device(available_cores(), rate, copy_rate(), memory, processor()[0])
+    cores = min(torch.get_num_threads(), available_cores())
+    return cpu_device(cores, rate, copy_rate(), memory, processor()[0])
 
 
 def copy_rate() -> float:

@@ -42,7 +42,7 @@ from gptcli.shards.order import open_order, open_split, verify_bytes
 from gptcli.tokenizer.load import load_tokenizer
 from gptcli.trainer.auto import check_processes
 from gptcli.trainer.checkpoint import CheckpointState, newest_state
-from gptcli.trainer.config import Run, check_keep_best, check_optimizer
+from gptcli.trainer.config import Run, check_keep_best, check_optimizer, is_validation_loss
 from gptcli.trainer.forecast import disk_bytes, disk_cautions
 from gptcli.trainer.machine import disk_free
 from gptcli.trainer.memory import check_division, check_memory, work_of
@@ -90,8 +90,15 @@ def check_run(run: Run, manifest: Manifest) -> None:
     check_precision(run.train.precision, layout.tp)
     check_memory(run.model, layout, run.train, sequences)
     check_optimizer(run.train)
-    if run.measure is None:  # the names of its metrics are its own
-        check_keep_best(run.train.keep_best, validation_losses(run, manifest))
+    is_loss = is_validation_loss(run.train.keep_best)
+    if run.measure is None or is_loss:  # the names of its own metrics are known later
+        check_keep_best(
+            run.train.keep_best,
+            validation_losses(run, manifest),
+            beyond="{option:val} adds validation losses"
+            if is_loss
+            else "a function `measure` adds others",
+        )
     for name in run.track:
         find_tracker(name)
     if run.out.resolve() in (run.data.resolve(), *run.data.resolve().parents):

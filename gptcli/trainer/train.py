@@ -221,7 +221,7 @@ def prepare_run(
         lost = damage_of(out / WEIGHTS) if is_finished(out) and at_end else None
         if lost is not None:
             if is_main():
-                events.warn(f"{out / WEIGHTS}: {lost.what}: it is written again")
+                events.warn(f"{lost.statement}; it is written again")
         elif is_finished(out) and (
             at_end or (newest_state(out) is None and same_values(text, before))
         ):

@@ -18,6 +18,7 @@ from gptcli.model.source import (
     is_model_file,
     no_weights_error,
     not_a_model_error,
+    written,
 )
 
 
@@ -228,3 +229,13 @@ def test_endings_and_first_bytes_tell_models_of_other_programs() -> None:
     assert find_model("a").folder == Path("a/ckpt.pt")
     write("a/config.json")  # then it is a transformers folder
     assert find_model("a").folder == Path("a")
+
+
+def test_a_path_is_written_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert written(Path("s3://bucket/run")) == "s3://bucket/run"
+    assert written(Path("ab:/run")) == "ab://run"
+    (tmp_path / "ab:").mkdir()
+    assert written(Path("ab:/run")) == "ab:/run"
+    assert written(Path()) == "."
+    assert written(tmp_path) == str(tmp_path)

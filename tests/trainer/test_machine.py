@@ -100,8 +100,11 @@ def test_a_known_gpu_has_the_cost_model_s_speed_and_an_unknown_one_none(make_run
     assert this_machine(model, train, make_run().out).tokens_per_second is None
 
 
-def test_this_processor_is_a_device():
+def test_this_processor_is_a_device(monkeypatch):
+    monkeypatch.setattr(module, "available_cores", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # as OMP_NUM_THREADS says
     gpu = module.this_cpu("fp32")
+    assert ", 3 cores" in gpu.source
     assert gpu.name == "cpu"
     assert gpu.peak_flops > 0
     assert gpu.bandwidth > 0

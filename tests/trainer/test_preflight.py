@@ -100,6 +100,10 @@ def test_a_metric_that_no_step_has_and_an_optimizer_that_nobody_has(make_run, sh
         with pytest.raises(UsageError, match=f"{metric} is not measured in this run") as caught:
             check_run(make_run(keep_best=metric), manifest)
         assert "val_loss" in str(caught.value.hint)
+        assert ("measure" in str(caught.value.hint)) == (metric == "foo")
+    measured = replace(make_run(keep_best="val_loss_othr"), measure=lambda model: {"mine": 1.0})
+    with pytest.raises(UsageError, match="val_loss_othr is not measured in this run"):
+        check_run(measured, manifest)  # whatever else is measured
     with pytest.raises(UsageError, match="nosuch:make cannot be imported"):
         check_run(make_run(optimizer="nosuch:make"), manifest)
 
