@@ -34,6 +34,7 @@ COLLECT_EVERY_STEPS = 1000  # a garbage collection takes up to a second
 PROFILE_SKIPPED_STEPS, PROFILE_STEPS = 2, 3  # the first steps still allocate and tune
 KINETO_SILENT = "6"  # above all its levels
 PROFILE_ROWS = 15  # operators in the table
+PROFILE_NAME = 52  # characters of a name in it
 GATHER_EVERY_STEPS = 20  # steps between comparisons of the processes
 SLOW = 1.5  # a process is slow whose own time in a step is this many times the median's
 MIN_LATE_SECONDS = 0.005  # a smaller difference costs nothing that one could mend
@@ -416,10 +417,17 @@ class Profiler(Callback):
     def _write(self, profile: Any) -> None:
         self.is_written = True
         profile.export_chrome_trace(str(self.path))
-        order = "self_device_time_total" if self.on_cuda else "self_cpu_time_total"
-        rows = profile.key_averages()
+        kind = "self_device_time_total" if self.on_cuda else "self_cpu_time_total"
+        times = {row.key: (getattr(row, kind), row.count) for row in profile.key_averages()}
+        total = sum(time for time, _ in times.values()) or 1
         events = self.progress.events
-        events.info(rows.table(sort_by=order, row_limit=PROFILE_ROWS, max_name_column_width=48))
+        events.info(f"{'time':>9}  {'share':>5}  {'calls':>7}  operator, without what it calls")
+        for name in sorted(times, key=lambda name: -times[name][0])[:PROFILE_ROWS]:
+            time, calls = times[name]
+            short = name if len(name) <= PROFILE_NAME else name[: PROFILE_NAME - 1] + "…"
+            if name.startswith("ProfilerStep"):  # torch's name of a step itself
+                short = "outside operators: in Python, or C that it calls"
+            events.info(f"{time / 1000:>6.1f} ms  {time / total:>5.0%}  {calls:>7,}  {short}")
         events.info(
             f"{self.path} traces {PROFILE_STEPS:,} steps: open it at https://ui.perfetto.dev"
         )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -139,8 +140,14 @@ def test_the_profiler_writes_a_trace_and_reports_the_slowest_operators(make_run,
     run, events = replace(make_run(), profile=True), RecordedEvents()
     train(run, RankContext(torch.device("cpu")), events)
     trace = json.loads((run.out / TRACE).read_text())
-    assert "aten::addmm" in {event.get("name") for event in trace["traceEvents"]}
-    assert any("aten::addmm" in text and "Self CPU" in text for text in events.texts)
+    traced = {event.get("name") for event in trace["traceEvents"]}
+    assert "aten::addmm" in traced
+    rows = [row for row in events.texts if re.match(r" *[\d.]+ ms  ", row)]
+    names = [row.split("  ")[-1] for row in rows]
+    assert len(traced.intersection(names)) > len(rows) / 2
+    times = [float(row.split()[0]) for row in rows]
+    assert times == sorted(times, reverse=True)
+    assert max(map(len, rows)) <= 80
     assert os.environ["KINETO_LOG_LEVEL"] == KINETO_SILENT
 
 
