@@ -323,9 +323,14 @@ def resolved_toml(
         for name, value in resolved.values.items()
     ]
     width = max((len(row) for row, _ in rows), default=0)
+    if columns is not None:  # a long value does not move the comments of all others
+        width = min(width, columns // 2)
     lines.append("")
     for row, origin in rows:
-        lines += _comment(origin, f"{row:<{width}}  ", columns)
+        if columns is not None and len(row) > width and len(f"{row}  # {origin}") > columns:
+            lines += [row, *_comment(origin, " " * (width + 2), columns)]
+        else:
+            lines += _comment(origin, f"{row:<{width}}  ", columns)
     return "\n".join([*lines, ""])
 
 

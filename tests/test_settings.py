@@ -131,6 +131,20 @@ def test_comments_go_on_below_themselves_where_the_columns_end() -> None:
     assert " ".join(narrow.replace("#", " ").split()).count(origin) == 2
 
 
+def test_a_long_value_leaves_the_other_comments_where_they_are() -> None:
+    short, both = Resolved(), Resolved()
+    origin = "auto: the batch's share, or enough tokens to keep the device busy"
+    for resolved in (short, both):
+        resolved.put({"micro_batch": 8, "a_name_of_half_the_columns": 123_456_789_012}, origin)
+    both.put({"out": "runs/" + "a" * 90, "data": "b" * 40}, "option")
+    lines = resolved_toml(both, "gpt", 80).splitlines()
+    assert lines[:-3] == resolved_toml(short, "gpt", 80).splitlines()
+    long, below, beside = lines[-3:]
+    assert long == f'out = "runs/{"a" * 90}"'
+    assert (below.strip(), below.index("#")) == ("# option", 42)
+    assert beside == f'data = "{"b" * 40}"  # option'
+
+
 def test_a_resolved_file_is_brought_up_to_date_line_by_line() -> None:
     first, resolved = Resolved(), Resolved()
     first.put({"lr": 1e-3, "keep": 2, "out": "a = b"}, "paper")
