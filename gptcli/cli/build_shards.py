@@ -20,6 +20,7 @@ from gptcli.cli.console import (
     toml_columns,
     wrap_lines,
 )
+from gptcli.cli.messages import current_messages
 from gptcli.cli.options import (
     INPUT,
     OUTPUT,
@@ -427,7 +428,8 @@ def _print_summary(path: Path, manifest: Manifest, splits: Mapping[str, Mapping[
             print_lines(f"dropped: {dropped:,} of {counted(read, 'document')}; report.md says why")
     print_lines(f"{path} lists the shards; report.md next to it describes them")
     documents = splits["train"]["documents"]
-    if documents and splits["train"]["tokens"] / documents < SHORT_DOCUMENT_TOKENS:
+    short = documents and splits["train"]["tokens"] / documents < SHORT_DOCUMENT_TOKENS
+    if short and not current_messages().quiet:
         mean = round(splits["train"]["tokens"] / documents)
         print_lines(
             f"the documents are short, {counted(mean, 'token')} on average: samples of the model "

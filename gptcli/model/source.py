@@ -294,7 +294,9 @@ def _missing(path: Path) -> tuple[str, str]:
 def _file(path: Path) -> tuple[str, str]:
     folder = path.parent
     if path.suffix in (".safetensors", ".json", ".toml", ".html", ".jsonl"):
-        return "is one file of a model; a model is a folder", f"name its folder: {folder}"
+        if (folder / CONFIG).is_file() or (folder / CHECKPOINTS).is_dir():
+            return "is one file of a model; a model is a folder", f"name its folder: {folder}"
+        return f"is one file, and no {CONFIG} of a model is next to it", WHAT_IS_READ
     with open(path, "rb") as file:
         head = file.read(8)
     magic = int.from_bytes(head[:4], "little")

@@ -72,6 +72,7 @@ def test_short_documents_are_pointed_out(corpus: Path, gpt: Gpt) -> None:
     told = gpt(*words, "short", "--documents", "line").stdout
     assert "the documents are short, 15 tokens on average: samples of the model will" in told
     assert "documents are short" not in gpt(*words, "long", "--documents", "file").stdout
+    assert "documents are short" not in gpt(*words, "quiet", "--documents", "line", "-q").stdout
 
 
 def test_the_result_fits_a_narrow_terminal(

@@ -173,9 +173,11 @@ def test_cadence_of_a_short_and_of_the_papers_run():
     assert cadence(100_000, 1000) == {
         "checkpoint_every": 10,
         "eval_every": 5,
-        "eval_tokens": 500,
+        "eval_tokens": 4096,
         "keep": 2,
     }
+    assert cadence(50_000, 1000)["eval_tokens"] == 2500, "20 read as many as the run trains with"
+    assert cadence(1_000_000, 1000)["eval_tokens"] == 5000
     assert cadence(300_000_000_000, 2**19) == {
         "checkpoint_every": 1000,
         "eval_every": 500,
