@@ -230,10 +230,15 @@ class ForwardSignals(Answer):
         super().__exit__(*exception)
 
     def _forward(self) -> None:
-        """Terminate each worker once, including those that are still being started."""
+        """Terminate each worker once, including those that are still being started.
+
+        `multiprocessing.active_children` would also wait for those that have ended. The main thread
+        waits for them too: of a worker that this thread had waited for it found no exit code, which
+        torch does not expect.
+        """
         informed: set[int | None] = set()
         while not self.closed:
-            for child in multiprocessing.active_children():
+            for child in list(multiprocessing.process._children):  # type: ignore[attr-defined]
                 if child.pid not in informed:
                     child.terminate()
                     informed.add(child.pid)

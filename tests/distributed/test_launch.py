@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,6 +186,25 @@ def test_workers_that_were_told_to_stop_are_not_restarted(make_run, monkeypatch,
     monkeypatch.setattr("gptcli.distributed.launch.leave", lambda: stopping.append("left"))
     stopping[0].act(number)
     assert stopping[-1] == "left", "a second signal ends the process"
+
+
+def test_the_thread_that_forwards_waits_for_no_worker(monkeypatch):
+    """Of two threads that wait for a process, one finds no exit code."""
+    wait, waiting = os.waitpid, set()
+
+    def waitpid(pid: int, options: int) -> tuple[int, int]:
+        waiting.add(threading.current_thread())
+        return wait(pid, options)
+
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    child.start()
+    monkeypatch.setattr(os, "waitpid", waitpid)
+    with ForwardSignals() as stopping:
+        stopping.act(signal.SIGTERM)
+        child.join()
+        time.sleep(0.2)  # some rounds of the thread
+    assert child.exitcode == -signal.SIGTERM
+    assert waiting == {threading.main_thread()}
 
 
 @pytest.mark.skipif(
