@@ -181,7 +181,8 @@ OPTIONS = {  # of a run, in the order of --help; also the keys of --config and o
         WATCH, "20 per run, at least every 500",
         "Steps between measurements of the validation loss."),
     "eval_tokens": Option(
-        WATCH, "a 200th of --tokens, at most 1M", "Validation tokens read at each measurement."),
+        WATCH, "a 200th of --tokens, or 4,096 if that is at most a 20th; at most 1M",
+        "Validation tokens read at each measurement."),
     "eval_task": Option(
         WATCH, "none", "Task of gpt eval to score at every checkpoint; separate several with commas.",
         "NAME", name_list, repeats=True),

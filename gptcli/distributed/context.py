@@ -226,8 +226,6 @@ def check_numeric_environment(
         parts.append("kernels in C" + ("" if instructions == "amx" else f" for {instructions}"))
         if fused:
             parts.append("layers in C")
-    if device_type() == "cpu" and optional_kernels.adamw_kernel(()) is not None:
-        parts.append("AdamW in C")
     current = ", ".join(parts)
     if previous is not None and previous != current:
         before = previous.split(", ")

@@ -151,8 +151,8 @@ static inline void mask(Tile *scores, long step, Shape s, long key, long query) 
         }
 }
 
-/* State of a group of queries: exponents are relative to `shift`; `sum` is that of the rounded
-   exponentials. The sums are in the order of `query_at`. */
+/* State of a group of queries: exponents are relative to `shift`; `sum` is that of the
+   exponentials, as they are multiplied. The sums are in the order of `query_at`. */
 typedef struct { Wide shift[2], sum[2]; } Softmax;
 
 /* Turn scores (n, 2, 2) into probabilities (n, DEPTHS, 2) times 2^-shift, which in fp32 take their

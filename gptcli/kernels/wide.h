@@ -1,6 +1,6 @@
-/* Vectors of 16 numbers in fp32 and of 32 in bf16, on any processor.
+/* Vectors of 16 numbers in fp32, read from and written to fp32 or bf16, on any processor.
 
-   With AVX-512 and its bf16 instructions they are intrinsics. Elsewhere a vector is made of pieces as
+   With AVX-512 and its bf16 instructions they are intrinsics, also of 32 numbers in bf16. Elsewhere a vector is made of pieces as
    wide as the processor's registers, in the vector extensions of gcc and clang: one of 16 lanes with
    AVX-512, two of 8 with AVX, four of 4 with NEON or SSE. `n` is always the number of elements, from
    the first one, that are inside an array: the others are read as 0 and not written. */
@@ -37,9 +37,7 @@ enum { LANES = 8 };
 enum { LANES = 4 };
 #endif
 typedef float Piece __attribute__((vector_size(4 * LANES)));         /* numbers of one register */
-typedef uint32_t WordPiece __attribute__((vector_size(4 * LANES)));  /* words of one, or pairs in bf16 */
-INLINE Piece first_of(WordPiece x) { return (Piece)(x << 16); } /* numbers of the pair in each word */
-INLINE Piece second_of(WordPiece x) { return (Piece)(x & 0xffff0000); }
+typedef uint32_t WordPiece __attribute__((vector_size(4 * LANES)));  /* words of one */
 
 #ifdef __AVX512BF16__
 typedef __m512 Wide;     /* 16 numbers in fp32 */

@@ -52,7 +52,7 @@ MIN_BF16_D_MODEL = 256
 # and by kernels that compute whole layers (AMX: faster at 128)
 MIN_KERNEL_D_MODEL = 128
 # d_model up to which these are faster in bf16 than PyTorch in fp32 where the processor does not
-# multiply bf16 (AVX2 and AVX-512: 20 % at 128, equal at 384, slower at 768)
+# multiply bf16 (AVX2 and AVX-512: 11 to 18 % at 128, equal at 384; at 768 AVX-512 is slower)
 MAX_WIDENED_D_MODEL = 384
 # seconds of work, at NOMINAL_FLOPS, from which compiling may pay off: on a CPU it takes 6 to 18 s,
 # and saves up to 4 % of a step in fp32

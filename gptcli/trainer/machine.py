@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from gptcli import optional_kernels
 from gptcli.cost.cpu import STEP_SECONDS, UTILISATION, cpu_device
 from gptcli.cost.flops import flops_per_token
 from gptcli.cost.hardware import Gpu, Precision, identify_gpu
@@ -28,7 +29,7 @@ from gptcli.runtime import available_cores, processor
 from gptcli.trainer.auto import check_processes
 from gptcli.trainer.config import TrainConfig
 from gptcli.trainer.memory import TENSOR_MEMORY_SHARE, device, host_memory, work_of
-from gptcli.trainer.optimizer import product_dtype
+from gptcli.trainer.optimizer import AUTOCAST_DTYPES, product_dtype
 from gptcli.trainer.schedule import Schedule
 
 PROBE = (512, 1024)  # rows and maximum width of the matrix product that is timed
@@ -134,6 +135,8 @@ def product_rate(d_model: int, precision: str) -> float:
     """
     rows, width = PROBE[0], min(d_model, PROBE[1])
     dtype = product_dtype(precision)
+    if optional_kernels.instruction_set() is None:  # PyTorch multiplies bf16 itself
+        dtype = AUTOCAST_DTYPES[precision] or torch.float32
     a, b = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
     torch.matmul(a, b)  # warms up
     best = 0.0

@@ -418,16 +418,20 @@ class Profiler(Callback):
         self.is_written = True
         profile.export_chrome_trace(str(self.path))
         kind = "self_device_time_total" if self.on_cuda else "self_cpu_time_total"
-        times = {row.key: (getattr(row, kind), row.count) for row in profile.key_averages()}
-        total = sum(time for time, _ in times.values()) or 1
+        rows = profile.key_averages()
+        if self.on_cuda:  # of operators on the CPU the time on the GPU is that of their kernels
+            rows = [
+                row for row in rows if row.device_type.name != "CPU" and not row.is_user_annotation
+            ]
+        times = sorted(((getattr(row, kind), row.count, row.key) for row in rows), reverse=True)
+        total = sum(taken for taken, *_ in times) or 1
         events = self.progress.events
         events.info(f"{'time':>9}  {'share':>5}  {'calls':>7}  operator, without what it calls")
-        for name in sorted(times, key=lambda name: -times[name][0])[:PROFILE_ROWS]:
-            time, calls = times[name]
+        for taken, calls, name in times[:PROFILE_ROWS]:
             short = name if len(name) <= PROFILE_NAME else name[: PROFILE_NAME - 1] + "…"
             if name.startswith("ProfilerStep"):  # torch's name of a step itself
                 short = "outside operators: in Python, or C that it calls"
-            events.info(f"{time / 1000:>6.1f} ms  {time / total:>5.0%}  {calls:>7,}  {short}")
+            events.info(f"{taken / 1000:>6.1f} ms  {taken / total:>5.0%}  {calls:>7,}  {short}")
         events.info(
             f"{self.path} traces {PROFILE_STEPS:,} steps: open it at https://ui.perfetto.dev"
         )

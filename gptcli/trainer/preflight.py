@@ -95,7 +95,8 @@ def check_run(run: Run, manifest: Manifest) -> None:
         check_keep_best(
             run.train.keep_best,
             validation_losses(run, manifest),
-            beyond="{option:val} adds validation losses"
+            beyond="names that begin with val_loss are those of validation sets, which "
+            "{option:val} adds"
             if is_loss
             else "a function `measure` adds others",
         )

@@ -20,7 +20,7 @@ SCALED_BATCH = ("batch_tokens", "ramp_from")
 # exponent with which the optimal batch grows with tokens, at any model size: Bergsma et al. 2025
 # (arXiv 2505.13738)
 BATCH_EXPONENT = 0.383
-MIN_EVAL_TOKENS = 4096  # of a validation, unless that is a twentieth of the run
+MIN_EVAL_TOKENS = 4096  # of a validation, unless a twentieth of the run is less
 STEPS = 500  # minimum steps of a short run: its batch is at most a 500th of its tokens
 MAX_SMALL_LR = 4e-3  # learning rate of the smallest models: an assumption, see `small_lr`
 TOKENS_PER_PARAMETER = 20  # compute-optimal: Hoffmann et al. 2022 (arXiv 2203.15556)
@@ -108,7 +108,7 @@ def cadence(tokens: int, batch_tokens: int) -> dict[str, int]:
     """Return steps between checkpoints and evaluations, and validation tokens per evaluation.
 
     A short run has about 10 checkpoints and 20 evaluations, which together read a tenth of its
-    tokens; a very short one up to as many as it trains with, for a loss that is a measurement.
+    tokens; a very short one up to a twentieth each, for a loss that is a measurement.
     """
     steps = tokens // batch_tokens
     eval_tokens = max(tokens // 200, min(MIN_EVAL_TOKENS, tokens // 20))

@@ -126,7 +126,10 @@ def test_pytorch_multiplies_bf16_only_where_that_is_fast(
     assert [module.product_dtype(precision) for precision in ("fp32", "bf16", "fp16")] == dtypes
 
 
-def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(make_run, model):
+def test_muon_is_torchs_on_the_matrices_of_the_blocks_and_adamw_on_the_rest(
+    make_run, model, monkeypatch
+):
+    monkeypatch.setattr(module, "has_fast_bf16", lambda: True)  # as torch's multiplies
     """The matrices bit for bit with bf16 products, as torch has them."""
     config = make_run(optimizer="muon", precision="bf16").train
     theirs = copy.deepcopy(model)
