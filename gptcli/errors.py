@@ -64,7 +64,7 @@ class GptError(Exception):
 
     @property
     def statement(self) -> str:
-        """What is wrong and where, without the hint."""
+        """Message without the hint."""
         is_line = re.search(r":\d+$", self.where or "")  # FILE:LINE: WHAT, which editors read
         is_predicate = self.what.split(" ", 1)[0] in PREDICATES
         joint = " " if is_predicate and not is_line else ": "

@@ -70,7 +70,9 @@ OPTIONS = {  # also keys of --config, beside those of a recipe
     "val_fraction": Option(
         SHARDS, "0.001", "Fraction of documents for validation, chosen by a hash of their text.",
         "F"),
-    "shard_tokens": Option(SHARDS, "100M", "Maximum size of a shard, in tokens; a longer document is a shard of its own."),
+    "shard_tokens": Option(
+        SHARDS, "100M",
+        "Maximum size of a shard, in tokens; a longer document is a shard of its own."),
     "seed": Option(SHARDS, "0", "Random seed of the shuffle; the same seed gives the same bytes."),
     "output": Option(
         OUTPUT, "shards", "Folder to write the shards to; manifest.json is written last.",

@@ -233,8 +233,8 @@ class ForwardSignals(Answer):
         """Terminate each worker once, including those that are still being started.
 
         `multiprocessing.active_children` would also wait for those that have ended. The main thread
-        waits for them too: of a worker that this thread had waited for it found no exit code, which
-        torch does not expect.
+        waits for them too, and finds no exit code for a worker that this thread has waited for;
+        torch does not expect that.
         """
         informed: set[int | None] = set()
         while not self.closed:

@@ -8,9 +8,9 @@
    Intermediate results are tiles of 16 x 64 bytes: 16 x 32 bf16 (PAIRED operands), or 16 x 16 fp32.
    Products take two kinds: a left operand (16 rows, depth DEEP) is stored by rows; a right operand
    (depth DEEP, 16 columns) stores neighbours in depth that share a word side by side. As 32-bit words,
-   each is the transpose of the other. Positions are processed in groups of 32, padded with zeros; D is padded to
-   a multiple of 32. Keys are the rows of the scores, so that maximum and sum of a query are elements of a
-   vector:
+   each is the transpose of the other. Positions are processed in groups of 32, padded with zeros; D is
+   padded to a multiple of 32. Keys are the rows of the scores, so that maximum and sum of a query are
+   elements of a vector:
 
        scores = K·Qᵀ    yᵀ = Vᵀ·P    dP = V·dyᵀ    dv = P·dy    dk = dS·Q    dqᵀ = Kᵀ·dS */
 

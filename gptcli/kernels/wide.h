@@ -1,9 +1,10 @@
 /* Vectors of 16 numbers in fp32, read from and written to fp32 or bf16, on any processor.
 
-   With AVX-512 and its bf16 instructions they are intrinsics, also of 32 numbers in bf16. Elsewhere a vector is made of pieces as
-   wide as the processor's registers, in the vector extensions of gcc and clang: one of 16 lanes with
-   AVX-512, two of 8 with AVX, four of 4 with NEON or SSE. `n` is always the number of elements, from
-   the first one, that are inside an array: the others are read as 0 and not written. */
+   With AVX-512 and its bf16 instructions they are intrinsics, also of 32 numbers in bf16. Elsewhere
+   a vector is made of pieces as wide as the processor's registers, in the vector extensions of gcc
+   and clang: one of 16 lanes with AVX-512, two of 8 with AVX, four of 4 with NEON or SSE. `n` is
+   always the number of elements, from the first one, that are inside an array: the others are read
+   as 0 and not written. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>

@@ -134,9 +134,11 @@ def product_rate(d_model: int, precision: str) -> float:
     The width is at most PROBE's. CPU time is measured, so that other work does not count.
     """
     rows, width = PROBE[0], min(d_model, PROBE[1])
-    dtype = product_dtype(precision)
-    if optional_kernels.instruction_set() is None:  # PyTorch multiplies bf16 itself
-        dtype = AUTOCAST_DTYPES[precision] or torch.float32
+    dtype = AUTOCAST_DTYPES[precision] or torch.float32
+    kernels_dtype = product_dtype(precision)
+    # asked last: the answer may take a compilation
+    if dtype != kernels_dtype and optional_kernels.instruction_set() is not None:
+        dtype = kernels_dtype
     a, b = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
     torch.matmul(a, b)  # warms up
     best = 0.0

@@ -189,7 +189,7 @@ def test_workers_that_were_told_to_stop_are_not_restarted(make_run, monkeypatch,
 
 
 def test_the_thread_that_forwards_waits_for_no_worker(monkeypatch):
-    """Of two threads that wait for a process, one finds no exit code."""
+    """Two threads that wait for one process race: the later one finds no exit code."""
     wait, waiting = os.waitpid, set()
 
     def waitpid(pid: int, options: int) -> tuple[int, int]:
